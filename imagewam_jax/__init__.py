@@ -1,0 +1,1 @@
+"""ImageWAM-JAX: image-editing world action models in JAX."""

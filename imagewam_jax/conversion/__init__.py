@@ -1,0 +1,1 @@
+"""Foreign weight layouts: one file each, strict, and written as tables."""

@@ -1,0 +1,1 @@
+"""Pure mathematics on arrays: no files, datasets, clocks, or meshes by name."""

@@ -1,0 +1,74 @@
+"""Attention of one stream of queries over one or more segments of keys.
+
+Who may look at whom is decided by the segments that a caller passes, never by a mask over
+queries: see `blocks.py`. The only masking is of trailing keys, where padded text stands.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class KV(NamedTuple):
+    """Keys and values of one segment, after norm and rotation."""
+
+    k: Float[Array, "b t n h"]
+    v: Float[Array, "b t n h"]
+
+
+def attend_xla(
+    q_bsnh: Float[Array, "b s n h"],
+    segments: Sequence[KV],
+    length_b: Int[Array, " b"] | None = None,
+) -> Float[Array, "b s n h"]:
+    """Softmax attention of `q` over the keys of all segments, in the order given.
+
+    Segments are not concatenated: a KV cache would be copied at every layer and step.
+    `length_b` counts the valid keys of each sample; keys behind it are ignored, so padding
+    must stand at the end of the last segment. Softmax is float32.
+    """
+    weights = attention_weights(q_bsnh, [s.k for s in segments], length_b)
+    out, start = 0, 0
+    for segment in segments:
+        stop = start + segment.k.shape[1]
+        part = weights[..., start:stop].astype(segment.v.dtype)
+        out += jnp.einsum(
+            "bnst,btnh->bsnh", part, segment.v, preferred_element_type=jnp.float32
+        )
+        start = stop
+    return out.astype(q_bsnh.dtype)
+
+
+def attention_weights(
+    q_bsnh: Float[Array, "b s n h"],
+    keys: Sequence[Float[Array, "b t n h"]],
+    length_b: Int[Array, " b"] | None = None,
+) -> Float[Array, "b n s t"]:
+    """The float32 softmax weights that `attend_xla` uses, over all segments' keys."""
+    scale = q_bsnh.shape[-1] ** -0.5
+    logits = [
+        jnp.einsum("bsnh,btnh->bnst", q_bsnh, k, preferred_element_type=jnp.float32)
+        for k in keys
+    ]
+    logits = scale * jnp.concatenate(logits, -1)
+    if length_b is not None:
+        valid = jnp.arange(logits.shape[-1]) < length_b[:, None]
+        logits = jnp.where(valid[:, None, None], logits, -jnp.inf)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+Attend = Callable[..., Float[Array, "b s n h"]]
+
+# Kernels by name, chosen in the config and never replaced silently. Another one (splash on
+# TPU, cuDNN on GPU) takes the same arguments and raises on shapes that it cannot do.
+BACKENDS: dict[str, Attend] = {"xla": attend_xla}
+
+
+def backend(name: str) -> Attend:
+    """The attention kernel called `name`; ValueError names the choices."""
+    if name not in BACKENDS:
+        raise ValueError(f"unknown attention backend {name!r}; choose from {sorted(BACKENDS)}")
+    return BACKENDS[name]

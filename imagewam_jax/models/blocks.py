@@ -1,0 +1,111 @@
+"""Transformer blocks as two halves, *project* and *finish*, around an attention.
+
+The halves are apart so that each stream can attend to keys of other streams. What a stream
+may see is written here once, for every mode of the system:
+
+    context  -> context
+    target   -> target, context
+    action   -> action, context
+
+A backbone holds its tokens as `[target | reference | text]`, so that each of these key sets
+is a slice, and the padding of the text is at its end.
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from imagewam_jax.models.attention import KV, Attend
+from imagewam_jax.models.layers import GatedMLP, Linear, Modulation, RMSNorm, Rope, modulate, rotate
+
+Heads = Float[Array, "b s n h"]
+Tokens = Float[Array, "b s d"]
+
+
+class Block(Protocol):
+    """What a stream needs of its layer; `condition` is whatever the block defines."""
+
+    def project(self, x: Tokens, condition) -> tuple[Heads, Heads, Heads]: ...
+
+    def finish(self, x: Tokens, attended: Heads, condition) -> Tokens: ...
+
+
+class _Flux2Block(nnx.Module):
+    """The parameters that both kinds of FLUX.2 block have."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int, *, rngs: nnx.Rngs):
+        qkv = {"qkv": 3, "heads": heads, "head_dim": head_dim}
+        self.qkv = Linear({"embed": dim}, qkv, rngs=rngs)
+        self.q_norm = RMSNorm(head_dim)
+        self.k_norm = RMSNorm(head_dim)
+        self.out = Linear({"heads": heads, "head_dim": head_dim}, {"embed": dim}, rngs=rngs)
+        self.mlp = GatedMLP(dim, mlp_dim, rngs=rngs)
+
+    def project(self, x: Tokens, condition: tuple[Modulation, ...]) -> tuple[Heads, Heads, Heads]:
+        """Normed queries and keys, and values; not yet rotated."""
+        qkv = self.qkv(modulate(x, condition[0].shift, condition[0].scale))
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        return self.q_norm(q), self.k_norm(k), v
+
+
+class SequentialBlock(_Flux2Block):
+    """Attention, then MLP, each with its own modulation (spec imagewam_flux2, 1.8)."""
+
+    def finish(self, x: Tokens, attended: Heads, condition: tuple[Modulation, Modulation]):
+        attention, mlp = condition
+        x = x + attention.gate * self.out(attended)
+        return x + mlp.gate * self.mlp(modulate(x, mlp.shift, mlp.scale))
+
+
+class ParallelBlock(_Flux2Block):
+    """Attention and MLP of the same input, one modulation (spec imagewam_flux2, 1.9)."""
+
+    def finish(self, x: Tokens, attended: Heads, condition: tuple[Modulation]):
+        (both,) = condition
+        # The same modulated input as in `project`; the compiler computes it once.
+        z = modulate(x, both.shift, both.scale)
+        return x + both.gate * (self.out(attended) + self.mlp(z))
+
+
+class Streams(NamedTuple):
+    """What the layers of a backbone share besides their tokens `[target | reference | text]`."""
+
+    n_target: int
+    n_text: int
+    context_length_b: Int[Array, " b"] | None  # valid context tokens; None: all of them
+    rope: Rope
+    attend: Attend
+
+
+def attend_streams(q: Heads, k: Heads, v: Heads, streams: Streams) -> tuple[Heads, KV]:
+    """Rotates and attends: target to everything, context to itself; also the context's KV."""
+    q, k = rotate(q, streams.rope), rotate(k, streams.rope)
+    n, length_b = streams.n_target, streams.context_length_b
+    context = KV(k[:, n:], v[:, n:])
+    outputs = []
+    if n > 0:
+        length_all_b = None if length_b is None else n + length_b
+        outputs.append(streams.attend(q[:, :n], [KV(k, v)], length_all_b))
+    if n < q.shape[1]:
+        outputs.append(streams.attend(q[:, n:], [context], length_b))
+    return jnp.concatenate(outputs, axis=1), context
+
+
+def action_layer(
+    block: Block,
+    x: Tokens,
+    condition,
+    context: KV,
+    *,
+    rope: Rope,
+    context_length_b: Int[Array, " b"] | None,
+    attend: Attend,
+) -> Tokens:
+    """One layer of the action stream, which sees itself and the context."""
+    q, k, v = block.project(x, condition)
+    own = KV(rotate(k, rope), v)
+    length_b = None if context_length_b is None else x.shape[1] + context_length_b
+    attended = attend(rotate(q, rope), [own, context], length_b)
+    return block.finish(x, attended, condition)

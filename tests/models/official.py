@@ -1,0 +1,159 @@
+"""Builds our models from the folders that the recorded cases live in."""
+
+import json
+from pathlib import Path
+
+import jax
+import ml_dtypes  # noqa: F401  (teaches NumPy the bfloat16 that safetensors files hold)
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from safetensors.numpy import load_file
+
+from imagewam_jax.conversion.flux2 import flux2_rules
+from imagewam_jax.conversion.imagewam import PROPRIO, imagewam_rules, policy_tree
+from imagewam_jax.conversion.mapping import flatten, to_tree
+from imagewam_jax.models.action_expert import ActionExpertConfig
+from imagewam_jax.models.backbones.flux2 import Flux2, Flux2Config
+from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def flux2_config(params: dict) -> Flux2Config:
+    assert not params["use_guidance_embed"]
+    return Flux2Config(
+        in_channels=params["in_channels"],
+        text_dim=params["context_in_dim"],
+        dim=params["hidden_size"],
+        heads=params["num_heads"],
+        double_layers=params["depth"],
+        single_layers=params["depth_single_blocks"],
+        mlp_ratio=params["mlp_ratio"],
+        rope_axes=tuple(params["axes_dim"]),
+        rope_theta=params["theta"],
+    )
+
+
+def expert_config(params: dict) -> ActionExpertConfig:
+    return ActionExpertConfig(
+        action_dim=params["action_dim"], dim=params["hidden_dim"], mlp_ratio=params["mlp_ratio"]
+    )
+
+
+def with_parameters(make, tree_of) -> nnx.Module:
+    """The module that `make` builds, holding `tree_of(its abstract parameters)`."""
+    abstract = jax.eval_shape(make)
+    graph, state = nnx.split(abstract)
+    nnx.replace_by_pure_dict(state, tree_of(nnx.to_pure_dict(state)))
+    return nnx.merge(graph, state)
+
+
+def load_flux2(folder: Path, weights: dict[str, np.ndarray]) -> Flux2:
+    config = flux2_config(config_of(folder)["flux2_params"])
+    return with_parameters(
+        lambda: Flux2(config, rngs=nnx.Rngs(0)),
+        lambda like: to_tree(flux2_rules(config), weights, like, str(folder)),
+    )
+
+
+def load_policy(folder: Path) -> ImageWAM:
+    case = config_of(folder)
+    config = ImageWAMConfig(
+        backbone=flux2_config(case["flux2_params"]),
+        expert=expert_config(case["action_dit_config"]),
+        proprio_dim=case["proprio_dim"],
+        horizon=case["action_horizon"],
+    )
+    return with_parameters(
+        lambda: ImageWAM(config, rngs=nnx.Rngs(0)), lambda like: parameters(folder, config, like)
+    )
+
+
+def parameters(folder: Path, config: ImageWAMConfig, like: dict) -> dict:
+    tensors = load_file(folder / "model.safetensors")
+    mot = {k.removeprefix("mot."): v for k, v in tensors.items() if k.startswith("mot.")}
+    proprio = {k.removeprefix(PROPRIO): v for k, v in tensors.items() if k.startswith(PROPRIO)}
+    return policy_tree(config, mot, proprio or None, like)
+
+
+def grid(folder: Path) -> tuple[int, int]:
+    height, width = config_of(folder)["image_hw"]
+    return height // 16, width // 16
+
+
+def as_grid(tokens: np.ndarray, folder: Path) -> np.ndarray:
+    """[b, h w, c] -> [b, h, w, c]."""
+    return tokens.reshape(tokens.shape[0], *grid(folder), tokens.shape[-1])
+
+
+def train_case(folder: Path) -> tuple[dict[str, np.ndarray], Sample, Draws]:
+    io = load_file(folder / "train.safetensors")
+    context = Context(
+        text=io["text_hidden_states"],
+        text_length=io["text_attention_mask"].sum(-1),
+        references=as_grid(io["ref_image_latents"], folder)[:, None],
+        proprio=io["proprio"][:, 0] if "proprio" in io else None,
+    )
+    sample = Sample(
+        context,
+        as_grid(io["target_latent"], folder),
+        io["action"],
+        io.get("action_is_pad"),
+        io.get("action_dim_is_pad"),
+    )
+    draws = Draws(
+        as_grid(io["noise_video"], folder), io["u_video"], io["noise_action"], io["u_action"]
+    )
+    return io, sample, draws
+
+
+def infer_case(folder: Path, index: int = 0) -> tuple[dict[str, np.ndarray], Context]:
+    prefix = f"infer{index}."
+    io = load_file(folder / "infer.safetensors")
+    io = {k.removeprefix(prefix): v for k, v in io.items()}
+    context = Context(
+        text=io["text_hidden_states"],
+        text_length=io["text_attention_mask"].sum(-1),
+        references=as_grid(io["ref_tokens"], folder)[:, None],
+        proprio=io["proprio"][:, 0] if "proprio" in io else None,
+    )
+    return io, context
+
+
+def in_foreign_layout(config: ImageWAMConfig, tree: dict) -> dict[str, np.ndarray]:
+    """Our tree under the official names, by running the mapping tables backwards."""
+    flat, foreign = flatten(tree), {}
+    for r in imagewam_rules(config):
+        for i, name in enumerate(r.names()):
+            parts = []
+            for part in r.parts:
+                array = np.asarray(flat[part.path])
+                left, right = part.pattern.split(" -> ")
+                array = array if r.layers is None else array[i]
+                parts.append(rearrange(array, f"{right} -> {left}"))
+            foreign[name] = np.concatenate(parts, r.axis)
+    return foreign
+
+
+def joint_states(policy: ImageWAM, context, target, target_time, actions, action_time) -> dict:
+    """Backbone and action tokens before and after every layer, run one layer at a time."""
+    backbone, expert = policy.backbone, policy.expert
+    text, streams = policy._streams(context, target.shape[1:3])
+    images = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in (target, context.references)]
+    x, a = backbone.embed(images, text), expert.action_in(actions)
+    conditions = backbone.group_conditions(backbone.condition(target_time))
+    a_conditions = expert.group_conditions(expert.condition(action_time))
+    rope = policy._action_rope(actions.shape[1])
+    states = {"pre": (x, a)}
+    for kind, layers, on, a_layers, a_on in zip(
+        ("double", "single"), backbone.groups, conditions, expert.groups, a_conditions, strict=True
+    ):
+        for i in range(jax.tree.leaves(layers)[0].shape[0]):
+            layer, a_layer = jax.tree.map(lambda p, i=i: p[i], (layers, a_layers))
+            x, kv = layer(x, on, streams)
+            a = policy._act_layer(a_layer, a, a_on, kv, rope, streams.context_length_b)
+            states[f"{kind}.{i}"] = (x, a)
+    return states

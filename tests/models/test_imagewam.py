@@ -1,0 +1,264 @@
+"""The policy against recorded runs of the official one, and against itself."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from imagewam_jax.models.flow_matching import sampling_schedule
+from tests.goldens import golden
+from tests.models import official
+
+CASES = ["imagewam_flux2", "imagewam_flux2_noproprio"]
+VELOCITY, CACHE, ACTION = 5e-5, 2e-5, 2e-5  # limits that come with the recordings
+
+
+@pytest.fixture(params=CASES)
+def folder(request):
+    return golden(request.param)
+
+
+def close(actual, expected, limit, name=""):
+    np.testing.assert_allclose(np.asarray(actual), expected, atol=limit, rtol=0, err_msg=name)
+
+
+def test_velocities_and_losses(folder):
+    policy = official.load_policy(folder)
+    io, sample, draws = official.train_case(folder)
+    target, action = jax.jit(type(policy).velocities)(
+        policy,
+        sample.context,
+        official.as_grid(io["noisy_video"], folder),
+        io["unit_timestep_video"],
+        io["noisy_action"],
+        io["unit_timestep_action"],
+    )
+    close(target.reshape(io["pred_video"].shape), io["pred_video"], VELOCITY)
+    close(action, io["pred_action"], VELOCITY)
+
+    loss, parts = jax.jit(type(policy).training_loss)(policy, sample, draws)
+    expected = {
+        "target_loss": io["loss_video_unweighted_by_lambda"],
+        "action_loss": io["loss_action_unweighted_by_lambda"],
+        "target_loss_b": io["video_loss_per_sample"],
+        "action_loss_b": io["action_loss_per_sample"],
+    }
+    np.testing.assert_allclose(loss, io["loss_total"], rtol=1e-5)
+    for name, value in expected.items():
+        np.testing.assert_allclose(parts[name], value, rtol=2e-5, err_msg=name)
+
+
+def test_gradients(folder):
+    policy = official.load_policy(folder)
+    _, sample, draws = official.train_case(folder)
+    graph, params = nnx.split(policy)
+
+    @jax.jit
+    def gradients(params):
+        return jax.grad(lambda p: nnx.merge(graph, p).training_loss(sample, draws)[0])(params)
+
+    ours = nnx.to_pure_dict(gradients(params))
+    expected = {
+        k.removeprefix("mot."): v for k, v in load_file(folder / "grads.safetensors").items()
+    }
+    norms = json.loads((folder / "grad_norms.json").read_text())
+    theirs = official.in_foreign_layout(policy.config, ours)
+    for name, gradient in expected.items():
+        close(theirs[name], gradient, 2e-4 * np.abs(gradient).max(), name)
+    checked = 0
+    for name, norm in norms.items():
+        name = name.removeprefix("mot.")
+        if name in theirs:  # the rest are aliases of these
+            np.testing.assert_allclose(np.linalg.norm(theirs[name]), norm, rtol=1e-3, err_msg=name)
+            checked += 1
+    assert checked == len(theirs)
+
+
+def test_every_layer(folder):
+    """The residual streams after each layer of the joint forward."""
+    policy = official.load_policy(folder)
+    io, sample, _ = official.train_case(folder)
+    trace = load_file(folder / "trace.safetensors")
+    states = official.joint_states(
+        policy,
+        sample.context,
+        official.as_grid(io["noisy_video"], folder),
+        io["unit_timestep_video"],
+        io["noisy_action"],
+        io["unit_timestep_action"],
+    )
+    valid = io["context_mask_with_proprio"]
+    n_text, n_image = valid.shape[1], trace["pre.img"].shape[1]
+    half = n_image // 2  # theirs is [text | reference | target], ours [target | reference | text]
+    for name, (x, a) in states.items():
+        close(a, trace[f"{name}.action"], VELOCITY, name)
+        image, text = x[:, :n_image], x[:, n_image : n_image + n_text]
+        image = np.concatenate([image[:, half:], image[:, :half]], 1)
+        if f"{name}.stream" in trace:
+            expected_text = trace[f"{name}.stream"][:, :n_text]
+            expected_image = trace[f"{name}.stream"][:, n_text:]
+        else:
+            expected_text, expected_image = trace[f"{name}.txt"], trace[f"{name}.img"]
+        close(image, expected_image, VELOCITY, name)
+        close(np.asarray(text)[valid], expected_text[valid], VELOCITY, name)
+    assert len(states) == 1 + sum(policy.config.backbone.group_sizes)
+
+
+def infer_cases():
+    return [("imagewam_flux2", 0), ("imagewam_flux2", 1), ("imagewam_flux2_noproprio", 0)]
+
+
+@pytest.mark.parametrize(("case", "index"), infer_cases())
+def test_cache_and_actions(case, index):
+    folder = golden(case)
+    policy = official.load_policy(folder)
+    io, context = official.infer_case(folder, index)
+    cache = jax.jit(type(policy).prefill)(policy, context)
+
+    n_reference = context.references.shape[2] * context.references.shape[3]
+    n_valid = int(context.text_length[0]) + (context.proprio is not None)
+    for kind, group in zip(("double", "single"), cache.groups, strict=True):
+        for layer in range(group.k.shape[0]):
+            for part in "kv":
+                expected = io[f"kv.{kind}.{layer}.{part}"]  # [1, text then reference, heads * h]
+                ours = np.asarray(getattr(group, part)[layer]).reshape(1, -1, expected.shape[-1])
+                close(ours[:, :n_reference], expected[:, -n_reference:], CACHE)
+                text = ours[:, n_reference : n_reference + n_valid]
+                close(text, expected[:, :n_valid], CACHE)
+
+    act = jax.jit(type(policy).act)
+    actions, steps = act(policy, cache, io["noise"], policy.action_schedule(10))
+    close(policy.action_schedule(10).time, io["timesteps_unit"], 1e-6)
+    close(steps.velocity[:, 0], io["velocity_per_step"], VELOCITY)
+    close(steps.state[:, 0], io["latents_per_step"], ACTION)
+    close(actions[0], io["action"], ACTION)
+
+    infer = official.config_of(folder)["infer"]
+    schedule = sampling_schedule(
+        infer["alt_num_inference_steps"], infer["alt_sigma_shift"] or 5.0, jnp.float32
+    )
+    close(act(policy, cache, io["noise"], schedule)[0][0], io["action_alt_schedule"], ACTION)
+
+
+def test_imagined_latent(folder):
+    policy = official.load_policy(folder)
+    io, context = official.infer_case(folder)
+    steps = io["infer_video.latents_per_step"].shape[0]
+    noise = official.as_grid(io["infer_video.noise"], folder)
+    _, trajectory = jax.jit(type(policy).imagine)(
+        policy, context, noise, policy.target_schedule(steps)
+    )
+    states = np.asarray(trajectory.state)[:, 0]
+    expected = io["infer_video.latents_per_step"]
+    close(states.reshape(expected.shape), expected, VELOCITY)
+
+
+def test_text_beyond_its_length_does_not_matter(folder):
+    policy = official.load_policy(folder)
+    _, sample, draws = official.train_case(folder)
+    loss, parts = policy.training_loss(sample, draws)
+    context = sample.context
+    longest = int(context.text_length.max())
+    junk = np.full((context.text.shape[0], 9, context.text.shape[2]), 7.0, np.float32)
+    for text in (context.text[:, :longest], np.concatenate([context.text, junk], 1)):
+        other = sample._replace(context=context._replace(text=text))
+        other_loss, other_parts = policy.training_loss(other, draws)
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
+        close(other_parts["action_loss_b"], parts["action_loss_b"], 2e-6)
+
+
+def test_a_batch_of_mixed_lengths_is_its_samples():
+    folder = golden("imagewam_flux2")
+    policy = official.load_policy(folder)
+    _, sample, draws = official.train_case(folder)
+    assert len(set(sample.context.text_length.tolist())) > 1
+    _, together = policy.training_loss(sample, draws)
+    for i in range(sample.target.shape[0]):
+        one = jax.tree.map(lambda x, i=i: x[i : i + 1], (sample, draws))
+        _, alone = policy.training_loss(*one)
+        for name in ("target_loss_b", "action_loss_b"):
+            np.testing.assert_allclose(alone[name][0], together[name][i], rtol=1e-5)
+
+
+def test_acting_from_the_cache_is_the_joint_forward(folder):
+    policy = official.load_policy(folder)
+    io, sample, _ = official.train_case(folder)
+    time = io["unit_timestep_video"]
+    _, joint = policy.velocities(
+        sample.context,
+        official.as_grid(io["noisy_video"], folder),
+        time,
+        io["noisy_action"],
+        time,
+    )
+    cache = policy.prefill(sample.context, time)
+    for i in range(len(time)):
+        one = jax.tree.map(lambda x, i=i: x[:, i : i + 1], cache.groups)
+        schedule = policy.action_schedule(1)._replace(timestep=1000 * time[i : i + 1])
+        _, steps = policy.act(
+            cache._replace(groups=one, length_b=cache.length_b[i : i + 1]),
+            io["noisy_action"][i : i + 1],
+            schedule,
+        )
+        close(steps.velocity[0, 0], joint[i], 2e-6)
+
+
+def test_the_context_does_not_see_target_or_action(folder):
+    """Gradients of what one stream predicts with respect to what it must not see are zero."""
+    policy = official.load_policy(folder)
+    io, sample, _ = official.train_case(folder)
+    target, action = official.as_grid(io["noisy_video"], folder), io["noisy_action"]
+
+    def outputs(target, action):
+        v, a = policy.velocities(
+            sample.context, target, io["unit_timestep_video"], action, io["unit_timestep_action"]
+        )
+        return v.sum(), a.sum()
+
+    action_on_target = jax.grad(lambda t: outputs(t, action)[1])(jnp.asarray(target))
+    target_on_action = jax.grad(lambda a: outputs(target, a)[0])(jnp.asarray(action))
+    assert not np.any(action_on_target) and not np.any(target_on_action)
+
+
+def test_several_references_and_batch():
+    """Cameras as references of their own: each one matters, and has its own time."""
+    folder = golden("imagewam_flux2")
+    policy = official.load_policy(folder)
+    _, sample, draws = official.train_case(folder)
+    context = sample.context
+    two = np.concatenate([context.references, context.references[:, :, ::-1]], 1)
+    swapped = two[:, ::-1]
+    losses = [
+        float(policy.training_loss(sample._replace(context=context._replace(references=r)), draws)[0])
+        for r in (context.references, two, swapped)
+    ]
+    assert len({round(x, 5) for x in losses}) == 3
+
+
+@pytest.mark.parametrize("coordinates", ["float32", "bfloat16"])
+def test_bfloat16_is_near_float32(folder, coordinates):
+    """Rounding parameters to bfloat16 costs a few percent of a velocity near 1, no more."""
+    policy = official.load_policy(folder)
+    io, sample, draws = official.train_case(folder)
+    exact, exact_parts = policy.training_loss(sample, draws)
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), policy)
+    half.config = dataclasses.replace(policy.config, coordinate_dtype=coordinates)
+    loss, _ = half.training_loss(sample, draws)
+    np.testing.assert_allclose(loss, exact, rtol=0.03)
+    target, action = half.velocities(
+        sample.context,
+        official.as_grid(io["noisy_video"], folder),
+        jnp.asarray(io["unit_timestep_video"], coordinates),
+        io["noisy_action"],
+        jnp.asarray(io["unit_timestep_action"], coordinates),
+    )
+    assert target.dtype == action.dtype == jnp.bfloat16
+    for ours, expected in ((target.reshape(io["pred_video"].shape), io["pred_video"]),
+                           (action, io["pred_action"])):
+        error = np.abs(np.asarray(ours, np.float32) - expected)
+        assert error.mean() < 0.03 and error.max() < 0.2, (error.mean(), error.max())
