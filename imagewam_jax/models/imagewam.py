@@ -36,7 +36,9 @@ class ImageWAMConfig:
     `coordinate_dtype` is the dtype of positions, times and Euler steps. The official code has
     them in the dtype of its parameters, so a converted bfloat16 checkpoint wants `bfloat16`.
     `proprio_position` is the text position of the robot state's token: None puts it behind
-    the valid text (the official default), a number at that fixed position.
+    the valid text (the official default), a number at that fixed position. `unroll` is how
+    many layers one iteration of a scan holds: more of them compile longer, and on a CPU a small
+    model runs faster.
     """
 
     backbone: Any
@@ -51,6 +53,7 @@ class ImageWAMConfig:
     coordinate_dtype: str = "float32"
     attention: str = "xla"
     remat: str = "full"
+    unroll: int = 1
 
     def __post_init__(self):
         if self.horizon > self.expert.max_horizon:
@@ -227,7 +230,7 @@ class ImageWAM(nnx.Module):
             step = jax.checkpoint(
                 step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False
             )
-            (x, a), _ = jax.lax.scan(step, (x, a), (layers, a_layers))
+            (x, a), _ = self._scan(step, (x, a), (layers, a_layers))
 
         predicted = backbone.predict(x[:, : streams.n_target], condition)
         return predicted.reshape(target.shape), expert.predict(a, a_condition)
@@ -244,7 +247,7 @@ class ImageWAM(nnx.Module):
         conditions = self.backbone.group_conditions(self.backbone.condition(time_b))
         groups = []
         for layers, on in zip(self.backbone.groups, conditions, strict=True):
-            x, group = jax.lax.scan(lambda x, layer, on=on: layer(x, on, streams), x, layers)
+            x, group = self._scan(lambda x, layer, on=on: layer(x, on, streams), x, layers)
             groups.append(group)
         return Cache(tuple(groups), streams.context_length_b)
 
@@ -264,7 +267,7 @@ class ImageWAM(nnx.Module):
                     layer, kv = layer
                     return self._act_layer(layer, a, on, kv, rope, cache.length_b), None
 
-                a, _ = jax.lax.scan(layer_step, a, (layers, kv))
+                a, _ = self._scan(layer_step, a, (layers, kv))
             predicted = expert.predict(a, condition)
             actions = flow_matching.euler_step(actions, predicted, delta)
             return actions, Steps(actions, predicted)
@@ -273,6 +276,43 @@ class ImageWAM(nnx.Module):
         conditions = jax.tree.map(lambda c: c[:, None], expert.condition(schedule.time))
         noise = noise.astype(self._coordinate_dtype)
         return jax.lax.scan(step, noise, (conditions, schedule.delta))
+
+    def action_attention(
+        self, context: Context, noisy: Float[Array, "b s a"], time_b: Float[Array, " b"]
+    ) -> Float[Array, "b layer h w"]:
+        """How much of its attention the action stream has on each cell of the first reference.
+
+        Averaged over heads and action steps, at one time; the rest of each layer's weight is on
+        other references, text and the actions themselves.
+        """
+        expert, rope, cache = self.expert, self._action_rope(noisy.shape[1]), self.prefill(context)
+        seen = []
+
+        def attend(q, segments, length_b):
+            weights = attention.attention_weights(q, [s.k for s in segments], length_b)
+            seen.append(weights.mean((1, 2)))
+            return attention.attend_xla(q, segments, length_b)
+
+        condition = expert.condition(time_b)
+        a = expert.action_in(noisy)
+        for layers, on, kv in zip(
+            expert.groups, expert.group_conditions(condition), cache.groups, strict=True
+        ):
+            for i in range(kv.k.shape[0]):
+                layer, layer_kv = jax.tree.map(lambda x, i=i: x[i], (layers, kv))
+                a = action_layer(
+                    layer,
+                    a,
+                    on,
+                    layer_kv,
+                    rope=rope,
+                    context_length_b=cache.length_b,
+                    attend=attend,
+                )
+        _, _, rows, columns, _ = context.references.shape
+        start = noisy.shape[1]
+        maps = jnp.stack(seen, 1)[..., start : start + rows * columns]
+        return maps.reshape(*maps.shape[:2], rows, columns)
 
     def imagine(
         self, context: Context, noise: Float[Array, "b h w c"], schedule: Schedule
@@ -287,7 +327,7 @@ class ImageWAM(nnx.Module):
             x = self.backbone.embed([_flatten(target), references], text)
             conditions = self.backbone.group_conditions(condition)
             for layers, on in zip(self.backbone.groups, conditions, strict=True):
-                x, _ = jax.lax.scan(
+                x, _ = self._scan(
                     lambda x, layer, on=on: (layer(x, on, streams)[0], None), x, layers
                 )
             predicted = self.backbone.predict(x[:, : streams.n_target], condition)
@@ -307,6 +347,9 @@ class ImageWAM(nnx.Module):
         """The Euler steps of `imagine`."""
         shift = self.config.target_flow.sample_shift
         return flow_matching.sampling_schedule(steps, shift, self._coordinate_dtype)
+
+    def _scan(self, step: Callable, carry, layers):
+        return jax.lax.scan(step, carry, layers, unroll=self.config.unroll)
 
     @property
     def _coordinate_dtype(self) -> jnp.dtype:

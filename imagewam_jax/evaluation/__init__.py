@@ -1,0 +1,1 @@
+"""Evaluation: closed loop in simulators and open loop on recorded episodes."""

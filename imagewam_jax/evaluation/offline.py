@@ -1,0 +1,119 @@
+"""How well a policy predicts held-out demonstrations: its actions, and the image it imagines.
+
+Errors of actions are absolute, in the dataset's own units. They are compared with two guesses
+that need no model, the imagined latent with the current one.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from tqdm import tqdm
+
+from imagewam_jax.data.anchors import frame_anchors
+from imagewam_jax.data.dataset import Dataset
+from imagewam_jax.policies.policy import Observations, Policy
+
+POLICY, LAST_ACTION, MEAN_ACTION = "policy", "repeat the last action", "mean action"
+
+
+class OfflineResult(NamedTuple):
+    """Errors on held-out samples.
+
+    action_error: method -> mean absolute error per step ahead and dimension.
+    imagined_error_n, copied_error_n: mean squared error of each sample's target latent.
+    """
+
+    action_error: dict[str, Float[np.ndarray, "horizon a"]]
+    imagined_error_n: Float[np.ndarray, " n"]
+    copied_error_n: Float[np.ndarray, " n"]
+
+    def summary(self) -> dict:
+        """What fits in a line of JSON."""
+        return {
+            "samples": len(self.imagined_error_n),
+            "action_error": {k: v.mean(0).tolist() for k, v in self.action_error.items()},
+            "action_error_by_step": {k: v.mean(1).tolist() for k, v in self.action_error.items()},
+            "imagined_latent_error": float(self.imagined_error_n.mean()),
+            "copied_latent_error": float(self.copied_error_n.mean()),
+        }
+
+
+class Predictions(NamedTuple):
+    """A policy's view of some samples beside what happened."""
+
+    images: np.ndarray  # uint8 [n, camera, 2, h, w, 3], current and true target
+    actions: Float[np.ndarray, "n horizon a"]
+    true_actions: Float[np.ndarray, "n horizon a"]
+    is_pad: Bool[np.ndarray, "n horizon"]
+    imagined: Float[np.ndarray, "n rows columns c"]
+    true_latent: Float[np.ndarray, "n rows columns c"]
+    current_latent: Float[np.ndarray, "n rows columns c"]
+
+
+def evaluate_offline(
+    policy: Policy, dataset: Dataset, split: str, *, max_samples: int = 512, batch_size: int = 64
+) -> OfflineResult:
+    """Predicts samples spread evenly over a split. Those at the start of an episode are left out:
+    they have no last action."""
+    reader = dataset.reader(split)
+    anchors = frame_anchors(reader.split)
+    anchors = anchors[anchors != reader.split.episode_start[reader.split.frame_episode[anchors]]]
+    spread = np.linspace(0, len(anchors) - 1, min(max_samples, len(anchors))).astype(int)
+    anchors = anchors[spread]
+    actions_na = reader.split.features[dataset.spec.action_key]
+    mean_action = np.array(policy.about["statistics"]["action"]["mean"])
+
+    errors: dict[str, list[np.ndarray]] = {POLICY: [], LAST_ACTION: [], MEAN_ACTION: []}
+    valid, imagined, copied = [], [], []
+    starts = range(0, len(anchors), batch_size)
+    for start in tqdm(starts, desc="held-out samples", unit="batch"):
+        chosen = anchors[start : start + batch_size]
+        p = predict(policy, dataset, reader.read(chosen), np.arange(start, start + len(chosen)))
+        guesses = {
+            POLICY: p.actions,
+            LAST_ACTION: actions_na[chosen - 1][:, None],
+            MEAN_ACTION: mean_action[None, None],
+        }
+        for name, guess in guesses.items():
+            errors[name].append(np.abs(guess - p.true_actions))
+        valid.append(~p.is_pad)
+        imagined.append(np.square(p.imagined - p.true_latent).mean((1, 2, 3)))
+        copied.append(np.square(p.current_latent - p.true_latent).mean((1, 2, 3)))
+    reader.close()
+    weight = np.concatenate(valid)[..., None]
+    return OfflineResult(
+        {
+            name: (np.concatenate(e) * weight).sum(0) / weight.sum(0).clip(1)
+            for name, e in errors.items()
+        },
+        np.concatenate(imagined),
+        np.concatenate(copied),
+    )
+
+
+def predict(
+    policy: Policy, dataset: Dataset, batch: dict[str, np.ndarray], seeds: Int[np.ndarray, " n"]
+) -> Predictions:
+    """Acts and imagines on recorded samples; each sample's noise comes from its own seed."""
+    current, target = batch["images"][:, :, 0], batch["images"][:, :, 1]
+    instructions = [dataset.index.instructions[row] for row in batch["text_id"]]
+    observations = Observations(current, batch["proprio"], policy.text_ids(instructions))
+    noise = sample_noise(seeds, (policy.horizon, policy.action_dim))
+    target_noise = sample_noise(seeds, policy.latent_shape(current)[1:])
+    return Predictions(
+        images=batch["images"],
+        actions=policy.act(observations, noise),
+        true_actions=batch["actions"],
+        is_pad=batch["action_is_pad"],
+        imagined=policy.imagine(observations, target_noise),
+        true_latent=policy.encode(target),
+        current_latent=policy.encode(current),
+    )
+
+
+def sample_noise(seeds: Sequence, shape: tuple[int, ...]) -> Float[np.ndarray, "n ..."]:
+    """Standard normal noise that depends on each sample's own seed, not on its batch."""
+    rows = [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds]
+    return np.stack(rows)

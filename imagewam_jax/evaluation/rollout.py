@@ -1,0 +1,231 @@
+"""Closed-loop rollouts: a policy acts in simulators, and success is counted.
+
+Every policy here is a function from a batch of observations to a batch of action chunks. The
+batch always has one row per simulator of the pool, so a jitted policy compiles once; rows without
+an episode repeat another row, and their actions are discarded. As soon as an episode ends, its
+simulator starts the next one.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from tqdm import tqdm
+
+from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec
+from imagewam_jax.evaluation.simulators.pool import SimulatorPool
+
+
+class PolicyInput(NamedTuple):
+    """What a policy is given, one row per simulator.
+
+    episode: which episode of the rollout a row belongs to.
+    step: actions executed in that episode so far.
+    Randomness derived from these two does not depend on how episodes were batched.
+    """
+
+    images_bnhwc: UInt8[np.ndarray, "b cameras h w 3"]
+    state_bp: Float[np.ndarray, "b p"]
+    instructions: list[str]
+    episode_b: Int[np.ndarray, "b"]
+    step_b: Int[np.ndarray, "b"]
+
+
+Policy = Callable[[PolicyInput], Float[np.ndarray, "b horizon a"]]
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """How each episode of a rollout ended.
+
+    episodes: (task, seed) as given.
+    success: whether the task was done within the simulator's step limit.
+    steps: actions executed.
+    frames: recorded episode -> what the policy saw each time it planned, then the end.
+    """
+
+    episodes: tuple[tuple[str, int], ...]
+    success: Bool[np.ndarray, "n"]
+    steps: Int[np.ndarray, "n"]
+    frames: Mapping[int, UInt8[np.ndarray, "t cameras h w 3"]]
+
+
+def rollout(
+    pool: SimulatorPool,
+    policy: Policy,
+    episodes: Sequence[tuple[str, int]],
+    *,
+    execute_steps: int,
+    record: Collection[int] = (),
+    description: str = "rollout",
+) -> RolloutResult:
+    """Plays each episode to success or to the step limit.
+
+    Args:
+        pool: the simulators; their number is the policy's batch size.
+        policy: chunks of actions in real units, [b, horizon, a].
+        episodes: (task, seed) of each.
+        execute_steps: actions executed of each chunk before the policy is asked again.
+        record: positions in `episodes` whose frames are kept.
+        description: shown by the progress bar.
+
+    Raises:
+        ValueError: the policy's actions have the wrong shape or are not finite, or `record` names
+            an episode that does not exist.
+        SimulatorWorkerError: a simulator failed.
+    """
+    unknown = [episode for episode in record if not 0 <= episode < len(episodes)]
+    if unknown:
+        raise ValueError(f"cannot record episodes {unknown}: there are {len(episodes)}")
+    success = np.zeros(len(episodes), bool)
+    steps = np.zeros(len(episodes), np.int64)
+    frames: dict[int, list] = {episode: [] for episode in record}
+    waiting = deque(range(len(episodes)))
+    playing: dict[int, int] = {}  # simulator -> episode
+    observations: dict[int, Observation] = {}
+
+    with tqdm(total=len(episodes), desc=description, unit="episode") as progress:
+        while waiting or playing:
+            idle = [i for i in range(pool.num_simulators) if i not in playing]
+            starting = {i: waiting.popleft() for i in idle[: len(waiting)]}
+            playing |= starting
+            observations |= pool.reset({i: episodes[e] for i, e in starting.items()})
+            for i, episode in playing.items():
+                if episode in frames:
+                    frames[episode].append(observations[i].images_nhwc)
+
+            batch = _batch(pool.num_simulators, playing, observations, steps)
+            actions_bha = np.asarray(policy(batch))
+            _check_actions(actions_bha, pool, execute_steps)
+            outcomes = pool.execute(
+                {i: actions_bha[row, :execute_steps] for row, i in enumerate(playing)}
+            )
+            for i, outcome in outcomes.items():
+                episode = playing[i]
+                observations[i] = outcome.observation
+                steps[episode] = outcome.steps
+                success[episode] = outcome.success
+                if outcome.done:
+                    if episode in frames:
+                        frames[episode].append(outcome.observation.images_nhwc)
+                    del playing[i]
+                    progress.update()
+                    progress.set_postfix(successes=int(success.sum()))
+    return RolloutResult(
+        episodes=tuple(episodes),
+        success=success,
+        steps=steps,
+        frames={episode: np.stack(images) for episode, images in frames.items()},
+    )
+
+
+def _batch(
+    size: int,
+    playing: Mapping[int, int],
+    observations: Mapping[int, Observation],
+    steps: Int[np.ndarray, "n"],
+) -> PolicyInput:
+    """One row per playing simulator, in order, then copies of the first up to `size`."""
+    simulators = list(playing)
+    simulators += simulators[:1] * (size - len(simulators))
+    episode_b = np.array([playing[i] for i in simulators])
+    return PolicyInput(
+        images_bnhwc=np.stack([observations[i].images_nhwc for i in simulators]),
+        state_bp=np.stack([observations[i].state for i in simulators]),
+        instructions=[observations[i].instruction for i in simulators],
+        episode_b=episode_b,
+        step_b=steps[episode_b],
+    )
+
+
+def _check_actions(actions_bha: np.ndarray, pool: SimulatorPool, execute_steps: int) -> None:
+    size, action_dim = pool.num_simulators, pool.spec.action_dim
+    shape = actions_bha.shape
+    if len(shape) != 3 or shape[0] != size or shape[1] < execute_steps or shape[2] != action_dim:
+        raise ValueError(
+            f"the policy must return actions [{size}, at least {execute_steps}, {action_dim}], "
+            f"found {list(shape)}"
+        )
+    if not np.isfinite(actions_bha).all():
+        raise ValueError("the policy returned actions that are not finite")
+
+
+def random_policy(spec: SimulatorSpec, horizon: int, seed: int = 0) -> Policy:
+    """Baseline: actions uniform between the simulator's bounds."""
+
+    def policy(batch: PolicyInput) -> Float[np.ndarray, "b horizon a"]:
+        return np.stack(
+            [
+                np.random.default_rng([seed, episode, step]).uniform(
+                    spec.action_low, spec.action_high, (horizon, spec.action_dim)
+                )
+                for episode, step in zip(batch.episode_b, batch.step_b, strict=True)
+            ]
+        )
+
+    return policy
+
+
+def replay_policy(
+    demonstrations: Mapping[str, Sequence[Float[np.ndarray, "t a"]]], horizon: int, seed: int = 0
+) -> Policy:
+    """Baseline: in each episode, the actions of one random demonstration of its instruction.
+
+    It shows what can be had without looking. After the demonstration's end its actions are 0.
+
+    Args:
+        demonstrations: instruction -> the actions of each of its demonstrations.
+        horizon: actions per chunk.
+        seed: chooses the demonstrations.
+    """
+
+    def policy(batch: PolicyInput) -> Float[np.ndarray, "b horizon a"]:
+        chunks = []
+        for instruction, episode, step in zip(
+            batch.instructions, batch.episode_b, batch.step_b, strict=True
+        ):
+            choices = demonstrations[instruction]
+            actions_ta = choices[np.random.default_rng([seed, episode]).integers(len(choices))]
+            chunk = actions_ta[step : step + horizon]
+            chunks.append(np.pad(chunk, ((0, horizon - len(chunk)), (0, 0))))
+        return np.stack(chunks)
+
+    return policy
+
+
+def with_instructions(policy: Policy, replacements: Mapping[str, str]) -> Policy:
+    """The same policy, told `replacements[instruction]` instead of each instruction."""
+
+    def replaced(batch: PolicyInput) -> Float[np.ndarray, "b horizon a"]:
+        instructions = [replacements[instruction] for instruction in batch.instructions]
+        return policy(batch._replace(instructions=instructions))
+
+    return replaced
+
+
+def with_blank_images(policy: Policy) -> Policy:
+    """The same policy, shown black images."""
+
+    def blinded(batch: PolicyInput) -> Float[np.ndarray, "b horizon a"]:
+        return policy(batch._replace(images_bnhwc=np.zeros_like(batch.images_bnhwc)))
+
+    return blinded
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a success rate; z = 1.96 covers 95 %.
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        raise ValueError(f"no rate for {successes} successes in {trials} trials")
+    rate = successes / trials
+    scale = 1 + z**2 / trials
+    centre = (rate + z**2 / (2 * trials)) / scale
+    half_width = z / scale * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
+    return centre - half_width, centre + half_width

@@ -1,0 +1,148 @@
+"""Meta-World's faucet-open and faucet-close, from the same start states.
+
+Both tasks show the same scene; only the instruction says which way to turn the handle. The faucet
+stands anywhere in x [-0.25, 0.25], y [0.70, 0.85] (metres), wider than in Meta-World itself: in
+the official range a policy that is blind to the image already succeeds nine times in ten. Goal
+markers are hidden, since they would show the task. A seed gives the same start state in both tasks.
+"""
+
+import atexit
+import functools
+import warnings
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec
+from imagewam_jax.evaluation.simulators.opengl import configure_opengl
+
+FAUCET_LOW_XYZ = (-0.25, 0.70, 0.0)
+FAUCET_HIGH_XYZ = (0.25, 0.85, 0.0)
+_STATE_DIM = 4  # Meta-World's observation starts with the hand and the gripper; objects follow.
+_CAMERA = "topview"
+
+
+class MetaworldFaucet:
+    """One environment that plays either task (a `Simulator`).
+
+    State: position of the hand in metres (x, y, z), opening of the gripper in [0, 1].
+    Action: displacement of the hand's target (x, y, z) in centimetres, force that closes the
+    gripper; all in [-1, 1].
+
+    Args:
+        image_side: side length of the square image in pixels.
+    """
+
+    spec = SimulatorSpec(
+        instructions={"faucet-open": "open the faucet", "faucet-close": "close the faucet"},
+        cameras=(_CAMERA,),
+        state_names=("hand_x", "hand_y", "hand_z", "gripper_opening"),
+        action_names=("delta_x", "delta_y", "delta_z", "gripper_close"),
+        action_low=(-1.0,) * 4,
+        action_high=(1.0,) * 4,
+        control_hz=80.0,
+        max_steps=150,
+    )
+
+    def __init__(self, *, image_side: int = 64):
+        configure_opengl()
+        # Imported here and not above: importing metaworld imports MuJoCo, which reads MUJOCO_GL.
+        import mujoco
+        from metaworld.envs.sawyer_faucet_close_v3 import SawyerFaucetCloseEnvV3
+        from metaworld.envs.sawyer_faucet_open_v3 import SawyerFaucetOpenEnvV3
+        from metaworld.policies import SawyerFaucetCloseV3Policy, SawyerFaucetOpenV3Policy
+
+        self._envs = {
+            "faucet-open": SawyerFaucetOpenEnvV3(),
+            "faucet-close": SawyerFaucetCloseEnvV3(),
+        }
+        self._experts = {
+            "faucet-open": SawyerFaucetOpenV3Policy(),
+            "faucet-close": SawyerFaucetCloseV3Policy(),
+        }
+        self._mj_forward = mujoco.mj_forward
+        self._image_side = image_side
+        self._task: str | None = None
+
+    def reset(self, task: str, seed: int) -> Observation:
+        """Starts an episode of `task` with the faucet where `seed` puts it.
+
+        Raises:
+            ValueError: no such task.
+        """
+        if task not in self._envs:
+            raise ValueError(f"unknown task {task!r}; known: {', '.join(self._envs)}")
+        env = self._envs[task]
+        # Meta-World's frozen random vector is the faucet's position; set_task would set it from a
+        # pickled task of the official, narrower range.
+        env._last_rand_vec = np.random.default_rng(seed).uniform(FAUCET_LOW_XYZ, FAUCET_HIGH_XYZ)
+        env._freeze_rand_vec = True
+        env._set_task_called = True
+        env.reset()
+        # faucet-open leaves positions one physics step behind its joints and faucet-close does
+        # not: without this the first observation would tell the tasks apart.
+        self._mj_forward(env.model, env.data)
+        self._full_observation = env._get_obs()
+        self._task = task
+        return self.observe()
+
+    def step(self, action: Float32[np.ndarray, "a=4"]) -> bool:
+        """Applies one action, clipped to [-1, 1]; returns Meta-World's success flag.
+
+        Raises:
+            ValueError: the action is not four finite numbers.
+        """
+        action = np.asarray(action, np.float32)
+        if action.shape != (4,) or not np.isfinite(action).all():
+            raise ValueError(f"an action must be 4 finite numbers, found {action!r}")
+        observation, _, _, _, info = self._envs[self._task].step(np.clip(action, -1.0, 1.0))
+        self._full_observation = observation
+        return bool(info["success"])
+
+    def observe(self) -> Observation:
+        """Renders the present state from above."""
+        return Observation(
+            images_nhwc=_render(self._envs[self._task].data, self._image_side)[None],
+            state=self._full_observation[:_STATE_DIM].astype(np.float32),
+            instruction=self.spec.instructions[self._task],
+        )
+
+    def expert_action(self) -> Float32[np.ndarray, "a=4"]:
+        """What Meta-World's scripted policy, which knows where the faucet is, would do now."""
+        with warnings.catch_warnings():
+            # It warns whenever its proportional control exceeds 1; the clipping is meant.
+            warnings.simplefilter("ignore")
+            action = self._experts[self._task].get_action(self._full_observation)
+        return np.clip(action, -1.0, 1.0)
+
+
+@functools.cache
+def _renderer(image_side: int):
+    """The process's renderer for one image size and its scene options.
+
+    One renderer serves every environment of the process: both tasks use the same model file, and
+    drawing reads positions from the data alone. Multisampling and shadows are off before the
+    renderer allocates buffers for them: software OpenGL is several times faster without.
+    """
+    import mujoco
+    from metaworld.asset_path_utils import full_V3_path_for
+
+    model = mujoco.MjModel.from_xml_path(full_V3_path_for("sawyer_xyz/sawyer_faucet.xml"))
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 0
+    model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_side)
+    model.vis.global_.offheight = max(model.vis.global_.offheight, image_side)
+    renderer = mujoco.Renderer(model, height=image_side, width=image_side)
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    scene_option = mujoco.MjvOption()
+    scene_option.sitegroup[:] = 0
+    # Left to its destructor, the renderer outlives OpenGL and prints errors.
+    atexit.register(renderer.close)
+    return renderer, scene_option
+
+
+def _render(data, image_side: int) -> UInt8[np.ndarray, "h w 3"]:
+    renderer, scene_option = _renderer(image_side)
+    renderer.update_scene(data, _CAMERA, scene_option)
+    return renderer.render()

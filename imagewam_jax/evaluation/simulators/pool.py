@@ -1,0 +1,189 @@
+"""Many simulators in several processes, driven as one batch."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from multiprocessing import Pipe
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, SimulatorSpec
+
+_WORKER_MODULE = "imagewam_jax.evaluation.simulators.worker"
+_CLOSE_TIMEOUT_S = 5
+_STDERR_CHARS = 4000
+
+
+class SimulatorWorkerError(RuntimeError):
+    """A simulator process failed, died or did not answer; the message holds its traceback."""
+
+
+class SimulatorPool:
+    """`num_simulators` equal simulators spread over `num_workers` processes.
+
+    Simulators are numbered from 0; every call names those it is for and runs them in parallel.
+    After an error the pool is closed.
+
+    The processes are started as programs of their own, neither forked (OpenGL does not survive a
+    fork) nor spawned by `multiprocessing` (which imports the caller's main module, and with it
+    whatever that imports, into each).
+
+    Args:
+        name: what `make_simulator` takes.
+        num_simulators: environments in all.
+        num_workers: processes; at most one per simulator is started.
+        options: keyword options of the simulator.
+        timeout_s: the longest one call may take, starting included.
+
+    Raises:
+        SimulatorWorkerError: a simulator could not be built; also raised by the methods.
+    """
+
+    spec: SimulatorSpec
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_simulators: int,
+        num_workers: int,
+        options: Mapping[str, Any] | None = None,
+        timeout_s: float = 120.0,
+    ):
+        if num_simulators < 1 or num_workers < 1:
+            raise ValueError(
+                f"a pool needs simulators and workers, found {num_simulators} and {num_workers}"
+            )
+        num_workers = min(num_workers, num_simulators)
+        self.num_simulators = num_simulators
+        self._workers: list[_Worker] = []
+        try:
+            for index in range(num_workers):
+                worker = _Worker(f"{name} worker {index}", timeout_s)
+                self._workers.append(worker)
+                share = len(range(index, num_simulators, num_workers))
+                worker.send((name, dict(options or {}), share))
+            specs = [worker.receive() for worker in self._workers]
+        except BaseException:
+            self._end(patience_s=0)
+            raise
+        self.spec = specs[0]
+
+    def reset(self, starts: Mapping[int, tuple[str, int]]) -> dict[int, Observation]:
+        """Starts an episode `(task, seed)` in each named simulator."""
+        return self._call("reset", starts)
+
+    def execute(self, chunks: Mapping[int, Float32[np.ndarray, "k a"]]) -> dict[int, ChunkOutcome]:
+        """Executes a chunk of actions in each named simulator, and renders once at its end.
+
+        A simulator stops within its chunk when the task is done or the step limit is reached.
+        """
+        return self._call("execute", chunks)
+
+    def close(self) -> None:
+        """Ends the processes; closing twice does nothing."""
+        self._end(_CLOSE_TIMEOUT_S)
+
+    def __enter__(self) -> "SimulatorPool":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _call(self, method: str, arguments: Mapping[int, Any]) -> dict[int, Any]:
+        if not self._workers:
+            raise SimulatorWorkerError("the pool is closed")
+        unknown = [i for i in arguments if not 0 <= i < self.num_simulators]
+        if unknown:
+            raise ValueError(f"no simulators {unknown}: the pool has {self.num_simulators}")
+        shares: dict[int, dict[int, Any]] = {}
+        for i, argument in arguments.items():
+            place, worker_index = divmod(i, len(self._workers))
+            shares.setdefault(worker_index, {})[place] = argument
+        results = {}
+        try:
+            for worker_index, share in shares.items():
+                self._workers[worker_index].send((method, share))
+            for worker_index in shares:
+                answers = self._workers[worker_index].receive()
+                for place, answer in answers.items():
+                    results[place * len(self._workers) + worker_index] = answer
+        except BaseException:
+            self._end(patience_s=0)
+            raise
+        return results
+
+    def _end(self, patience_s: float) -> None:
+        for worker in self._workers:
+            worker.hang_up()
+        for worker in self._workers:
+            worker.end(patience_s)
+        self._workers = []
+
+
+class _Worker:
+    """One process and the connection to it."""
+
+    def __init__(self, name: str, timeout_s: float):
+        self._name = name
+        self._timeout_s = timeout_s
+        self._connection, theirs = Pipe()
+        # Kept apart from our own, so that a process that crashes can be quoted. `end` closes it.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", _WORKER_MODULE, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stderr=self._stderr,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+        theirs.close()
+
+    def send(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError:
+            raise self._death() from None
+
+    def receive(self) -> Any:
+        try:
+            if not self._connection.poll(self._timeout_s):
+                raise SimulatorWorkerError(
+                    f"{self._name} did not answer within {self._timeout_s:g} s{self._quote()}"
+                )
+            status, answer = self._connection.recv()
+        except (EOFError, OSError):
+            raise self._death() from None
+        if status == "error":
+            raise SimulatorWorkerError(f"{self._name} failed:\n{answer}")
+        return answer
+
+    def hang_up(self) -> None:
+        """Closes our end of the connection, upon which an idle process ends itself."""
+        self._connection.close()
+
+    def end(self, patience_s: float) -> None:
+        """Waits for the process to end, and kills it if it does not."""
+        try:
+            self._process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+    def _death(self) -> SimulatorWorkerError:
+        """The error for a connection that the other side has closed."""
+        try:
+            status = f"exit status {self._process.wait(_CLOSE_TIMEOUT_S)}"
+        except subprocess.TimeoutExpired:
+            status = "connection lost"
+        return SimulatorWorkerError(f"{self._name} died ({status}){self._quote()}")
+
+    def _quote(self) -> str:
+        self._stderr.seek(0)
+        text = self._stderr.read().decode(errors="replace").strip()[-_STDERR_CHARS:]
+        return f"; it wrote:\n{text}" if text else "; it wrote nothing"

@@ -1,0 +1,46 @@
+"""From a config to the sizes of a policy, strictly: an unknown or missing field is an error."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from imagewam_jax.models.action_expert import ActionExpertConfig
+from imagewam_jax.models.backbones import BACKBONES
+from imagewam_jax.models.flow_matching import FlowConfig
+from imagewam_jax.models.imagewam import ImageWAMConfig
+
+
+def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
+    """The `model` section of a config; ValueError names the field that does not fit."""
+    backbone = dict(model["backbone"])
+    name = backbone.pop("name", None)
+    choose(BACKBONES, name, "model.backbone.name")
+    parts = {
+        "backbone": from_fields(BACKBONES[name][0], backbone, "model.backbone"),
+        "expert": from_fields(ActionExpertConfig, model["expert"], "model.expert"),
+        "target_flow": from_fields(FlowConfig, model["target_flow"], "model.target_flow"),
+        "action_flow": from_fields(FlowConfig, model["action_flow"], "model.action_flow"),
+    }
+    return from_fields(ImageWAMConfig, {**model, **parts}, "model")
+
+
+def from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass from a mapping; ValueError names fields that it does not have, or lacks."""
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"{where} has unknown fields {unknown}; it has {sorted(known)}")
+    required = {
+        name
+        for name, field in known.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    if missing := sorted(required - set(values)):
+        raise ValueError(f"{where} lacks the fields {missing}")
+    return kind(**values)
+
+
+def choose(choices: Mapping[str, Any], name: str, where: str) -> Any:
+    """The entry of a registry; ValueError names the choices."""
+    if name not in choices:
+        raise ValueError(f"{where} is {name!r}; choose from {sorted(choices)}")
+    return choices[name]

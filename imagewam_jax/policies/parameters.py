@@ -1,0 +1,34 @@
+"""Parameters as nested dictionaries, which checkpoints and optimizers want, and back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Int
+
+from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
+
+Params = dict[str, Any]  # nested dictionaries of arrays
+
+
+def initial_params(config: ImageWAMConfig, seed: int | Int[Array, ""]) -> Params:
+    """Random parameters of a policy."""
+    return nnx.to_pure_dict(nnx.state(ImageWAM(config, rngs=nnx.Rngs(jax.random.key(seed)))))
+
+
+def abstract_params(config: ImageWAMConfig) -> Params:
+    """Their shapes and dtypes."""
+    return jax.eval_shape(lambda: initial_params(config, 0))
+
+
+def policy_builder(config: ImageWAMConfig) -> Callable[[Params], ImageWAM]:
+    """A function from parameters to the module that computes with them."""
+    graph, abstract = nnx.split(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0))))
+
+    def rebuild(params: Params) -> ImageWAM:
+        state = jax.tree.map(lambda x: x, abstract)  # its own containers, to be filled
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+    return rebuild

@@ -1,0 +1,134 @@
+"""A trained policy in the units of the world: raw images and states in, raw actions out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from imagewam_jax.models.imagewam import Context, ImageWAM
+from imagewam_jax.policies.checkpoint import CheckpointError, open_checkpoint
+from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.frozen import Frozen, encode_images, make_context
+from imagewam_jax.policies.parameters import abstract_params, policy_builder
+
+
+class Observations(NamedTuple):
+    """A batch of what robots see and are told; `text_id` comes from `Policy.text_ids`."""
+
+    images: UInt8[Array, "b camera h w 3"]
+    state: Float[Array, "b p"]
+    text_id: Int[Array, " b"]
+
+
+class Policy:
+    """A policy restored from a checkpoint. Compiled once per batch size and image size."""
+
+    def __init__(self, model: ImageWAM, frozen: Frozen, about: Mapping[str, Any], step: int):
+        self.about, self.step = about, step
+        self.config = about["config"]
+        self._model, self._frozen = model, frozen
+        self._rows = {prompt: row for row, prompt in enumerate(about["prompts"])}
+        layout = self.config["data"]["layout"]
+
+        def context(frozen, observations) -> Context:
+            latents = encode_images(frozen, layout, observations.images[:, None])
+            return make_context(
+                frozen, latents[:, 0], observations.text_id, observations.state
+            )
+
+        def act(model, frozen, observations, noise, euler_steps):
+            cache = model.prefill(context(frozen, observations))
+            actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
+            return frozen.actions.denormalize(actions)
+
+        def imagine(model, frozen, observations, noise, euler_steps):
+            schedule = model.target_schedule(euler_steps)
+            return model.imagine(context(frozen, observations), noise, schedule)[0]
+
+        def look(model, frozen, observations, noise, time):
+            return model.action_attention(context(frozen, observations), noise, time)
+
+        self._act = jax.jit(act, static_argnums=4)
+        self._imagine = jax.jit(imagine, static_argnums=4)
+        self._look = jax.jit(look)
+        self._encode = jax.jit(
+            lambda frozen, images: encode_images(frozen, layout, images[:, None])[:, 0, 0]
+        )
+        self._decode = jax.jit(lambda frozen, latent: frozen.autoencoder.decode(latent))
+
+    @property
+    def horizon(self) -> int:
+        return self._model.config.horizon
+
+    @property
+    def action_dim(self) -> int:
+        return self._model.config.expert.action_dim
+
+    def text_ids(self, instructions: Sequence[str]) -> Int[np.ndarray, " b"]:
+        """Rows of the text features; CheckpointError names an instruction that is not known."""
+        template = self.config["text"]["template"]
+        prompts = [template.format(instruction) for instruction in instructions]
+        if unknown := sorted(set(prompts) - set(self._rows)):
+            raise CheckpointError(
+                f"the checkpoint has no text features of {unknown}; it knows {list(self._rows)}"
+            )
+        return np.array([self._rows[prompt] for prompt in prompts], np.int32)
+
+    def act(
+        self,
+        observations: Observations,
+        noise: Float[Array, "b s a"],
+        euler_steps: int | None = None,
+    ) -> Float[np.ndarray, "b s a"]:
+        """Action chunks in real units from standard normal noise."""
+        steps = euler_steps or self.config["acting"]["euler_steps"]
+        return np.asarray(self._act(self._model, self._frozen, observations, noise, steps))
+
+    def imagine(
+        self,
+        observations: Observations,
+        noise: Float[Array, "b h w c"],
+        euler_steps: int | None = None,
+    ) -> Float[np.ndarray, "b h w c"]:
+        """Latents of the image that the policy expects at the end of the chunk."""
+        steps = euler_steps or self.config["acting"]["euler_steps"]
+        return np.asarray(self._imagine(self._model, self._frozen, observations, noise, steps))
+
+    def attention_on_reference(
+        self, observations: Observations, noise: Float[Array, "b s a"], time: float = 0.5
+    ) -> Float[np.ndarray, "b layer h w"]:
+        """Where the action stream looks in the first reference image: see
+        `ImageWAM.action_attention`."""
+        time_b = jnp.full(noise.shape[0], time)
+        return np.asarray(self._look(self._model, self._frozen, observations, noise, time_b))
+
+    def encode(self, images: UInt8[Array, "b camera h w 3"]) -> Float[np.ndarray, "b h w c"]:
+        """Latents as the target of training has them."""
+        return np.asarray(self._encode(self._frozen, images))
+
+    def decode(self, latent: Float[Array, "b h w c"]) -> Float[np.ndarray, "b H W 3"]:
+        """Images in [-1, 1], not clamped."""
+        return np.asarray(self._decode(self._frozen, latent))
+
+    def latent_shape(self, images: UInt8[Array, "b camera h w 3"]) -> tuple[int, ...]:
+        """The shape of `encode`, without computing it."""
+        return jax.eval_shape(self._encode, self._frozen, images).shape
+
+
+def load_policy(path: Path | str, *, average: bool = True) -> Policy:
+    """The policy of a run's newest checkpoint, or of the step that `path` names.
+
+    `average` takes the moving average of the weights. CheckpointError: there is none.
+    """
+    checkpoints, step = open_checkpoint(path)
+    about = checkpoints.restore_json(step, "about")
+    config = policy_config(about["config"]["model"])
+    which = "ema" if average else "params"
+    params = checkpoints.restore(step, {which: abstract_params(config)})[which]
+    frozen = checkpoints.restore_frozen(step, about)
+    checkpoints.close()
+    return Policy(policy_builder(config)(params), frozen, about, step)

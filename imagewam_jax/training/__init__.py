@@ -1,0 +1,1 @@
+"""From a config and an RLDS dataset to checkpoints."""

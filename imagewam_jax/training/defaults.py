@@ -1,0 +1,81 @@
+"""Every field of a config, with its meaning. Config files start from this and change it.
+
+The optimizer and the flow are those of the official recipe (spec imagewam_flux2, 6 and 8.1).
+"""
+
+from ml_collections import ConfigDict
+
+
+def defaults() -> ConfigDict:
+    """A config for one RLDS dataset and a FLUX.2-shaped policy."""
+    return ConfigDict(
+        {
+            "seed": 0,  # of the order of samples, of initial weights and of noise
+            "data": {
+                "directory": "",  # of one TFDS dataset version, with its features.json
+                "dataset": "",  # its row in data.registry
+                "train_split": "train",
+                "eval_split": "val",
+                "cameras": ("primary",),  # roles, in the order of the layout
+                "layout": "single",  # one of data.device.LAYOUTS, or "references"
+                "image_size": (224, 224),  # rows and columns of each stored camera image
+                "stride": 1,  # dataset steps between two actions of a chunk
+                "normalization": "min/max",  # of actions and states: data.normalization
+                "threads": 4,  # batches that are read at a time
+                "prefetch": 8,  # batches that are held ready
+            },
+            "text": {
+                "encoder": "byte_qwen3",  # one of models.text_encoders.TEXT_ENCODERS
+                "seed": 0,  # of the encoder's weights, where these are random
+                "template": "{}",  # what an instruction is wrapped in
+                "buckets": (32, 64, 128, 512),  # token counts that text is padded to
+                "table": "",  # a file of encoded prompts; then no encoder is built
+            },
+            "autoencoder": {
+                "name": "flux2",  # one of models.autoencoders.AUTOENCODERS, and its sizes
+                "weights": "",  # a file of weights; a patch autoencoder is fitted instead
+            },
+            "model": {
+                "backbone": {"name": "flux2"},  # one of models.backbones.BACKBONES, and its sizes
+                "expert": {"action_dim": 7, "dim": 1024, "mlp_ratio": 4.0, "max_horizon": 64},
+                "proprio_dim": 8,
+                "horizon": 16,
+                "target_flow": {"train_shift": 5.0, "sample_shift": 5.0},
+                "action_flow": {"train_shift": 5.0, "sample_shift": 5.0},
+                "target_loss_weight": 0.5,
+                "action_loss_weight": 1.0,
+                "coordinate_dtype": "float32",  # bfloat16 repeats the official code's rounding
+                "attention": "xla",
+                "remat": "full",
+                "unroll": 1,
+            },
+            "train": {
+                "steps": 10_000,
+                "batch_size": 80,  # over all hosts
+                "compute_dtype": "bfloat16",  # master weights are always float32
+                "log_every": 20,
+                "validate_every": 500,  # 0: never
+                "validation_samples": 256,
+                "checkpoint_every": 1000,
+                "keep_checkpoints": 2,
+            },
+            "optimizer": {
+                "learning_rate": 1e-4,
+                "warmup_fraction": 0.05,  # of all steps
+                "final_fraction": 0.01,  # of the learning rate, at the end of the cosine
+                "b1": 0.9,
+                "b2": 0.95,
+                "eps": 1e-8,
+                "weight_decay": 0.01,
+                "clip_norm": 1.0,
+                "ema_decay": 0.999,
+            },
+            "acting": {
+                "euler_steps": 10,
+                "execute_steps": 12,  # of each chunk, before the next decision
+            },
+            "evaluation": {
+                "simulator": "",  # one of evaluation.simulators; none: on recorded data alone
+            },
+        }
+    )

@@ -1,0 +1,216 @@
+"""The training run: from a config to a folder of checkpoints and metrics."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from imagewam_jax.data.anchors import frame_anchors
+from imagewam_jax.data.dataset import Dataset
+from imagewam_jax.data.samples import Batch
+from imagewam_jax.policies.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    check_space,
+    tree_bytes,
+)
+from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.frozen import Frozen, frozen_to_tree
+from imagewam_jax.training.metrics import MetricsWriter
+from imagewam_jax.training.prepare import config_dataset, make_frozen, train_iterator
+from imagewam_jax.training.step import Metrics, Trainer, TrainState, make_trainer
+
+# What a run may change about itself when it resumes: nothing that its numbers depend on.
+RESUMABLE = {
+    "train": {"log_every", "validate_every", "checkpoint_every", "keep_checkpoints"},
+    "data": {"directory", "threads", "prefetch"},
+}
+
+
+def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> Path:
+    """Trains to the config's last step; returns the folder of checkpoints.
+
+    `resume` continues from the newest checkpoint and repeats exactly what an uninterrupted run
+    would have done. Everything that can be wrong with config, data, disk or the folder is an
+    error before the first step.
+    """
+    workdir = Path(workdir)
+    config = json.loads(config.to_json())
+    policy = policy_config(config["model"])
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config["train"]["keep_checkpoints"])
+    newest = checkpoints.latest_step
+    if newest is not None and not resume:
+        raise CheckpointError(
+            f"{workdir} has checkpoints up to step {newest}: resume it or choose another folder"
+        )
+    dataset = config_dataset(config)
+    trainer = make_trainer(config, policy)
+    batches = train_iterator(config, dataset)
+    if newest is None:
+        frozen, about = make_frozen(config, dataset)
+        about = {"config": config, **about}
+        state = jax.jit(trainer.init)(config["seed"])
+    else:
+        about = checkpoints.restore_json(newest, "about")
+        check_same(about["config"], config, workdir)
+        state, frozen = restore(checkpoints, newest, trainer, about)
+        batches.set_state(checkpoints.restore_json(newest, "data"))
+    needed = tree_bytes((state, frozen))
+    check_space(workdir, needed, copies=config["train"]["keep_checkpoints"] + 1)
+    run = _Run(config, dataset, trainer, checkpoints, frozen, about)
+    writer = MetricsWriter(workdir, first_step=int(state.step))
+    print(_summary(state, dataset, config))
+    try:
+        run.steps(state, batches, writer)
+    finally:
+        batches.close()
+        writer.close()
+        checkpoints.close()
+    return checkpoints.directory
+
+
+class _Run:
+    """The loop and what it does now and then."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        dataset: Dataset,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        frozen: Frozen,
+        about: Mapping[str, Any],
+    ):
+        self.config, self.trainer = config["train"], trainer
+        self.checkpoints, self.frozen, self.about = checkpoints, frozen, about
+        self.step = jax.jit(trainer.step, donate_argnums=0)
+        self.validate = jax.jit(trainer.validate)
+        self.validation = _validation_batches(config, dataset)
+
+    def steps(self, state: TrainState, batches, writer: MetricsWriter) -> None:
+        config, first = self.config, int(state.step)
+        pending, waited, started = [], 0.0, time.perf_counter()
+        running = None
+        bar = tqdm(range(first, config["steps"]), initial=first, total=config["steps"], unit="step")
+        for number in bar:
+            before = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - before
+            state, metrics = self.step(state, _arrays(batch), self.frozen)
+            # One step runs while the next is prepared; no more, or times would mean nothing.
+            jax.block_until_ready(running)
+            running = metrics
+            pending.append(metrics)
+            done = number + 1
+            last = done == config["steps"]
+            if done % config["log_every"] == 0 or last:
+                seconds = time.perf_counter() - started
+                extra = {
+                    "samples_per_second": len(pending) * config["batch_size"] / seconds,
+                    "data_wait": waited / seconds,
+                }
+                writer.write("train", done, pending, extra)
+                shown = ("target_loss", "action_loss", "samples_per_second")
+                bar.set_postfix({k: f"{v:.3g}" for k, v in writer.latest.items() if k in shown})
+                pending, waited, started = [], 0.0, time.perf_counter()
+            if self.validation and (done % config["validate_every"] == 0 or last):
+                writer.write("validation", done, self.validation_losses(state))
+                started = time.perf_counter()
+            if done % config["checkpoint_every"] == 0 or last:
+                self.save(state, done, batches.get_state())
+                started = time.perf_counter()
+        self.checkpoints.wait()
+
+    def validation_losses(self, state: TrainState) -> list[Metrics]:
+        """Of the averaged weights, on each batch of held-out samples."""
+        return [
+            self.validate(state.ema, batch, self.frozen, number)
+            for number, batch in enumerate(self.validation)
+        ]
+
+    def save(self, state: TrainState, step: int, data: Mapping[str, Any]) -> None:
+        trees = {
+            "params": state.params,
+            "ema": state.ema,
+            "optimizer": state.optimizer,
+            "frozen": frozen_to_tree(self.frozen),
+        }
+        self.checkpoints.save(step, trees, data, self.about)
+
+
+def restore(
+    checkpoints: Checkpoints, step: int, trainer: Trainer, about: Mapping[str, Any]
+) -> tuple[TrainState, Frozen]:
+    """State and frozen parts as they were saved."""
+    abstract = jax.eval_shape(trainer.init, 0)
+    trees = checkpoints.restore(
+        step,
+        {
+            "params": abstract.params,
+            "ema": abstract.ema,
+            "optimizer": abstract.optimizer,
+        },
+    )
+    frozen = checkpoints.restore_frozen(step, about)
+    return TrainState(step=jax.numpy.asarray(step, jax.numpy.int32), **trees), frozen
+
+
+def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """CheckpointError, naming each field, unless a run's numbers stay what they were."""
+    saved, now = _fixed(saved), _fixed(now)
+    changed = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
+    if changed:
+        details = "; ".join(f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in changed)
+        raise CheckpointError(f"{where}: the checkpoint is of another config ({details})")
+
+
+def _fixed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _fixed(value, f"{prefix}{key}.")
+        elif key not in RESUMABLE.get(prefix.rstrip("."), ()):
+            flat[prefix + key] = value
+    return flat
+
+
+def _validation_batches(config: Mapping[str, Any], dataset: Dataset) -> list[dict[str, Any]]:
+    """Held-out samples spread over the split, in full batches."""
+    size = config["train"]["batch_size"]
+    count = config["train"]["validation_samples"] // size
+    if not config["train"]["validate_every"] or not count:
+        return []
+    reader = dataset.reader(config["data"]["eval_split"])
+    anchors = frame_anchors(reader.split)
+    chosen = anchors[np.linspace(0, len(anchors) - 1, count * size).astype(int)]
+    batches = [_arrays(reader.read(rows)) for rows in chosen.reshape(count, size)]
+    reader.close()
+    return batches
+
+
+# What the train step takes of a batch; the rest says where samples come from.
+_MODEL_KEYS = ("images", "text_id", "proprio", "actions", "action_is_pad", "action_dim_mask")
+
+
+def _arrays(batch: Batch) -> dict[str, np.ndarray]:
+    return {key: batch[key] for key in _MODEL_KEYS}
+
+
+def _summary(state: TrainState, dataset: Dataset, config: Mapping[str, Any]) -> str:
+    anchors = dataset.index.split(config["data"]["train_split"]).num_frames
+    sizes = {
+        name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()
+    }
+    parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    epochs = config["train"]["steps"] * config["train"]["batch_size"] / anchors
+    return (
+        f"parameters: {sum(sizes.values()):,} ({parts})\n"
+        f"data: {dataset.index.name}, {anchors:,} samples per epoch, {epochs:.1f} epochs; "
+        f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}"
+    )

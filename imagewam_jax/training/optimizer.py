@@ -1,0 +1,42 @@
+"""AdamW with warm-up, cosine and clipping (spec imagewam_flux2, 8.1), and the moving average."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+
+def learning_rate(section: Mapping[str, Any], steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then a cosine down to `final_fraction` of it."""
+    peak = section["learning_rate"]
+    warmup = max(1, round(section["warmup_fraction"] * steps))
+    return optax.warmup_cosine_decay_schedule(
+        init_value=peak / warmup,
+        peak_value=peak,
+        warmup_steps=warmup,
+        decay_steps=max(steps, warmup + 1),
+        end_value=peak * section["final_fraction"],
+    )
+
+
+def make_optimizer(section: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
+    """The optimizer of a config's `optimizer` section; weight decay is on every parameter."""
+    return optax.chain(
+        optax.clip_by_global_norm(section["clip_norm"]),
+        optax.adamw(
+            learning_rate(section, steps),
+            b1=section["b1"],
+            b2=section["b2"],
+            eps=section["eps"],
+            weight_decay=section["weight_decay"],
+        ),
+    )
+
+
+def update_ema(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
+    """The moving average after `step` updates; young averages forget faster."""
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)

@@ -1,0 +1,110 @@
+"""What training needs before its first step: an index, a stream of batches, frozen parts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imagewam_jax.data.anchors import frame_anchors
+from imagewam_jax.data.dataset import Dataset, open_dataset
+from imagewam_jax.data.device import mosaic
+from imagewam_jax.data.loader import TrainIterator
+from imagewam_jax.data.normalization import make_normalizer
+from imagewam_jax.data.statistics import split_statistics, statistics_to_json
+from imagewam_jax.data.text import TextTable, bucket_length, load_text_table
+from imagewam_jax.models.autoencoders import patch
+from imagewam_jax.models.text_encoders import TEXT_ENCODERS
+from imagewam_jax.policies.config import choose
+from imagewam_jax.policies.frozen import REFERENCES, Frozen
+
+FIT_FRAMES = 1000  # that a patch autoencoder is fitted to
+
+
+def config_dataset(config: Mapping[str, Any]) -> Dataset:
+    """The dataset that a config trains on. DataError: they do not fit each other."""
+    model = config["model"]
+    return open_dataset(
+        config["data"],
+        horizon=model["horizon"],
+        action_dim=model["expert"]["action_dim"],
+        state_dim=model["proprio_dim"],
+    )
+
+
+def train_iterator(config: Mapping[str, Any], dataset: Dataset) -> TrainIterator:
+    """This host's part of the training stream."""
+    section = config["data"]
+    reader = dataset.reader(section["train_split"])
+    return TrainIterator(
+        reader,
+        frame_anchors(reader.split),
+        global_batch=config["train"]["batch_size"],
+        seed=config["seed"],
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+        num_threads=section["threads"],
+        prefetch=section["prefetch"],
+    )
+
+
+def make_frozen(config: Mapping[str, Any], dataset: Dataset) -> tuple[Frozen, dict[str, Any]]:
+    """The frozen parts, and what a checkpoint says about them: statistics, prompts, encoder."""
+    section = config["data"]
+    statistics = split_statistics(dataset.index, section["train_split"], dataset.spec)
+    text = encode_text(config["text"], dataset.index.instructions)
+    frozen = Frozen(
+        autoencoder=make_autoencoder(config, dataset),
+        text=jnp.asarray(text.features),
+        text_length=jnp.asarray(text.lengths),
+        actions=make_normalizer(statistics["action"], section["normalization"]),
+        state=make_normalizer(statistics["state"], section["normalization"]),
+    )
+    about = {
+        "dataset": dataset.index.name,
+        "statistics": statistics_to_json(statistics),
+        "prompts": list(text.prompts),
+        "text_encoder": text.encoder,
+        "text_shape": list(text.features.shape),
+        "state_dim": dataset.sample.state_dim,
+    }
+    return frozen, about
+
+
+def encode_text(section: Mapping[str, Any], instructions: tuple[str, ...]) -> TextTable:
+    """Features of all instructions, cut to the smallest bucket that holds the longest.
+
+    Row r belongs to `instructions[r]`. DataError or ValueError: a prompt is longer than every
+    bucket, or not in the table.
+    """
+    prompts = [section["template"].format(instruction) for instruction in instructions]
+    encoder = choose(TEXT_ENCODERS, section["encoder"], "text.encoder")(section["seed"])
+    if section["table"]:
+        table = load_text_table(Path(section["table"]), encoder.identity).select(prompts)
+    else:
+        lengths = encoder.tokenize(prompts, max(section["buckets"])).length
+        features, lengths = encoder.encode(prompts, int(lengths.max()))
+        table = TextTable(tuple(prompts), features, lengths, encoder.identity)
+    bucket = bucket_length(int(table.lengths.max()), section["buckets"])
+    features = table.features[:, :bucket]
+    padding = ((0, 0), (0, bucket - features.shape[1]), (0, 0))
+    return TextTable(table.prompts, np.pad(features, padding), table.lengths, table.encoder)
+
+
+def make_autoencoder(config: Mapping[str, Any], dataset: Dataset) -> nnx.Module:
+    """A patch autoencoder fitted to frames of the training split, or one with given weights."""
+    section = config["autoencoder"]
+    if section["name"] == "patch":
+        reader = dataset.reader(config["data"]["train_split"])
+        anchors = frame_anchors(reader.split)
+        chosen = anchors[np.linspace(0, len(anchors) - 1, FIT_FRAMES).astype(int)]
+        images = reader.read(np.unique(chosen))["images"][:, :, 0]
+        reader.close()
+        cameras = list(images.swapaxes(0, 1))
+        layout = config["data"]["layout"]
+        frames = np.concatenate(cameras) if layout == REFERENCES else mosaic(layout, cameras)
+        return patch.fit(np.asarray(frames), section["factor"], section["channels"])
+    raise ValueError(f"autoencoder {section['name']!r} needs weights")

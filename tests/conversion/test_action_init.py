@@ -1,0 +1,152 @@
+"""First weights of the action expert, against what the official script makes."""
+
+import math
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from imagewam_jax.conversion.action_init import FRESH, expert_shapes, initial_expert
+from imagewam_jax.conversion.flux2 import action_expert_rules
+from imagewam_jax.conversion.mapping import to_tree
+from imagewam_jax.models.action_expert import ActionExpert, ActionExpertConfig
+from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B, Flux2Config
+from tests.goldens import golden
+from tests.models.official import config_of, expert_config, flux2_config
+
+TARGETS = ("narrow", "narrow_noalpha", "same_width_mlp4")
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    folder = golden("action_init")
+    return folder, config_of(folder), load_file(folder / "flux2_weights.safetensors")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_initial_weights_as_recorded(recorded, target):
+    folder, case, source = recorded
+    assert set(case["targets"]) == set(TARGETS)
+    settings = case["targets"][target]
+    shapes = expert_shapes(
+        expert_config(settings["action_dit_config"]), flux2_config(case["flux2_params"])
+    )
+    expert = initial_expert(source, shapes, scale=settings["apply_alpha_scaling"])
+    expected = load_file(folder / f"action_init_{target}.safetensors")
+    assert expert.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert expert[name].shape == tensor.shape and expert[name].dtype == np.float32
+        np.testing.assert_allclose(expert[name], tensor, atol=5e-5, rtol=0, err_msg=name)
+
+    copied = {name for name in expert if source[name].shape == shapes[name]}
+    assert (len(copied), len(expert) - len(copied)) == (settings["copied"], settings["resized"])
+    for name in copied:
+        np.testing.assert_array_equal(expert[name], source[name], err_msg=name)
+
+
+# Spec imagewam_flux2, 4.3: in FLUX.2, in the expert, scale; 4B, then 9B.
+FULL_SIZE = {
+    "time_in.in_layer": [
+        ((3072, 256), (1024, 256), 1),
+        ((4096, 256), (1024, 256), 1),
+    ],
+    "time_in.out_layer": [
+        ((3072, 3072), (1024, 1024), math.sqrt(3)),
+        ((4096, 4096), (1024, 1024), 2),
+    ],
+    "double_stream_modulation_img.lin": [
+        ((18432, 3072), (6144, 1024), math.sqrt(3)),
+        ((24576, 4096), (6144, 1024), 2),
+    ],
+    "single_stream_modulation.lin": [
+        ((9216, 3072), (3072, 1024), math.sqrt(3)),
+        ((12288, 4096), (3072, 1024), 2),
+    ],
+    "double_blocks.0.img_attn.qkv": [
+        ((9216, 3072), (9216, 1024), math.sqrt(3)),
+        ((12288, 4096), (12288, 1024), 2),
+    ],
+    "double_blocks.0.img_attn.proj": [
+        ((3072, 3072), (1024, 3072), 1),
+        ((4096, 4096), (1024, 4096), 1),
+    ],
+    "double_blocks.0.img_mlp.0": [
+        ((18432, 3072), (8192, 1024), math.sqrt(3)),
+        ((24576, 4096), (8192, 1024), 2),
+    ],
+    "double_blocks.0.img_mlp.2": [
+        ((3072, 9216), (1024, 4096), 1.5),
+        ((4096, 12288), (1024, 4096), math.sqrt(3)),
+    ],
+    "single_blocks.0.linear1": [
+        ((27648, 3072), (17408, 1024), math.sqrt(3)),
+        ((36864, 4096), (20480, 1024), 2),
+    ],
+    "single_blocks.0.linear2": [
+        ((3072, 12288), (1024, 7168), 1.309307),
+        ((4096, 16384), (1024, 8192), math.sqrt(2)),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "column", "copied", "resized", "parameters"),
+    [(KLEIN_4B, 0, 50, 64, 642_012_416), (KLEIN_9B, 1, 64, 84, 952_392_704)],
+)
+def test_full_size_shapes(backbone, column, copied, resized, parameters):
+    shapes = expert_shapes(ActionExpertConfig(action_dim=7), backbone)
+    for name, columns in FULL_SIZE.items():
+        source, target, alpha = columns[column]
+        assert shapes[f"{name}.weight"] == target, name
+        factor = math.sqrt(source[-1] / target[-1]) if source[-1] != target[-1] else 1
+        assert factor == pytest.approx(alpha, abs=1e-6), name
+    assert len(shapes) == copied + resized + 4
+    fresh = {"action_encoder.weight", "action_encoder.bias", "head.linear.weight"}
+    fresh.add("head.adaLN_modulation.1.weight")
+    assert {name for name in shapes if name.startswith(FRESH)} == fresh
+    assert sum(name.endswith("_norm.scale") for name in shapes) == copied
+    assert sum(math.prod(shape) for shape in shapes.values()) == parameters
+
+
+def test_a_missing_source_tensor_is_named(recorded):
+    _, case, source = recorded
+    shapes = expert_shapes(ActionExpertConfig(dim=32), flux2_config(case["flux2_params"]))
+    name = "single_blocks.1.linear1.weight"
+    with pytest.raises(KeyError, match=f"FLUX.2 weights have no {name}"):
+        initial_expert({k: v for k, v in source.items() if k != name}, shapes)
+
+
+def test_bfloat16_weights_are_rounded_before_they_are_scaled():
+    source = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 6).astype(ml_dtypes.bfloat16)
+    name = "time_in.out_layer.weight"
+    plain = initial_expert({name: source}, {name: (3, 4)}, scale=False)[name]
+    scaled = initial_expert({name: source}, {name: (3, 4)})[name]
+    np.testing.assert_array_equal(plain, plain.astype(ml_dtypes.bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(scaled, plain * np.float32(math.sqrt(6 / 4)))
+    assert (scaled != scaled.astype(ml_dtypes.bfloat16).astype(np.float32)).any()
+
+
+def test_interpolation_keeps_both_ends_and_lines():
+    source = np.arange(7, dtype=np.float32)[:, None] * np.array([[1, 10]], np.float32)
+    name = "time_in.in_layer.weight"
+    for size in (1, 3, 7, 13):
+        found = initial_expert({name: source}, {name: (size, 2)})[name]
+        line = np.linspace(0, 6 if size > 1 else 0, size)
+        np.testing.assert_allclose(found, line[:, None] * [[1, 10]], atol=1e-5)
+
+
+def test_shapes_are_those_of_the_model():
+    """One width of attention and another of the residual stream, neither a default."""
+    backbone = Flux2Config(
+        8, 12, dim=32, heads=2, double_layers=1, single_layers=2, rope_axes=(4, 4, 4, 4)
+    )
+    config = ActionExpertConfig(action_dim=3, dim=24, mlp_ratio=2.0)
+    model = jax.eval_shape(
+        lambda: ActionExpert(config, heads=2, head_dim=16, group_sizes=(1, 2), rngs=nnx.Rngs(0))
+    )
+    tensors = {k: np.zeros(shape) for k, shape in expert_shapes(config, backbone).items()}
+    like = nnx.to_pure_dict(nnx.state(model))
+    to_tree(action_expert_rules(config, backbone), tensors, like, "shapes")  # or it raises

@@ -1,0 +1,81 @@
+"""A small RLDS set that TFDS writes once per test run, its index, and what TFDS reads from it."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from imagewam_jax.data.index import open_index
+from imagewam_jax.data.index_builder import build_index
+from imagewam_jax.data.registry import DatasetSpec
+from imagewam_jax.data.samples import SampleSpec
+
+TOY = DatasetSpec(
+    name="toy_arm",
+    image_keys=(("primary", "observation/image"), ("wrist", "observation/wrist_image")),
+    state_key="observation/state",
+    action_key="action",
+    language_key="language_instruction",
+    relative_action_mask=(True, True, False, False),
+    control_hz=10.0,
+)
+TOY_SAMPLE = SampleSpec(
+    cameras=("primary", "wrist"), image_size=(32, 48), horizon=16, action_dim=4, state_dim=5
+)
+
+
+class ToySet(NamedTuple):
+    """dataset_dir is a TFDS version folder with its index in the default place."""
+
+    dataset_dir: Path
+    truth: dict
+    examples: dict
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> ToySet:
+    pytest.importorskip("tensorflow_datasets", reason="writes RLDS with TFDS")
+    folder = tmp_path_factory.mktemp("rlds")
+    script = Path(__file__).with_name("write_rlds.py")
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, script, folder],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    truth, examples = (
+        pickle.loads((folder / f"{name}.pickle").read_bytes()) for name in ("truth", "examples")
+    )
+    dataset_dir = folder / "toy_arm" / "1.0.0"
+    build_index(dataset_dir, TOY, progress=False)
+    return ToySet(dataset_dir, truth, examples)
+
+
+@pytest.fixture(scope="session")
+def toy_index(toy):
+    return open_index(toy.dataset_dir, TOY)
+
+
+@pytest.fixture
+def toy_copy(toy, tmp_path) -> Path:
+    """A copy of the set and its index that a test may damage."""
+    return Path(shutil.copytree(toy.dataset_dir, tmp_path / "1.0.0"))
+
+
+def train_shard(dataset_dir: Path, number: int) -> Path:
+    return dataset_dir / f"toy_arm-train.tfrecord-{number:05d}-of-00003"
+
+
+def flip_byte(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x01
+    path.write_bytes(data)

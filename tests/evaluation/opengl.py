@@ -1,0 +1,28 @@
+"""Skips tests that render where nothing can."""
+
+import functools
+from importlib.util import find_spec
+
+import pytest
+
+from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable, configure_opengl
+
+
+@functools.cache
+def _why_unavailable() -> str | None:
+    try:
+        configure_opengl()
+    except OpenGLUnavailable as error:
+        return str(error)
+    return None
+
+
+def require_metaworld() -> None:
+    """Skips the calling test unless Meta-World is installed and MuJoCo can render.
+
+    Only other processes may render: this one may hold TensorFlow, and the two crash together.
+    """
+    if find_spec("metaworld") is None:  # Importing it would load OpenGL into this process.
+        pytest.skip("needs the extra 'sim'")
+    if reason := _why_unavailable():
+        pytest.skip(reason)
