@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config.data.directory = "runs/rlds/metaworld_faucet/1.0.0"
     config.data.dataset = "metaworld_faucet"
     config.data.image_size = (64, 64)
+    config.text.buckets = (20,)
     config.autoencoder = {"name": "patch", "factor": 16, "channels": 96, "weights": ""}
     config.model.backbone = {
         "name": "flux2",
@@ -28,8 +29,8 @@ def get_config() -> ConfigDict:
     }
     config.model.expert = {"action_dim": 4, "dim": 64, "mlp_ratio": 4.0, "max_horizon": 16}
     config.model.proprio_dim = 4
-    config.model.unroll = 6
-    config.train.steps = 1500
+    config.model.remat = "save_matmuls"
+    config.train.steps = 1200
     config.train.batch_size = 64
     config.train.compute_dtype = "float32"
     config.train.checkpoint_every = 500
@@ -37,5 +38,5 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.ema_decay = 0.995
     config.acting.execute_steps = 4
-    config.evaluation.simulator = "metaworld_faucet"
+    config.evaluation = {"simulator": "metaworld_faucet", "options": {"image_side": 64}}
     return config

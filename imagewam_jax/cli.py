@@ -22,7 +22,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     train.add_argument("--workdir", required=True, type=Path, help="the folder of the run")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     train.set_defaults(run=_train)
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="measure a checkpoint on held-out episodes and in its simulator",
+        description="Writes evaluation.json and report.html.",
+    )
+    evaluate.add_argument(
+        "--checkpoint", required=True, type=Path, help="a run's folder, or one step's in it"
+    )
+    evaluate.add_argument("--output", type=Path, help="default: evaluation, in the run's folder")
+    evaluate.add_argument("--data", help="the dataset's folder, if it is not where it was")
+    evaluate.add_argument("--episodes", type=int, default=100, help="played for each way to act")
+    evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
+    evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
+    evaluate.set_defaults(run=_evaluate)
     arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.verb != "train":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
     return arguments.run(arguments, rest)
 
 
@@ -31,6 +47,21 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.training.loop import train
 
     train(config, arguments.workdir, resume=arguments.resume)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.evaluation.evaluate import evaluate
+
+    report = evaluate(
+        arguments.checkpoint,
+        arguments.output,
+        data_directory=arguments.data,
+        simulate=not arguments.no_simulator,
+        episodes=arguments.episodes,
+        workers=arguments.workers,
+    )
+    print(f"report: {report}")
     return 0
 
 

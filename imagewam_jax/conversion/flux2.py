@@ -25,8 +25,8 @@ def flux2_rules(config: Flux2Config) -> list[Rule]:
         *_head_rules("final_layer"),
     ]
     for short, ours in (("img", "image"), ("txt", "text")):
-        rules += _sequential(short, f"double_layers.{ours}", double, sizes)
-    return rules + _parallel("single_layers.block", single, config.dim, mlp, sizes)
+        rules += _sequential(short, f"double_layers.{ours}", double, sizes, mlp)
+    return rules + _parallel("single_layers.block", single, sizes, mlp)
 
 
 def action_expert_rules(config: ActionExpertConfig, backbone: Flux2Config) -> list[Rule]:
@@ -41,8 +41,8 @@ def action_expert_rules(config: ActionExpertConfig, backbone: Flux2Config) -> li
         _modulation("double_stream_modulation_img", "double_modulation", 2),
         _modulation("single_stream_modulation", "single_modulation", 1),
         *_head_rules("head"),
-        *_sequential("img", "double_layers", double, sizes),
-        *_parallel("single_layers", single, backbone.dim, mlp, sizes),
+        *_sequential("img", "double_layers", double, sizes, mlp),
+        *_parallel("single_layers", single, sizes, mlp),
     ]
 
 
@@ -66,38 +66,46 @@ def _head_rules(name: str) -> list[Rule]:
     ]
 
 
-_QKV = "(three n h) i -> i three n h"
-_GATE_UP = "(two m) i -> i two m"
+_HEADS = "(n h) i -> i n h"
 _OUT = "o (n h) -> n h o"
 
 
-def _sequential(short: str, path: str, layers: int, sizes: dict) -> list[Rule]:
+def _sequential(
+    short: str, path: str, layers: int, sizes: dict[str, int], mlp: int
+) -> list[Rule]:
     block = f"double_blocks.{{i}}.{short}"
     return [
-        rule(f"{block}_attn.qkv.weight", f"{path}.qkv.kernel", _QKV, layers=layers, **sizes),
+        Rule(f"{block}_attn.qkv.weight", _qkv(path, sizes), layers=layers),
         *_norms(f"{block}_attn.norm", path, layers),
         rule(f"{block}_attn.proj.weight", f"{path}.out.kernel", _OUT, layers=layers, **sizes),
-        rule(f"{block}_mlp.0.weight", f"{path}.mlp.wi.kernel", _GATE_UP, layers=layers, two=2),
-        rule(f"{block}_mlp.2.weight", f"{path}.mlp.wo.kernel", TRANSPOSE, layers=layers),
+        Rule(f"{block}_mlp.0.weight", _gate_up(path, mlp), layers=layers),
+        rule(f"{block}_mlp.2.weight", f"{path}.mlp.out.kernel", TRANSPOSE, layers=layers),
     ]
 
 
-def _parallel(path: str, layers: int, attention: int, mlp: int, sizes: dict) -> list[Rule]:
+def _parallel(path: str, layers: int, sizes: dict[str, int], mlp: int) -> list[Rule]:
     """`linear1` has the rows of qkv, then of the MLP; `linear2` the columns of both outputs."""
     block = "single_blocks.{i}"
-    linear1 = (
-        Part(f"{path}.qkv.kernel", _QKV, sizes, width=3 * attention),
-        Part(f"{path}.mlp.wi.kernel", _GATE_UP, {"two": 2}, width=2 * mlp),
-    )
     linear2 = (
-        Part(f"{path}.out.kernel", _OUT, sizes, width=attention),
-        Part(f"{path}.mlp.wo.kernel", TRANSPOSE, {}, width=mlp),
+        Part(f"{path}.out.kernel", _OUT, sizes, width=sizes["n"] * sizes["h"]),
+        Part(f"{path}.mlp.out.kernel", TRANSPOSE, {}, width=mlp),
     )
     return [
-        Rule(f"{block}.linear1.weight", linear1, layers=layers),
+        Rule(f"{block}.linear1.weight", (*_qkv(path, sizes), *_gate_up(path, mlp)), layers=layers),
         Rule(f"{block}.linear2.weight", linear2, axis=1, layers=layers),
         *_norms(f"{block}.norm", path, layers),
     ]
+
+
+def _qkv(path: str, sizes: dict[str, int]) -> tuple[Part, ...]:
+    width = sizes["n"] * sizes["h"]
+    return tuple(Part(f"{path}.{name}.kernel", _HEADS, sizes, width) for name in "qkv")
+
+
+def _gate_up(path: str, mlp: int) -> tuple[Part, ...]:
+    return tuple(
+        Part(f"{path}.mlp.{name}.kernel", TRANSPOSE, {}, mlp) for name in ("gate", "up")
+    )
 
 
 def _norms(name: str, path: str, layers: int) -> list[Rule]:

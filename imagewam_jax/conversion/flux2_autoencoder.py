@@ -5,6 +5,7 @@ pixel are matrices here.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def flux2_autoencoder_rules(config: Flux2AutoencoderConfig) -> list[Rule]:
 
 def _changes(*widths: int) -> list[bool]:
     """Of each width but the first: whether it differs from the one before."""
-    return [before != after for before, after in zip(widths, widths[1:], strict=False)]
+    return [before != after for before, after in pairwise(widths)]
 
 
 def _blocks(name: str, path: str, count: int, has_shortcut: bool) -> list[Rule]:

@@ -51,9 +51,9 @@ def qwen3_rules(config: Qwen3Config) -> list[Rule]:
         _layer("self_attn.k_norm", "k_norm.scale", "h -> h", config),
         _layer("self_attn.o_proj", "out.kernel", "o (n h) -> n h o", config, **heads),
         _layer("post_attention_layernorm", "mlp_norm.scale", "d -> d", config),
-        _layer("mlp.gate_proj", "gate.kernel", "o i -> i o", config),
-        _layer("mlp.up_proj", "up.kernel", "o i -> i o", config),
-        _layer("mlp.down_proj", "down.kernel", "o i -> i o", config),
+        _layer("mlp.gate_proj", "mlp.gate.kernel", "o i -> i o", config),
+        _layer("mlp.up_proj", "mlp.up.kernel", "o i -> i o", config),
+        _layer("mlp.down_proj", "mlp.out.kernel", "o i -> i o", config),
     ]
 
 

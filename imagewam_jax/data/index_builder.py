@@ -19,7 +19,7 @@ from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.index import DatasetIndex, open_index
 from imagewam_jax.data.registry import DatasetSpec
 from imagewam_jax.data.tf_example import ExampleFeature, parse_example
-from imagewam_jax.data.tfds_folder import StepFeature, TfdsFolder, read_tfds_folder
+from imagewam_jax.data.tfds_folder import Split, StepFeature, TfdsFolder, read_tfds_folder
 from imagewam_jax.data.tfrecord import framing_checksum, walk_records
 
 # Indexed beside the specification's keys when the dataset has them.
@@ -77,12 +77,7 @@ def build_index(
     try:
         for name, split in folder.splits.items():
             pieces = [by_path[path] for path in split.shards]
-            for path, listed, piece in zip(split.shards, split.shard_records, pieces, strict=True):
-                if len(piece.columns["episode_length"]) != listed:
-                    raise DataError(
-                        f"{path}: {len(piece.columns['episode_length'])} records, "
-                        f"dataset_info.json lists {listed}"
-                    )
+            _check_record_counts(split, pieces)
             _write_split(partial / name, pieces, instructions)
             meta["splits"][name] = {
                 "shards": [_pin_shard(p, by_path[p].columns) for p in split.shards],
@@ -271,6 +266,13 @@ def _text(record: bytes, start: int, length: int) -> str:
         return record[start : start + length].decode()
     except UnicodeDecodeError as error:
         raise DataError(f"an instruction is not UTF-8: {error}") from error
+
+
+def _check_record_counts(split: Split, pieces: list[ShardIndex]) -> None:
+    for path, listed, piece in zip(split.shards, split.shard_records, pieces, strict=True):
+        found = len(piece.columns["episode_length"])
+        if found != listed:
+            raise DataError(f"{path}: {found} records, dataset_info.json lists {listed}")
 
 
 def _write_split(folder: Path, pieces: list[ShardIndex], instructions: list[str]) -> None:

@@ -67,6 +67,11 @@ class SampleReader:
                     f"{index.name}: {key!r} has {array.shape[1]} dimensions, more than the "
                     f"configured {what} {width}"
                 )
+        if len(dataset.relative_action_mask) != self._actions_na.shape[1]:
+            raise DataError(
+                f"{index.name}: {dataset.action_key!r} has {self._actions_na.shape[1]} dimensions, "
+                f"{dataset.name!r} a relative_action_mask of {len(dataset.relative_action_mask)}"
+            )
         self._files = ShardFiles(self.split.shards)
 
     def read(self, anchors: Int64[np.ndarray, " b"]) -> Batch:

@@ -19,6 +19,7 @@ from imagewam_jax.evaluation.rollout import (
     with_blank_images,
     with_instructions,
 )
+from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from imagewam_jax.policies import policy as trained
 
@@ -40,11 +41,11 @@ class Success(NamedTuple):
 
 def evaluate_closed_loop(
     policy: trained.Policy, dataset: Dataset, simulator: str, *, episodes: int, workers: int = 2
-) -> tuple[dict[str, Success], dict[str, RolloutResult]]:
-    """Plays the same episodes in five ways: see the names above."""
+) -> tuple[dict[str, Success], dict[str, RolloutResult], SimulatorSpec]:
+    """Plays the same episodes in five ways (see the names above), in the simulator of its name."""
     execute_steps = policy.config["acting"]["execute_steps"]
     simulators = workers * SIMULATORS_PER_WORKER
-    options = {"image_side": policy.config["data"]["image_size"][0]}
+    options = policy.config["evaluation"]["options"]
     with SimulatorPool(
         simulator, num_simulators=simulators, num_workers=workers, options=options
     ) as pool:
@@ -75,7 +76,7 @@ def evaluate_closed_loop(
             )
             for name, way in ways.items()
         }
-    return {name: success_of(result) for name, result in results.items()}, results
+    return {name: success_of(result) for name, result in results.items()}, results, spec
 
 
 def acting(policy: trained.Policy, seed: int = 0) -> Policy:

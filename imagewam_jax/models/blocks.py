@@ -36,18 +36,19 @@ class _Flux2Block(nnx.Module):
     """The parameters that both kinds of FLUX.2 block have."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int, *, rngs: nnx.Rngs):
-        qkv = {"qkv": 3, "heads": heads, "head_dim": head_dim}
-        self.qkv = Linear({"embed": dim}, qkv, rngs=rngs)
+        width = {"heads": heads, "head_dim": head_dim}
+        self.q = Linear({"embed": dim}, width, rngs=rngs)
+        self.k = Linear({"embed": dim}, width, rngs=rngs)
+        self.v = Linear({"embed": dim}, width, rngs=rngs)
         self.q_norm = RMSNorm(head_dim)
         self.k_norm = RMSNorm(head_dim)
-        self.out = Linear({"heads": heads, "head_dim": head_dim}, {"embed": dim}, rngs=rngs)
+        self.out = Linear(width, {"embed": dim}, rngs=rngs)
         self.mlp = GatedMLP(dim, mlp_dim, rngs=rngs)
 
     def project(self, x: Tokens, condition: tuple[Modulation, ...]) -> tuple[Heads, Heads, Heads]:
         """Normed queries and keys, and values; not yet rotated."""
-        qkv = self.qkv(modulate(x, condition[0].shift, condition[0].scale))
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        return self.q_norm(q), self.k_norm(k), v
+        z = modulate(x, condition[0].shift, condition[0].scale)
+        return self.q_norm(self.q(z)), self.k_norm(self.k(z)), self.v(z)
 
 
 class SequentialBlock(_Flux2Block):

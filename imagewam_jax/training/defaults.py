@@ -76,6 +76,7 @@ def defaults() -> ConfigDict:
             },
             "evaluation": {
                 "simulator": "",  # one of evaluation.simulators; none: on recorded data alone
+                "options": {},  # of the simulator
             },
         }
     )

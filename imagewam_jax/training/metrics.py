@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-FILE = "metrics.jsonl"
+from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 
 
 class MetricsWriter:
@@ -20,7 +20,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, *, first_step: int = 0):
         """Rows behind `first_step`, which a killed run may have left, are dropped."""
-        path = workdir / FILE
+        path = workdir / METRICS_FILE
         kept = [row for row in read_metrics(path) if row["step"] <= first_step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -60,14 +60,3 @@ class MetricsWriter:
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
         self.latest |= values
-
-
-def read_metrics(path: Path | str) -> list[dict]:
-    """The rows of a metrics file; none where there is no file. An unfinished last line, which
-    a killed run can leave, is not a row."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
-

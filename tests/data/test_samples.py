@@ -122,6 +122,12 @@ def test_a_specification_that_does_not_fit_the_set(toy_index, change, complaint)
         SampleReader(toy_index, "train", TOY, dataclasses.replace(TOY_SAMPLE, **change))
 
 
+def test_a_relative_mask_of_another_width(toy_index):
+    dataset = dataclasses.replace(TOY, relative_action_mask=(True,))
+    with pytest.raises(DataError, match=r"'action' has 4 dimensions, .*relative_action_mask of 1"):
+        SampleReader(toy_index, "train", dataset, TOY_SAMPLE)
+
+
 def test_a_flipped_image_byte_names_exactly_its_frame(toy_copy):
     index = open_index(toy_copy, TOY)
     split = index.splits["train"]

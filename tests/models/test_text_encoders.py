@@ -171,7 +171,7 @@ def test_conversion_leaves_out_only_what_it_names(recorded):
 
 @pytest.mark.parametrize("layers", [(), (0, 3), (3, 2), (2, 2)])
 def test_feature_layers_must_ascend(layers):
-    with pytest.raises(ValueError, match="feature_layers .* must be ascending numbers from 1"):
+    with pytest.raises(ValueError, match=r"feature_layers .* must be ascending numbers from 1"):
         Qwen3Config(feature_layers=layers)
 
 
@@ -235,5 +235,5 @@ def test_seed_is_all_there_is_to_an_encoder(encoder):
 
 
 def test_another_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="vocab_size 97 differs from .* byte tokenizer, 259"):
+    with pytest.raises(ValueError, match=r"vocab_size 97 differs from .* byte tokenizer, 259"):
         byte_qwen3(config=Qwen3Config(**{**vars(BYTE_QWEN3), "vocab_size": 97}))

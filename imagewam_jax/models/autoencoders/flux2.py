@@ -73,9 +73,7 @@ class Flux2Autoencoder(nnx.Module):
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b height width 3"]:
         """See `Autoencoder`. The official ImageWAM clamps its result; `to_uint8` does here."""
         cells = latent.astype(self.mean.dtype) * self._deviation + self.mean[...]
-        return self.decoder(
-            rearrange(cells, "b h w (z p q) -> b (h p) (w q) z", p=PATCH, q=PATCH)
-        )
+        return self.decoder(rearrange(cells, "b h w (z p q) -> b (h p) (w q) z", p=PATCH, q=PATCH))
 
     @property
     def _deviation(self) -> Float[Array, " c"]:
@@ -177,9 +175,7 @@ class AttentionBlock(nnx.Module):
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.norm = _norm(width, rngs=rngs)
-        self.q, self.k, self.v, self.out = (
-            _pointwise(width, width, rngs=rngs) for _ in range(4)
-        )
+        self.q, self.k, self.v, self.out = (_pointwise(width, width, rngs=rngs) for _ in range(4))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         z = rearrange(self.norm(x), "b h w c -> b (h w) 1 c")

@@ -70,9 +70,7 @@ class PatchAutoencoder(nnx.Module):
         """See `Autoencoder`."""
         kept = latent * self.scale[...]
         patches = jnp.matmul(kept, self.basis[...].T, precision="highest") + self.mean[...]
-        return rearrange(
-            patches, "b h w (p q c) -> b (h p) (w q) c", p=self.factor, q=self.factor
-        )
+        return rearrange(patches, "b h w (p q c) -> b (h p) (w q) c", p=self.factor, q=self.factor)
 
 
 def fit(

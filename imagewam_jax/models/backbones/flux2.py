@@ -93,7 +93,9 @@ class DoubleLayer(nnx.Module):
         on_image, on_text = condition
         n_image = x.shape[1] - streams.n_text
         image, text = x[:, :n_image], x[:, n_image:]
-        qkv = zip(self.image.project(image, on_image), self.text.project(text, on_text))
+        qkv = zip(
+            self.image.project(image, on_image), self.text.project(text, on_text), strict=True
+        )
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in qkv)
         attended, context = attend_streams(q, k, v, streams)
         image = self.image.finish(image, attended[:, :n_image], on_image)

@@ -40,14 +40,13 @@ class TextEncoder(NamedTuple):
         """Features per token."""
         return self.model.config.feature_dim
 
-    def encode(
-        self, prompts: Sequence[str], max_length: int, batch_size: int = 32
-    ) -> TextFeatures:
+    def encode(self, prompts: Sequence[str], max_length: int, batch_size: int = 32) -> TextFeatures:
         """Features of all prompts. ValueError: a prompt is longer than `max_length` tokens."""
         ids, length = self.tokenize(prompts, max_length)
         # The weights are an argument; as constants they would be compiled into the program.
         run = jax.jit(lambda model, ids, length: model(ids, length))
-        features = np.zeros((*ids.shape, self.feature_dim), self.model.embedding.dtype)
+        result = jax.eval_shape(run, self.model, ids, length)
+        features = np.zeros(result.shape, result.dtype)
         starts = range(0, len(ids), batch_size)
         for start in tqdm(starts, desc="encoding prompts", disable=len(starts) < 2):
             rows = slice(start, start + batch_size)

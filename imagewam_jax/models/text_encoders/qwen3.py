@@ -13,7 +13,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from imagewam_jax.models.layers import Linear, RMSNorm, stacked
+from imagewam_jax.models.layers import GatedMLP, Linear, RMSNorm, stacked
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Qwen3Config:
 QWEN3_4B = Qwen3Config()
 QWEN3_8B = Qwen3Config(dim=4096, mlp_dim=12288)
 
-# Random weights are of use, too: see `byte_qwen3`. These sizes keep the residual stream of a
-# few layers near unit variance, with embeddings small enough that context shows early in it.
-_kernel_init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
+# Random weights are of use, too: see `byte_qwen3`. With attention as large as its input and
+# embeddings smaller than that, context shows in the residual stream from the first layers on.
+_attention_init = nnx.initializers.variance_scaling(1.0, "fan_in", "normal")
 _embedding_init = nnx.initializers.normal(0.5)
 
 
@@ -63,20 +63,19 @@ class Qwen3Layer(nnx.Module):
     """Causal grouped-query attention, then a gated MLP."""
 
     def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
-        embed, mlp = {"embed": config.dim}, {"mlp": config.mlp_dim}
+        embed = {"embed": config.dim}
         heads = {"heads": config.heads, "head_dim": config.head_dim}
         kv_heads = {"kv_heads": config.kv_heads, "head_dim": config.head_dim}
 
         def linear(inputs: dict[str, int], outputs: dict[str, int]) -> Linear:
-            return Linear(inputs, outputs, init=_kernel_init, rngs=rngs)
+            return Linear(inputs, outputs, init=_attention_init, rngs=rngs)
 
         self.attention_norm = RMSNorm(config.dim, axis="embed")
         self.q, self.k, self.v = (linear(embed, out) for out in (heads, kv_heads, kv_heads))
         self.q_norm, self.k_norm = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
         self.out = linear(heads, embed)
         self.mlp_norm = RMSNorm(config.dim, axis="embed")
-        self.gate, self.up = linear(embed, mlp), linear(embed, mlp)
-        self.down = linear(mlp, embed)
+        self.mlp = GatedMLP(config.dim, config.mlp_dim, rngs=rngs)
 
     def __call__(
         self,
@@ -95,8 +94,7 @@ class Qwen3Layer(nnx.Module):
             key_value_seq_lengths=length_b,
         )
         x = x + self.out(attended)
-        z = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(z)) * self.up(z))
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class Qwen3(nnx.Module):
@@ -143,7 +141,7 @@ def _rope_tables(
 ) -> tuple[Float[Array, "s 1 half"], Float[Array, "s 1 half"]]:
     """Cosines and sines of positions 0, 1, ...; float32, and the same bits on every device."""
     frequencies = 1 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-    angles = np.arange(length, dtype=np.float32)[:, None, None] * frequencies.astype(np.float32)
+    angles = np.arange(length, dtype=np.float32)[:, None, None] * frequencies
     return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
 
 

@@ -1,0 +1,108 @@
+"""Everything that `imagewam evaluate` does: measure, write `evaluation.json` and `report.html`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from imagewam_jax.data.anchors import frame_anchors
+from imagewam_jax.data.dataset import Dataset, open_dataset
+from imagewam_jax.evaluation import report
+from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
+from imagewam_jax.evaluation.offline import evaluate_offline, predict, sample_noise
+from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from imagewam_jax.policies.policy import Observations, Policy, load_policy
+
+SHOWN_SAMPLES = 6
+
+
+def evaluate(
+    checkpoint: Path | str,
+    output: Path | str | None = None,
+    *,
+    data_directory: str | None = None,
+    simulate: bool = True,
+    episodes: int = 100,
+    workers: int = 2,
+) -> Path:
+    """Evaluates a checkpoint on held-out episodes and in its simulator; returns the report.
+
+    output: a folder; by default `evaluation` beside the checkpoints.
+    data_directory: where the dataset is now, if not where it was trained on.
+    """
+    policy = load_policy(checkpoint)
+    config = policy.config
+    output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
+    output.mkdir(parents=True, exist_ok=True)
+    section = config["data"] | ({"directory": data_directory} if data_directory else {})
+    dataset = open_dataset(
+        section,
+        horizon=policy.horizon,
+        action_dim=policy.action_dim,
+        state_dim=config["model"]["proprio_dim"],
+    )
+    results: dict = {"checkpoint_step": policy.step}
+    sections = []
+    simulator = config["evaluation"]["simulator"]
+    names = [f"action {i}" for i in range(policy.action_dim)]
+    if simulate and simulator:
+        success, rollouts, spec = evaluate_closed_loop(
+            policy, dataset, simulator, episodes=episodes, workers=workers
+        )
+        names = list(spec.action_names)
+        results["closed_loop"] = {name: s._asdict() for name, s in success.items()}
+        sections += [
+            report.success_section(success),
+            report.episode_section(rollouts, spec.instructions),
+        ]
+    offline = evaluate_offline(policy, dataset, section["eval_split"])
+    results["offline"] = offline.summary()
+    sections.append(report.offline_section(offline, names))
+    sections.append(report.prediction_section(policy, *_examples(policy, dataset), names))
+    metrics = read_metrics(_run_folder(Path(checkpoint)) / METRICS_FILE)
+    if metrics:
+        sections.append(report.training_section(metrics))
+    (output / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    title = f"{dataset.index.name}: step {policy.step}"
+    subtitle = f"{Path(checkpoint)}; dataset {dataset.index.name} {dataset.index.version}"
+    report.write_report(output / "report.html", title, subtitle, sections)
+    print(_summary(results))
+    return output / "report.html"
+
+
+def _examples(policy: Policy, dataset: Dataset):
+    """Predictions on a few held-out samples, and where the action stream looked in them."""
+    reader = dataset.reader(policy.config["data"]["eval_split"])
+    anchors = frame_anchors(reader.split)
+    chosen = anchors[np.linspace(0, len(anchors) - 1, SHOWN_SAMPLES + 2)[1:-1].astype(int)]
+    batch = reader.read(chosen)
+    reader.close()
+    seeds = range(len(chosen))
+    predictions = predict(policy, dataset, batch, seeds)
+    instructions = [dataset.index.instructions[row] for row in batch["text_id"]]
+    observations = Observations(
+        batch["images"][:, :, 0], batch["proprio"], policy.text_ids(instructions)
+    )
+    noise = sample_noise(seeds, (policy.horizon, policy.action_dim))
+    return predictions, policy.attention_on_reference(observations, noise)
+
+
+def _run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint path belongs to."""
+    checkpoint = checkpoint.absolute()
+    if checkpoint.name.isdigit():
+        checkpoint = checkpoint.parent
+    return checkpoint.parent if checkpoint.name == "checkpoints" else checkpoint
+
+
+def _summary(results: dict) -> str:
+    lines = [
+        f"{name:28s} {s['successes']:3d} / {s['episodes']}   {s['low']:.0%} - {s['high']:.0%}"
+        for name, s in results.get("closed_loop", {}).items()
+    ]
+    offline = results["offline"]
+    for name, error in offline["action_error"].items():
+        lines.append(f"action error, {name:20s} {np.mean(error):.3f}")
+    lines.append(f"latent error, imagined             {offline['imagined_latent_error']:.3f}")
+    lines.append(f"latent error, copied current frame {offline['copied_latent_error']:.3f}")
+    return "\n".join(lines)
