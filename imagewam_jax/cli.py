@@ -8,6 +8,13 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from imagewam_jax.data.errors import DataError
+from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
+from imagewam_jax.evaluation.simulators.pool import SimulatorWorkerError
+from imagewam_jax.policies.errors import CheckpointError, ConfigError
+
+USER_ERRORS = (ConfigError, DataError, CheckpointError, OpenGLUnavailable, SimulatorWorkerError)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="imagewam", description=__doc__)
@@ -18,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Trains a policy. Any field of the config can be changed: "
         "--config.train.steps=100",
     )
-    train.add_argument("--config", required=True, help="a config file, such as configs/quickstart.py")
+    train.add_argument(
+        "--config", required=True, help="a config file, such as configs/quickstart.py"
+    )
     train.add_argument("--workdir", required=True, type=Path, help="the folder of the run")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     train.set_defaults(run=_train)
@@ -36,10 +45,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
     evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
     evaluate.set_defaults(run=_evaluate)
+    index = verbs.add_parser(
+        "index",
+        help="make an RLDS dataset random-access",
+        description="Writes the sidecar index of one TFDS dataset version, checking every record. "
+        "Training makes it too where there is none.",
+    )
+    index.add_argument("directory", type=Path, help="the folder with features.json")
+    index.add_argument("--dataset", required=True, help="its row in the registry")
+    index.add_argument("--workers", type=int, help="processes; default: as many as help")
+    index.set_defaults(run=_index)
+
+    encode = verbs.add_parser(
+        "encode-text",
+        help="encode a dataset's instructions once",
+        description="Writes a table of text features for --config.text.table. Fields of the config "
+        "can be changed as for train.",
+    )
+    encode.add_argument("--config", required=True, help="a config file")
+    encode.add_argument("--output", required=True, type=Path, help="a .safetensors file")
+    encode.set_defaults(run=_encode_text)
+
     arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.verb != "train":
+    if rest and not hasattr(arguments, "config"):
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    return arguments.run(arguments, rest)
+    try:
+        return arguments.run(arguments, rest)
+    except USER_ERRORS as error:
+        # What is wrong is in the message; where it was noticed is not the user's concern.
+        print(f"imagewam {arguments.verb}: {error}", file=sys.stderr)
+        return 1
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -47,6 +82,28 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.training.loop import train
 
     train(config, arguments.workdir, resume=arguments.resume)
+    return 0
+
+
+def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.data.index_builder import build_index
+    from imagewam_jax.data.registry import dataset_spec
+
+    index = build_index(
+        arguments.directory, dataset_spec(arguments.dataset), workers=arguments.workers
+    )
+    for name, split in index.splits.items():
+        print(f"{index.name}/{name}: {split.num_episodes} episodes, {split.num_frames} steps")
+    return 0
+
+
+def _encode_text(arguments: argparse.Namespace, rest: list[str]) -> int:
+    config = load_config(arguments.config, rest).to_dict()
+    from imagewam_jax.training.prepare import config_dataset, encode_text
+
+    table = encode_text(config["text"], config_dataset(config).index.instructions)
+    table.save(arguments.output)
+    print(f"{arguments.output}: {len(table.prompts)} prompts, features {table.features.shape}")
     return 0
 
 

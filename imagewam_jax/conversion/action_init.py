@@ -45,9 +45,7 @@ def initial_expert(
     return expert
 
 
-def expert_shapes(
-    config: ActionExpertConfig, backbone: Flux2Config
-) -> dict[str, tuple[int, ...]]:
+def expert_shapes(config: ActionExpertConfig, backbone: Flux2Config) -> dict[str, tuple[int, ...]]:
     """Shapes of all action-expert tensors in the official layout."""
     dim, width = config.dim, backbone.dim
     mlp = int(dim * config.mlp_ratio)

@@ -70,9 +70,7 @@ _HEADS = "(n h) i -> i n h"
 _OUT = "o (n h) -> n h o"
 
 
-def _sequential(
-    short: str, path: str, layers: int, sizes: dict[str, int], mlp: int
-) -> list[Rule]:
+def _sequential(short: str, path: str, layers: int, sizes: dict[str, int], mlp: int) -> list[Rule]:
     block = f"double_blocks.{{i}}.{short}"
     return [
         Rule(f"{block}_attn.qkv.weight", _qkv(path, sizes), layers=layers),
@@ -103,9 +101,7 @@ def _qkv(path: str, sizes: dict[str, int]) -> tuple[Part, ...]:
 
 
 def _gate_up(path: str, mlp: int) -> tuple[Part, ...]:
-    return tuple(
-        Part(f"{path}.mlp.{name}.kernel", TRANSPOSE, {}, mlp) for name in ("gate", "up")
-    )
+    return tuple(Part(f"{path}.mlp.{name}.kernel", TRANSPOSE, {}, mlp) for name in ("gate", "up"))
 
 
 def _norms(name: str, path: str, layers: int) -> list[Rule]:

@@ -121,7 +121,7 @@ def open_index(
     """
     dataset_dir = Path(dataset_dir)
     index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir, spec)
-    rebuild = f"build it with: imagewam data index {dataset_dir}"
+    rebuild = f"build it with: imagewam index {dataset_dir} --dataset {spec.name}"
     if not (index_dir / META_FILE).is_file():
         raise DataError(f"{index_dir}: no index of {dataset_dir} for {spec.name!r}; {rebuild}")
     meta = json.loads((index_dir / META_FILE).read_text())

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from imagewam_jax.data.errors import DataError
 
-ENCODE_COMMAND = "imagewam data text"
+ENCODE_COMMAND = "imagewam encode-text"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,9 +35,7 @@ def attend_xla(
     for segment in segments:
         stop = start + segment.k.shape[1]
         part = weights[..., start:stop].astype(segment.v.dtype)
-        out += jnp.einsum(
-            "bnst,btnh->bsnh", part, segment.v, preferred_element_type=jnp.float32
-        )
+        out += jnp.einsum("bnst,btnh->bsnh", part, segment.v, preferred_element_type=jnp.float32)
         start = stop
     return out.astype(q_bsnh.dtype)
 
@@ -50,8 +48,7 @@ def attention_weights(
     """The float32 softmax weights that `attend_xla` uses, over all segments' keys."""
     scale = q_bsnh.shape[-1] ** -0.5
     logits = [
-        jnp.einsum("bsnh,btnh->bnst", q_bsnh, k, preferred_element_type=jnp.float32)
-        for k in keys
+        jnp.einsum("bsnh,btnh->bnst", q_bsnh, k, preferred_element_type=jnp.float32) for k in keys
     ]
     logits = scale * jnp.concatenate(logits, -1)
     if length_b is not None:

@@ -227,9 +227,7 @@ class ImageWAM(nnx.Module):
                 )
                 return (x, a), None
 
-            step = jax.checkpoint(
-                step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False
-            )
+            step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
             (x, a), _ = self._scan(step, (x, a), (layers, a_layers))
 
         predicted = backbone.predict(x[:, : streams.n_target], condition)

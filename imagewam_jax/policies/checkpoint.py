@@ -19,14 +19,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen, abstract_frozen_tree, frozen_from_tree
 
 FORMAT = 1
 TREES = ("params", "ema", "optimizer", "frozen")
-
-
-class CheckpointError(Exception):
-    """A checkpoint is missing, of something else, or cannot be written."""
 
 
 class Checkpoints:

@@ -8,10 +8,11 @@ from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.flow_matching import FlowConfig
 from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.policies.errors import ConfigError
 
 
 def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
-    """The `model` section of a config; ValueError names the field that does not fit."""
+    """The `model` section of a config; ConfigError names the field that does not fit."""
     backbone = dict(model["backbone"])
     name = backbone.pop("name", None)
     choose(BACKBONES, name, "model.backbone.name")
@@ -25,22 +26,26 @@ def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
 
 
 def from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a mapping; ValueError names fields that it does not have, or lacks."""
+    """A dataclass from a mapping; ConfigError names fields that it does not have, or lacks, or
+    says what is wrong with their values."""
     known = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"{where} has unknown fields {unknown}; it has {sorted(known)}")
+        raise ConfigError(f"{where} has unknown fields {unknown}; it has {sorted(known)}")
     required = {
         name
         for name, field in known.items()
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
     if missing := sorted(required - set(values)):
-        raise ValueError(f"{where} lacks the fields {missing}")
-    return kind(**values)
+        raise ConfigError(f"{where} lacks the fields {missing}")
+    try:
+        return kind(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def choose(choices: Mapping[str, Any], name: str, where: str) -> Any:
-    """The entry of a registry; ValueError names the choices."""
+    """The entry of a registry; ConfigError names the choices."""
     if name not in choices:
-        raise ValueError(f"{where} is {name!r}; choose from {sorted(choices)}")
+        raise ConfigError(f"{where} is {name!r}; choose from {sorted(choices)}")
     return choices[name]

@@ -14,4 +14,3 @@ def read_metrics(path: Path | str) -> list[dict]:
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
-

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from imagewam_jax.models.imagewam import Context, ImageWAM
-from imagewam_jax.policies.checkpoint import CheckpointError, open_checkpoint
+from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen, encode_images, make_context
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
 
@@ -36,9 +37,7 @@ class Policy:
 
         def context(frozen, observations) -> Context:
             latents = encode_images(frozen, layout, observations.images[:, None])
-            return make_context(
-                frozen, latents[:, 0], observations.text_id, observations.state
-            )
+            return make_context(frozen, latents[:, 0], observations.text_id, observations.state)
 
         def act(model, frozen, observations, noise, euler_steps):
             cache = model.prefill(context(frozen, observations))

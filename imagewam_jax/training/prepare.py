@@ -8,18 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import load_file
 
+from imagewam_jax.conversion.flux2_autoencoder import flux2_autoencoder_tree
 from imagewam_jax.data.anchors import frame_anchors
 from imagewam_jax.data.dataset import Dataset, open_dataset
 from imagewam_jax.data.device import mosaic
+from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.loader import TrainIterator
 from imagewam_jax.data.normalization import make_normalizer
 from imagewam_jax.data.statistics import split_statistics, statistics_to_json
 from imagewam_jax.data.text import TextTable, bucket_length, load_text_table
 from imagewam_jax.models.autoencoders import patch
+from imagewam_jax.models.autoencoders.flux2 import Flux2Autoencoder
 from imagewam_jax.models.text_encoders import TEXT_ENCODERS
 from imagewam_jax.policies.config import choose
-from imagewam_jax.policies.frozen import REFERENCES, Frozen
+from imagewam_jax.policies.errors import ConfigError
+from imagewam_jax.policies.frozen import REFERENCES, Frozen, new_autoencoder
 
 FIT_FRAMES = 1000  # that a patch autoencoder is fitted to
 
@@ -77,15 +82,18 @@ def make_frozen(config: Mapping[str, Any], dataset: Dataset) -> tuple[Frozen, di
 def encode_text(section: Mapping[str, Any], instructions: tuple[str, ...]) -> TextTable:
     """Features of all instructions, cut to the smallest bucket that holds the longest.
 
-    Row r belongs to `instructions[r]`. DataError or ValueError: a prompt is longer than every
-    bucket, or not in the table.
+    Row r belongs to `instructions[r]`. DataError: a prompt is longer than every bucket, or not
+    in the table.
     """
     prompts = [section["template"].format(instruction) for instruction in instructions]
     encoder = choose(TEXT_ENCODERS, section["encoder"], "text.encoder")(section["seed"])
     if section["table"]:
         table = load_text_table(Path(section["table"]), encoder.identity).select(prompts)
     else:
-        lengths = encoder.tokenize(prompts, max(section["buckets"])).length
+        try:
+            lengths = encoder.tokenize(prompts, max(section["buckets"])).length
+        except ValueError as error:
+            raise DataError(f"text.buckets {tuple(section['buckets'])}: {error}") from error
         features, lengths = encoder.encode(prompts, int(lengths.max()))
         table = TextTable(tuple(prompts), features, lengths, encoder.identity)
     bucket = bucket_length(int(table.lengths.max()), section["buckets"])
@@ -95,16 +103,38 @@ def encode_text(section: Mapping[str, Any], instructions: tuple[str, ...]) -> Te
 
 
 def make_autoencoder(config: Mapping[str, Any], dataset: Dataset) -> nnx.Module:
-    """A patch autoencoder fitted to frames of the training split, or one with given weights."""
+    """A patch autoencoder fitted to frames of the training split, or the weights of a file.
+
+    ConfigError: neither can be done.
+    """
     section = config["autoencoder"]
-    if section["name"] == "patch":
-        reader = dataset.reader(config["data"]["train_split"])
-        anchors = frame_anchors(reader.split)
-        chosen = anchors[np.linspace(0, len(anchors) - 1, FIT_FRAMES).astype(int)]
-        images = reader.read(np.unique(chosen))["images"][:, :, 0]
-        reader.close()
-        cameras = list(images.swapaxes(0, 1))
-        layout = config["data"]["layout"]
-        frames = np.concatenate(cameras) if layout == REFERENCES else mosaic(layout, cameras)
-        return patch.fit(np.asarray(frames), section["factor"], section["channels"])
-    raise ValueError(f"autoencoder {section['name']!r} needs weights")
+    if section["weights"]:
+        return _read_autoencoder(section)
+    if section["name"] != "patch":
+        raise ConfigError(
+            f"autoencoder.weights must name a safetensors file for the autoencoder "
+            f"{section['name']!r}: only 'patch' is fitted to the data"
+        )
+    reader = dataset.reader(config["data"]["train_split"])
+    anchors = frame_anchors(reader.split)
+    chosen = anchors[np.linspace(0, len(anchors) - 1, FIT_FRAMES).astype(int)]
+    images = reader.read(np.unique(chosen))["images"][:, :, 0]
+    reader.close()
+    cameras = list(images.swapaxes(0, 1))
+    layout = config["data"]["layout"]
+    frames = np.concatenate(cameras) if layout == REFERENCES else mosaic(layout, cameras)
+    return patch.fit(np.asarray(frames), section["factor"], section["channels"])
+
+
+def _read_autoencoder(section: Mapping[str, Any]) -> nnx.Module:
+    """A FLUX.2 autoencoder in the original layout."""
+    graph, state = nnx.split(jax.eval_shape(lambda: new_autoencoder(section)))
+    path = section["weights"]
+    module = nnx.merge(graph, state)
+    if not isinstance(module, Flux2Autoencoder):
+        raise ConfigError(f"{path}: no layout is known for weights of {section['name']!r}")
+    like = nnx.to_pure_dict(state)
+    nnx.replace_by_pure_dict(
+        state, flux2_autoencoder_tree(module.config, load_file(path), like, str(path))
+    )
+    return nnx.merge(graph, state)

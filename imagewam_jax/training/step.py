@@ -58,9 +58,7 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig) -> Trainer:
     def step(state: TrainState, batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
         sample = make_sample(frozen, layout, batch)
         draws = sample_draws(jax.random.fold_in(jax.random.key(seed), state.step), sample)
-        (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, sample, draws
-        )
+        (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params, sample, draws)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step, config["optimizer"]["ema_decay"])
@@ -87,4 +85,3 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig) -> Trainer:
         }
 
     return Trainer(init, step, validate)
-

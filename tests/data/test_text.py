@@ -54,7 +54,7 @@ def test_a_missing_prompt_names_the_command():
 
 def test_files_that_do_not_fit(tmp_path):
     path = tmp_path / "text.safetensors"
-    with pytest.raises(DataError, match="no text table; make it with: imagewam data text"):
+    with pytest.raises(DataError, match="no text table; make it with: imagewam encode-text"):
         load_text_table(path, "x")
     make_table().save(path)
     with pytest.raises(DataError, match="made by the encoder 'bytes-qwen3-tiny@1234', expected"):

@@ -39,9 +39,7 @@ def test_editing_and_text_to_image():
     n_target = io["x"].shape[1]
 
     positions = np.concatenate([io["x_ids"], io["ref_ids"], io["ctx_ids"]], 1)
-    edited = stock_forward(
-        model, [io["x"], io["ref"]], io["ctx"], positions, io["timesteps"]
-    )
+    edited = stock_forward(model, [io["x"], io["ref"]], io["ctx"], positions, io["timesteps"])
     np.testing.assert_allclose(edited, io["pred_with_ref_all_tokens"], atol=5e-5, rtol=0)
     np.testing.assert_allclose(edited[:, :n_target], io["pred_with_ref"], atol=5e-5, rtol=0)
 

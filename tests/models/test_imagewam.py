@@ -234,7 +234,9 @@ def test_several_references_and_batch():
     two = np.concatenate([context.references, context.references[:, :, ::-1]], 1)
     swapped = two[:, ::-1]
     losses = [
-        float(policy.training_loss(sample._replace(context=context._replace(references=r)), draws)[0])
+        float(
+            policy.training_loss(sample._replace(context=context._replace(references=r)), draws)[0]
+        )
         for r in (context.references, two, swapped)
     ]
     assert len({round(x, 5) for x in losses}) == 3
@@ -258,7 +260,9 @@ def test_bfloat16_is_near_float32(folder, coordinates):
         jnp.asarray(io["unit_timestep_action"], coordinates),
     )
     assert target.dtype == action.dtype == jnp.bfloat16
-    for ours, expected in ((target.reshape(io["pred_video"].shape), io["pred_video"]),
-                           (action, io["pred_action"])):
+    for ours, expected in (
+        (target.reshape(io["pred_video"].shape), io["pred_video"]),
+        (action, io["pred_action"]),
+    ):
         error = np.abs(np.asarray(ours, np.float32) - expected)
         assert error.mean() < 0.03 and error.max() < 0.2, (error.mean(), error.max())

@@ -76,3 +76,10 @@ def _probe(backend: str) -> str | None:
     # The cause is the last line of the first traceback; what follows are errors of destructors.
     traceback = done.stderr.split("Exception ignored in:")[0].strip()
     return traceback.splitlines()[-1] if traceback else f"ended with status {done.returncode}"
+
+
+if __name__ == "__main__":
+    try:
+        print(f"OpenGL: {configure_opengl()}")
+    except OpenGLUnavailable as error:
+        sys.exit(str(error))

@@ -1,0 +1,24 @@
+"""Fine-tuning on LIBERO, two cameras side by side: `--config=configs/libero.py:4b` or `:9b`.
+
+The official recipe (spec imagewam_flux2, 7.2 and 8.1). Its 10 epochs are over the four suites
+without idle steps; set `train.steps` to what that is for your copy.
+"""
+
+from ml_collections import ConfigDict
+
+from imagewam_jax.training.recipes import klein_recipe
+
+
+def get_config(size: str = "4b") -> ConfigDict:
+    config = klein_recipe(size)
+    config.data.dataset = "libero"
+    config.data.cameras = ("primary", "wrist")
+    config.data.layout = "row"
+    config.data.image_size = (224, 224)
+    config.data.normalization = "min/max"
+    config.model.expert.action_dim = 7
+    config.model.proprio_dim = 8
+    config.train.batch_size = {"4b": 80, "9b": 96}[size]
+    config.train.steps = {"4b": 34_000, "9b": 28_000}[size]
+    config.acting.execute_steps = 12
+    return config

@@ -1,0 +1,24 @@
+"""Fine-tuning on RoboTwin 2.0, three cameras: `--config=configs/robotwin.py:4b` or `:9b`.
+
+The official recipe (spec imagewam_flux2, 7.2 and 8.1): head camera over two wrist cameras, one
+mosaic of 288 x 256. Its 5 epochs depend on the copy of the dataset; set `train.steps`.
+"""
+
+from ml_collections import ConfigDict
+
+from imagewam_jax.training.recipes import klein_recipe
+
+
+def get_config(size: str = "4b") -> ConfigDict:
+    config = klein_recipe(size)
+    config.data.dataset = "robotwin"
+    config.data.cameras = ("primary", "left_wrist", "right_wrist")
+    config.data.layout = "head_over_wrists"
+    config.data.image_size = (240, 320)
+    config.data.normalization = "z-score"
+    config.model.expert.action_dim = 14
+    config.model.proprio_dim = 14
+    config.train.batch_size = {"4b": 384, "9b": 64}[size]
+    config.train.checkpoint_every = 2500
+    config.acting.execute_steps = 16
+    return config

@@ -1,0 +1,9 @@
+"""What a user can get wrong about configs and checkpoints."""
+
+
+class ConfigError(ValueError):
+    """A config has a field or a value that does not fit; the message names it."""
+
+
+class CheckpointError(Exception):
+    """A checkpoint is missing, of something else, or cannot be written."""
