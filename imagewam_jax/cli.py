@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config.train.steps=100",
     )
     train.add_argument(
-        "--config", required=True, help="a config file, such as configs/quickstart.py"
+        "--config", required=True, help="such as configs/quickstart.py"
     )
     train.add_argument("--workdir", required=True, type=Path, help="the folder of the run")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
