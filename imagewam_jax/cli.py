@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Trains a policy. Any field of the config can be changed: "
         "--config.train.steps=100",
     )
-    train.add_argument(
-        "--config", required=True, help="such as configs/quickstart.py"
-    )
+    train.add_argument("--config", required=True, help="such as configs/quickstart.py")
     train.add_argument("--workdir", required=True, type=Path, help="the folder of the run")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     train.set_defaults(run=_train)

@@ -34,6 +34,33 @@ class Schedule(NamedTuple):
         return self.timestep / TIMESTEPS
 
 
+class Noised(NamedTuple):
+    """A training sample at its time, what is to be predicted of it, and how much it counts."""
+
+    x: Float[Array, "b ..."]
+    time_b: Float[Array, " b"]
+    velocity: Float[Array, "b ..."]
+    weight_b: Float[Array, " b"]
+
+
+def noised(
+    clean: Float[Array, "b ..."],
+    noise: Float[Array, "b ..."],
+    u_b: Float[Array, " b"],
+    shift: float,
+    dtype: jnp.dtype,
+) -> Noised:
+    """A training sample from data, noise and uniform draws."""
+    timestep_b = training_timestep(u_b, shift, dtype)
+    time_b = timestep_b / TIMESTEPS
+    return Noised(
+        add_noise(clean, noise, time_b),
+        time_b,
+        velocity(clean, noise, dtype),
+        loss_weight(timestep_b, shift),
+    )
+
+
 def shift_time(u: Float[Array, "..."], shift: float) -> Float[Array, "..."]:
     """`shift u / (1 + (shift - 1) u)`: keeps 0 and 1 and moves what is between towards 1."""
     return shift * u / (1 + (shift - 1) * u)

@@ -156,33 +156,29 @@ class ImageWAM(nnx.Module):
         the sum) and `*_loss_b` (per sample, before the weight of its time).
         """
         config, dtype = self.config, self._coordinate_dtype
-        target_step = flow_matching.training_timestep(
-            draws.target_u, config.target_flow.train_shift, dtype
+        target = flow_matching.noised(
+            sample.target,
+            draws.target_noise,
+            draws.target_u,
+            config.target_flow.train_shift,
+            dtype,
         )
-        action_step = flow_matching.training_timestep(
-            draws.action_u, config.action_flow.train_shift, dtype
+        action = flow_matching.noised(
+            sample.actions,
+            draws.action_noise,
+            draws.action_u,
+            config.action_flow.train_shift,
+            dtype,
         )
-        target_time = target_step / flow_matching.TIMESTEPS
-        action_time = action_step / flow_matching.TIMESTEPS
         predicted_target, predicted_actions = self.velocities(
-            sample.context,
-            flow_matching.add_noise(sample.target, draws.target_noise, target_time),
-            target_time,
-            flow_matching.add_noise(sample.actions, draws.action_noise, action_time),
-            action_time,
+            sample.context, target.x, target.time_b, action.x, action.time_b
         )
-        target_error = predicted_target.astype(jnp.float32) - flow_matching.velocity(
-            sample.target, draws.target_noise, dtype
-        )
-        action_error = predicted_actions.astype(jnp.float32) - flow_matching.velocity(
-            sample.actions, draws.action_noise, dtype
-        )
+        target_error = predicted_target.astype(jnp.float32) - target.velocity
+        action_error = predicted_actions.astype(jnp.float32) - action.velocity
         target_loss_b = jnp.square(target_error).mean((1, 2, 3))
         action_loss_b = _valid_mean(jnp.square(action_error), sample)
-        target_weight = flow_matching.loss_weight(target_step, config.target_flow.train_shift)
-        action_weight = flow_matching.loss_weight(action_step, config.action_flow.train_shift)
-        target_loss = (target_weight * target_loss_b).mean()
-        action_loss = (action_weight * action_loss_b).mean()
+        target_loss = (target.weight_b * target_loss_b).mean()
+        action_loss = (action.weight_b * action_loss_b).mean()
         loss = config.target_loss_weight * target_loss + config.action_loss_weight * action_loss
         return loss, {
             "target_loss": target_loss,

@@ -59,13 +59,14 @@ def load_flux2(folder: Path, weights: dict[str, np.ndarray]) -> Flux2:
     )
 
 
-def load_policy(folder: Path) -> ImageWAM:
+def load_policy(folder: Path, **changes) -> ImageWAM:
     case = config_of(folder)
     config = ImageWAMConfig(
         backbone=flux2_config(case["flux2_params"]),
         expert=expert_config(case["action_dit_config"]),
         proprio_dim=case["proprio_dim"],
         horizon=case["action_horizon"],
+        **changes,
     )
     return with_parameters(
         lambda: ImageWAM(config, rngs=nnx.Rngs(0)), lambda like: parameters(folder, config, like)
