@@ -14,10 +14,10 @@ def get_config() -> ConfigDict:
     config.data.dataset = "metaworld_faucet"
     config.data.image_size = (64, 64)
     config.text.buckets = (20,)
-    config.autoencoder = {"name": "patch", "factor": 16, "channels": 96, "weights": ""}
+    config.autoencoder = {"name": "patch", "factor": 16, "channels": 64, "weights": ""}
     config.model.backbone = {
         "name": "flux2",
-        "in_channels": 96,
+        "in_channels": 64,
         "text_dim": 192,
         "dim": 128,
         "heads": 4,

@@ -60,7 +60,10 @@ def action_chunks(
     true: Float[np.ndarray, "n horizon a"],
     names: Sequence[str],
 ) -> bytes:
-    """Predicted against recorded actions: a row per sample, a column per dimension."""
+    """Predicted against recorded actions: a row per sample, a column per dimension.
+
+    NaN stands for steps that were not recorded.
+    """
     n, _, dims = predicted.shape
     figure, axes = plt.subplots(
         n, dims, figsize=(2.2 * dims, 1.5 * n), sharex=True, squeeze=False, constrained_layout=True
@@ -69,7 +72,7 @@ def action_chunks(
         for d in range(dims):
             axes[i, d].plot(true[i, :, d], color=MUTED, label="recorded")
             axes[i, d].plot(predicted[i, :, d], color=ACCENT, label="predicted")
-            low, high = true[:, :, d].min(), true[:, :, d].max()
+            low, high = np.nanmin(true[:, :, d]), np.nanmax(true[:, :, d])
             margin = 0.1 * (high - low) + 0.1
             axes[i, d].set_ylim(low - margin, high + margin)
             if i == 0:
@@ -106,7 +109,7 @@ def overlay(
     )
     heat = np.asarray(shown, np.float32)[..., None] / 255
     color = np.array([255, 215, 0], np.float32)
-    return (image * (0.35 + 0.25 * heat) + color * 0.5 * heat).clip(0, 255).astype(np.uint8)
+    return (image * (0.55 + 0.1 * heat) + color * 0.45 * heat**2).clip(0, 255).astype(np.uint8)
 
 
 def image_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:

@@ -101,7 +101,9 @@ def prediction_section(
     for i, pair in enumerate(predictions.images[:, 0]):
         seen = figures.overlay(pair[0], looks[i].mean(0))
         rows.append([pair[0], pair[1], limit[i], imagined[i], seen])
-    chunks = figures.action_chunks(predictions.actions, predictions.true_actions, action_names)
+    # Beyond an episode's end nothing was recorded: a line that goes on would look like a miss.
+    recorded = np.where(predictions.is_pad[..., None], np.nan, predictions.true_actions)
+    chunks = figures.action_chunks(predictions.actions, recorded, action_names)
     return Section(
         "Predictions",
         pictures=[

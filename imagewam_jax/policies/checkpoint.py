@@ -32,7 +32,10 @@ class Checkpoints:
     def __init__(self, directory: Path | str, *, keep: int = 2):
         self.directory = Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: {error}") from error
 
     @property
     def latest_step(self) -> int | None:
@@ -103,12 +106,17 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
         raise CheckpointError(f"{path}: no such directory, expected a run or a checkpoint in it")
     steps = sorted(int(p.name) for p in path.iterdir() if p.name.isdigit())
     if not steps or (step is not None and step not in steps):
-        raise CheckpointError(f"{path}: no checkpoint {'' if step is None else step}; has {steps}")
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise CheckpointError(f"{path}: no {wanted}; it has {steps}")
     checkpoints = Checkpoints(path, keep=None)
-    found = checkpoints.restore_json(steps[-1] if step is None else step, "about").get("format")
+    chosen = steps[-1] if step is None else step
+    try:
+        found = checkpoints.restore_json(chosen, "about").get("format")
+    except (KeyError, OSError) as error:
+        raise CheckpointError(f"{path / str(chosen)}: not a checkpoint: {error}") from error
     if found != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {found}, this version reads {FORMAT}")
-    return checkpoints, steps[-1] if step is None else step
+    return checkpoints, chosen
 
 
 def tree_bytes(tree: Any) -> int:

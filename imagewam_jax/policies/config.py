@@ -4,11 +4,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.flow_matching import FlowConfig
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.policies.errors import ConfigError
+
+
+# What numbers can be computed in, as the names in configs.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
@@ -22,7 +28,11 @@ def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
         "target_flow": from_fields(FlowConfig, model["target_flow"], "model.target_flow"),
         "action_flow": from_fields(FlowConfig, model["action_flow"], "model.action_flow"),
     }
-    return from_fields(ImageWAMConfig, {**model, **parts}, "model")
+    config = from_fields(ImageWAMConfig, {**model, **parts}, "model")
+    choose(DTYPES, config.coordinate_dtype, "model.coordinate_dtype")
+    if config.horizon < 1:
+        raise ConfigError(f"model.horizon is {config.horizon}, expected at least 1")
+    return config
 
 
 def from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:

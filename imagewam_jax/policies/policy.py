@@ -1,6 +1,7 @@
 """A trained policy in the units of the world: raw images and states in, raw actions out."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,32 +33,8 @@ class Policy:
         self.about, self.step = about, step
         self.config = about["config"]
         self._model, self._frozen = model, frozen
+        self._layout = self.config["data"]["layout"]
         self._rows = {prompt: row for row, prompt in enumerate(about["prompts"])}
-        layout = self.config["data"]["layout"]
-
-        def context(frozen, observations) -> Context:
-            latents = encode_images(frozen, layout, observations.images[:, None])
-            return make_context(frozen, latents[:, 0], observations.text_id, observations.state)
-
-        def act(model, frozen, observations, noise, euler_steps):
-            cache = model.prefill(context(frozen, observations))
-            actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
-            return frozen.actions.denormalize(actions)
-
-        def imagine(model, frozen, observations, noise, euler_steps):
-            schedule = model.target_schedule(euler_steps)
-            return model.imagine(context(frozen, observations), noise, schedule)[0]
-
-        def look(model, frozen, observations, noise, time):
-            return model.action_attention(context(frozen, observations), noise, time)
-
-        self._act = jax.jit(act, static_argnums=4)
-        self._imagine = jax.jit(imagine, static_argnums=4)
-        self._look = jax.jit(look)
-        self._encode = jax.jit(
-            lambda frozen, images: encode_images(frozen, layout, images[:, None])[:, 0, 0]
-        )
-        self._decode = jax.jit(lambda frozen, latent: frozen.autoencoder.decode(latent))
 
     @property
     def horizon(self) -> int:
@@ -85,7 +62,7 @@ class Policy:
     ) -> Float[np.ndarray, "b s a"]:
         """Action chunks in real units from standard normal noise."""
         steps = euler_steps or self.config["acting"]["euler_steps"]
-        return np.asarray(self._act(self._model, self._frozen, observations, noise, steps))
+        return np.asarray(_act(self._model, self._frozen, observations, noise, self._layout, steps))
 
     def imagine(
         self,
@@ -95,27 +72,32 @@ class Policy:
     ) -> Float[np.ndarray, "b h w c"]:
         """Latents of the image that the policy expects at the end of the chunk."""
         steps = euler_steps or self.config["acting"]["euler_steps"]
-        return np.asarray(self._imagine(self._model, self._frozen, observations, noise, steps))
+        return np.asarray(
+            _imagine(self._model, self._frozen, observations, noise, self._layout, steps)
+        )
 
     def attention_on_reference(
         self, observations: Observations, noise: Float[Array, "b s a"], time: float = 0.5
     ) -> Float[np.ndarray, "b layer h w"]:
         """Where the action stream looks in the first reference image: see
         `ImageWAM.action_attention`."""
-        time_b = jnp.full(noise.shape[0], time)
-        return np.asarray(self._look(self._model, self._frozen, observations, noise, time_b))
+        return np.asarray(
+            _attention(self._model, self._frozen, observations, noise, time, self._layout)
+        )
 
     def encode(self, images: UInt8[Array, "b camera h w 3"]) -> Float[np.ndarray, "b h w c"]:
         """Latents as the target of training has them."""
-        return np.asarray(self._encode(self._frozen, images))
+        return np.asarray(_encode(self._frozen, images, self._layout))
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[np.ndarray, "b H W 3"]:
         """Images in [-1, 1], not clamped."""
-        return np.asarray(self._decode(self._frozen, latent))
+        return np.asarray(_decode(self._frozen, latent))
 
     def latent_shape(self, images: UInt8[Array, "b camera h w 3"]) -> tuple[int, ...]:
         """The shape of `encode`, without computing it."""
-        return jax.eval_shape(self._encode, self._frozen, images).shape
+        return jax.eval_shape(
+            lambda frozen, images: _encode(frozen, images, self._layout), self._frozen, images
+        ).shape
 
 
 def load_policy(path: Path | str, *, average: bool = True) -> Policy:
@@ -131,3 +113,37 @@ def load_policy(path: Path | str, *, average: bool = True) -> Policy:
     frozen = checkpoints.restore_frozen(step, about)
     checkpoints.close()
     return Policy(policy_builder(config)(params), frozen, about, step)
+
+
+def _context(frozen: Frozen, observations: Observations, layout: str) -> Context:
+    references = encode_images(frozen, layout, observations.images[:, None])[:, 0]
+    return make_context(frozen, references, observations.text_id, observations.state)
+
+
+@partial(jax.jit, static_argnames=("layout", "euler_steps"))
+def _act(model, frozen, observations, noise, layout, euler_steps):
+    cache = model.prefill(_context(frozen, observations, layout))
+    actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
+    return frozen.actions.denormalize(actions)
+
+
+@partial(jax.jit, static_argnames=("layout", "euler_steps"))
+def _imagine(model, frozen, observations, noise, layout, euler_steps):
+    context = _context(frozen, observations, layout)
+    return model.imagine(context, noise, model.target_schedule(euler_steps))[0]
+
+
+@partial(jax.jit, static_argnames=("layout",))
+def _attention(model, frozen, observations, noise, time, layout):
+    time_b = jnp.full(noise.shape[0], time)
+    return model.action_attention(_context(frozen, observations, layout), noise, time_b)
+
+
+@partial(jax.jit, static_argnames=("layout",))
+def _encode(frozen, images, layout):
+    return encode_images(frozen, layout, images[:, None])[:, 0, 0]
+
+
+@jax.jit
+def _decode(frozen, latent):
+    return frozen.autoencoder.decode(latent)

@@ -1,5 +1,6 @@
 """The training run: from a config to a folder of checkpoints and metrics."""
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -14,16 +15,17 @@ from tqdm import tqdm
 from imagewam_jax.data.anchors import frame_anchors
 from imagewam_jax.data.dataset import Dataset
 from imagewam_jax.data.samples import Batch
-from imagewam_jax.policies.checkpoint import (
-    Checkpoints,
-    check_space,
-    tree_bytes,
-)
+from imagewam_jax.policies.checkpoint import Checkpoints, check_space, tree_bytes
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen, frozen_to_tree
 from imagewam_jax.training.metrics import MetricsWriter
-from imagewam_jax.training.prepare import config_dataset, make_frozen, train_iterator
+from imagewam_jax.training.prepare import (
+    check_fits,
+    config_dataset,
+    make_frozen,
+    train_iterator,
+)
 from imagewam_jax.training.step import Metrics, Trainer, TrainState, make_trainer
 
 # What a run may change about itself when it resumes: nothing that its numbers depend on.
@@ -43,6 +45,7 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
     workdir = Path(workdir)
     config = json.loads(config.to_json())
     policy = policy_config(config["model"])
+    check_fits(config, policy)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config["train"]["keep_checkpoints"])
     newest = checkpoints.latest_step
     if newest is not None and not resume:
@@ -54,6 +57,7 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
     batches = train_iterator(config, dataset)
     if newest is None:
         frozen, about = make_frozen(config, dataset)
+        check_fits(policy, frozen)
         about = {"config": config, **about}
         state = jax.jit(trainer.init)(config["seed"])
     else:
@@ -95,36 +99,29 @@ class _Run:
 
     def steps(self, state: TrainState, batches, writer: MetricsWriter) -> None:
         config, first = self.config, int(state.step)
-        pending, waited, started = [], 0.0, time.perf_counter()
-        running = None
+        window, running = _Window(config["batch_size"]), None
         bar = tqdm(range(first, config["steps"]), initial=first, total=config["steps"], unit="step")
         for number in bar:
-            before = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - before
+            with window.waiting():
+                batch = next(batches)
             state, metrics = self.step(state, _arrays(batch), self.frozen)
             # One step runs while the next is prepared; no more, or times would mean nothing.
             jax.block_until_ready(running)
             running = metrics
-            pending.append(metrics)
+            window.rows.append(metrics)
             done = number + 1
             last = done == config["steps"]
             if done % config["log_every"] == 0 or last:
-                seconds = time.perf_counter() - started
-                extra = {
-                    "samples_per_second": len(pending) * config["batch_size"] / seconds,
-                    "data_wait": waited / seconds,
-                }
-                writer.write("train", done, pending, extra)
+                writer.write("train", done, window.rows, window.speed())
                 shown = ("target_loss", "action_loss", "samples_per_second")
                 bar.set_postfix({k: f"{v:.3g}" for k, v in writer.latest.items() if k in shown})
-                pending, waited, started = [], 0.0, time.perf_counter()
+                window = _Window(config["batch_size"])
             if self.validation and (done % config["validate_every"] == 0 or last):
-                writer.write("validation", done, self.validation_losses(state))
-                started = time.perf_counter()
+                with window.paused():
+                    writer.write("validation", done, self.validation_losses(state))
             if done % config["checkpoint_every"] == 0 or last:
-                self.save(state, done, batches.get_state())
-                started = time.perf_counter()
+                with window.paused():
+                    self.save(state, done, batches.get_state())
         self.checkpoints.wait()
 
     def validation_losses(self, state: TrainState) -> list[Metrics]:
@@ -142,6 +139,36 @@ class _Run:
             "frozen": frozen_to_tree(self.frozen),
         }
         self.checkpoints.save(step, trees, data, self.about)
+
+
+class _Window:
+    """The steps since metrics were last written, and what their time went to."""
+
+    def __init__(self, batch_size: int):
+        self.rows: list[Metrics] = []
+        self._batch_size = batch_size
+        self._started, self._waited = time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """The time within counts as waiting for data."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    @contextlib.contextmanager
+    def paused(self):
+        """The time within is not part of a step."""
+        before = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - before
+
+    def speed(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._started
+        return {
+            "samples_per_second": len(self.rows) * self._batch_size / seconds,
+            "data_wait": self._waited / seconds,  # share of the time
+        }
 
 
 def restore(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from imagewam_jax.training.tensorboard import EventFile
 
 
 class MetricsWriter:
@@ -26,7 +26,7 @@ class MetricsWriter:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         temporary.replace(path)
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._board = EventFile(workdir / "tensorboard", first_step=first_step + 1)
         self._thread = ThreadPoolExecutor(1)
         self._writing: list[Future] = []
         self.latest: dict[str, float] = {}  # what was last written
@@ -59,4 +59,5 @@ class MetricsWriter:
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._board.flush()
         self.latest |= values

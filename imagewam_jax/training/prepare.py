@@ -19,10 +19,12 @@ from imagewam_jax.data.loader import TrainIterator
 from imagewam_jax.data.normalization import make_normalizer
 from imagewam_jax.data.statistics import split_statistics, statistics_to_json
 from imagewam_jax.data.text import TextTable, bucket_length, load_text_table
-from imagewam_jax.models.autoencoders import patch
+from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.autoencoders.flux2 import Flux2Autoencoder
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.text_encoders import TEXT_ENCODERS
-from imagewam_jax.policies.config import choose
+from imagewam_jax.policies.config import choose, policy_config
 from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.policies.frozen import REFERENCES, Frozen, new_autoencoder
 
@@ -38,6 +40,33 @@ def config_dataset(config: Mapping[str, Any]) -> Dataset:
         action_dim=model["expert"]["action_dim"],
         state_dim=model["proprio_dim"],
     )
+
+
+def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
+    """ConfigError, or DataError, unless counts are counts and the policy can take the images."""
+    train = config["train"]
+    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if train[name] < 1:
+            raise ConfigError(f"train.{name} is {train[name]}, expected at least 1")
+    autoencoder = jax.eval_shape(lambda: new_autoencoder(config["autoencoder"]))
+    if autoencoder.channels != policy.backbone.in_channels:
+        raise ConfigError(
+            f"model.backbone.in_channels is {policy.backbone.in_channels}, the autoencoder has "
+            f"{autoencoder.channels} channels"
+        )
+    data = config["data"]
+    camera = jax.ShapeDtypeStruct((*data["image_size"], 3), jnp.uint8)
+    shape = camera.shape
+    if data["layout"] != REFERENCES:
+        cameras = [camera] * len(data["cameras"])
+        shape = jax.eval_shape(lambda *c: mosaic(data["layout"], c), *cameras).shape
+    try:
+        latent_grid(shape, autoencoder.factor)
+    except ValueError as error:
+        raise ConfigError(
+            f"data.image_size {tuple(data['image_size'])} in layout {data['layout']!r}: {error}, "
+            "the autoencoder's factor"
+        ) from error
 
 
 def train_iterator(config: Mapping[str, Any], dataset: Dataset) -> TrainIterator:
@@ -61,6 +90,12 @@ def make_frozen(config: Mapping[str, Any], dataset: Dataset) -> tuple[Frozen, di
     section = config["data"]
     statistics = split_statistics(dataset.index, section["train_split"], dataset.spec)
     text = encode_text(config["text"], dataset.index.instructions)
+    text_dim = policy_config(config["model"]).backbone.text_dim
+    if text.features.shape[-1] != text_dim:
+        raise ConfigError(
+            f"model.backbone.text_dim is {text_dim}, the text features have "
+            f"{text.features.shape[-1]} channels"
+        )
     frozen = Frozen(
         autoencoder=make_autoencoder(config, dataset),
         text=jnp.asarray(text.features),
@@ -77,6 +112,21 @@ def make_frozen(config: Mapping[str, Any], dataset: Dataset) -> tuple[Frozen, di
         "state_dim": dataset.sample.state_dim,
     }
     return frozen, about
+
+
+def check_fits(policy: ImageWAMConfig, frozen: Frozen) -> None:
+    """ConfigError unless the backbone takes what autoencoder and text encoder give."""
+    for field, takes, source, gives in (
+        (
+            "in_channels",
+            policy.backbone.in_channels,
+            "the autoencoder",
+            frozen.autoencoder.channels,
+        ),
+        ("text_dim", policy.backbone.text_dim, "the text encoder", frozen.text.shape[-1]),
+    ):
+        if takes != gives:
+            raise ConfigError(f"model.backbone.{field} is {takes}, but {source} gives {gives}")
 
 
 def encode_text(section: Mapping[str, Any], instructions: tuple[str, ...]) -> TextTable:

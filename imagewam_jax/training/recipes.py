@@ -5,6 +5,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
+from imagewam_jax.policies.config import choose
 from imagewam_jax.training.defaults import defaults
 
 KLEIN = {"4b": KLEIN_4B, "9b": KLEIN_9B}
@@ -12,9 +13,8 @@ PROMPT = "A video recorded from a robot's point of view executing the following 
 
 
 def klein_recipe(size: str) -> ConfigDict:
-    """What all official runs share; `size` is "4b" or "9b". ValueError: another size."""
-    if size not in KLEIN:
-        raise ValueError(f"no FLUX.2 klein of size {size!r}; choose from {sorted(KLEIN)}")
+    """What all official runs share; `size` is "4b" or "9b". ConfigError: another size."""
+    backbone = choose(KLEIN, size, "the size of FLUX.2 klein")
     config = defaults()
     config.seed = 42
     config.text.template = PROMPT
@@ -22,7 +22,7 @@ def klein_recipe(size: str) -> ConfigDict:
         "name": "flux2",
         "weights": "",
     }
-    config.model.backbone = {"name": "flux2", **dataclasses.asdict(KLEIN[size])}
+    config.model.backbone = {"name": "flux2", **dataclasses.asdict(backbone)}
     # As the official code: positions, times and Euler steps in the dtype of the parameters.
     config.model.coordinate_dtype = "bfloat16"
     config.train.compute_dtype = "bfloat16"

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.imagewam import ImageWAMConfig, sample_draws
+from imagewam_jax.policies.config import DTYPES, choose
 from imagewam_jax.policies.frozen import Frozen, make_sample
 from imagewam_jax.policies.parameters import Params, initial_params, policy_builder
 from imagewam_jax.training.optimizer import learning_rate, make_optimizer, update_ema
@@ -42,7 +43,7 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig) -> Trainer:
     steps = config["train"]["steps"]
     optimizer = make_optimizer(config["optimizer"], steps)
     rate = learning_rate(config["optimizer"], steps)
-    dtype = jnp.dtype(config["train"]["compute_dtype"])
+    dtype = choose(DTYPES, config["train"]["compute_dtype"], "train.compute_dtype")
     layout, seed = config["data"]["layout"], config["seed"]
     rebuild = policy_builder(policy)
 
