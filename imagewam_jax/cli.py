@@ -139,7 +139,10 @@ def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:
     try:
         rest = values(argv)
     except (flags.Error, TypeError) as error:
-        raise ConfigError(str(error)) from error
+        first = error  # the flags library wraps an error of the config file itself twice
+        while first.__context__:
+            first = first.__context__
+        raise ConfigError(str(first if isinstance(first, ConfigError) else error)) from error
     if len(rest) > 1:
         raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}")
     return values[flag.name].value

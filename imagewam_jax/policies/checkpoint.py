@@ -46,8 +46,10 @@ class Checkpoints:
     ) -> None:
         """Starts to write `trees` (one for each of `TREES`); returns before it is done.
 
-        CheckpointError: there is less free space than it takes.
+        CheckpointError: there is less free space than it takes, or the one before could not be
+        written.
         """
+        self.wait()
         check_space(self.directory, tree_bytes(trees))
         items = {name: ocp.args.StandardSave(trees[name]) for name in TREES}
         items |= {
@@ -57,8 +59,14 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
-        """Until everything is on disk; raises what went wrong while writing."""
-        self._manager.wait_until_finished()
+        """Until everything is on disk. CheckpointError: it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint could not be written, the newest complete one is "
+                f"of step {self.latest_step}: {error}"
+            ) from error
 
     def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """The named trees of a step, in the shapes, dtypes and shardings of `abstract`.

@@ -12,7 +12,6 @@ from imagewam_jax.models.flow_matching import FlowConfig
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.policies.errors import ConfigError
 
-
 # What numbers can be computed in, as the names in configs.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

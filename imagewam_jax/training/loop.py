@@ -57,7 +57,6 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
     batches = train_iterator(config, dataset)
     if newest is None:
         frozen, about = make_frozen(config, dataset)
-        check_fits(policy, frozen)
         about = {"config": config, **about}
         state = jax.jit(trainer.init)(config["seed"])
     else:

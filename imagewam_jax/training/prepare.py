@@ -22,7 +22,6 @@ from imagewam_jax.data.text import TextTable, bucket_length, load_text_table
 from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.autoencoders.flux2 import Flux2Autoencoder
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.text_encoders import TEXT_ENCODERS
 from imagewam_jax.policies.config import choose, policy_config
 from imagewam_jax.policies.errors import ConfigError
@@ -112,21 +111,6 @@ def make_frozen(config: Mapping[str, Any], dataset: Dataset) -> tuple[Frozen, di
         "state_dim": dataset.sample.state_dim,
     }
     return frozen, about
-
-
-def check_fits(policy: ImageWAMConfig, frozen: Frozen) -> None:
-    """ConfigError unless the backbone takes what autoencoder and text encoder give."""
-    for field, takes, source, gives in (
-        (
-            "in_channels",
-            policy.backbone.in_channels,
-            "the autoencoder",
-            frozen.autoencoder.channels,
-        ),
-        ("text_dim", policy.backbone.text_dim, "the text encoder", frozen.text.shape[-1]),
-    ):
-        if takes != gives:
-            raise ConfigError(f"model.backbone.{field} is {takes}, but {source} gives {gives}")
 
 
 def encode_text(section: Mapping[str, Any], instructions: tuple[str, ...]) -> TextTable:

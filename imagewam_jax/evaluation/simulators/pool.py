@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, SimulatorSpec
+from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
 
 _WORKER_MODULE = "imagewam_jax.evaluation.simulators.worker"
 _CLOSE_TIMEOUT_S = 5
@@ -40,6 +41,7 @@ class SimulatorPool:
         timeout_s: the longest one call may take, starting included.
 
     Raises:
+        OpenGLUnavailable: the simulator renders, and this machine cannot.
         SimulatorWorkerError: a simulator could not be built; also raised by the methods.
     """
 
@@ -158,6 +160,8 @@ class _Worker:
             status, answer = self._connection.recv()
         except (EOFError, OSError):
             raise self._death() from None
+        if status == "no OpenGL":
+            raise OpenGLUnavailable(answer)
         if status == "error":
             raise SimulatorWorkerError(f"{self._name} failed:\n{answer}")
         return answer

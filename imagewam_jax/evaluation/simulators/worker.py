@@ -16,6 +16,7 @@ from jaxtyping import Float32
 
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, Simulator
+from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
 
 
 class _Episode:
@@ -46,7 +47,8 @@ class _Episode:
 
 
 def _serve(connection: Connection) -> None:
-    """Answers every request with ("ok", result) or, once and for all, ("error", traceback)."""
+    """Answers every request with ("ok", result) or, once and for all, ("error", traceback) or
+    ("no OpenGL", what to install)."""
     try:
         name, options, num_simulators = connection.recv()
         episodes = [_Episode(make_simulator(name, **options)) for _ in range(num_simulators)]
@@ -57,6 +59,8 @@ def _serve(connection: Connection) -> None:
             connection.send(("ok", results))
     except EOFError:
         pass  # The pool has closed its end.
+    except OpenGLUnavailable as error:
+        connection.send(("no OpenGL", str(error)))
     except Exception:
         connection.send(("error", traceback.format_exc()))
 
