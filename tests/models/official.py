@@ -1,5 +1,9 @@
-"""Builds our models from the folders that the recorded cases live in."""
+"""Builds our models from the folders that the recorded cases live in, and compiles them.
 
+Policies, cases and compiled functions are shared by the tests: compiling is what takes time.
+"""
+
+import functools
 import json
 from pathlib import Path
 
@@ -16,6 +20,12 @@ from imagewam_jax.conversion.mapping import flatten, to_tree
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import Flux2, Flux2Config
 from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
+
+training_loss = jax.jit(ImageWAM.training_loss)
+velocities = jax.jit(ImageWAM.velocities)
+prefill = jax.jit(ImageWAM.prefill)
+act = jax.jit(ImageWAM.act)
+imagine = jax.jit(ImageWAM.imagine)
 
 
 def config_of(folder: Path) -> dict:
@@ -59,6 +69,7 @@ def load_flux2(folder: Path, weights: dict[str, np.ndarray]) -> Flux2:
     )
 
 
+@functools.cache
 def load_policy(folder: Path, **changes) -> ImageWAM:
     case = config_of(folder)
     config = ImageWAMConfig(
@@ -90,6 +101,7 @@ def as_grid(tokens: np.ndarray, folder: Path) -> np.ndarray:
     return tokens.reshape(tokens.shape[0], *grid(folder), tokens.shape[-1])
 
 
+@functools.cache
 def train_case(folder: Path) -> tuple[dict[str, np.ndarray], Sample, Draws]:
     io = load_file(folder / "train.safetensors")
     context = Context(
@@ -139,6 +151,7 @@ def in_foreign_layout(config: ImageWAMConfig, tree: dict) -> dict[str, np.ndarra
     return foreign
 
 
+@jax.jit
 def joint_states(policy: ImageWAM, context, target, target_time, actions, action_time) -> dict:
     """Backbone and action tokens before and after every layer, run one layer at a time."""
     backbone, expert = policy.backbone, policy.expert

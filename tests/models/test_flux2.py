@@ -1,5 +1,7 @@
 """The transformer alone, against recorded runs of the official one."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from tests.goldens import golden
 from tests.models.official import config_of, load_flux2
 
 
+@jax.jit
 def stock_forward(model: Flux2, images, text, positions, time):
     """The unmasked FLUX.2 forward: every token is one that sees all others."""
     x = model.embed(images, text)
@@ -32,10 +35,16 @@ def stock_forward(model: Flux2, images, text, positions, time):
     return model.predict(x[:, : x.shape[1] - text.shape[1]], condition)
 
 
-def test_editing_and_text_to_image():
+@pytest.fixture(scope="module")
+def recorded():
+    """The folder of the recorded transformer, our model of it, and the recorded tensors."""
     folder = golden("flux2_transformer")
     model = load_flux2(folder, load_file(folder / "weights.safetensors"))
-    io = load_file(folder / "io.safetensors")
+    return folder, model, load_file(folder / "io.safetensors")
+
+
+def test_editing_and_text_to_image(recorded):
+    _, model, io = recorded
     n_target = io["x"].shape[1]
 
     positions = np.concatenate([io["x_ids"], io["ref_ids"], io["ctx_ids"]], 1)
@@ -48,15 +57,13 @@ def test_editing_and_text_to_image():
     np.testing.assert_allclose(generated, io["pred_without_ref"], atol=5e-5, rtol=0)
 
 
-def test_classifier_free_guidance_loop():
-    folder = golden("flux2_transformer")
-    model = load_flux2(folder, load_file(folder / "weights.safetensors"))
-    io = load_file(folder / "io.safetensors")
+def test_classifier_free_guidance_loop(recorded):
+    folder, model, io = recorded
     guidance = config_of(folder)["sampler"]["guidance_scale"]
     x, ref = io["x"][:1], io["ref"][:1]
     positions = np.concatenate([io["x_ids"], io["ref_ids"], io["ctx_ids"]], 1)[:1]
     schedule = io["schedule"]
-    for now, after in zip(schedule[:-1], schedule[1:]):
+    for now, after in itertools.pairwise(schedule):
         both = [
             stock_forward(model, [x, ref], text, positions, now[None])[:, : x.shape[1]]
             for text in (io["denoise_cfg.ctx_uncond"], io["ctx"][:1])

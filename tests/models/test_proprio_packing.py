@@ -39,10 +39,16 @@ def test_the_token_at_a_fixed_position(case):
     last = expected.shape[1] - 1
     policy = official.load_policy(folder, proprio_position=last)
     text, streams = packed(policy, io, case)
-    by_position = official.load_policy(folder)._streams(
-        Context(expected, np.full(len(expected), last), np.zeros((2, 1, 2, 2, 16)), io["proprio"]),
-        None,
-    )[1].rope
+    by_position = (
+        official.load_policy(folder)
+        ._streams(
+            Context(
+                expected, np.full(len(expected), last), np.zeros((2, 1, 2, 2, 16)), io["proprio"]
+            ),
+            None,
+        )[1]
+        .rope
+    )
     for row, is_valid in enumerate(valid):
         n = is_valid.sum()
         np.testing.assert_allclose(text[row, :n], expected[row, is_valid], atol=2e-6, rtol=0)

@@ -1,11 +1,15 @@
 """A run that compiles in seconds: a tiny policy on the episodes that ship with the project."""
 
+import atexit
+import functools
 import shutil
+import tempfile
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from imagewam_jax.training.defaults import defaults
+from imagewam_jax.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "data" / "metaworld_faucet" / "sample" / "metaworld_faucet" / "1.0.0"
@@ -27,7 +31,7 @@ def tiny_config(dataset: Path) -> ConfigDict:
     config.data.threads = 2
     config.data.prefetch = 2
     config.text.buckets = (20,)
-    config.autoencoder = {"name": "patch", "factor": 32, "channels": 8, "weights": ""}
+    config.autoencoder = {"name": "patch", "factor": 16, "channels": 8, "weights": ""}
     config.model.backbone = {
         "name": "flux2",
         "in_channels": 8,
@@ -52,3 +56,18 @@ def tiny_config(dataset: Path) -> ConfigDict:
     config.optimizer.learning_rate = 1e-2
     config.acting = {"euler_steps": 2, "execute_steps": 4}
     return config
+
+
+@functools.cache
+def trained_run() -> Path:
+    """The folder of a finished run, shared by all tests, which must not change it. Beside it is
+    its dataset."""
+    folder = Path(tempfile.mkdtemp(prefix="imagewam-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = tiny_config(copy_sample(folder))
+    config.train.steps = 40
+    config.train.validate_every = 10
+    config.train.checkpoint_every = 20
+    config.train.validation_samples = 8
+    train(config, folder / "run")
+    return folder / "run"

@@ -1,0 +1,163 @@
+"""Success in a simulator: the ways to act, and what each of them is given."""
+
+import html
+import json
+
+import numpy as np
+import pytest
+
+from imagewam_jax import cli
+from imagewam_jax.data.registry import METAWORLD_FAUCET
+from imagewam_jax.evaluation import closed_loop
+from imagewam_jax.evaluation.closed_loop import (
+    BLANK,
+    POLICY,
+    RANDOM,
+    REPLAY,
+    SWAPPED,
+    acting,
+    demonstrations_by_instruction,
+    evaluate_closed_loop,
+    success_of,
+)
+from imagewam_jax.evaluation.offline import sample_noise
+from imagewam_jax.evaluation.rollout import PolicyInput, RolloutResult, wilson_interval
+from imagewam_jax.policies.policy import Observations, load_policy
+from imagewam_jax.training.prepare import config_dataset
+from tests.evaluation.fake_simulator import NAME as FAKE
+from tests.evaluation.opengl import require_metaworld
+from tests.training.tiny import INSTRUCTIONS, trained_run
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(trained_run())
+
+
+@pytest.fixture(scope="module")
+def dataset(policy):
+    return config_dataset(policy.config)
+
+
+class StandIn:
+    """A policy for the fake simulator, which moves by its instruction where it sees anything."""
+
+    horizon, action_dim = 4, 1
+
+    def __init__(self):
+        self.config = {
+            "acting": {"execute_steps": 4},
+            "evaluation": {"options": {}},
+            "data": {"train_split": "train"},
+        }
+
+    def text_ids(self, instructions):
+        return np.array(["forward" in instruction for instruction in instructions])
+
+    def act(self, observations: Observations, noise):
+        seen = observations.images.any(axis=(1, 2, 3, 4))
+        move = np.where(observations.text_id, 1.0, -1.0) * seen
+        return np.broadcast_to(move[:, None, None], noise.shape)
+
+
+def test_every_way_to_act(monkeypatch):
+    """Forward succeeds from any of these starts within its 12 steps, backward never does."""
+    monkeypatch.setattr(closed_loop, "FIRST_SEED", 4)
+    monkeypatch.setattr(closed_loop, "SIMULATORS_PER_WORKER", 2)
+    demonstrations = {
+        "go forward": [np.ones((12, 1), np.float32)],
+        "go backward": [-np.ones((12, 1), np.float32)],
+    }
+    monkeypatch.setattr(
+        closed_loop, "demonstrations_by_instruction", lambda dataset, split: demonstrations
+    )
+    success, results, spec = evaluate_closed_loop(StandIn(), None, FAKE, episodes=6, workers=1)
+    assert spec.action_names == ("move",)
+    by_task = {
+        name: [bool(s) for (task, _), s in zip(r.episodes, r.success, strict=True)]
+        for name, r in results.items()
+    }
+    forward = [True, False] * 3  # tasks alternate: forward, backward
+    assert by_task[POLICY] == by_task[REPLAY] == forward
+    assert by_task[SWAPPED] == [not s for s in forward]
+    assert not any(by_task[BLANK]) and not any(by_task[RANDOM])
+    assert set(success) == set(results) == {POLICY, SWAPPED, BLANK, RANDOM, REPLAY}
+    assert success[POLICY] == (3, 6, *wilson_interval(3, 6))
+    # The same start states for all, those of the two tasks in pairs.
+    assert {r.episodes for r in results.values()} == {results[POLICY].episodes}
+    assert [seed for _, seed in results[POLICY].episodes] == [4, 4, 5, 5, 6, 6]
+    assert set(results[POLICY].frames) == set(range(4)) and not results[BLANK].frames
+
+
+def test_acting_gives_the_policy_what_the_simulator_shows(policy):
+    rng = np.random.default_rng(0)
+    batch = PolicyInput(
+        images_bnhwc=rng.integers(0, 256, (2, 1, 64, 64, 3)).astype(np.uint8),
+        state_bp=rng.uniform(size=(2, 4)).astype(np.float32),
+        instructions=list(INSTRUCTIONS),
+        episode_b=np.array([3, 8]),
+        step_b=np.array([0, 12]),
+    )
+    noise = sample_noise([[5, 3, 0], [5, 8, 12]], (4, 4))
+    observations = Observations(batch.images_bnhwc, batch.state_bp, policy.text_ids(INSTRUCTIONS))
+    np.testing.assert_array_equal(acting(policy, seed=5)(batch), policy.act(observations, noise))
+
+
+def test_demonstrations_are_whole_episodes_under_their_instruction(dataset):
+    found = demonstrations_by_instruction(dataset, "train")
+    index = dataset.index.split("train")
+    assert set(found) == set(INSTRUCTIONS)
+    assert sum(len(episodes) for episodes in found.values()) == index.num_episodes == 6
+    actions = np.asarray(index.features[METAWORLD_FAUCET.action_key])
+    instruction = dataset.index.instructions[index.text_id[0]]
+    np.testing.assert_array_equal(found[instruction][0], actions[: index.episode_start[1]])
+    assert sum(len(e) for episodes in found.values() for e in episodes) == index.num_frames
+
+
+def test_success_with_its_interval():
+    result = RolloutResult((("a", 0),) * 4, np.array([1, 0, 1, 1], bool), np.zeros(4, int), {})
+    assert success_of(result) == (3, 4, *wilson_interval(3, 4))
+
+
+@pytest.fixture
+def with_simulator(monkeypatch):
+    """The tiny policy, whose config says where it can act."""
+    load = closed_loop.trained.load_policy
+
+    def loaded(path):
+        policy = load(path)
+        section = {"simulator": "metaworld_faucet", "options": {"image_side": 64}}
+        policy.config = policy.config | {"evaluation": section}
+        return policy
+
+    monkeypatch.setattr("imagewam_jax.evaluation.evaluate.load_policy", loaded)
+
+
+def evaluate(output, *more):
+    arguments = ["evaluate", f"--checkpoint={trained_run()}", f"--output={output}", *more]
+    return cli.main(arguments)
+
+
+def test_no_opengl_is_one_error_that_says_what_to_install(
+    with_simulator, monkeypatch, tmp_path, capsys
+):
+    pytest.importorskip("mujoco")
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    assert evaluate(tmp_path, "--episodes=2", "--workers=1") == 1
+    error = capsys.readouterr().err
+    assert "imagewam evaluate: MuJoCo cannot render without a display here" in error
+    assert "Traceback" not in error
+    assert "apt-get install libegl1" in error and "MUJOCO_GL=nonsense" in error
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_evaluation_in_the_simulator(with_simulator, tmp_path):
+    require_metaworld()
+    assert evaluate(tmp_path, "--episodes=2", "--workers=1") == 0
+    results = json.loads((tmp_path / "evaluation.json").read_text())
+    assert set(results["closed_loop"]) == {POLICY, SWAPPED, BLANK, RANDOM, REPLAY}
+    assert all(s["episodes"] == 2 for s in results["closed_loop"].values())
+    page = html.unescape((tmp_path / "report.html").read_text())
+    for words in ("Success in the simulator", "delta_x", "task 'open the faucet'"):
+        assert words in page

@@ -1,0 +1,105 @@
+"""Errors on recorded episodes, against the same sums written out."""
+
+import numpy as np
+import pytest
+
+from imagewam_jax.evaluation import offline
+from imagewam_jax.evaluation.offline import LAST_ACTION, MEAN_ACTION, POLICY, evaluate_offline
+from imagewam_jax.policies.policy import Observations, load_policy
+from imagewam_jax.training.prepare import config_dataset
+from tests.training.tiny import trained_run
+
+SAMPLES = 12
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(trained_run())
+
+
+@pytest.fixture(scope="module")
+def dataset(policy):
+    return config_dataset(policy.config)
+
+
+@pytest.fixture(scope="module")
+def result(policy, dataset):
+    # Batches of 5 leave one that is not full.
+    return evaluate_offline(policy, dataset, "val", max_samples=SAMPLES, batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def anchors(dataset):
+    """Frames that are evaluated: spread over all but the first of each episode."""
+    starts = dataset.index.split("val").episode_start
+    frames = [f for f in range(starts[-1]) if f not in set(starts.tolist())]
+    return [frames[int(i)] for i in np.linspace(0, len(frames) - 1, SAMPLES)]
+
+
+def mean_error(dataset, anchors, guess):
+    """Mean over samples of |guess - recorded action|, for each step ahead that was recorded."""
+    index = dataset.index.split("val")
+    actions = index.features["action"]
+    total, count = np.zeros((4, 4)), np.zeros(4)
+    for number, frame in enumerate(anchors):
+        end = index.episode_start[index.frame_episode[frame] + 1]
+        for ahead in range(4):
+            if frame + ahead < end:
+                total[ahead] += np.abs(guess(number, frame)[ahead] - actions[frame + ahead])
+                count[ahead] += 1
+    assert count[3] < count[0] == SAMPLES  # some chunks run beyond the end of their episode
+    return total / count[:, None]
+
+
+def test_guesses_that_need_no_model(dataset, result, anchors):
+    actions = dataset.index.split("val").features["action"]
+    last = mean_error(
+        dataset, anchors, lambda _, frame: np.repeat(actions[frame - 1 : frame], 4, 0)
+    )
+    np.testing.assert_allclose(result.action_error[LAST_ACTION], last, rtol=1e-5, atol=1e-6)
+    everything = dataset.index.split("train").features["action"].astype(np.float64)
+    mean = mean_error(dataset, anchors, lambda *_: np.repeat(everything.mean(0)[None], 4, 0))
+    np.testing.assert_allclose(result.action_error[MEAN_ACTION], mean, rtol=1e-5, atol=1e-6)
+
+
+def test_the_policy(policy, dataset, result, anchors):
+    """One sample at a time, each with its own noise."""
+    reader = dataset.reader("val")
+    chunks, imagined, copied = [], [], []
+    for number, frame in enumerate(anchors):
+        batch = reader.read(np.array([frame]))
+        observations = Observations(
+            batch["images"][:, :, 0],
+            batch["proprio"],
+            policy.text_ids([dataset.index.instructions[batch["text_id"][0]]]),
+        )
+
+        def noise(shape, number=number):
+            return np.random.default_rng(number).standard_normal(shape, np.float32)[None]
+
+        chunks.append(policy.act(observations, noise((4, 4)))[0])
+        guess = policy.imagine(observations, noise((4, 4, 8)))
+        now, true = (policy.encode(batch["images"][:, :, moment]) for moment in (0, 1))
+        imagined.append(np.mean((guess - true) ** 2))
+        copied.append(np.mean((now - true) ** 2))
+    reader.close()
+    expected = mean_error(dataset, anchors, lambda number, _: chunks[number])
+    np.testing.assert_allclose(result.action_error[POLICY], expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(result.imagined_error_n, imagined, rtol=1e-3)
+    np.testing.assert_allclose(result.copied_error_n, copied, rtol=1e-4, atol=1e-7)
+
+
+def test_summary(result):
+    summary = result.summary()
+    assert summary["samples"] == SAMPLES
+    for name, error in result.action_error.items():
+        np.testing.assert_allclose(summary["action_error"][name], error.mean(0))
+        np.testing.assert_allclose(summary["action_error_by_step"][name], error.mean(1))
+    assert summary["imagined_latent_error"] == pytest.approx(result.imagined_error_n.mean())
+
+
+def test_noise_belongs_to_the_sample():
+    """Not to its batch, nor to its place in it."""
+    together = offline.sample_noise([3, [0, 7], 5], (2, 4))
+    np.testing.assert_array_equal(together[2], offline.sample_noise([5], (2, 4))[0])
+    assert together.dtype == np.float32 and len(np.unique(together)) == together.size

@@ -1,0 +1,140 @@
+"""`imagewam evaluate` on recorded data: numbers as JSON, and a page that needs no other file."""
+
+import base64
+import io
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagewam_jax.evaluation.closed_loop import BLANK, POLICY, RANDOM, REPLAY, SWAPPED, Success
+from imagewam_jax.evaluation.evaluate import evaluate
+from imagewam_jax.evaluation.figures import film_strip, image_grid, overlay
+from imagewam_jax.evaluation.report import episode_section, success_section, write_report
+from imagewam_jax.evaluation.rollout import RolloutResult
+from imagewam_jax.policies.errors import CheckpointError
+from tests.training.tiny import trained_run
+
+
+class Page(HTMLParser):
+    """What a page links to, its headings, table cells and pictures."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links, self.headings, self.cells, self.pictures = [], [], [], []
+        self._inside = ""
+        self.text = path.read_text()
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attributes):
+        self._inside = tag
+        for name, value in attributes:
+            if name in ("src", "href", "action", "data", "srcset", "poster"):
+                self.links.append(value)
+            if tag == "img" and name == "src":
+                self.pictures.append(value)
+
+    def handle_data(self, data):
+        if data.strip():
+            if self._inside in ("td", "th"):
+                self.cells.append(data.strip())
+            if self._inside in ("h1", "h2"):
+                self.headings.append(data.strip())
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+
+def check_self_contained(page: Page) -> None:
+    assert page.pictures and all(link.startswith("data:image/png;base64,") for link in page.links)
+    for word in ("http://", "https://", "@import", "url(", "<script", "<link"):
+        assert word not in page.text
+    for picture in page.pictures:
+        image = Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1])))
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 3
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Of a run that lies elsewhere now, as its dataset does."""
+    folder = tmp_path_factory.mktemp("moved")
+    run = Path(shutil.copytree(trained_run(), folder / "run"))
+    dataset = Path(shutil.copytree(trained_run().parent / "metaworld_faucet", folder / "set"))
+    return evaluate(run, data_directory=str(dataset / "1.0.0"), simulate=False)
+
+
+def test_evaluation_without_a_simulator(report):
+    assert report.name == "report.html" and report.parent.name == "evaluation"
+    results = json.loads((report.parent / "evaluation.json").read_text())
+    assert results["checkpoint_step"] == 40 and "closed_loop" not in results
+    offline = results["offline"]
+    assert set(offline["action_error"]) == {"policy", "repeat the last action", "mean action"}
+    assert all(len(error) == 4 for error in offline["action_error"].values())
+    assert offline["copied_latent_error"] > 0
+    page = Page(report)
+    check_self_contained(page)
+    assert page.headings[1:] == ["Held-out demonstrations", "Predictions", "Training"]
+    for name, error in offline["action_error"].items():
+        row = page.cells.index(name)
+        assert page.cells[row + 1 : row + 5] == [f"{x:.3f}" for x in error]
+    assert len(page.pictures) == 4
+
+
+def test_no_checkpoint_is_an_error_that_leaves_nothing_behind(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        evaluate(tmp_path, simulate=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sections_of_the_simulator(tmp_path):
+    names = [POLICY, SWAPPED, BLANK, RANDOM, REPLAY]
+    success = {name: Success(n, 20, n / 30, n / 15) for n, name in enumerate(names, start=3)}
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (5, 1, 8, 8, 3)).astype(np.uint8)
+    result = RolloutResult(
+        (("open", 7),), np.array([True]), np.array([33]), {0: np.asarray(frames)}
+    )
+    sections = [
+        success_section(success),
+        episode_section({POLICY: result, SWAPPED: result}, {"open": "open <it> & see"}),
+    ]
+    write_report(tmp_path / "report.html", "<title>", "of http", sections)
+    page = Page(tmp_path / "report.html")
+    check_self_contained(page)
+    row = page.cells.index(SWAPPED)
+    assert page.cells[row : row + 4] == [SWAPPED, "4 / 20", "20%", "13% - 27%"]
+    assert len(page.pictures) == 3
+    # What comes from data is text, never markup.
+    assert "open &lt;it&gt; &amp; see" in page.text and "&lt;title&gt;" in page.text
+    assert "success in 33 steps" in page.text
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_film_strips_have_the_first_and_the_last_frame():
+    frames = np.arange(25, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    strip = pixels(film_strip(frames))
+    assert strip.shape == (8, 80, 3)
+    assert (strip[0, 0] == 0).all() and (strip[0, -1] == 24).all()
+    assert pixels(film_strip(frames[:3])).shape == (8, 24, 3)
+
+
+def test_grids_keep_images_apart():
+    black = np.zeros((4, 4, 3), np.uint8)
+    grid = pixels(image_grid([[black, black], [black, black]]))
+    assert grid.shape == (24, 24, 3)
+    assert (grid[0] == 255).all() and (grid[2, 2] == 0).all() and (grid[2, 11:13] == 255).all()
+
+
+def test_overlays_are_brightest_where_the_weight_is():
+    weight = np.zeros((4, 4), np.float32)
+    weight[1, 2] = 1.0
+    seen = overlay(np.full((16, 16, 3), 100, np.uint8), weight)
+    brightest = np.unravel_index(seen.sum(-1).argmax(), (16, 16))
+    assert 4 <= brightest[0] < 8 and 8 <= brightest[1] < 12

@@ -1,0 +1,172 @@
+"""What a user can get wrong ends in one error that names it, before any training."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from imagewam_jax import cli
+from imagewam_jax.policies import checkpoint
+from imagewam_jax.training import loop, prepare, step
+from tests.training.tiny import copy_sample, tiny_config, trained_run
+
+
+@pytest.fixture(scope="module")
+def finished():
+    return trained_run()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_trained(monkeypatch, finished):
+    """Errors come before the first step."""
+
+    def refuse(*_):
+        raise AssertionError("training has begun")
+
+    def idle_trainer(*arguments):
+        return step.make_trainer(*arguments)._replace(step=refuse)
+
+    monkeypatch.setattr(loop, "make_trainer", idle_trainer)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return copy_sample(tmp_path_factory.mktemp("rlds"))
+
+
+@pytest.fixture
+def train(dataset, tmp_path, capsys):
+    """Runs `imagewam train` and returns its one line of error."""
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from tests.training.tiny import tiny_config\n"
+        f"def get_config(size='16'):\n    return tiny_config({str(dataset)!r})\n"
+    )
+
+    def run(*arguments: str, config: str = str(config), workdir: Path = tmp_path / "run") -> str:
+        status = cli.main(["train", f"--config={config}", f"--workdir={workdir}", *arguments])
+        assert status == 1
+        lines = capsys.readouterr().err.splitlines()
+        return next(line for line in lines if line.startswith("imagewam train: "))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.cameras=('wrist',)", "no camera 'wrist', it has ['primary']"),
+        ("data.train_split=test", "no split 'test', it has ['train', 'val']"),
+        ("data.image_size=(32, 64)", "images of (64, 64), the configured image_size is (32, 64)"),
+        ("data.dataset=mine", "no dataset 'mine' in the registry"),
+        ("data.layout=spiral", "no camera layout 'spiral', there are ['head_over_wrists'"),
+        ("data.layout=head_over_wrists", "layout 'head_over_wrists': 1 cameras, expected 3"),
+        ("data.normalization=none", "normalisation mode 'none'"),
+        ("model.expert.action_dim=7", "'action' has 4 dimensions, the configured action_dim is 7"),
+        ("model.expert.action_dim=3", "more than the configured action_dim 3"),
+        ("model.proprio_dim=9", "has 4 dimensions, the configured state_dim is 9"),
+        ("model.horizon=9", "horizon 9 is beyond the expert's limit 8"),
+        ("model.horizon=0", "model.horizon is 0, expected at least 1"),
+        ("model.backbone.name=flux9", "model.backbone.name is 'flux9'; choose from ['flux2'"),
+        ("model.backbone.in_channels=9", "in_channels is 9, the autoencoder has 8 channels"),
+        ("model.backbone.text_dim=9", "text_dim is 9, the text features have 192 channels"),
+        ("model.backbone.heads=3", "model.backbone: dim 16 is not a multiple of heads 3"),
+        ("model.attention=flash", "unknown attention backend 'flash'; choose from ['xla'"),
+        ("model.remat=some", "unknown remat policy 'some'; choose from ['full', 'none'"),
+        ("model.coordinate_dtype=half", "model.coordinate_dtype is 'half'; choose from"),
+        ("autoencoder.name=vqgan", "autoencoder.name is 'vqgan'; choose from ['flux2', 'patch']"),
+        ("autoencoder.factor=24", "height 64 is not a multiple of 24, the autoencoder's factor"),
+        ("autoencoder.channels=769", "autoencoder: channels 769 must be between 1 and the 768"),
+        ("text.encoder=t5", "text.encoder is 't5'; choose from ['byte_qwen3']"),
+        ("text.buckets=(8, 16)", "text.buckets (8, 16): prompt 'close the faucet' is 18 tokens"),
+        ("text.table=/no/table", "/no/table: no text table"),
+        ("train.compute_dtype=half", "train.compute_dtype is 'half'; choose from"),
+        ("train.steps=0", "train.steps is 0, expected at least 1"),
+        ("train.log_every=0", "train.log_every is 0, expected at least 1"),
+        ("train.steps=many", "--config.train.steps=many"),
+        ("train.stepz=3", "has no field 'train.stepz': no 'stepz' among"),
+        ("trian.steps=3", "has no field 'trian.steps': no 'trian' among ['acting'"),
+        ("seed.value=3", "has no field 'seed.value'"),
+    ],
+)
+def test_a_field_that_does_not_fit(train, override, message):
+    assert message in train(f"--config.{override}")
+
+
+def test_arguments_that_do_not_exist(train):
+    assert "unexpected arguments: now" in train("now")
+    assert "'worker'" in train("--worker=3")
+
+
+def test_config_files_that_do_not_exist(train):
+    assert "/no/config.py: no such config file" in train(config="/no/config.py:4b")
+
+
+def test_a_size_that_a_recipe_does_not_have(train):
+    assert "'5b'; choose from ['4b', '9b']" in train(config="configs/libero.py:5b")
+
+
+def test_a_recipe_without_the_weights_that_it_needs(dataset):
+    config = tiny_config(dataset)
+    config.autoencoder = {"name": "flux2", "weights": ""}
+    with pytest.raises(prepare.ConfigError, match="weights must name a safetensors"):
+        prepare.make_autoencoder(config.to_dict(), dataset=None)
+
+
+def test_directories_that_are_not_rlds(train, tmp_path, dataset):
+    assert "/no/set: not a TFDS version folder: no features.json; found no such folder" in train(
+        "--config.data.directory=/no/set"
+    )
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "image.jpg").touch()
+    assert "no features.json; found ['image.jpg']" in train(f"--config.data.directory={other}")
+    not_rlds = Path(shutil.copytree(dataset, tmp_path / "flat"))
+    shutil.rmtree(not_rlds / "imagewam_index", ignore_errors=True)
+    features = {"featuresDict": {"features": {"image": {"image": {}}}}}
+    (not_rlds / "features.json").write_text(json.dumps(features))
+    assert "not RLDS: features.json has no dataset 'steps'" in train(
+        f"--config.data.directory={not_rlds}"
+    )
+
+
+def test_a_camera_key_that_the_dataset_lacks(train, tmp_path, dataset):
+    renamed = Path(shutil.copytree(dataset, tmp_path / "renamed"))
+    shutil.rmtree(renamed / "imagewam_index", ignore_errors=True)
+    features = (renamed / "features.json").read_text()
+    assert features.count('"image": {') > 1
+    tree = json.loads(features)
+    steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]
+    observation = steps["featuresDict"]["features"]["observation"]["featuresDict"]["features"]
+    observation["front"] = observation.pop("image")
+    (renamed / "features.json").write_text(json.dumps(tree))
+    error = train(f"--config.data.directory={renamed}")
+    assert "camera 'primary' of 'metaworld_faucet': no step feature 'observation/image'" in error
+    assert "['observation/front']" in error
+
+
+def test_a_workdir_that_is_a_file(train, tmp_path):
+    (tmp_path / "file").touch()
+    assert f"{tmp_path / 'file'}" in train(workdir=tmp_path / "file")
+
+
+def test_a_workdir_with_checkpoints_is_not_overwritten(train, finished):
+    error = train(workdir=finished)
+    assert f"{finished} has checkpoints up to step 40: resume it" in error
+
+
+def test_resuming_with_another_config_names_the_fields(train, finished):
+    error = train("--resume", "--config.optimizer.learning_rate=0.5", workdir=finished)
+    assert "optimizer.learning_rate: 0.01 -> 0.5" in error
+    assert "train.steps: 40 -> 8" in error
+    assert "validate_every" not in error  # which does not change what is computed
+
+
+def test_a_disk_that_is_too_small_for_the_run(train, finished, monkeypatch):
+    """The error tells it of all checkpoints that will be kept at a time."""
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    same = ("--config.train.steps=40", "--config.train.validation_samples=8")
+    error = train("--resume", *same, workdir=finished)
+    assert "3 checkpoint(s) of 1 MB do not fit: 1 MB are free" in error

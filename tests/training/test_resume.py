@@ -1,0 +1,121 @@
+"""A run that is killed and resumed is, number for number, one that was not."""
+
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from imagewam_jax.policies.checkpoint import open_checkpoint
+from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.frozen import frozen_to_tree
+from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from imagewam_jax.training.loop import restore
+from imagewam_jax.training.step import make_trainer
+from tests.training.commands import finish, start
+from tests.training.tiny import copy_sample
+
+STEPS, CHECKPOINT_EVERY = 120, 40
+# These say how fast a run was, not what it computed.
+TIMES = {"samples_per_second", "data_wait"}
+CONFIG = """
+from tests.training.tiny import tiny_config
+
+def get_config():
+    config = tiny_config({dataset!r})
+    config.train.steps = {steps}
+    config.train.checkpoint_every = {checkpoint_every}
+    config.train.validate_every = 60
+    config.train.validation_samples = 8
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of an uninterrupted run and of one that was killed and resumed, and what the
+    first printed."""
+    folder = tmp_path_factory.mktemp("resume")
+    config = folder / "config.py"
+    config.write_text(
+        CONFIG.format(
+            dataset=str(copy_sample(folder)), steps=STEPS, checkpoint_every=CHECKPOINT_EVERY
+        )
+    )
+
+    def begin(workdir: Path, *more: str):
+        arguments = "train", f"--config={config}", f"--workdir={workdir}", *more
+        return start(*arguments, cache=folder / "compiled")
+
+    whole, killed = folder / "whole", folder / "killed"
+    printed = finish(begin(whole))
+    kill_behind_a_checkpoint(begin(killed), killed)
+    finish(begin(killed, "--resume"))
+    return whole, killed, printed
+
+
+def kill_behind_a_checkpoint(process, workdir: Path) -> None:
+    """SIGKILL as soon as the run is a few steps behind a complete checkpoint."""
+    try:
+        deadline = time.monotonic() + 300
+        while behind_checkpoint(workdir) < 3:
+            assert process.poll() is None, process.communicate()[1][-4000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    last = last_step(workdir)
+    assert CHECKPOINT_EVERY < last < STEPS, f"killed at step {last}"
+
+
+def behind_checkpoint(workdir: Path) -> int:
+    folder = workdir / "checkpoints"
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+    return last_step(workdir) - max(steps) if steps else 0
+
+
+def last_step(workdir: Path) -> int:
+    rows = read_metrics(workdir / METRICS_FILE)
+    return rows[-1]["step"] if rows else 0
+
+
+def numbers(workdir: Path) -> list[dict]:
+    rows = read_metrics(workdir / METRICS_FILE)
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def test_every_row_of_numbers_is_the_same(runs):
+    whole, killed, _ = runs
+    expected, found = numbers(whole), numbers(killed)
+    steps = [row["step"] for row in expected if row["kind"] == "train"]
+    assert steps == list(range(1, STEPS + 1))
+    assert [r["step"] for r in expected if r["kind"] == "validation"] == [60, 120]
+    assert {"loss", "grad_norm", "grad_norm_backbone", "grad_norm_expert"} <= expected[0].keys()
+    for a, b in zip(expected, found, strict=True):
+        assert a == b
+
+
+def test_the_last_checkpoint_is_the_same_bit_for_bit(runs):
+    whole, killed, _ = runs
+    for a, b in zip(saved(whole), saved(killed), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def saved(workdir: Path) -> list[jax.Array]:
+    """Every array of the last checkpoint: parameters, average, optimizer and frozen parts."""
+    checkpoints, step = open_checkpoint(workdir)
+    assert step == STEPS
+    about = checkpoints.restore_json(step, "about")
+    trainer = make_trainer(about["config"], policy_config(about["config"]["model"]))
+    state, frozen = restore(checkpoints, step, trainer, about)
+    checkpoints.close()
+    return jax.tree.leaves((state, frozen_to_tree(frozen)))
+
+
+def test_training_imports_neither_tensorflow_nor_torch(runs):
+    assert "imported: ['jax']" in runs[2]

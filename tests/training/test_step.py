@@ -1,0 +1,175 @@
+"""The train step: its loss, its optimizer, what it keeps in float32, and that it repeats."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagewam_jax.data.anchors import frame_anchors
+from imagewam_jax.models.imagewam import Context, ImageWAM, Sample, sample_draws
+from imagewam_jax.policies.checkpoint import open_checkpoint
+from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from imagewam_jax.policies.parameters import policy_builder
+from imagewam_jax.training.loop import restore
+from imagewam_jax.training.optimizer import learning_rate, update_ema
+from imagewam_jax.training.prepare import config_dataset
+from imagewam_jax.training.step import make_trainer
+from tests.training.tiny import trained_run
+
+
+class Run:
+    """A trained run: its state and frozen parts, one batch of its data, and its functions."""
+
+    def __init__(self, workdir):
+        checkpoints, step = open_checkpoint(workdir)
+        about = checkpoints.restore_json(step, "about")
+        self.config = about["config"]
+        self.policy = policy_config(self.config["model"])
+        self.trainer = make_trainer(self.config, self.policy)
+        self.state, self.frozen = restore(checkpoints, step, self.trainer, about)
+        checkpoints.close()
+        self.dataset = config_dataset(self.config)
+        reader = self.dataset.reader("train")
+        anchors = frame_anchors(reader.split)
+        # The last of these are near the end of an episode, so that some actions are padding.
+        self.batch = reader.read(anchors[[0, 70, -2, -1]])
+        reader.close()
+        self.step = jax.jit(self.trainer.step)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return Run(trained_run())
+
+
+def test_training_lowers_the_loss():
+    rows = read_metrics(trained_run() / METRICS_FILE)
+    losses = [r["loss"] for r in rows if r["kind"] == "validation"]
+    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0], losses
+
+
+def test_the_loss_is_that_of_the_policy_on_a_sample_made_by_hand(run):
+    """Numbers go through `make_sample`: normalisation, latents, text, and what is padding."""
+    batch, frozen = run.batch, jax.tree.map(np.asarray, run.frozen)
+    assert batch["action_is_pad"].any() and len(set(batch["text_id"].tolist())) == 2
+    index = run.dataset.index.split("train")
+    statistics = {
+        name: index.features[key]
+        for name, key in (("actions", "action"), ("proprio", "observation/state"))
+    }
+
+    def normalized(name):
+        low, high = statistics[name].min(0), statistics[name].max(0)
+        constant = high - low < 1e-4  # such a dimension is only shifted to 0
+        scaled = 2 * (batch[name] - low) / np.where(constant, 1, high - low) - 1
+        return np.where(constant, batch[name] - low, scaled).clip(-5, 5).astype(np.float32)
+
+    def latent(images):
+        patches = images.reshape(4, 4, 16, 4, 16, 3).swapaxes(2, 3).reshape(4, 4, 4, 768)
+        autoencoder = frozen.autoencoder
+        centered = patches / np.float32(127.5) - 1 - autoencoder.mean[...]
+        return (centered @ autoencoder.basis[...] / autoencoder.scale[...]).astype(np.float32)
+
+    sample = Sample(
+        Context(
+            text=frozen.text[batch["text_id"]],
+            text_length=frozen.text_length[batch["text_id"]],
+            references=latent(batch["images"][:, 0, 0])[:, None],
+            proprio=normalized("proprio"),
+        ),
+        target=latent(batch["images"][:, 0, 1]),
+        actions=normalized("actions"),
+        action_is_pad=batch["action_is_pad"],
+        action_dim_is_pad=np.zeros((4, 4), bool),
+    )
+    key = jax.random.fold_in(jax.random.key(run.config["seed"]), run.state.step)
+    model = policy_builder(run.policy)(run.state.params)
+    loss, parts = jax.jit(ImageWAM.training_loss)(model, sample, sample_draws(key, sample))
+    _, metrics = run.step(run.state, run.batch, run.frozen)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics["target_loss"], parts["target_loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["action_loss"], parts["action_loss"], rtol=1e-5)
+
+
+def test_a_step_repeats_exactly_and_depends_on_its_number(run):
+    first, second = (run.step(run.state, run.batch, run.frozen) for _ in range(2))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    later = run.state._replace(step=run.state.step + 1)
+    assert run.step(later, run.batch, run.frozen)[1]["loss"] != first[1]["loss"]
+
+
+def test_validation_does_not_depend_on_the_step_but_on_the_batch_number(run):
+    validate = jax.jit(run.trainer.validate)
+    first, again, other = (
+        float(validate(run.state.ema, run.batch, run.frozen, n)["loss"]) for n in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def test_master_weights_stay_float32_when_computing_in_bfloat16(run):
+    config = {**run.config, "train": {**run.config["train"], "compute_dtype": "bfloat16"}}
+    trainer = make_trainer(config, run.policy)
+    before = run.state
+    after, metrics = jax.jit(trainer.step)(before, run.batch, run.frozen)
+    for name in ("params", "ema", "optimizer"):
+        for leaf in jax.tree.leaves(getattr(after, name)):
+            assert leaf.dtype == jnp.float32 or leaf.shape == (), name  # counters are integers
+    # They hold updates that bfloat16 could not.
+    exact = jax.tree.leaves(after.params)
+    assert any((leaf != leaf.astype(jnp.bfloat16)).any() for leaf in exact)
+    assert all(value.dtype == jnp.float32 for value in metrics.values())
+    # And the step computes in bfloat16 indeed: near the float32 loss, not equal to it.
+    expected = run.step(before, run.batch, run.frozen)[1]["loss"]
+    assert metrics["loss"] != expected
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=0.05)
+
+
+def test_moving_average():
+    ema, params = {"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([3.0, 6.0])}
+    for step, decay in ((0, 0.1), (9, 10 / 19), (10**6, 0.995)):
+        found = update_ema(ema, params, jnp.asarray(step), 0.995)["w"]
+        expected = decay * np.array([1.0, -2.0]) + (1 - decay) * np.array([3.0, 6.0])
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_array_equal(update_ema(ema, params, jnp.asarray(5), 0.0)["w"], params["w"])
+
+
+def test_a_step_updates_the_average_from_the_new_parameters(run):
+    state, step = run.step(run.state, run.batch, run.frozen)[0], int(run.state.step)
+    decay = min(run.config["optimizer"]["ema_decay"], (1 + step) / (10 + step))
+    for old, new, found in zip(
+        *(jax.tree.leaves(t) for t in (run.state.ema, state.params, state.ema)), strict=True
+    ):
+        np.testing.assert_allclose(found, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [20, 1000])
+def test_learning_rate(steps):
+    section = {"learning_rate": 3e-4, "warmup_fraction": 0.05, "final_fraction": 0.01}
+    rate, warmup = learning_rate(section, steps), steps // 20
+    np.testing.assert_allclose(rate(0), 3e-4 / warmup, rtol=1e-5)
+    np.testing.assert_allclose(rate(warmup), 3e-4, rtol=1e-5)
+    middle = (warmup + steps) / 2  # of the cosine
+    np.testing.assert_allclose(rate(middle), 3e-4 * (1 + 0.01) / 2, rtol=1e-4)
+    np.testing.assert_allclose(rate(steps), 3e-6, rtol=1e-4)
+    assert rate(warmup // 2) < 3e-4 or warmup == 1
+
+
+def test_the_rate_and_clipping_of_a_step(run):
+    """A first step of AdamW written out, on gradients whose norm is above the limit."""
+    fresh = jax.tree.map(jnp.zeros_like, run.state.optimizer)
+    state = run.state._replace(step=jnp.zeros((), jnp.int32), optimizer=fresh)
+    after, metrics = run.step(state, run.batch, run.frozen)
+    section = run.config["optimizer"]
+    assert metrics["grad_norm"] > 1.1 * section["clip_norm"]
+    adam = after.optimizer[1][0]
+    norm = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(adam.mu))) / (1 - section["b1"])
+    np.testing.assert_allclose(norm, section["clip_norm"], rtol=1e-4)
+    for before, now, mu, nu in zip(
+        *(jax.tree.leaves(t) for t in (state.params, after.params, adam.mu, adam.nu)), strict=True
+    ):
+        direction = mu / (1 - section["b1"]) / (np.sqrt(nu / (1 - section["b2"])) + section["eps"])
+        rate = float(metrics["learning_rate"])
+        expected = before - rate * (direction + section["weight_decay"] * before)
+        np.testing.assert_allclose(now, expected, rtol=1e-4, atol=1e-6)
