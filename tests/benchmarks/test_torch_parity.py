@@ -72,7 +72,7 @@ def test_the_loss_is_the_same(ours, theirs):
 
 def test_every_gradient_is_the_same(work, ours, theirs):
     expected = torch_tensors(work.policy, ours[1])
-    norm = torch.cat([g.flatten() for g in expected.values()]).norm()
+    norm = torch.cat([g.flatten() for g in expected.values()]).double().norm()
     clip = min(1.0, work.config["optimizer"]["clip_norm"] / norm)
     assert theirs[1].keys() == expected.keys()
     for name, gradient in theirs[1].items():

@@ -223,7 +223,7 @@ def test_a_missing_shard(toy_copy):
 
 def test_no_index(toy_copy):
     shutil.rmtree(default_index_dir(toy_copy, TOY))
-    with pytest.raises(DataError, match=r"no index of .* build it with: imagewam data index"):
+    with pytest.raises(DataError, match=r"no index of .* build it with: imagewam index"):
         open_index(toy_copy, TOY)
 
 

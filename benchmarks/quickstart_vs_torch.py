@@ -1,0 +1,126 @@
+"""Acting latency and a training step of the quickstart policy, against plain PyTorch.
+
+    python benchmarks/quickstart_vs_torch.py [--pairs 15] [--json result.json]
+
+Ours and PyTorch's live in processes of their own on the same cores and take turns: one waits
+while the other measures, so that a busy machine slows both. The ratio of medians is PyTorch's
+faster way (eager or compiled) over ours.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+AIMS = {"act": 1.5, "train": 1.3}
+CALLS = {"act": 20, "train": 1}  # per measurement, which is their mean
+SIDES = ("ours", "torch eager", "torch compiled")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=15, help="measurements of each side")
+    parser.add_argument("--threads", type=int, default=2, help="cores that each side may use")
+    parser.add_argument("--json", type=Path, help="a file for the result")
+    args = parser.parse_args()
+
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        sides = {}
+        for name in tqdm(SIDES, desc="compile", unit="side"):
+            sides[name], theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, name, args.threads))
+            process.start()
+            theirs.close()
+            stack.callback(process.join)
+            stack.callback(sides[name].close)  # ends the process
+            sides[name].recv()  # after its first calls
+        seconds = {name: {task: [] for task in CALLS} for name in SIDES}
+        for _ in tqdm(range(args.pairs), desc="measure", unit="pair"):
+            for task in CALLS:
+                for name, side in sides.items():
+                    side.send(task)
+                    seconds[name][task].append(side.recv())
+    result = summarise(seconds, args.threads)
+    print(table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def summarise(seconds: dict[str, dict[str, list[float]]], threads: int) -> dict:
+    """Medians in milliseconds, the ratios, and where they were measured."""
+    medians = {
+        name: {task: 1e3 * statistics.median(values) for task, values in tasks.items()}
+        for name, tasks in seconds.items()
+    }
+    best = {task: min(medians[name][task] for name in SIDES[1:]) for task in CALLS}
+    return {
+        "machine": f"{_cpu()}, {threads} threads of {os.cpu_count()}",
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "torch", "numpy")},
+        "load_1min": os.getloadavg()[0],
+        "median_ms": medians,
+        "ratio": {task: best[task] / medians["ours"][task] for task in CALLS},
+        "aim": AIMS,
+        "seconds": seconds,
+    }
+
+
+def table(result: dict) -> str:
+    """The result for a terminal."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    head = f"{'':6}" + "".join(f"{name:>16}" for name in SIDES) + f"{'ratio':>8}{'aim':>6}"
+    lines = [result["machine"], f"{versions}; load {result['load_1min']:.1f}", head]
+    for task in CALLS:
+        medians = "".join(f"{result['median_ms'][name][task]:13.1f} ms" for name in SIDES)
+        lines.append(f"{task:6}{medians}{result['ratio'][task]:8.2f}{AIMS[task]:6.1f}")
+    return "\n".join(lines)
+
+
+def _serve(pipe, name: str, threads: int) -> None:
+    """Measures the task that each message names, until the pipe is closed."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    os.sched_setaffinity(0, cores)  # before JAX makes its threads, one per core
+    import torch
+
+    from benchmarks.sides import jax_calls, torch_calls
+    from benchmarks.workload import quickstart
+
+    torch.set_num_threads(threads)
+    work = quickstart()
+    calls = jax_calls(work) if name == "ours" else torch_calls(work, name == "torch compiled")
+    for _ in range(3):
+        for call in calls.values():
+            call()
+    pipe.send("ready")
+    with contextlib.suppress(EOFError):
+        while True:
+            task = pipe.recv()
+            calls[task]()  # wakes the threads; the other side has just had the cores
+            start = time.perf_counter()
+            for _ in range(CALLS[task]):
+                calls[task]()
+            pipe.send((time.perf_counter() - start) / CALLS[task])
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The two sides of the benchmark, each for a process of its own.
+
+A side is a dictionary of functions without arguments; a call of one is one measurement. All
+start from the same raw NumPy data and end with the result on the host.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks.torch_imagewam import TorchImageWAM
+from benchmarks.torch_policy import Frozen, TorchTrainer, load_params
+from benchmarks.workload import Workload
+from imagewam_jax.policies.frozen import frozen_to_tree
+from imagewam_jax.policies.parameters import policy_builder
+from imagewam_jax.policies.policy import Policy
+from imagewam_jax.training.step import make_trainer
+
+Calls = dict[str, Callable[[], np.ndarray]]
+
+
+def jax_calls(work: Workload) -> Calls:
+    """`act` and `train` as `imagewam evaluate` and `imagewam train` run them."""
+    about = {"config": work.config, "prompts": work.prompts}
+    policy = Policy(policy_builder(work.policy)(work.params), work.frozen, about, 0)
+    trainer = make_trainer(work.config, work.policy)
+    step = jax.jit(trainer.step, donate_argnums=0)
+    state = jax.jit(trainer.init)(work.config["seed"])
+
+    def train() -> np.ndarray:
+        nonlocal state
+        state, metrics = step(state, work.batch, work.frozen)
+        return np.asarray(metrics["loss"])
+
+    return {"act": lambda: policy.act(work.observations, work.noise), "train": train}
+
+
+def torch_calls(work: Workload, compiled: bool) -> Calls:
+    """The same in PyTorch; `compiled`: prefill with all Euler steps, and the loss, each as one
+    graph."""
+    frozen = Frozen(frozen_to_tree(work.frozen), work.frozen.autoencoder.factor)
+    rows, columns = (
+        side // work.frozen.autoencoder.factor for side in work.config["data"]["image_size"]
+    )
+    models = []
+    for _ in ("act", "train"):  # acting keeps its weights while training changes its own
+        model = TorchImageWAM(work.policy, (rows, columns), work.frozen.text.shape[1])
+        load_params(model, work.params)
+        models.append(model)
+    acting, trained = models
+    euler_steps = work.config["acting"]["euler_steps"]
+
+    def raw_actions(images, state, text_id, noise):
+        context = frozen.context(frozen.encode(images[:, 0]), text_id, state)
+        return frozen.raw_actions(acting.act(context, noise, euler_steps))
+
+    trainer = TorchTrainer(trained, frozen, work.config)
+    if compiled:
+        raw_actions = torch.compile(raw_actions)
+        trainer.loss = torch.compile(trained.training_loss)
+
+    @torch.inference_mode()
+    def act() -> np.ndarray:
+        arrays = map(torch.from_numpy, (*work.observations, work.noise))
+        return raw_actions(*arrays).numpy()
+
+    def train() -> np.ndarray:
+        return trainer.step({k: torch.from_numpy(v) for k, v in work.batch.items()}).numpy()
+
+    return {"act": act, "train": train}

@@ -1,0 +1,145 @@
+"""The PyTorch policy around its network: our parameters, raw data, the optimizer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from benchmarks.torch_imagewam import Context, Draws, Sample, TorchImageWAM
+from imagewam_jax.conversion.imagewam import BACKBONE, EXPERT, imagewam_rules
+from imagewam_jax.conversion.mapping import flatten
+from imagewam_jax.data.normalization import CLAMP
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.training.optimizer import learning_rate
+
+Tensors = dict[str, Tensor]
+
+
+def load_params(model: TorchImageWAM, params: Mapping[str, Any]) -> None:
+    """Gives the model our parameters; KeyError or RuntimeError where they do not fit."""
+    model.load_state_dict(torch_tensors(model.config, params))
+
+
+def torch_tensors(config: ImageWAMConfig, params: Mapping[str, Any]) -> Tensors:
+    """Our tree of arrays (parameters or gradients) under the names of `TorchImageWAM`."""
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+    tensors = {}
+    for rule in imagewam_rules(config):
+        for layer, name in enumerate(rule.names()):
+            parts = []
+            for part in rule.parts:
+                theirs, ours = part.pattern.split(" -> ")
+                array = flat[part.path] if rule.layers is None else flat[part.path][layer]
+                parts.append(rearrange(array, f"{ours} -> {theirs}", **part.sizes))
+            tensors[_name(name)] = torch.from_numpy(np.concatenate(parts, rule.axis))
+    return tensors
+
+
+def _name(official: str) -> str:
+    for ours, theirs in (
+        ("video.", BACKBONE),
+        ("action.", EXPERT),
+        (".img.attn.", ".img_attn."),
+        (".img.mlp.", ".img_mlp."),
+        (".txt.attn.", ".txt_attn."),
+        (".txt.mlp.", ".txt_mlp."),
+    ):
+        official = official.replace(theirs, ours)
+    return official
+
+
+class Frozen(nn.Module):
+    """What is fixed in training: the patch autoencoder, text features and normalisation."""
+
+    def __init__(self, tree: Mapping[str, Any], factor: int):
+        """`tree` is that of `imagewam_jax.policies.frozen.frozen_to_tree`."""
+        super().__init__()
+        self.factor = factor
+        for path, array in flatten(tree).items():
+            self.register_buffer(path.replace(".", "_"), torch.from_numpy(np.array(array)))
+
+    def encode(self, images: Tensor) -> Float[Tensor, "b h w c"]:
+        """Of uint8 images `[b, height, width, 3]`."""
+        x = (images.float() / 255 - 0.5) / 0.5
+        x = x.unflatten(2, (-1, self.factor)).unflatten(1, (-1, self.factor))
+        patches = x.transpose(2, 3).flatten(3)
+        centered = patches - self.autoencoder_mean
+        return centered @ self.autoencoder_basis / self.autoencoder_scale
+
+    def context(self, reference: Tensor, text_id: Tensor, state: Tensor) -> Context:
+        proprio = ((state - self.state_center) * self.state_scale).clamp(-CLAMP, CLAMP)
+        return Context(self.text[text_id], self.text_length[text_id], reference, proprio)
+
+    def sample(self, batch: Tensors) -> Sample:
+        """Of a batch of the loader, with one camera."""
+        images = batch["images"][:, 0]
+        latents = self.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+        actions = ((batch["actions"] - self.actions_center) * self.actions_scale).clamp(
+            -CLAMP, CLAMP
+        )
+        absent = ~batch["action_dim_mask"]
+        return Sample(
+            self.context(latents[:, 0], batch["text_id"], batch["proprio"]),
+            latents[:, 1],
+            actions.masked_fill(absent[:, None], 0),
+            batch["action_is_pad"],
+            absent,
+        )
+
+    def raw_actions(self, normalised: Float[Tensor, "b s a"]) -> Float[Tensor, "b s a"]:
+        """Actions in real units."""
+        return normalised / self.actions_scale + self.actions_center
+
+
+def sample_draws(sample: Sample) -> Draws:
+    batch = len(sample.actions)
+    return Draws(
+        torch.randn_like(sample.target),
+        torch.rand(batch),
+        torch.randn_like(sample.actions),
+        torch.rand(batch),
+    )
+
+
+class TorchTrainer:
+    """AdamW with warm-up, cosine, clipping and a moving average, as `imagewam_jax.training`."""
+
+    def __init__(self, model: TorchImageWAM, frozen: Frozen, config: Mapping[str, Any]):
+        self.model, self.frozen, self.section = model, frozen, config["optimizer"]
+        self.params = list(model.parameters())
+        self.ema = [p.detach().clone() for p in self.params]
+        self.optimizer = torch.optim.AdamW(
+            self.params,
+            lr=1.0,  # the schedule has the rate itself
+            betas=(self.section["b1"], self.section["b2"]),
+            eps=self.section["eps"],
+            weight_decay=self.section["weight_decay"],
+            fused=True,
+        )
+        steps = config["train"]["steps"]
+        rate = learning_rate(self.section, steps)
+        self.rates = [float(rate(step)) for step in range(steps)]
+        self.steps = 0
+        self.loss = model.training_loss
+
+    def step(self, batch: Tensors) -> Float[Tensor, ""]:
+        """One update; the loss before it."""
+        sample = self.frozen.sample(batch)
+        return self.update(sample, sample_draws(sample))
+
+    def update(self, sample: Sample, draws: Draws) -> Float[Tensor, ""]:
+        self.optimizer.zero_grad()
+        loss = self.loss(sample, draws)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.params, self.section["clip_norm"])
+        self.optimizer.param_groups[0]["lr"] = self.rates[self.steps]
+        self.optimizer.step()
+        decay = min(self.section["ema_decay"], (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.ema, self.params, 1 - decay)
+        self.steps += 1
+        return loss.detach()

@@ -1,0 +1,79 @@
+"""What both sides of a benchmark work on: the quickstart policy and data that is in memory.
+
+Sizes, text and optimizer are those of `configs/quickstart.py`; weights, images, states and
+actions are random, which changes no running time.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from configs.quickstart import get_config
+from imagewam_jax.data.normalization import Normalizer
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.frozen import Frozen, new_autoencoder
+from imagewam_jax.policies.parameters import Params, initial_params
+from imagewam_jax.policies.policy import Observations
+from imagewam_jax.training.prepare import encode_text
+
+INSTRUCTIONS = ("close the faucet", "open the faucet")
+
+
+class Workload(NamedTuple):
+    """`batch` is one of the loader's; `observations` and `noise` are of one robot."""
+
+    config: dict[str, Any]
+    policy: ImageWAMConfig
+    params: Params
+    frozen: Frozen
+    prompts: list[str]
+    batch: dict[str, np.ndarray]
+    observations: Observations
+    noise: Float[np.ndarray, "1 s a"]
+
+
+def quickstart(batch_size: int | None = None) -> Workload:
+    """The same numbers at every call; `batch_size` None is that of the config."""
+    config = json.loads(get_config().to_json())
+    policy = policy_config(config["model"])
+    action_dim, state_dim = policy.expert.action_dim, policy.proprio_dim
+    text = encode_text(config["text"], INSTRUCTIONS)
+    frozen = Frozen(
+        autoencoder=jax.jit(lambda: new_autoencoder(config["autoencoder"]))(),
+        text=jnp.asarray(text.features),
+        text_length=jnp.asarray(text.lengths),
+        actions=_normalizer(action_dim),
+        state=_normalizer(state_dim),
+    )
+    batch_size = config["train"]["batch_size"] if batch_size is None else batch_size
+    rng = np.random.default_rng(0)
+    images = rng.integers(
+        0, 256, (batch_size, 1, 2, *config["data"]["image_size"], 3), dtype=np.uint8
+    )
+    batch = {
+        "images": images,
+        "text_id": rng.integers(0, len(INSTRUCTIONS), batch_size).astype(np.int32),
+        "proprio": rng.normal(size=(batch_size, state_dim)).astype(np.float32),
+        "actions": rng.normal(size=(batch_size, policy.horizon, action_dim)).astype(np.float32),
+        "action_is_pad": rng.random((batch_size, policy.horizon)) < 0.1,
+        "action_dim_mask": np.ones((batch_size, action_dim), bool),
+    }
+    return Workload(
+        config=config,
+        policy=policy,
+        params=jax.jit(lambda: initial_params(policy, 0))(),
+        frozen=frozen,
+        prompts=list(text.prompts),
+        batch=batch,
+        observations=Observations(images[:1, :, 0], batch["proprio"][:1], batch["text_id"][:1]),
+        noise=rng.normal(size=(1, policy.horizon, action_dim)).astype(np.float32),
+    )
+
+
+def _normalizer(dim: int) -> Normalizer:
+    return Normalizer(np.full(dim, 0.5, np.float32), np.full(dim, 0.1, np.float32))
