@@ -67,9 +67,9 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig) -> Trainer:
             "loss": total,
             "target_loss": parts["target_loss"],
             "action_loss": parts["action_loss"],
-            "grad_norm": optax.global_norm(grads),
-            "grad_norm_backbone": optax.global_norm(grads["backbone"]),
-            "grad_norm_expert": optax.global_norm(grads["expert"]),
+            "grad_norm": optax.tree.norm(grads),
+            "grad_norm_backbone": optax.tree.norm(grads["backbone"]),
+            "grad_norm_expert": optax.tree.norm(grads["expert"]),
             "learning_rate": rate(state.step),
         }
         return TrainState(state.step + 1, params, ema, optimizer_state), metrics
