@@ -97,7 +97,8 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _encode_text(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = load_config(arguments.config, rest).to_dict()
-    from imagewam_jax.training.prepare import config_dataset, encode_text
+    from imagewam_jax.policies.dataset import config_dataset
+    from imagewam_jax.training.prepare import encode_text
 
     table = encode_text(config["text"], config_dataset(config).index.instructions)
     table.save(arguments.output)

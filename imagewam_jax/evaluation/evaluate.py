@@ -6,12 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from imagewam_jax.data.anchors import frame_anchors
-from imagewam_jax.data.dataset import Dataset, open_dataset
+from imagewam_jax.data.dataset import Dataset
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
-from imagewam_jax.evaluation.offline import evaluate_offline, predict, sample_noise
+from imagewam_jax.evaluation.offline import (
+    evaluate_offline,
+    predict,
+    recorded_observations,
+    sample_noise,
+)
+from imagewam_jax.policies.dataset import config_dataset
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
-from imagewam_jax.policies.policy import Observations, Policy, load_policy
+from imagewam_jax.policies.policy import Policy, load_policy
 
 SHOWN_SAMPLES = 6
 
@@ -35,12 +41,7 @@ def evaluate(
     output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
     output.mkdir(parents=True, exist_ok=True)
     section = config["data"] | ({"directory": data_directory} if data_directory else {})
-    dataset = open_dataset(
-        section,
-        horizon=policy.horizon,
-        action_dim=policy.action_dim,
-        state_dim=config["model"]["proprio_dim"],
-    )
+    dataset = config_dataset({**config, "data": section})
     results: dict = {"checkpoint_step": policy.step}
     sections = []
     simulator = config["evaluation"]["simulator"]
@@ -79,10 +80,7 @@ def _examples(policy: Policy, dataset: Dataset):
     reader.close()
     seeds = range(len(chosen))
     predictions = predict(policy, dataset, batch, seeds)
-    instructions = [dataset.index.instructions[row] for row in batch["text_id"]]
-    observations = Observations(
-        batch["images"][:, :, 0], batch["proprio"], policy.text_ids(instructions)
-    )
+    observations = recorded_observations(policy, dataset, batch)
     noise = sample_noise(seeds, (policy.horizon, policy.action_dim))
     return predictions, policy.attention_on_reference(observations, noise)
 

@@ -98,8 +98,7 @@ def predict(
 ) -> Predictions:
     """Acts and imagines on recorded samples; each sample's noise comes from its own seed."""
     current, target = batch["images"][:, :, 0], batch["images"][:, :, 1]
-    instructions = [dataset.index.instructions[row] for row in batch["text_id"]]
-    observations = Observations(current, batch["proprio"], policy.text_ids(instructions))
+    observations = recorded_observations(policy, dataset, batch)
     noise = sample_noise(seeds, (policy.horizon, policy.action_dim))
     target_noise = sample_noise(seeds, policy.latent_shape(current)[1:])
     return Predictions(
@@ -111,6 +110,14 @@ def predict(
         true_latent=policy.encode(target),
         current_latent=policy.encode(current),
     )
+
+
+def recorded_observations(
+    policy: Policy, dataset: Dataset, batch: dict[str, np.ndarray]
+) -> Observations:
+    """The current moment of recorded samples, as the policy would be shown it."""
+    instructions = [dataset.index.instructions[row] for row in batch["text_id"]]
+    return Observations(batch["images"][:, :, 0], batch["proprio"], policy.text_ids(instructions))
 
 
 def sample_noise(seeds: Sequence, shape: tuple[int, ...]) -> Float[np.ndarray, "n ..."]:

@@ -29,7 +29,7 @@ def defaults() -> ConfigDict:
                 "seed": 0,  # of the encoder's weights, where these are random
                 "template": "{}",  # what an instruction is wrapped in
                 "buckets": (32, 64, 128, 512),  # token counts that text is padded to
-                "table": "",  # a file of encoded prompts; then no encoder is built
+                "table": "",  # a file of prompts that this encoder encoded before
             },
             "autoencoder": {
                 "name": "flux2",  # one of models.autoencoders.AUTOENCODERS, and its sizes

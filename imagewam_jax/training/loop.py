@@ -17,12 +17,12 @@ from imagewam_jax.data.dataset import Dataset
 from imagewam_jax.data.samples import Batch
 from imagewam_jax.policies.checkpoint import Checkpoints, check_space, tree_bytes
 from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.dataset import config_dataset
 from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen, frozen_to_tree
 from imagewam_jax.training.metrics import MetricsWriter
 from imagewam_jax.training.prepare import (
     check_fits,
-    config_dataset,
     make_frozen,
     train_iterator,
 )

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from imagewam_jax.conversion.flux2_autoencoder import flux2_autoencoder_tree
 from imagewam_jax.data.anchors import frame_anchors
-from imagewam_jax.data.dataset import Dataset, open_dataset
+from imagewam_jax.data.dataset import Dataset
 from imagewam_jax.data.device import mosaic
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.loader import TrainIterator
@@ -28,17 +28,6 @@ from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.policies.frozen import REFERENCES, Frozen, new_autoencoder
 
 FIT_FRAMES = 1000  # that a patch autoencoder is fitted to
-
-
-def config_dataset(config: Mapping[str, Any]) -> Dataset:
-    """The dataset that a config trains on. DataError: they do not fit each other."""
-    model = config["model"]
-    return open_dataset(
-        config["data"],
-        horizon=model["horizon"],
-        action_dim=model["expert"]["action_dim"],
-        state_dim=model["proprio_dim"],
-    )
 
 
 def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:

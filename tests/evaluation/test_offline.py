@@ -5,8 +5,8 @@ import pytest
 
 from imagewam_jax.evaluation import offline
 from imagewam_jax.evaluation.offline import LAST_ACTION, MEAN_ACTION, POLICY, evaluate_offline
+from imagewam_jax.policies.dataset import config_dataset
 from imagewam_jax.policies.policy import Observations, load_policy
-from imagewam_jax.training.prepare import config_dataset
 from tests.training.tiny import trained_run
 
 SAMPLES = 12

@@ -9,11 +9,11 @@ from imagewam_jax.data.anchors import frame_anchors
 from imagewam_jax.models.imagewam import Context, ImageWAM, Sample, sample_draws
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.dataset import config_dataset
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 from imagewam_jax.policies.parameters import policy_builder
 from imagewam_jax.training.loop import restore
 from imagewam_jax.training.optimizer import learning_rate, update_ema
-from imagewam_jax.training.prepare import config_dataset
 from imagewam_jax.training.step import make_trainer
 from tests.training.tiny import trained_run
 
