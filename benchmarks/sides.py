@@ -13,7 +13,7 @@ import torch
 from benchmarks.torch_imagewam import TorchImageWAM
 from benchmarks.torch_policy import Frozen, TorchTrainer, load_params
 from benchmarks.workload import Workload
-from imagewam_jax.policies.frozen import frozen_to_tree
+from imagewam_jax.policies.frozen import frozen_trees
 from imagewam_jax.policies.parameters import policy_builder
 from imagewam_jax.policies.policy import Policy
 from imagewam_jax.training.step import make_trainer
@@ -40,7 +40,7 @@ def jax_calls(work: Workload) -> Calls:
 def torch_calls(work: Workload, compiled: bool) -> Calls:
     """The same in PyTorch; `compiled`: prefill with all Euler steps, and the loss, each as one
     graph."""
-    frozen = Frozen(frozen_to_tree(work.frozen), work.frozen.autoencoder.factor)
+    frozen = Frozen(frozen_trees(work.frozen), work.frozen.autoencoder.factor)
     rows, columns = (
         side // work.frozen.autoencoder.factor for side in work.config["data"]["image_size"]
     )

@@ -56,7 +56,7 @@ class Frozen(nn.Module):
     """What is fixed in training: the patch autoencoder, text features and normalisation."""
 
     def __init__(self, tree: Mapping[str, Any], factor: int):
-        """`tree` is that of `imagewam_jax.policies.frozen.frozen_to_tree`."""
+        """`tree` is `imagewam_jax.policies.frozen.frozen_trees`."""
         super().__init__()
         self.factor = factor
         for path, array in flatten(tree).items():
@@ -71,16 +71,18 @@ class Frozen(nn.Module):
         return centered @ self.autoencoder_basis / self.autoencoder_scale
 
     def context(self, reference: Tensor, text_id: Tensor, state: Tensor) -> Context:
-        proprio = ((state - self.state_center) * self.state_scale).clamp(-CLAMP, CLAMP)
-        return Context(self.text[text_id], self.text_length[text_id], reference, proprio)
+        proprio = ((state - self.normalizers_state_center) * self.normalizers_state_scale).clamp(
+            -CLAMP, CLAMP
+        )
+        return Context(self.text_features[text_id], self.text_length[text_id], reference, proprio)
 
     def sample(self, batch: Tensors) -> Sample:
         """Of a batch of the loader, with one camera."""
         images = batch["images"][:, 0]
         latents = self.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        actions = ((batch["actions"] - self.actions_center) * self.actions_scale).clamp(
-            -CLAMP, CLAMP
-        )
+        actions = (
+            (batch["actions"] - self.normalizers_actions_center) * self.normalizers_actions_scale
+        ).clamp(-CLAMP, CLAMP)
         absent = ~batch["action_dim_mask"]
         return Sample(
             self.context(latents[:, 0], batch["text_id"], batch["proprio"]),
@@ -92,7 +94,7 @@ class Frozen(nn.Module):
 
     def raw_actions(self, normalised: Float[Tensor, "b s a"]) -> Float[Tensor, "b s a"]:
         """Actions in real units."""
-        return normalised / self.actions_scale + self.actions_center
+        return normalised / self.normalizers_actions_scale + self.normalizers_actions_center
 
 
 def sample_draws(sample: Sample) -> Draws:

@@ -1,12 +1,15 @@
 """What a checkpoint holds, and how it is written and read.
 
-    <directory>/<step>/params, ema, optimizer   trees of arrays
-                       frozen                   autoencoder, text features, normalisers
-                       data                     position of the data iterator
-                       about                    config, prompts, statistics: how to rebuild it
+    <directory>/<step>/params, ema, optimizer           of a policy, or of parts of one
+                       autoencoder, text, normalizers   its frozen parts
+                       text_encoder                     of a converted text encoder
+                       data                             position of the data iterator
+                       about                            config, prompts, statistics, provenance
 
-A step is complete or absent: Orbax writes it under another name and renames it. `about` is
-JSON; everything that acting needs is in one step's folder.
+The trees are of arrays and any of them can be absent: a training run has all but the text
+encoder, a converted autoencoder only itself. `data` and `about` are JSON; `about` says how to
+rebuild what is there. A step is complete or absent: Orbax writes it under another name and
+renames it.
 """
 
 import shutil
@@ -20,18 +23,24 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from imagewam_jax.policies.errors import CheckpointError
-from imagewam_jax.policies.frozen import Frozen, abstract_frozen_tree, frozen_from_tree
 
-FORMAT = 1
-TREES = ("params", "ema", "optimizer", "frozen")
+FORMAT = 2
+JSON_ITEMS = ("about", "data")
 
 
 class Checkpoints:
     """The checkpoints of one run, written in the background."""
 
-    def __init__(self, directory: Path | str, *, keep: int = 2):
+    def __init__(self, directory: Path | str, *, keep: int | None = 2, read_only: bool = False):
+        """Unless it is only read, the folder is made, and what a killed run left half-written in
+        it is removed."""
         self.directory = Path(directory).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
         try:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
@@ -42,20 +51,23 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(
-        self, step: int, trees: Mapping[str, Any], data: Mapping[str, Any], about: Mapping[str, Any]
+        self,
+        step: int,
+        trees: Mapping[str, Any],
+        about: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
     ) -> None:
-        """Starts to write `trees` (one for each of `TREES`); returns before it is done.
+        """Starts to write trees of arrays; returns before it is done.
 
         CheckpointError: there is less free space than it takes, or the one before could not be
         written.
         """
         self.wait()
         check_space(self.directory, tree_bytes(trees))
-        items = {name: ocp.args.StandardSave(trees[name]) for name in TREES}
-        items |= {
-            "data": ocp.args.JsonSave(dict(data)),
-            "about": ocp.args.JsonSave({"format": FORMAT, **about}),
-        }
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["about"] = ocp.args.JsonSave({"format": FORMAT, **about})
+        if data is not None:
+            items["data"] = ocp.args.JsonSave(dict(data))
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
@@ -68,27 +80,37 @@ class Checkpoints:
                 f"of step {self.latest_step}: {error}"
             ) from error
 
+    def trees(self, step: int) -> set[str]:
+        """The names of the trees that a step has."""
+        folder = self.directory / str(step)
+        return {path.parent.name for path in folder.glob("*/_METADATA")} - set(JSON_ITEMS)
+
+    def abstract(self, step: int, tree: str) -> dict[str, Any]:
+        """Shapes and dtypes of a tree as it was saved. CheckpointError: it was not."""
+        if tree not in self.trees(step):
+            raise CheckpointError(
+                f"{self.directory / str(step)}: no {tree!r} in it; it has "
+                f"{sorted(self.trees(step))}"
+            )
+        with ocp.StandardCheckpointer() as reader:
+            saved = reader.metadata(self.directory / str(step) / tree).item_metadata.tree
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+
     def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """The named trees of a step, in the shapes, dtypes and shardings of `abstract`.
 
         Where it has no sharding, an array goes to the first device, whatever it was saved from.
+        CheckpointError: a tree, or an array of it, is not there or has another shape.
         """
         here = SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), abstract
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here),
+            dict(abstract),
         )
+        for name, tree in abstract.items():
+            _check_same(tree, self.abstract(step, name), f"{self.directory / str(step)}: {name}")
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
-
-    def restore_frozen(self, step: int, about: Mapping[str, Any]) -> Frozen:
-        """The frozen parts of a step, of which `about` says what they are."""
-        config = about["config"]
-        action_dim, state_dim = config["model"]["expert"]["action_dim"], about["state_dim"]
-        abstract = abstract_frozen_tree(
-            config["autoencoder"], tuple(about["text_shape"]), action_dim, state_dim
-        )
-        tree = self.restore(step, {"frozen": abstract})["frozen"]
-        return frozen_from_tree(tree, config["autoencoder"])
 
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
         """`data` or `about` of a step."""
@@ -116,7 +138,7 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
     if not steps or (step is not None and step not in steps):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise CheckpointError(f"{path}: no {wanted}; it has {steps}")
-    checkpoints = Checkpoints(path, keep=None)
+    checkpoints = Checkpoints(path, read_only=True)
     chosen = steps[-1] if step is None else step
     try:
         found = checkpoints.restore_json(chosen, "about").get("format")
@@ -140,4 +162,22 @@ def check_space(directory: Path, needed: int, copies: int = 1) -> None:
         raise CheckpointError(
             f"{directory}: {copies} checkpoint(s) of {needed / 1e6:.0f} MB do not fit: "
             f"{free / 1e6:.0f} MB are free"
+        )
+
+
+def _check_same(wanted: Any, saved: Any, where: str) -> None:
+    """CheckpointError unless both have the same arrays; their dtypes may differ."""
+    wanted, saved = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
+            for path, leaf in leaves
+        }
+        for leaves in map(jax.tree.leaves_with_path, (wanted, saved))
+    )
+    differing = [path for path in sorted({*wanted, *saved}) if wanted.get(path) != saved.get(path)]
+    if differing:
+        shown = [f"{path} is {saved.get(path)}, not {wanted.get(path)}" for path in differing[:4]]
+        raise CheckpointError(
+            f"{where}: {len(differing)} arrays are not those that the config speaks of: "
+            f"{'; '.join(shown)}"
         )

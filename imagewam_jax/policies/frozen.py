@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -17,6 +16,7 @@ from imagewam_jax.data.device import mosaic, to_model_range
 from imagewam_jax.data.normalization import Normalizer, zero_missing_dims
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import Context, Sample
+from imagewam_jax.policies.checkpoint import Checkpoints
 from imagewam_jax.policies.config import choose, from_fields
 
 REFERENCES = "references"  # the layout in which each camera is a reference image of its own
@@ -83,47 +83,51 @@ def make_sample(frozen: Frozen, layout: str, batch: Mapping[str, Array]) -> Samp
     )
 
 
-def frozen_to_tree(frozen: Frozen) -> dict[str, Any]:
-    """The arrays as nested dictionaries."""
+def frozen_trees(frozen: Frozen) -> dict[str, dict[str, Any]]:
+    """The arrays as nested dictionaries: the trees of a checkpoint that `FROZEN_TREES` names."""
     return {
         "autoencoder": nnx.to_pure_dict(nnx.state(frozen.autoencoder)),
-        "text": frozen.text,
-        "text_length": frozen.text_length,
-        "actions": dataclasses.asdict(frozen.actions),
-        "state": dataclasses.asdict(frozen.state),
+        "text": {"features": frozen.text, "length": frozen.text_length},
+        "normalizers": {
+            "actions": dataclasses.asdict(frozen.actions),
+            "state": dataclasses.asdict(frozen.state),
+        },
     }
 
 
-def frozen_from_tree(tree: Mapping[str, Any], autoencoder: Mapping[str, Any]) -> Frozen:
+FROZEN_TREES = ("autoencoder", "text", "normalizers")
+
+
+def frozen_from_trees(
+    trees: Mapping[str, Mapping[str, Any]], autoencoder: Mapping[str, Any]
+) -> Frozen:
     """The inverse; `autoencoder` is that section of the config."""
-    graph, state = nnx.split(jax.eval_shape(lambda: new_autoencoder(autoencoder)))
-    nnx.replace_by_pure_dict(state, tree["autoencoder"])
     return Frozen(
-        autoencoder=nnx.merge(graph, state),
-        text=tree["text"],
-        text_length=tree["text_length"],
-        actions=Normalizer(**tree["actions"]),
-        state=Normalizer(**tree["state"]),
+        autoencoder=autoencoder_from_tree(trees["autoencoder"], autoencoder),
+        text=trees["text"]["features"],
+        text_length=trees["text"]["length"],
+        actions=Normalizer(**trees["normalizers"]["actions"]),
+        state=Normalizer(**trees["normalizers"]["state"]),
     )
 
 
-def abstract_frozen_tree(
-    autoencoder: Mapping[str, Any], text: tuple[int, int, int], action_dim: int, state_dim: int
-) -> dict[str, Any]:
-    """Shapes of `frozen_to_tree`; `text` is the shape of the text features."""
+def restore_frozen(checkpoints: Checkpoints, step: int, autoencoder: Mapping[str, Any]) -> Frozen:
+    """The frozen parts of a checkpoint; `autoencoder` is that section of its config."""
+    abstract = {name: checkpoints.abstract(step, name) for name in FROZEN_TREES}
+    abstract["autoencoder"] = abstract_autoencoder(autoencoder)
+    return frozen_from_trees(checkpoints.restore(step, abstract), autoencoder)
 
-    def normalizer(dim):
-        return {"scale": jnp.zeros(dim), "center": jnp.zeros(dim)}
 
-    return jax.eval_shape(
-        lambda: {
-            "autoencoder": nnx.to_pure_dict(nnx.state(new_autoencoder(autoencoder))),
-            "text": jnp.zeros(text),
-            "text_length": jnp.zeros(text[:1], jnp.int32),
-            "actions": normalizer(action_dim),
-            "state": normalizer(state_dim),
-        }
-    )
+def autoencoder_from_tree(tree: Mapping[str, Any], section: Mapping[str, Any]) -> nnx.Module:
+    """The autoencoder of a config's section, with these parameters."""
+    graph, state = nnx.split(jax.eval_shape(lambda: new_autoencoder(section)))
+    nnx.replace_by_pure_dict(state, tree)
+    return nnx.merge(graph, state)
+
+
+def abstract_autoencoder(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes and dtypes of its parameters."""
+    return jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(new_autoencoder(section))))
 
 
 def new_autoencoder(section: Mapping[str, Any]) -> nnx.Module:

@@ -14,7 +14,7 @@ from imagewam_jax.models.imagewam import Context, ImageWAM
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.errors import CheckpointError
-from imagewam_jax.policies.frozen import Frozen, encode_images, make_context
+from imagewam_jax.policies.frozen import Frozen, encode_images, make_context, restore_frozen
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
 
 
@@ -110,7 +110,7 @@ def load_policy(path: Path | str, *, average: bool = True) -> Policy:
     config = policy_config(about["config"]["model"])
     which = "ema" if average else "params"
     params = checkpoints.restore(step, {which: abstract_params(config)})[which]
-    frozen = checkpoints.restore_frozen(step, about)
+    frozen = restore_frozen(checkpoints, step, about["config"]["autoencoder"])
     checkpoints.close()
     return Policy(policy_builder(config)(params), frozen, about, step)
 

@@ -19,7 +19,7 @@ from imagewam_jax.policies.checkpoint import Checkpoints, check_space, tree_byte
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.dataset import config_dataset
 from imagewam_jax.policies.errors import CheckpointError
-from imagewam_jax.policies.frozen import Frozen, frozen_to_tree
+from imagewam_jax.policies.frozen import Frozen, frozen_trees, restore_frozen
 from imagewam_jax.training.metrics import MetricsWriter
 from imagewam_jax.training.prepare import (
     check_fits,
@@ -135,9 +135,9 @@ class _Run:
             "params": state.params,
             "ema": state.ema,
             "optimizer": state.optimizer,
-            "frozen": frozen_to_tree(self.frozen),
+            **frozen_trees(self.frozen),
         }
-        self.checkpoints.save(step, trees, data, self.about)
+        self.checkpoints.save(step, trees, self.about, data)
 
 
 class _Window:
@@ -183,7 +183,7 @@ def restore(
             "optimizer": abstract.optimizer,
         },
     )
-    frozen = checkpoints.restore_frozen(step, about)
+    frozen = restore_frozen(checkpoints, step, about["config"]["autoencoder"])
     return TrainState(step=jax.numpy.asarray(step, jax.numpy.int32), **trees), frozen
 
 

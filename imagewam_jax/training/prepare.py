@@ -96,8 +96,6 @@ def make_frozen(config: Mapping[str, Any], dataset: Dataset) -> tuple[Frozen, di
         "statistics": statistics_to_json(statistics),
         "prompts": list(text.prompts),
         "text_encoder": text.encoder,
-        "text_shape": list(text.features.shape),
-        "state_dim": dataset.sample.state_dim,
     }
     return frozen, about
 

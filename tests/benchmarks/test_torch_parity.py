@@ -16,7 +16,7 @@ from benchmarks.torch_policy import (  # noqa: E402
     torch_tensors,
 )
 from imagewam_jax.models.imagewam import sample_draws  # noqa: E402
-from imagewam_jax.policies.frozen import frozen_to_tree, make_sample  # noqa: E402
+from imagewam_jax.policies.frozen import frozen_trees, make_sample  # noqa: E402
 from imagewam_jax.policies.parameters import policy_builder  # noqa: E402
 from imagewam_jax.training.optimizer import make_optimizer, update_ema  # noqa: E402
 
@@ -52,7 +52,7 @@ def ours(work):
 @pytest.fixture(scope="module")
 def theirs(work, ours):
     """A trainer after one update with the same draws, and its loss before that."""
-    frozen = Frozen(frozen_to_tree(work.frozen), work.frozen.autoencoder.factor)
+    frozen = Frozen(frozen_trees(work.frozen), work.frozen.autoencoder.factor)
     model = TorchImageWAM(work.policy, (4, 4), work.frozen.text.shape[1])
     load_params(model, work.params)
     trainer = TorchTrainer(model, frozen, work.config)

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from imagewam_jax.policies import checkpoint
-from imagewam_jax.policies.checkpoint import TREES, Checkpoints, open_checkpoint
+from imagewam_jax.policies.checkpoint import Checkpoints, open_checkpoint
 from imagewam_jax.policies.errors import CheckpointError
+
+TREES = ("params", "ema", "optimizer", "autoencoder")
 
 
 def trees(size: int) -> dict:
@@ -21,7 +23,7 @@ def trees(size: int) -> dict:
 
 
 def save(checkpoints: Checkpoints, step: int, size: int) -> None:
-    checkpoints.save(step, trees(size), {"next_batch": step}, {"config": {}})
+    checkpoints.save(step, trees(size), {"config": {}}, {"next_batch": step})
 
 
 def check_restored(directory, step: int, size: int) -> None:
@@ -118,11 +120,11 @@ def test_paths_that_do_not(run, tmp_path):
 
 
 def test_a_checkpoint_of_another_version(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1, 10)
     checkpoints.wait()
     checkpoints.close()
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="checkpoint format 2, this version reads 1"):
+    with pytest.raises(CheckpointError, match="checkpoint format 3, this version reads 2"):
         open_checkpoint(tmp_path)

@@ -1,7 +1,5 @@
 """From batches of the loader to samples: layouts of several cameras, units, and masks."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +12,10 @@ from imagewam_jax.data.normalization import Normalizer
 from imagewam_jax.models.imagewam import ImageWAM, sample_draws
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.frozen import (
+    FROZEN_TREES,
     Frozen,
-    frozen_from_tree,
-    frozen_to_tree,
+    frozen_from_trees,
+    frozen_trees,
     make_sample,
     new_autoencoder,
 )
@@ -123,8 +122,8 @@ def test_a_policy_trains_and_acts_with_any_layout_and_action_space(frozen, batch
 
 
 def test_frozen_parts_survive_as_dictionaries(frozen):
-    tree = jax.tree.map(np.asarray, frozen_to_tree(frozen))
-    restored = frozen_from_tree(tree, AUTOENCODER)
+    trees = jax.tree.map(np.asarray, frozen_trees(frozen))
+    restored = frozen_from_trees(trees, AUTOENCODER)
     for a, b in zip(jax.tree.leaves(frozen), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert {f.name for f in dataclasses.fields(Frozen)} == set(tree)
+    assert set(trees) == set(FROZEN_TREES)

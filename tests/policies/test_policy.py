@@ -13,7 +13,7 @@ import pytest
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.errors import CheckpointError
-from imagewam_jax.policies.frozen import encode_images, make_context
+from imagewam_jax.policies.frozen import encode_images, make_context, restore_frozen
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
 from imagewam_jax.policies.policy import Observations, load_policy
 from tests.training.tiny import INSTRUCTIONS, trained_run
@@ -101,7 +101,7 @@ def test_actions_are_those_of_the_model_in_units_of_the_dataset(policy, case):
     checkpoints, step = open_checkpoint(trained_run())
     config = policy_config(policy.config["model"])
     params = checkpoints.restore(step, {"ema": abstract_params(config)})["ema"]
-    frozen = checkpoints.restore_frozen(step, policy.about)
+    frozen = restore_frozen(checkpoints, step, policy.config["autoencoder"])
     checkpoints.close()
 
     @jax.jit

@@ -10,7 +10,7 @@ import pytest
 
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.frozen import frozen_to_tree
+from imagewam_jax.policies.frozen import frozen_trees
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 from imagewam_jax.training.loop import restore
 from imagewam_jax.training.step import make_trainer
@@ -114,7 +114,7 @@ def saved(workdir: Path) -> list[jax.Array]:
     trainer = make_trainer(about["config"], policy_config(about["config"]["model"]))
     state, frozen = restore(checkpoints, step, trainer, about)
     checkpoints.close()
-    return jax.tree.leaves((state, frozen_to_tree(frozen)))
+    return jax.tree.leaves((state, frozen_trees(frozen)))
 
 
 def test_training_imports_neither_tensorflow_nor_torch(runs):
