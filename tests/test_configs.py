@@ -8,11 +8,11 @@ from imagewam_jax.cli import load_config
 from imagewam_jax.data.normalization import Normalizer
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import sample_draws
-from imagewam_jax.models.text_encoders import TEXT_ENCODERS
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.frozen import Frozen, make_sample, new_autoencoder
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
+from imagewam_jax.policies.text import TEXT_ENCODERS, make_prompt
 from tests.training.tiny import ROOT
 
 BACKBONE = {"4b": 3_875_544_576, "9b": 9_078_581_248}
@@ -67,8 +67,10 @@ def test_every_config_loads(name):
     assert config["text"]["encoder"] in TEXT_ENCODERS
 
 
-def test_all_kinds_of_autoencoders_are_in_use():
-    assert {load(name)["autoencoder"]["name"] for name in FILES} == set(AUTOENCODERS)
+def test_all_kinds_of_parts_are_in_use():
+    configs = [load(name) for name in FILES]
+    assert {config["autoencoder"]["name"] for config in configs} == set(AUTOENCODERS)
+    assert {config["text"]["encoder"] for config in configs} == set(TEXT_ENCODERS)
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
@@ -98,6 +100,10 @@ def test_facts_of_the_official_recipe(name, size):
     assert (optimizer["b1"], optimizer["b2"], optimizer["clip_norm"]) == (0.9, 0.95, 1.0)
     assert (optimizer["warmup_fraction"], optimizer["final_fraction"]) == (0.05, 0.01)
     assert optimizer["ema_decay"] == 0.0 and config["seed"] == 42
+    assert config["text"]["encoder"] == "qwen3" and max(config["text"]["buckets"]) == 512
+    assert make_prompt(config["text"]["template"], "fold it") == (
+        "A video recorded from a robot's point of view executing the following instruction: fold it"
+    )
     assert (
         policy_config(model).backbone.text_dim == {"4b": QWEN3_4B, "9b": QWEN3_8B}[size].feature_dim
     )

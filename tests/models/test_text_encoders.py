@@ -9,15 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from imagewam_jax.conversion.mapping import flatten
-from imagewam_jax.conversion.qwen3 import is_used, qwen3_rules, qwen3_tree
-from imagewam_jax.models.text_encoders import BYTE_QWEN3, TEXT_ENCODERS, byte_qwen3
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.conversion.mapping import flatten, to_tree
+from imagewam_jax.conversion.qwen3 import is_used, qwen3_rules
+from imagewam_jax.models.text_encoders.base import (
+    BATCH_TOKENS,
+    TOKEN_MULTIPLE,
+    PromptTooLong,
+    batches,
+)
+from imagewam_jax.models.text_encoders.byte_qwen3 import BYTE_QWEN3, byte_qwen3
 from imagewam_jax.models.text_encoders.byte_tokenizer import BEGIN, END, PAD, tokenize
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, Qwen3, Qwen3Config
 from tests.goldens import golden
 from tests.models.official import config_of, with_parameters
 
 run = jax.jit(lambda model, ids, length: model(ids, length))
+
+
+def qwen3_tree(config: Qwen3Config, weights: dict[str, np.ndarray], like: dict, what: str) -> dict:
+    used = {name: tensor for name, tensor in weights.items() if is_used(name, config)}
+    return to_tree(qwen3_rules(config), used, like, what)
 
 
 def load_qwen3(config: Qwen3Config, weights: dict[str, np.ndarray]) -> Qwen3:
@@ -120,7 +132,7 @@ def test_qwen3_against_transformers(dtype):
 
 def test_padding_does_not_change_features(encoder):
     """Exactly what lets text be cut to its real length."""
-    model = encoder.model
+    model = encoder.load()
     ids, length = tokenize(["press the button", "a"], 24)
     padded = run(model, ids, length)
     for row, valid in enumerate(length):
@@ -159,11 +171,13 @@ def test_conversion_leaves_out_only_what_it_names(recorded):
     for path, array in expected.items():
         np.testing.assert_array_equal(found[path], array)
 
-    with pytest.raises(KeyError, match=r"1 unexpected \(model.layers.3.self_attn.q_proj.bias\)"):
+    with pytest.raises(
+        ConversionError, match=r"1 unexpected \(model.layers.3.self_attn.q_proj.bias\)"
+    ):
         extra = {"model.layers.3.self_attn.q_proj.bias": np.zeros(32)}
         qwen3_tree(config, weights | extra, like, "file")
     missing = "model.layers.26.self_attn.k_norm.weight"
-    with pytest.raises(KeyError, match=f"1 tensors missing .{missing}"):
+    with pytest.raises(ConversionError, match=f"1 tensors missing .{missing}"):
         qwen3_tree(config, {k: v for k, v in weights.items() if k != missing}, like, "file")
     names = {name for r in qwen3_rules(config) for name in r.names()}
     assert len(names) == 1 + 27 * 11 and len(set(weights) - names) == 12  # layer 27, last norm
@@ -198,7 +212,7 @@ def test_tokenize_loses_nothing(prompts):
 
 def test_a_prompt_that_does_not_fit_is_named():
     assert tokenize(["open it"], 9).length == [9]
-    with pytest.raises(ValueError, match="'open it' is 9 tokens long, at most 8 fit"):
+    with pytest.raises(PromptTooLong, match="'open it' is 9 tokens long, at most 8 fit"):
         tokenize(["ok", "open it"], 8)
 
 
@@ -206,11 +220,19 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
+def encode(encoder, prompts, max_length=64) -> list[np.ndarray]:
+    """Features of each prompt, in order."""
+    features = [None] * len(prompts)
+    for batch in encoder.encode(encoder.tokenize(prompts, max_length)):
+        for row, found in zip(batch.rows, batch.features, strict=True):
+            features[row] = found
+    return features
+
+
 def test_random_features_tell_prompts_apart(encoder):
     """Of two opposite instructions, differing in two of their first bytes."""
-    features, length = encoder.encode(["open the faucet", "close the faucet"], 32)
-    opened, closed = (f[:n] for f, n in zip(features, length, strict=True))
-    assert features.shape == (2, 32, encoder.feature_dim) == (2, 32, 192)
+    opened, closed = encode(encoder, ["open the faucet", "close the faucet"])
+    assert (opened.shape, closed.shape) == ((17, encoder.feature_dim), (18, 192))
     assert cosine(opened.mean(0), closed.mean(0)) < 0.9
     assert cosine(opened[-1], closed[-1]) < 0.9
     assert 0.5 < opened.std() < 3
@@ -218,18 +240,45 @@ def test_random_features_tell_prompts_apart(encoder):
         assert 0.5 < each.std() < 3
 
 
-def test_encode_in_batches_is_the_same(encoder):
-    prompts = ["one", "two", "three"]
-    at_once, in_batches = (encoder.encode(prompts, 8, batch_size=n) for n in (3, 2))
-    np.testing.assert_allclose(in_batches.features, at_once.features, atol=2e-5, rtol=0)
-    np.testing.assert_array_equal(in_batches.length, at_once.length)
+def test_a_prompt_is_encoded_the_same_in_any_batch(encoder):
+    """Alone, and in a batch and beside longer ones of which there are several batches."""
+    prompts = [f"{'press ' * (n % 9)}button {n}" for n in range(150)]
+    together = encode(encoder, prompts)
+    lengths = encoder.tokenize(prompts, 64).length
+    assert len(batches(lengths)) > 2 and [len(f) for f in together] == lengths.tolist()
+    for row in (0, 8, 149):
+        alone = encode(encoder, prompts[row : row + 1])[0]
+        np.testing.assert_allclose(together[row], alone, atol=5e-5, rtol=0)
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=300), st.data())
+def test_batches(lengths, data):
+    lengths = np.array(lengths)
+    found = batches(lengths)
+    assert sorted(np.concatenate(found)) == list(range(len(lengths)))
+    longest = [lengths[rows].max() for rows in found]
+    assert longest == sorted(longest)
+    for rows, most in zip(found, longest, strict=True):
+        padded = -(-most // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+        assert lengths[rows].min() > padded - TOKEN_MULTIPLE  # no row is padded by a multiple
+        assert len(rows) * padded <= BATCH_TOKENS
+    # A run that was killed goes on with the batches that it would have made.
+    done = data.draw(st.integers(0, len(found) - 1))
+    rest = np.sort(np.concatenate(found[done:]))
+    again = batches(lengths[rest])
+    for expected, rows in zip(found[done:], again, strict=True):
+        np.testing.assert_array_equal(rest[rows], expected)
+
+
+def test_a_row_longer_than_a_batch_is_one():
+    assert [rows.tolist() for rows in batches(np.array([5000, 3, 5000]))] == [[1], [0], [2]]
 
 
 def test_seed_is_all_there_is_to_an_encoder(encoder):
-    assert TEXT_ENCODERS["byte_qwen3"] is byte_qwen3
     again, other = byte_qwen3(seed=0), byte_qwen3(seed=1)
     assert again.identity == encoder.identity != other.identity
-    for a, b, c in zip(*(jax.tree.leaves(e.model) for e in (encoder, again, other)), strict=True):
+    leaves = (jax.tree.leaves(each.load()) for each in (encoder, again, other))
+    for a, b, c in zip(*leaves, strict=True):
         np.testing.assert_array_equal(a, b)
         assert (a == c).all() == (a == 1).all()  # norm scales are 1 for any seed
 

@@ -1,13 +1,18 @@
 """A text encoder: a tokenizer and the network that reads its tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int, Int32
 from tqdm import tqdm
+
+# Of one batch: enough to keep a device busy, and little beside the weights of a large encoder.
+BATCH_TOKENS = 2048
+# Batches are padded to a multiple of this, so that few programs are compiled.
+TOKEN_MULTIPLE = 32
 
 
 class Tokens(NamedTuple):
@@ -17,38 +22,84 @@ class Tokens(NamedTuple):
     length: Int32[np.ndarray, " n"]
 
 
-class TextFeatures(NamedTuple):
-    """Features of each token, and how many of each row are valid; what is behind is padding."""
+class EncodedBatch(NamedTuple):
+    """Some rows of `Tokens`, and the features of the valid tokens of each."""
 
-    features: Float[np.ndarray, "n length features"]
-    length: Int32[np.ndarray, " n"]
+    rows: Int[np.ndarray, " rows"]
+    features: list[Float[np.ndarray, "token channel"]]
+
+
+class PromptTooLong(ValueError):
+    """A prompt has more tokens than fit; the message names it."""
 
 
 class TextEncoder(NamedTuple):
-    """`tokenize` takes prompts and the length to pad to; `model` maps `Tokens` to features.
+    """`tokenize` takes prompts and the length to pad to; `load` makes the network, from `Tokens`
+    to features, which nothing but `encode` needs.
 
-    `identity` says which tokenizer and weights these are: features of two encoders can be
-    exchanged only if it is equal.
+    `identity` says which tokenizer and weights these are, and begins with the encoder's name
+    and a parenthesis: features of two encoders can be exchanged only if it is equal.
     """
 
     identity: str
+    feature_dim: int
     tokenize: Callable[[Sequence[str], int], Tokens]
-    model: nnx.Module
+    load: Callable[[], nnx.Module]
 
-    @property
-    def feature_dim(self) -> int:
-        """Features per token."""
-        return self.model.config.feature_dim
+    def encode(self, tokens: Tokens) -> Iterator[EncodedBatch]:
+        """Features of all rows, in `batches`.
 
-    def encode(self, prompts: Sequence[str], max_length: int, batch_size: int = 32) -> TextFeatures:
-        """Features of all prompts. ValueError: a prompt is longer than `max_length` tokens."""
-        ids, length = self.tokenize(prompts, max_length)
-        # The weights are an argument; as constants they would be compiled into the program.
-        run = jax.jit(lambda model, ids, length: model(ids, length))
-        result = jax.eval_shape(run, self.model, ids, length)
-        features = np.zeros(result.shape, result.dtype)
-        starts = range(0, len(ids), batch_size)
-        for start in tqdm(starts, desc="encoding prompts", disable=len(starts) < 2):
-            rows = slice(start, start + batch_size)
-            features[rows] = run(self.model, ids[rows], length[rows])
-        return TextFeatures(features, length)
+        What is computed for a row depends on the rows of its batch by rounding alone.
+        """
+        model, todo = self.load(), batches(tokens.length)
+        bar = tqdm(
+            total=len(tokens.length),
+            unit="prompt",
+            desc="encoding prompts",
+            disable=len(todo) < 2,
+        )
+        with bar:
+            for rows in todo:
+                length = tokens.length[rows]
+                ids = tokens.ids[rows, : _padded(length.max())]
+                features = np.asarray(_run(model, ids, length))
+                yield EncodedBatch(rows, [f[:n] for f, n in zip(features, length, strict=True)])
+                bar.update(len(rows))
+
+
+def batches(length: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " rows"]]:
+    """Rows of about the same length, the shortest first.
+
+    Without the rows of the first batches, the others are as before.
+    """
+    order = np.argsort(length, kind="stable")
+    padded = _padded(length[order])
+    result = []
+    for tokens in np.unique(padded):
+        rows, size = order[padded == tokens], max(1, BATCH_TOKENS // tokens)
+        result += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return result
+
+
+def pad_tokens(
+    prompts: Sequence[str], ids: Sequence[Sequence[int]], max_length: int, pad: int
+) -> Tokens:
+    """The ids of each prompt in a row. PromptTooLong: they do not fit; nothing is ever cut."""
+    padded = np.full((len(prompts), max_length), pad, np.int32)
+    for prompt, row, tokens in zip(prompts, padded, ids, strict=True):
+        if len(tokens) > max_length:
+            raise PromptTooLong(
+                f"prompt {prompt!r} is {len(tokens)} tokens long, at most {max_length} fit"
+            )
+        row[: len(tokens)] = tokens
+    return Tokens(padded, np.array([len(tokens) for tokens in ids], np.int32))
+
+
+def _padded(length: Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
+    return -(-length // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+
+
+@jax.jit
+def _run(model, ids, length):
+    # The weights are an argument; as constants they would be compiled into the program.
+    return model(ids, length)
