@@ -27,7 +27,7 @@ def jax_calls(work: Workload) -> Calls:
     policy = Policy(policy_builder(work.policy)(work.params), work.frozen, about, 0)
     trainer = make_trainer(work.config, work.policy)
     step = jax.jit(trainer.step, donate_argnums=0)
-    state = jax.jit(trainer.init)(work.config["seed"])
+    state = jax.jit(trainer.init)(work.config["seed"], {})
 
     def train() -> np.ndarray:
         nonlocal state

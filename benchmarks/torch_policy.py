@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from benchmarks.torch_imagewam import Context, Draws, Sample, TorchImageWAM
 from imagewam_jax.conversion.imagewam import BACKBONE, EXPERT, imagewam_rules
-from imagewam_jax.conversion.mapping import flatten
+from imagewam_jax.conversion.mapping import flatten, to_foreign
 from imagewam_jax.data.normalization import CLAMP
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.training.optimizer import learning_rate
@@ -26,17 +25,8 @@ def load_params(model: TorchImageWAM, params: Mapping[str, Any]) -> None:
 
 def torch_tensors(config: ImageWAMConfig, params: Mapping[str, Any]) -> Tensors:
     """Our tree of arrays (parameters or gradients) under the names of `TorchImageWAM`."""
-    flat = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    tensors = {}
-    for rule in imagewam_rules(config):
-        for layer, name in enumerate(rule.names()):
-            parts = []
-            for part in rule.parts:
-                theirs, ours = part.pattern.split(" -> ")
-                array = flat[part.path] if rule.layers is None else flat[part.path][layer]
-                parts.append(rearrange(array, f"{ours} -> {theirs}", **part.sizes))
-            tensors[_name(name)] = torch.from_numpy(np.concatenate(parts, rule.axis))
-    return tensors
+    official = to_foreign(imagewam_rules(config), params)
+    return {_name(name): torch.from_numpy(array) for name, array in official.items()}
 
 
 def _name(official: str) -> str:

@@ -6,7 +6,7 @@ without idle steps; set `train.steps` to what that is for your copy.
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.training.recipes import klein_recipe
+from imagewam_jax.policies.recipes import klein_recipe
 
 
 def get_config(size: str = "4b") -> ConfigDict:

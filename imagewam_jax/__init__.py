@@ -1,1 +1,3 @@
 """ImageWAM-JAX: image-editing world action models in JAX."""
+
+__version__ = "0.1.0"

@@ -8,12 +8,50 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
 from imagewam_jax.evaluation.simulators.pool import SimulatorWorkerError
+from imagewam_jax.exchange.settable import SETTABLE
 from imagewam_jax.policies.errors import CheckpointError, ConfigError
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, OpenGLUnavailable, SimulatorWorkerError)
+CONVERT = """\
+Makes a checkpoint of weights in the layouts of others. A SOURCE is a safetensors file, a folder
+of them (with or without an index), or a .pt file; what it is, is told from its tensors:
+
+  FLUX.2 [klein] transformer    original or diffusers layout
+  FLUX.2 autoencoder            original or diffusers layout
+  Qwen3                         Hugging Face layout, with its tokenizer
+  ImageWAM checkpoint           official: plain, LoRA merged or not, or trained tensors only (the
+                                transformer that these were trained from is another SOURCE)
+
+Several sources become one checkpoint. What tensors do not tell is read from config.json,
+train_config.yaml or config.yaml beside a source, statistics from dataset_stats.json; or give it
+with --set:
+
+"""
+
+EXPORT = """\
+Writes what a checkpoint holds in the layouts of others. PATH is a folder that is not there yet:
+
+  official    model.pt, as the official code loads it, train_config.yaml and, where statistics are
+              known, dataset_stats.json; needs PyTorch
+  flux2       transformer.safetensors and ae.safetensors, in the original FLUX.2 layout; PATH can
+              be a .safetensors file where the checkpoint has one of the two
+  diffusers   transformer/ and vae/, for from_pretrained
+
+flux2 and diffusers take the transformer of a policy alone: its action expert is not part of these
+layouts. Text encoders are not written: nothing here changes them.
+"""
+
+USER_ERRORS = (
+    CheckpointError,
+    ConfigError,
+    ConversionError,
+    DataError,
+    OpenGLUnavailable,
+    SimulatorWorkerError,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,12 +95,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     encode = verbs.add_parser(
         "encode-text",
         help="encode a dataset's instructions once",
-        description="Writes a table of text features for --config.text.table. Fields of the config "
-        "can be changed as for train.",
+        description="Writes a table of text features for --config.text.table, or adds what it "
+        "lacks to one; a run that was killed goes on where it was. Fields of the config can be "
+        "changed as for train.",
     )
     encode.add_argument("--config", required=True, help="a config file")
     encode.add_argument("--output", required=True, type=Path, help="a .safetensors file")
+    encode.add_argument(
+        "--prompts", type=Path, help="a text file, an instruction a line, in place of the dataset"
+    )
     encode.set_defaults(run=_encode_text)
+
+    convert = verbs.add_parser(
+        "convert",
+        help="make a checkpoint of foreign weights",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=CONVERT + "\n".join(f"  {name:24}{what}" for name, what in SETTABLE.items()),
+    )
+    convert.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
+    convert.add_argument("--to", required=True, type=Path, help="the folder of the new checkpoint")
+    convert.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="what no file says"
+    )
+    convert.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="default: that of the source"
+    )
+    convert.add_argument(
+        "--expert-init",
+        nargs="?",
+        const="official",
+        choices=["official", "aligned"],
+        help="also make first weights of an action expert from a transformer; aligned: without "
+        "mixing q, k, v and MLP rows of fused matrices, as the official recipe does",
+    )
+    convert.add_argument("--config", help="a policy's data, text and evaluation sections")
+    convert.set_defaults(run=_convert)
+
+    export = verbs.add_parser(
+        "export",
+        help="write a checkpoint in foreign layouts",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=EXPORT,
+    )
+    export.add_argument("checkpoint", type=Path, help="a run's folder, or one step's in it")
+    export.add_argument("--format", required=True, choices=["official", "flux2", "diffusers"])
+    export.add_argument("--to", required=True, type=Path, metavar="PATH")
+    export.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="default: that of the checkpoint"
+    )
+    export.add_argument(
+        "--weights",
+        choices=["ema", "params"],
+        help="of a training run: their moving average, or as they are; default: the average",
+    )
+    export.add_argument(
+        "--max-shard-bytes",
+        type=int,
+        default=10**10,
+        help="of a file of diffusers; larger weights become several files and an index",
+    )
+    export.set_defaults(run=_export)
 
     arguments, rest = parser.parse_known_args(argv)
     if rest and not hasattr(arguments, "config"):
@@ -98,11 +190,49 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _encode_text(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = load_config(arguments.config, rest).to_dict()
     from imagewam_jax.policies.dataset import config_dataset
-    from imagewam_jax.training.prepare import encode_text
+    from imagewam_jax.training.text_table import fill_text_table, read_instructions
 
-    table = encode_text(config["text"], config_dataset(config).index.instructions)
-    table.save(arguments.output)
-    print(f"{arguments.output}: {len(table.prompts)} prompts, features {table.features.shape}")
+    if arguments.prompts:
+        instructions = read_instructions(arguments.prompts)
+    else:
+        instructions = config_dataset(config).index.instructions
+    table = fill_text_table(config, instructions, arguments.output)
+    print(
+        f"{table.path}: {len(table.prompts)} prompts, {table.lengths.sum()} tokens of "
+        f"{table.channels} channels"
+    )
+    return 0
+
+
+def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
+    if rest and not arguments.config:
+        raise ConfigError(f"unknown arguments: {' '.join(rest)}")
+    config = load_config(arguments.config, rest).to_dict() if arguments.config else None
+    from imagewam_jax.exchange.beside import parse_settings
+    from imagewam_jax.exchange.convert import convert
+
+    convert(
+        arguments.sources,
+        arguments.to,
+        given=parse_settings(arguments.set),
+        dtype=arguments.dtype,
+        expert=arguments.expert_init,
+        config=config,
+    )
+    return 0
+
+
+def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.exchange.export import export
+
+    export(
+        arguments.checkpoint,
+        arguments.format,
+        arguments.to,
+        dtype=arguments.dtype,
+        weights=arguments.weights,
+        max_shard_bytes=arguments.max_shard_bytes,
+    )
     return 0
 
 

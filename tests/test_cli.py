@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from imagewam_jax import cli
-from imagewam_jax.data.text import load_text_table
-from imagewam_jax.models.text_encoders import byte_qwen3
+from imagewam_jax.data.text import open_text_table
 from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.training.prepare import encode_text
 from tests.training.tiny import INSTRUCTIONS, ROOT, copy_sample
@@ -88,14 +87,42 @@ def test_index_of_what_is_no_dataset(tmp_path, capsys):
 
 
 def test_encoded_text_is_what_training_would_encode(dataset, tmp_path, capsys):
+    """Rounded to bfloat16."""
     table = tmp_path / "text.safetensors"
     arguments = ["--config.data.directory=" + str(dataset), f"--output={table}"]
     assert cli.main(["encode-text", f"--config={QUICKSTART}", *arguments]) == 0
-    assert "2 prompts, features (2, 20, 192)" in capsys.readouterr().out
-    saved = load_text_table(table, byte_qwen3(0).identity)
-    assert saved.prompts == INSTRUCTIONS
+    out = capsys.readouterr().out
+    assert "2 prompts, 0 of them encoded before" in out
+    assert f"{table}: 2 prompts, 35 tokens of 192 channels" in out
+    assert set(open_text_table(table).prompts) == set(INSTRUCTIONS)
     section = cli.load_config(QUICKSTART, []).to_dict()["text"]
     encoded = encode_text(section, INSTRUCTIONS)
     from_table = encode_text(section | {"table": str(table)}, INSTRUCTIONS)
-    np.testing.assert_array_equal(from_table.features, encoded.features)
+    rounded = encoded.features.astype(from_table.features.dtype)
+    np.testing.assert_array_equal(from_table.features, rounded)
     np.testing.assert_array_equal(from_table.lengths, encoded.lengths)
+    assert from_table.features.dtype == "bfloat16" and from_table.encoder == encoded.encoder
+
+
+def test_encoding_the_lines_of_a_file_needs_no_dataset(tmp_path, capsys):
+    table, prompts = tmp_path / "text.safetensors", tmp_path / "prompts.txt"
+    arguments = ["--config.data.directory=/no/set", f"--output={table}", f"--prompts={prompts}"]
+    assert cli.main(["encode-text", f"--config={QUICKSTART}", *arguments]) == 1
+    assert f"imagewam encode-text: {prompts}: no file of instructions" in capsys.readouterr().err
+    prompts.write_text("open it\n\nfold it\n")
+    assert cli.main(["encode-text", f"--config={QUICKSTART}", *arguments]) == 0
+    prompts.write_text("fold it\nlift it\n")
+    assert cli.main(["encode-text", f"--config={QUICKSTART}", *arguments]) == 0
+    assert "2 prompts, 1 of them encoded before" in capsys.readouterr().out
+    assert open_text_table(table).prompts == ("fold it", "open it", "lift it")
+
+
+def test_encoding_without_the_weights_of_qwen3(tmp_path, capsys):
+    """A recipe as it is: the one line says what to obtain."""
+    arguments = [f"--output={tmp_path / 'table'}", f"--prompts={tmp_path / 'prompts'}"]
+    (tmp_path / "prompts").write_text("open it")
+    libero = str(ROOT / "configs" / "libero.py")
+    assert cli.main(["encode-text", f"--config={libero}:9b", *arguments]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("imagewam encode-text: the text encoder qwen3 needs weights")
+    assert "Qwen/Qwen3-8B for klein 9B" in line and "imagewam convert" in line

@@ -16,9 +16,12 @@ ALLOWED = {
     "policies": {"data", "conversion", "models"},
     "training": {"policies", "data", "conversion", "models"},
     "evaluation": {"policies", "data", "conversion", "models"},
-    "cli": {"training", "evaluation", "policies", "data", "conversion", "models"},
+    "exchange": {"policies", "data", "conversion", "models"},
+    "cli": {"training", "evaluation", "exchange", "policies", "data", "conversion", "models"},
 }
 FORBIDDEN = {"tensorflow", "tensorflow_datasets", "torch", "torchvision"}
+# Reading and writing `.pt` files needs PyTorch; it is imported when one is opened.
+EXCEPTIONS = {"conversion/torch_files.py": {"torch"}}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -54,7 +57,8 @@ def test_imports_point_one_way(path):
     room = parts[0].removesuffix(".py")
     package = ".".join(["imagewam_jax", *parts[:-1]])
     names = imported(path.read_text(), package)
-    assert not {name.split(".")[0] for name in names} & FORBIDDEN
+    allowed = EXCEPTIONS.get(path.relative_to(PACKAGE).as_posix(), set())
+    assert not {name.split(".")[0] for name in names} & FORBIDDEN - allowed
     upward = rooms(names) - {room} - ALLOWED.get(room, set())
     assert not upward, f"{path} imports from {sorted(upward)}"
 

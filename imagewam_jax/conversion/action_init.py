@@ -1,73 +1,148 @@
 """First weights of the action expert, made from FLUX.2 weights (spec imagewam_flux2, 4.3).
 
 Both sides are in the original layout. The official recipe resizes fused matrices as one, so
-that the bands of q, k, v and MLP run into each other; that is reproduced here.
+that their bands run into each other: a row of the expert's keys is made of rows of queries, keys
+and values alike. The aligned recipe resizes each band by itself.
 """
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from flax import nnx
 
-from imagewam_jax.conversion.flux2 import action_expert_rules
-from imagewam_jax.models.action_expert import ActionExpertConfig
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.conversion.facts import Facts, find
+from imagewam_jax.conversion.flux2 import (
+    action_expert_rules,
+    flux2_rules,
+    initial_expert_config,
+)
+from imagewam_jax.conversion.mapping import Rule, flatten, foreign_shapes, unflatten
+from imagewam_jax.conversion.tensors import TensorSource, TensorSpec
+from imagewam_jax.models.action_expert import ActionExpert, ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import Flux2Config
 
 FRESH = ("action_encoder.", "head.")  # keep their own random initialisation
+RECIPES = ("official", "aligned")
+
+
+class Initial(NamedTuple):
+    """The arrays of an expert that have first weights, and where they come from."""
+
+    config: ActionExpertConfig
+    rules: list[Rule]
+    source: TensorSource
+    abstract: Mapping[str, Any]
 
 
 def initial_expert(
-    tensors: Mapping[str, np.ndarray],
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    scale: bool = True,
-) -> dict[str, np.ndarray]:
-    """Float32 expert tensors of `shapes` from the FLUX.2 tensors of the same names.
+    flux2: TensorSource, backbone: Flux2Config, facts: Facts, recipe: str
+) -> Initial:
+    """First weights of all of an expert but its action embedding and its head.
 
-    Equal shapes are copied, others interpolated axis by axis with aligned corners. Where the
-    last axis of a matrix shrinks from N to n, `scale` multiplies by sqrt(N / n), which keeps
-    the size of its outputs. KeyError: FLUX.2 has no tensor of that name.
+    `recipe` is one of `RECIPES`; the sizes that `facts` do not have are the official ones. Where
+    the last axis of a matrix changes from N to n, it is multiplied by sqrt(N / n), which keeps the
+    size of its outputs, unless `facts` have `expert_scale` false. ConversionError: there is no
+    such recipe, or FLUX.2 has no tensor of some name.
     """
-    expert = {}
-    for name, shape in shapes.items():
-        if name.startswith(FRESH):
-            continue
-        if name not in tensors:
-            raise KeyError(f"FLUX.2 weights have no {name}, which the action expert starts from")
-        source = tensors[name]
+    if recipe not in RECIPES:
+        raise ConversionError(f"unknown recipe {recipe!r}; choose from {RECIPES}")
+    expert, scale = initial_expert_config(facts), find(facts, "expert_scale")
+    module = jax.eval_shape(
+        lambda: ActionExpert(
+            expert,
+            heads=backbone.heads,
+            head_dim=backbone.head_dim,
+            group_sizes=backbone.group_sizes,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    like = nnx.to_pure_dict(nnx.state(module))
+    every = action_expert_rules(expert, backbone)
+    shapes = foreign_shapes(every, like)
+    aligned = (flux2_rules(backbone), every) if recipe == "aligned" else None
+    rules = [r for r in every if not r.name.startswith(FRESH)]
+    paths = {part.path for r in rules for part in r.parts}
+    abstract = unflatten({path: leaf for path, leaf in flatten(like).items() if path in paths})
+    source = InitialExpert(flux2, shapes, aligned=aligned, scale=scale is not False)
+    return Initial(expert, rules, source, abstract)
+
+
+class InitialExpert:
+    """A source of float32 expert tensors, each made of the FLUX.2 tensor of the same name.
+
+    Equal shapes are copied, others interpolated axis by axis with aligned corners.
+    """
+
+    def __init__(
+        self,
+        flux2: TensorSource,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        aligned: tuple[Sequence[Rule], Sequence[Rule]] | None = None,
+        scale: bool = True,
+    ):
+        """`shapes` are those of the expert's tensors. `aligned` has the rules of FLUX.2 and of
+        the expert, which say where bands are; None is the official recipe. ConversionError:
+        FLUX.2 has no tensor of some name."""
+        self._flux2, self._scale = flux2, scale
+        self._rules = [{n: r for r in rules for n in r.names()} for rules in aligned or ()]
+        self.specs: dict[str, TensorSpec] = {}
+        for name, shape in shapes.items():
+            if name.startswith(FRESH):
+                continue
+            if name not in flux2.specs:
+                raise ConversionError(
+                    f"the FLUX.2 weights have no {name}, which the action expert starts from"
+                )
+            file = f"{flux2.specs[name].file} (resized)"
+            self.specs[name] = TensorSpec(shape, np.dtype(np.float32), file)
+
+    def read(self, name: str) -> np.ndarray:
+        source, shape = self._flux2.read(name), self.specs[name].shape
         resized = source.astype(np.float32)
         for axis, size in enumerate(shape):
-            resized = _resize(resized, axis, size)
+            old, new = self._bands(name, axis, source.shape[axis], size)
+            bands = np.split(resized, np.cumsum(old)[:-1], axis)
+            resized = np.concatenate(
+                [_resize(band, axis, width) for band, width in zip(bands, new, strict=True)], axis
+            )
         resized = resized.astype(source.dtype).astype(np.float32)
-        if scale and source.ndim >= 2 and source.shape[-1] != shape[-1]:
+        if self._scale and source.ndim >= 2 and source.shape[-1] != shape[-1]:
             resized *= np.float32(math.sqrt(source.shape[-1] / shape[-1]))
-        expert[name] = resized
-    return expert
+        return resized
+
+    def _bands(self, name: str, axis: int, old: int, new: int) -> list[list[int]]:
+        """Widths of what is resized by itself along an axis, before and after."""
+        if not self._rules:
+            return [[old], [new]]
+        return [
+            band_widths(rules[name], axis, size)
+            for rules, size in zip(self._rules, (old, new), strict=True)
+        ]
 
 
-def expert_shapes(config: ActionExpertConfig, backbone: Flux2Config) -> dict[str, tuple[int, ...]]:
-    """Shapes of all action-expert tensors in the official layout."""
-    dim, width = config.dim, backbone.dim
-    mlp = int(dim * config.mlp_ratio)
-    last = {
-        "action_encoder.weight": (dim, config.action_dim),
-        "action_encoder.bias": (dim,),
-        "in_layer.weight": (dim, 256),
-        "out_layer.weight": (dim, dim),
-        "double_stream_modulation_img.lin.weight": (6 * dim, dim),
-        "single_stream_modulation.lin.weight": (3 * dim, dim),
-        "qkv.weight": (3 * width, dim),
-        "scale": (backbone.head_dim,),
-        "proj.weight": (dim, width),
-        "img_mlp.0.weight": (2 * mlp, dim),
-        "img_mlp.2.weight": (dim, mlp),
-        "linear1.weight": (3 * width + 2 * mlp, dim),
-        "linear2.weight": (dim, width + mlp),
-        "adaLN_modulation.1.weight": (2 * dim, dim),
-        "head.linear.weight": (config.action_dim, dim),
-    }
-    names = [name for r in action_expert_rules(config, backbone) for name in r.names()]
-    return {name: next(s for end, s in last.items() if name.endswith(end)) for name in names}
+def band_widths(r: Rule, axis: int, size: int) -> list[int]:
+    """The widths of the parts that a rule makes of an axis of `size`.
+
+    Parts that follow each other are bands, and so are the factors of a part's own axis, such as
+    shift, scale and gate, unless the pattern fixes all of them.
+    """
+    if axis != r.axis:
+        return [size]
+    widths = []
+    for part in r.parts:
+        left = part.pattern.split(" -> ")[0]
+        group = re.findall(r"\([^)]*\)|\S+", left)[axis].strip("()").split()
+        given = [part.sizes[name] for name in group if name in part.sizes]
+        count = math.prod(given) if len(given) < len(group) else 1
+        width = size if part.width is None else part.width
+        widths += [width // count] * count
+    return widths
 
 
 def _resize(x: np.ndarray, axis: int, size: int) -> np.ndarray:

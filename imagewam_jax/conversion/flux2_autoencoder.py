@@ -4,27 +4,32 @@ Convolutions are `[out, in, row, column]` there and `[row, column, in, out]` her
 pixel are matrices here.
 """
 
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
-import numpy as np
-
-from imagewam_jax.conversion.mapping import Rule, rule, to_tree
+from imagewam_jax.conversion.facts import Facts, Specs, agree, count, find, size
+from imagewam_jax.conversion.mapping import Rule, rule
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
 
-IGNORED = ("bn.num_batches_tracked",)  # a training counter that nothing reads
+COUNTER = "bn.num_batches_tracked"  # of training; nothing reads it
 
 
-def flux2_autoencoder_tree(
-    config: Flux2AutoencoderConfig,
-    tensors: Mapping[str, np.ndarray],
-    like: Mapping[str, Any],
-    what: str,
-) -> dict[str, Any]:
-    """Parameters of `Flux2Autoencoder`; arguments and errors are those of `mapping.to_tree`."""
-    tensors = {name: t for name, t in tensors.items() if name not in IGNORED}
-    return to_tree(flux2_autoencoder_rules(config), tensors, like, what)
+def flux2_autoencoder_config(specs: Specs, facts: Facts) -> Flux2AutoencoderConfig:
+    """All sizes, from shapes."""
+    width = size(specs, "encoder.conv_in.weight", 0)
+    levels = range(count(specs, "encoder.down."))
+    config = Flux2AutoencoderConfig(
+        width=width,
+        width_multipliers=tuple(
+            size(specs, f"encoder.down.{i}.block.0.conv1.weight", 0) // width for i in levels
+        ),
+        blocks=count(specs, "encoder.down.0.block."),
+        latent_channels=size(specs, "decoder.conv_in.weight", 1),
+    )
+    given = find(facts, "autoencoder_params") or {}
+    names = {"width": "ch", "blocks": "num_res_blocks", "latent_channels": "z_channels"}
+    facts = {ours: given.get(theirs) for ours, theirs in names.items()}
+    agree(vars(config), facts, "autoencoder_params")
+    return config
 
 
 def flux2_autoencoder_rules(config: Flux2AutoencoderConfig) -> list[Rule]:

@@ -1,30 +1,42 @@
 """Official ImageWAM checkpoints of the FLUX.2 family (spec imagewam_flux2, 8.4).
 
-Flat names: `mixtures.video.transformer.*` is the backbone, `mixtures.action.*` the expert.
-The blocks of the backbone stand in the file a second time without `transformer`; those
-aliases can be stale (spec, gotcha 13) and are never read.
+`mot.mixtures.video.transformer.*` is the backbone, `mot.mixtures.action.*` the expert,
+`proprio_encoder.*` the robot state's embedding. The blocks of the backbone stand in the file a
+second time without `transformer`; those aliases can be stale (spec, gotcha 13) and are never
+read.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from imagewam_jax.conversion.flux2 import TRANSPOSE, action_expert_rules, flux2_rules
-from imagewam_jax.conversion.mapping import Part, Rule, rule, to_tree
+from imagewam_jax.conversion import lora
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.conversion.facts import Facts, Specs, agree, find, size
+from imagewam_jax.conversion.flux2 import (
+    TRANSPOSE,
+    action_expert_rules,
+    expert_config,
+    flux2_config,
+    flux2_rules,
+)
+from imagewam_jax.conversion.lora import BASE, FACTOR_A, FACTOR_B
+from imagewam_jax.conversion.mapping import Rule, rule, under
+from imagewam_jax.conversion.tensors import Joined, Renamed, TensorSource, dtype_name
+from imagewam_jax.models.flow_matching import FlowConfig
 from imagewam_jax.models.imagewam import ImageWAMConfig
 
-BACKBONE = "mixtures.video.transformer."
-EXPERT = "mixtures.action."
+BACKBONE = "mot.mixtures.video.transformer."
+EXPERT = "mot.mixtures.action."
 PROPRIO = "proprio_encoder."
-_ALIAS = re.compile(r"mixtures\.video\.(double|single)_blocks\.")
+_ALIAS = re.compile(r"mot\.mixtures\.video\.((?:double|single)_blocks\..*)")
 
 
 def imagewam_rules(config: ImageWAMConfig) -> list[Rule]:
-    """Official names, with `proprio_encoder.*`, to the tree of `models.imagewam.ImageWAM`."""
-    rules = _under(BACKBONE, "backbone", flux2_rules(config.backbone))
-    rules += _under(EXPERT, "expert", action_expert_rules(config.expert, config.backbone))
+    """Official names to the tree of `models.imagewam.ImageWAM`."""
+    rules = under(flux2_rules(config.backbone), prefix=BACKBONE, path="backbone")
+    expert = action_expert_rules(config.expert, config.backbone)
+    rules += under(expert, prefix=EXPERT, path="expert")
     if config.proprio_dim is not None:
         rules += [
             rule(f"{PROPRIO}weight", "proprio_in.kernel", TRANSPOSE),
@@ -33,28 +45,135 @@ def imagewam_rules(config: ImageWAMConfig) -> list[Rule]:
     return rules
 
 
-def policy_tree(
-    config: ImageWAMConfig,
-    mot: Mapping[str, np.ndarray],
-    proprio_encoder: Mapping[str, np.ndarray] | None,
-    like: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Parameters of a policy from an official checkpoint's `mot` and `proprio_encoder`.
-
-    Errors are those of `mapping.to_tree`.
-    """
-    tensors = {name: t for name, t in mot.items() if not _ALIAS.match(name)}
-    tensors |= {PROPRIO + name: t for name, t in (proprio_encoder or {}).items()}
-    return to_tree(imagewam_rules(config), tensors, like, "ImageWAM checkpoint")
+def alias_names(config: ImageWAMConfig) -> dict[str, str]:
+    """The aliases of a full checkpoint, and what each is another name of."""
+    names = [n for r in flux2_rules(config.backbone) for n in r.names()]
+    blocks = [n for n in names if n.startswith(("double_blocks.", "single_blocks."))]
+    return {f"mot.mixtures.video.{n}": BACKBONE + n for n in blocks}
 
 
-def _under(prefix: str, path: str, rules: list[Rule]) -> list[Rule]:
-    return [
-        Rule(
-            prefix + r.name,
-            tuple(Part(f"{path}.{p.path}", p.pattern, p.sizes, p.width) for p in r.parts),
-            r.axis,
-            r.layers,
+def imagewam_config(specs: Specs, facts: Facts) -> ImageWAMConfig:
+    """Sizes from shapes; time shifts, loss weights and the like from the official training
+    config, or official defaults."""
+    backbone = flux2_config(_below(specs, BACKBONE), facts)
+    expert_specs = _below(specs, EXPERT)
+    given = find(facts, "model.action_dit_config", "action_dit_config") or {}
+    told = {
+        "action_dim": size(expert_specs, "action_encoder.weight", 1),
+        "hidden_dim": size(expert_specs, "action_encoder.weight", 0),
+    }
+    agree(told, {name: given.get(name) for name in told}, "action_dit_config")
+    proprio_dim = None
+    if PROPRIO + "weight" in specs:
+        proprio_dim = size(specs, PROPRIO + "weight", 1)
+    default = ImageWAMConfig(backbone, expert_config(expert_specs, facts))
+
+    def fact(fallback: Any, *keys: str) -> Any:
+        value = find(facts, *keys, *(f"model.{key}" for key in keys))
+        return fallback if value is None else value
+
+    def flow(modality: str, shifts: FlowConfig) -> FlowConfig:
+        return FlowConfig(
+            *(
+                fact(
+                    getattr(shifts, ours),
+                    f"{modality}_{theirs}_shift",
+                    f"{modality}_scheduler.{theirs}_shift",
+                    f"schedulers.{modality}_{theirs}_shift",
+                )
+                for ours, theirs in (("train_shift", "train"), ("sample_shift", "infer"))
+            )
         )
-        for r in rules
-    ]
+
+    return ImageWAMConfig(
+        backbone=backbone,
+        expert=default.expert,
+        proprio_dim=proprio_dim,
+        proprio_position=_proprio_position(facts, fact),
+        horizon=fact(default.horizon, "horizon", "action_horizon"),
+        target_flow=flow("video", default.target_flow),
+        action_flow=flow("action", default.action_flow),
+        target_loss_weight=fact(default.target_loss_weight, "loss.lambda_video"),
+        action_loss_weight=fact(default.action_loss_weight, "loss.lambda_action"),
+        # Official positions and times are in the dtype of the parameters.
+        coordinate_dtype=fact(_dtype(specs), "coordinate_dtype"),
+    )
+
+
+def imagewam_source(source: TensorSource, facts: Facts, base: TensorSource | None) -> TensorSource:
+    """The tensors that count, with LoRA factors merged and what only `base` has.
+
+    `base` are the FLUX.2 weights, in the original layout, that a checkpoint of trained tensors
+    alone was trained from. ConversionError: it is needed and absent, or `alpha` is.
+    """
+    kept = _without_aliases(source)
+    if BACKBONE + "img_in.weight" not in kept.specs:
+        if base is None:
+            raise ConversionError(
+                f"{_file(kept.specs)}: holds only what was trained; give the FLUX.2 weights that "
+                "it was trained from, in the original layout, as another source"
+            )
+        kept = Joined(kept, Renamed(base, lambda name: _base_name(name, kept.specs)))
+    return lora.merged(kept, facts)
+
+
+def state(specs: Specs) -> str:
+    """For people: which of the official kinds of checkpoint it is."""
+    aliases = {name: spec for name, spec in specs.items() if _ALIAS.match(name)}
+    kept = {name: spec for name, spec in specs.items() if name not in aliases}
+    words = [lora.state(kept)]
+    if BACKBONE + "img_in.weight" not in specs:
+        words.append("trained tensors only")
+    if lora.lora_rank(aliases) is not None and lora.lora_rank(kept) is None:
+        words.append("LoRA merged, un-merged leftovers under alias names are not read")
+    words.append(f"{len(aliases)} aliases" if aliases else "no aliases")
+    return ", ".join(word for word in words if word)
+
+
+def _without_aliases(source: TensorSource) -> Renamed:
+    """ConversionError: a name that looks like an alias is not one of a tensor that is there."""
+    plain = {_plain(name) for name in source.specs if not _ALIAS.match(name)}
+    for name in source.specs:
+        alias = _ALIAS.match(name)
+        if alias and _plain(BACKBONE + alias[1]) not in plain:
+            raise ConversionError(f"{_file(source.specs)}: unexpected tensor {name}")
+    return Renamed(source, lambda name: None if _ALIAS.match(name) else name)
+
+
+def _plain(name: str) -> str:
+    """The weight that a LoRA factor or base belongs to."""
+    for end in (BASE, FACTOR_A, FACTOR_B):
+        name = f"{name.removesuffix(end)}.weight" if name.endswith(end) else name
+    return name
+
+
+def _base_name(name: str, trained: Specs) -> str | None:
+    layer = BACKBONE + name.removesuffix(".weight")
+    if layer + FACTOR_A in trained:
+        return layer + BASE
+    return None if BACKBONE + name in trained else BACKBONE + name
+
+
+def _proprio_position(facts: Facts, fact: Any) -> int | None:
+    """None: behind the valid text. Officially otherwise: behind all of the padded text."""
+    if fact(True, "pack_proprio_after_text"):
+        return find(facts, "proprio_position")
+    position = fact(None, "proprio_position", "context_len", "qwen_context_len")
+    if position is None:
+        raise ConversionError(
+            "pack_proprio_after_text is off: give the padded text length of training as "
+            "--set proprio_position=..."
+        )
+    return position
+
+
+def _below(specs: Specs, prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): s for name, s in specs.items() if name.startswith(prefix)}
+
+
+def _dtype(specs: Specs) -> str:
+    return dtype_name({specs[BACKBONE + "img_in.weight"].dtype})
+
+
+def _file(specs: Mapping[str, Any]) -> str:
+    return next(iter(specs.values())).file if specs else "the checkpoint"

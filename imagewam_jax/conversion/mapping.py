@@ -1,16 +1,28 @@
 """Tables that say where each tensor of a foreign layout goes in a parameter tree.
 
 A foreign layout is a flat dictionary from names to arrays; ours is a nested dictionary in
-which the layers of a group are stacked on a leading axis. Nothing is lost or made up on the
-way: a missing, unexpected or misshapen tensor is an error that names it.
+which the layers of a group are stacked on a leading axis. The same table is read in both
+directions. Nothing is lost or made up on the way: a missing, unexpected or misshapen tensor is
+an error that names it.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from einops import rearrange
+
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.conversion.tensors import (
+    DTYPES,
+    ArraySource,
+    TensorSource,
+    TensorSpec,
+    contiguous,
+    dtype_name,
+    read_checked,
+)
 
 LAYER = "{i}"  # stands for the layer number in names of tensors that are stacked
 
@@ -21,13 +33,25 @@ class Part:
 
     `path` is dotted; `pattern` is an einops pattern from the foreign axes to ours, `sizes`
     the axis sizes that it needs; `width` is how much the slice takes of the foreign tensor's
-    split axis (None: all).
+    split axis (None: all). `flip` is an axis of ours that runs the other way there.
     """
 
     path: str
     pattern: str
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, int] = field(default_factory=dict)
     width: int | None = None
+    flip: int | None = None
+
+    def ours(self, foreign: np.ndarray) -> np.ndarray:
+        """The slice in our axes."""
+        array = rearrange(foreign, self.pattern, **self.sizes)
+        return array if self.flip is None else np.flip(array, self.flip)
+
+    def foreign(self, ours: np.ndarray) -> np.ndarray:
+        """The inverse of `ours`."""
+        array = ours if self.flip is None else np.flip(ours, self.flip)
+        left, right = self.pattern.split(" -> ")
+        return rearrange(array, f"{right} -> {left}", **self.sizes)
 
 
 @dataclass(frozen=True)
@@ -47,47 +71,191 @@ class Rule:
             return [self.name]
         return [self.name.replace(LAYER, str(i)) for i in range(self.layers)]
 
+    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+        """The slices that the parts are made of."""
+        widths = [part.width for part in self.parts]
+        if None in widths:
+            return [tensor]
+        return np.split(tensor, np.cumsum(widths)[:-1], axis=self.axis)
+
 
 def rule(name: str, path: str, pattern: str, *, layers: int | None = None, **sizes: int) -> Rule:
     """The common case: one foreign tensor is one of ours."""
     return Rule(name, (Part(path, pattern, sizes),), layers=layers)
 
 
-def to_tree(
-    rules: Sequence[Rule], tensors: Mapping[str, np.ndarray], like: Mapping[str, Any], what: str
-) -> dict[str, Any]:
-    """The nested dictionary that `tensors` stand for.
+def under(rules: Sequence[Rule], *, prefix: str = "", path: str = "") -> list[Rule]:
+    """The same rules with a prefix of the foreign names, and below a path of our tree."""
 
-    `like` is the nested dictionary of the model that it is for, of anything with a shape
-    (say `jax.ShapeDtypeStruct`); dtypes stay those of `tensors`. `what` names the source in
-    errors. KeyError: a tensor is missing or unexpected. ValueError: a shape differs.
-    """
-    check_names(rules, tensors, what)
-    flat = {}
+    def below(part: Part) -> Part:
+        return Part(f"{path}.{part.path}", part.pattern, part.sizes, part.width, part.flip)
+
+    return [
+        Rule(prefix + r.name, tuple(map(below, r.parts)) if path else r.parts, r.axis, r.layers)
+        for r in rules
+    ]
+
+
+class Piece(NamedTuple):
+    """A part of one array of a tree: `layer` of a stacked one, or all of it (None)."""
+
+    path: str  # dotted
+    layer: int | None
+    array: np.ndarray
+
+
+def foreign_shapes(rules: Sequence[Rule], like: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every foreign tensor, from the shapes of our tree."""
+    flat, shapes = flatten(like), {}
     for r in rules:
-        layers = [_split(r, name, np.asarray(tensors[name]), what) for name in r.names()]
-        for part, *arrays in zip(r.parts, *layers, strict=True):
-            flat[part.path] = np.stack(arrays) if r.layers is not None else arrays[0]
-    expected = {path: tuple(leaf.shape) for path, leaf in flatten(like).items()}
-    if missing := sorted(set(expected) ^ set(flat)):
-        raise KeyError(f"{what}: not both in the model and in its mapping: {missing}")
-    for path, array in flat.items():
-        if array.shape != expected[path]:
-            raise ValueError(
-                f"{what}: {path} has shape {array.shape}, the model expects {expected[path]}"
-            )
-    return unflatten(flat)
+        parts = []
+        for part in r.parts:
+            if part.path not in flat:
+                raise ConversionError(f"the model has no {part.path}, which its mapping speaks of")
+            shape = tuple(flat[part.path].shape)[0 if r.layers is None else 1 :]
+            parts.append(part.foreign(np.broadcast_to(np.int8(0), shape)).shape)
+        shape = list(parts[0])
+        if len(parts) > 1:
+            shape[r.axis] = sum(part[r.axis] for part in parts)
+        shapes |= dict.fromkeys(r.names(), tuple(shape))
+    return shapes
 
 
-def check_names(rules: Sequence[Rule], tensors: Mapping[str, Any], what: str) -> None:
-    """KeyError unless `tensors` has exactly the names that the rules speak of."""
-    expected = {name for r in rules for name in r.names()}
-    missing, unexpected = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+def check(
+    rules: Sequence[Rule], specs: Mapping[str, TensorSpec], like: Mapping[str, Any], what: str
+) -> None:
+    """ConversionError unless `specs` are exactly the tensors that the rules make of `like`.
+
+    Looks at names, shapes and dtypes alone, so that it costs nothing before a long conversion.
+    `what` names the source.
+    """
+    paths = {part.path for r in rules for part in r.parts}
+    if differing := sorted(paths ^ set(flatten(like))):
+        raise ConversionError(f"{what}: not both in the model and in its mapping: {differing}")
+    shapes = foreign_shapes(rules, like)
+    missing, unexpected = sorted(shapes.keys() - specs), sorted(specs.keys() - shapes.keys())
     if missing or unexpected:
-        raise KeyError(
+        raise ConversionError(
             f"{what}: {len(missing)} tensors missing {_some(missing)}, "
             f"{len(unexpected)} unexpected {_some(unexpected)}"
         )
+    for name, shape in shapes.items():
+        spec = specs[name]
+        if tuple(spec.shape) != shape:
+            raise ConversionError(
+                f"{spec.file}: {name} has shape {tuple(spec.shape)}, expected {shape}"
+            )
+        if spec.dtype not in DTYPES:
+            raise ConversionError(
+                f"{spec.file}: {name} is of {spec.dtype}, expected {dtype_name(DTYPES)}"
+            )
+    tree_dtypes(rules, specs)
+
+
+def tree_dtypes(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> dict[str, np.dtype]:
+    """The dtype of each array of our tree; ConversionError where one would have several."""
+    dtypes: dict[str, np.dtype] = {}
+    for r in rules:
+        for part in r.parts:
+            for name in r.names():
+                found = np.dtype(specs[name].dtype)
+                if dtypes.setdefault(part.path, found) != found:
+                    raise ConversionError(
+                        f"{specs[name].file}: {name} is of {found}, other layers of it are of "
+                        f"{dtypes[part.path]}"
+                    )
+    return dtypes
+
+
+def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
+    """Our arrays, layer by layer; each foreign tensor is read once and then forgotten.
+
+    The source must have passed `check`. ConversionError: a tensor holds NaNs or infinities.
+    """
+    for r in rules:
+        for i, name in enumerate(r.names()):
+            layer = None if r.layers is None else i
+            for part, piece in zip(r.parts, r.split(read_checked(source, name)), strict=True):
+                yield Piece(part.path, layer, contiguous(part.ours(piece)))
+
+
+def stacked_paths(rules: Sequence[Rule]) -> frozenset[str]:
+    """The paths of arrays that come layer by layer."""
+    return frozenset(part.path for r in rules if r.layers is not None for part in r.parts)
+
+
+def to_tree(
+    rules: Sequence[Rule],
+    source: TensorSource | Mapping[str, np.ndarray],
+    like: Mapping[str, Any],
+    what: str,
+) -> dict[str, Any]:
+    """The nested dictionary that a source stands for, in memory.
+
+    `like` is the nested dictionary of the model that it is for, of anything with a shape
+    (say `jax.ShapeDtypeStruct`); dtypes stay those of the source. Errors are those of `check`
+    and `pieces`.
+    """
+    source = ArraySource(source, what) if isinstance(source, Mapping) else source
+    check(rules, source.specs, like, what)
+    layers: dict[str, list[np.ndarray]] = {}
+    for piece in pieces(rules, source):
+        layers.setdefault(piece.path, []).append(piece.array)
+    stacked = stacked_paths(rules)
+    return unflatten({k: np.stack(v) if k in stacked else v[0] for k, v in layers.items()})
+
+
+class TreeReader:
+    """Reads arrays of our tree, or single layers of them, out of a foreign source."""
+
+    def __init__(self, rules: Sequence[Rule], source: TensorSource):
+        self._source = source
+        self._rules = {part.path: (r, i) for r in rules for i, part in enumerate(r.parts)}
+
+    def __call__(self, path: str, layer: int | None) -> np.ndarray:
+        r, index = self._rules[path]
+        name = r.name if layer is None else r.name.replace(LAYER, str(layer))
+        part = r.parts[index]
+        return part.ours(r.split(read_checked(self._source, name))[index])
+
+
+class ForeignView:
+    """A tree of ours as a source in a foreign layout.
+
+    `read` returns an array of the tree by its dotted path, or one layer of it; `like` has shapes
+    and dtypes.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        like: Mapping[str, Any],
+        read: Callable[[str, int | None], np.ndarray],
+        file: str,
+    ):
+        self._read = read
+        self._rules = {
+            name: (r, None if r.layers is None else i)
+            for r in rules
+            for i, name in enumerate(r.names())
+        }
+        dtypes = {path: np.dtype(leaf.dtype) for path, leaf in flatten(like).items()}
+        self.specs = {
+            name: TensorSpec(shape, dtypes[self._rules[name][0].parts[0].path], file)
+            for name, shape in foreign_shapes(rules, like).items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        r, layer = self._rules[name]
+        parts = [part.foreign(self._read(part.path, layer)) for part in r.parts]
+        return contiguous(parts[0]) if len(parts) == 1 else np.concatenate(parts, r.axis)
+
+
+def to_foreign(rules: Sequence[Rule], tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `to_tree`."""
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
+    view = ForeignView(rules, tree, lambda p, i: flat[p] if i is None else flat[p][i], "memory")
+    return {name: view.read(name) for name in view.specs}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -111,25 +279,6 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return tree
-
-
-def _split(r: Rule, name: str, tensor: np.ndarray, what: str) -> list[np.ndarray]:
-    widths = [part.width for part in r.parts]
-    if None in widths:
-        slices = [tensor]
-    elif r.axis >= tensor.ndim or tensor.shape[r.axis] != sum(widths):
-        raise ValueError(
-            f"{what}: {name} has shape {tensor.shape}, expected {sum(widths)} on axis {r.axis}"
-        )
-    else:
-        slices = np.split(tensor, np.cumsum(widths)[:-1], axis=r.axis)
-    try:
-        return [
-            rearrange(array, part.pattern, **part.sizes)
-            for part, array in zip(r.parts, slices, strict=True)
-        ]
-    except Exception as error:  # einops raises its own type
-        raise ValueError(f"{what}: {name} has shape {tensor.shape}: {error}") from error
 
 
 def _some(names: list[str], limit: int = 8) -> str:

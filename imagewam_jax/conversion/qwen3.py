@@ -6,24 +6,66 @@ after is left out, by name, and a tensor of any other name is an error.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-
-from imagewam_jax.conversion.mapping import Rule, rule, to_tree
-from imagewam_jax.models.text_encoders.qwen3 import Qwen3Config
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.conversion.facts import Facts, Specs, agree, count, find, size, untold
+from imagewam_jax.conversion.mapping import Rule, rule
+from imagewam_jax.conversion.tensors import Renamed, TensorSource
+from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, Qwen3Config
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _AFTER_THE_LAYERS = ("model.norm.weight", "lm_head.weight")
+# What the network computes and no shape tells: values of the `config.json` that it needs.
+_ASSUMED = {
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "use_sliding_window": False,
+}
 
 
-def qwen3_tree(
-    config: Qwen3Config, tensors: Mapping[str, np.ndarray], like: Mapping[str, Any], what: str
-) -> dict[str, Any]:
-    """Parameters of `Qwen3`; arguments and errors are those of `mapping.to_tree`."""
-    tensors = {name: t for name, t in tensors.items() if is_used(name, config)}
-    return to_tree(qwen3_rules(config), tensors, like, what)
+def qwen3_config(specs: Specs, facts: Facts) -> Qwen3Config:
+    """Sizes from shapes; `facts` can hold the `config.json` of transformers.
+
+    ConversionError: it describes another network, or one with too few layers.
+    """
+    first = "model.layers.0"
+    dim, head_dim = (
+        size(specs, "model.embed_tokens.weight", 1),
+        size(specs, f"{first}.self_attn.q_norm.weight", 0),
+    )
+    told = {
+        "vocab_size": size(specs, "model.embed_tokens.weight", 0),
+        "dim": dim,
+        "mlp_dim": size(specs, f"{first}.mlp.gate_proj.weight", 0),
+        "heads": size(specs, f"{first}.self_attn.q_proj.weight", 0) // head_dim,
+        "kv_heads": size(specs, f"{first}.self_attn.k_proj.weight", 0) // head_dim,
+        "head_dim": head_dim,
+    }
+    names = {
+        "vocab_size": "vocab_size",
+        "dim": "hidden_size",
+        "mlp_dim": "intermediate_size",
+        "heads": "num_attention_heads",
+        "kv_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+    }
+    found = {ours: find(facts, theirs, f"qwen3.{theirs}") for ours, theirs in names.items()}
+    agree(told, found, "config.json")
+    agree(_ASSUMED, {name: find(facts, name) for name in _ASSUMED}, "config.json")
+    rope = find(facts, "rope_scaling.rope_type", "rope_parameters.rope_type")
+    agree({"rope_type": "default"}, {"rope_type": rope}, "config.json")
+    theta = find(facts, "rope_theta", "rope_parameters.rope_theta", "qwen3.rope_theta")
+    theta = untold(told, {"rope_theta": theta}, (QWEN3_4B, QWEN3_8B), "Qwen3 text encoder")
+    layers = find(facts, "feature_layers", "selected_hidden_states") or QWEN3_4B.feature_layers
+    config = Qwen3Config(**told, **theta, feature_layers=tuple(layers))
+    there = count(specs, "model.layers.")
+    if there < config.layers:
+        raise ConversionError(
+            f"this Qwen3 has {there} layers; features are taken after {config.feature_layers}"
+        )
+    return config
 
 
 def is_used(name: str, config: Qwen3Config) -> bool:
@@ -35,6 +77,12 @@ def is_used(name: str, config: Qwen3Config) -> bool:
     if layer is not None:
         return int(layer[1]) < config.layers
     return name not in _AFTER_THE_LAYERS
+
+
+def used(source: TensorSource, facts: Facts) -> TensorSource:
+    """The tensors that have a part in the features."""
+    config = qwen3_config(source.specs, facts)
+    return Renamed(source, lambda name: name if is_used(name, config) else None)
 
 
 def qwen3_rules(config: Qwen3Config) -> list[Rule]:

@@ -3,12 +3,13 @@
     <directory>/<step>/params, ema, optimizer           of a policy, or of parts of one
                        autoencoder, text, normalizers   its frozen parts
                        text_encoder                     of a converted text encoder
+                       tokenizer                        its files, by name
                        data                             position of the data iterator
                        about                            config, prompts, statistics, provenance
 
 The trees are of arrays and any of them can be absent: a training run has all but the text
-encoder, a converted autoencoder only itself. `data` and `about` are JSON; `about` says how to
-rebuild what is there. A step is complete or absent: Orbax writes it under another name and
+encoder, a converted autoencoder only itself. `tokenizer`, `data` and `about` are JSON; `about` says
+how to rebuild what is there. A step is complete or absent: Orbax writes it under another name and
 renames it.
 """
 
@@ -25,7 +26,7 @@ from jax.sharding import SingleDeviceSharding
 from imagewam_jax.policies.errors import CheckpointError
 
 FORMAT = 2
-JSON_ITEMS = ("about", "data")
+JSON_ITEMS = ("about", "data", "tokenizer")
 
 
 class Checkpoints:
@@ -56,6 +57,7 @@ class Checkpoints:
         trees: Mapping[str, Any],
         about: Mapping[str, Any],
         data: Mapping[str, Any] | None = None,
+        tokenizer: Mapping[str, str] | None = None,
     ) -> None:
         """Starts to write trees of arrays; returns before it is done.
 
@@ -65,9 +67,8 @@ class Checkpoints:
         self.wait()
         check_space(self.directory, tree_bytes(trees))
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items["about"] = ocp.args.JsonSave({"format": FORMAT, **about})
-        if data is not None:
-            items["data"] = ocp.args.JsonSave(dict(data))
+        json_items = {"about": {"format": FORMAT, **about}, "data": data, "tokenizer": tokenizer}
+        items |= {k: ocp.args.JsonSave(dict(v)) for k, v in json_items.items() if v is not None}
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
@@ -113,7 +114,7 @@ class Checkpoints:
         return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
 
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
-        """`data` or `about` of a step."""
+        """`about`, `data` or `tokenizer` of a step."""
         items = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
         return self._manager.restore(step, args=items)[name]
 

@@ -18,11 +18,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
     """The `model` section of a config; ConfigError names the field that does not fit."""
-    backbone = dict(model["backbone"])
-    name = backbone.pop("name", None)
-    choose(BACKBONES, name, "model.backbone.name")
     parts = {
-        "backbone": from_fields(BACKBONES[name][0], backbone, "model.backbone"),
+        "backbone": named_config(model["backbone"], BACKBONES, "model.backbone"),
         "expert": from_fields(ActionExpertConfig, model["expert"], "model.expert"),
         "target_flow": from_fields(FlowConfig, model["target_flow"], "model.target_flow"),
         "action_flow": from_fields(FlowConfig, model["action_flow"], "model.action_flow"),
@@ -32,6 +29,26 @@ def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
     if config.horizon < 1:
         raise ConfigError(f"model.horizon is {config.horizon}, expected at least 1")
     return config
+
+
+def model_section(policy: ImageWAMConfig) -> dict[str, Any]:
+    """The inverse of `policy_config`."""
+    return {**dataclasses.asdict(policy), "backbone": named_section(policy.backbone, BACKBONES)}
+
+
+def named_config(
+    section: Mapping[str, Any], registry: Mapping[str, tuple[type, type]], where: str
+) -> Any:
+    """The sizes in a section that names a registry's entry."""
+    fields = {key: value for key, value in section.items() if key != "name"}
+    kind, _ = choose(registry, section.get("name"), f"{where}.name")
+    return from_fields(kind, fields, where)
+
+
+def named_section(config: Any, registry: Mapping[str, tuple[type, type]]) -> dict[str, Any]:
+    """The inverse of `named_config`."""
+    name = next(name for name, (kind, _) in registry.items() if isinstance(config, kind))
+    return {"name": name, **dataclasses.asdict(config)}
 
 
 def from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:

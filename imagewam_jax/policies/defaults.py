@@ -25,15 +25,16 @@ def defaults() -> ConfigDict:
                 "prefetch": 8,  # batches that are held ready
             },
             "text": {
-                "encoder": "byte_qwen3",  # one of models.text_encoders.TEXT_ENCODERS
+                "encoder": "byte_qwen3",  # one of policies.text.TEXT_ENCODERS
+                "weights": "",  # a converted text encoder: imagewam convert; empty for random ones
                 "seed": 0,  # of the encoder's weights, where these are random
-                "template": "{}",  # what an instruction is wrapped in
+                "template": "{}",  # what an instruction is wrapped in, in the place of {}
                 "buckets": (32, 64, 128, 512),  # token counts that text is padded to
-                "table": "",  # a file of prompts that this encoder encoded before
+                "table": "",  # a file of what this encoder made before: imagewam encode-text
             },
             "autoencoder": {
                 "name": "flux2",  # one of models.autoencoders.AUTOENCODERS, and its sizes
-                "weights": "",  # a file of weights; a patch autoencoder is fitted instead
+                "weights": "",  # a checkpoint that has it; a patch autoencoder is fitted instead
             },
             "model": {
                 "backbone": {"name": "flux2"},  # one of models.backbones.BACKBONES, and its sizes
@@ -50,6 +51,7 @@ def defaults() -> ConfigDict:
                 "unroll": 1,
             },
             "train": {
+                "initial_weights": "",  # a checkpoint to start from, converted or trained
                 "steps": 10_000,
                 "batch_size": 80,  # over all hosts
                 "compute_dtype": "bfloat16",  # master weights are always float32

@@ -5,5 +5,9 @@ class ConfigError(ValueError):
     """A config has a field or a value that does not fit; the message names it."""
 
 
+class MissingWeights(ConfigError):
+    """A part that a config names has weights, and the config does not say where."""
+
+
 class CheckpointError(Exception):
     """A checkpoint is missing, of something else, or cannot be written."""

@@ -17,7 +17,8 @@ from imagewam_jax.data.normalization import Normalizer, zero_missing_dims
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import Context, Sample
 from imagewam_jax.policies.checkpoint import Checkpoints
-from imagewam_jax.policies.config import choose, from_fields
+from imagewam_jax.policies.config import named_config
+from imagewam_jax.policies.parameters import module_tree
 
 REFERENCES = "references"  # the layout in which each camera is a reference image of its own
 
@@ -86,7 +87,7 @@ def make_sample(frozen: Frozen, layout: str, batch: Mapping[str, Array]) -> Samp
 def frozen_trees(frozen: Frozen) -> dict[str, dict[str, Any]]:
     """The arrays as nested dictionaries: the trees of a checkpoint that `FROZEN_TREES` names."""
     return {
-        "autoencoder": nnx.to_pure_dict(nnx.state(frozen.autoencoder)),
+        "autoencoder": module_tree(frozen.autoencoder),
         "text": {"features": frozen.text, "length": frozen.text_length},
         "normalizers": {
             "actions": dataclasses.asdict(frozen.actions),
@@ -127,11 +128,16 @@ def autoencoder_from_tree(tree: Mapping[str, Any], section: Mapping[str, Any]) -
 
 def abstract_autoencoder(section: Mapping[str, Any]) -> dict[str, Any]:
     """Shapes and dtypes of its parameters."""
-    return jax.eval_shape(lambda: nnx.to_pure_dict(nnx.state(new_autoencoder(section))))
+    return jax.eval_shape(lambda: module_tree(new_autoencoder(section)))
 
 
 def new_autoencoder(section: Mapping[str, Any]) -> nnx.Module:
     """The autoencoder that a config names, with random weights."""
-    fields = {k: v for k, v in section.items() if k not in ("name", "weights")}
-    config, module = choose(AUTOENCODERS, section["name"], "autoencoder.name")
-    return module(from_fields(config, fields, "autoencoder"), rngs=nnx.Rngs(0))
+    config = autoencoder_config(section)
+    return AUTOENCODERS[section["name"]][1](config, rngs=nnx.Rngs(0))
+
+
+def autoencoder_config(section: Mapping[str, Any]) -> Any:
+    """The sizes in that section of a config."""
+    sizes = {key: value for key, value in section.items() if key != "weights"}
+    return named_config(sizes, AUTOENCODERS, "autoencoder")

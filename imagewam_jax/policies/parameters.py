@@ -12,9 +12,18 @@ from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
 Params = dict[str, Any]  # nested dictionaries of arrays
 
 
+def module_tree(module: nnx.Module) -> Params:
+    """All arrays of a module, frozen ones too, under names that are strings everywhere."""
+
+    def named(tree):
+        return {str(k): named(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+    return named(nnx.to_pure_dict(nnx.state(module)))
+
+
 def initial_params(config: ImageWAMConfig, seed: int | Int[Array, ""]) -> Params:
     """Random parameters of a policy."""
-    return nnx.to_pure_dict(nnx.state(ImageWAM(config, rngs=nnx.Rngs(jax.random.key(seed)))))
+    return module_tree(ImageWAM(config, rngs=nnx.Rngs(jax.random.key(seed))))
 
 
 def abstract_params(config: ImageWAMConfig) -> Params:

@@ -16,6 +16,7 @@ from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen, encode_images, make_context, restore_frozen
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
+from imagewam_jax.policies.text import make_prompt
 
 
 class Observations(NamedTuple):
@@ -47,7 +48,7 @@ class Policy:
     def text_ids(self, instructions: Sequence[str]) -> Int[np.ndarray, " b"]:
         """Rows of the text features; CheckpointError names an instruction that is not known."""
         template = self.config["text"]["template"]
-        prompts = [template.format(instruction) for instruction in instructions]
+        prompts = [make_prompt(template, instruction) for instruction in instructions]
         if unknown := sorted(set(prompts) - set(self._rows)):
             raise CheckpointError(
                 f"the checkpoint has no text features of {unknown}; it knows {list(self._rows)}"

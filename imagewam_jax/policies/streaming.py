@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ import tensorstore as ts
 from orbax.checkpoint import future, type_handlers
 from tqdm import tqdm
 
+from imagewam_jax.conversion.mapping import Piece, flatten
 from imagewam_jax.policies.checkpoint import FORMAT, check_space, tree_bytes
 from imagewam_jax.policies.errors import CheckpointError
 
@@ -27,14 +28,6 @@ from imagewam_jax.policies.errors import CheckpointError
 CHUNK_BYTES = 16 * 2**20
 # Of the pieces that are being written while others are made.
 PENDING_BYTES = 512 * 2**20
-
-
-class Piece(NamedTuple):
-    """A part of one array of a tree: `layer` of a stacked one, or all of it (None)."""
-
-    path: str  # dotted
-    layer: int | None
-    array: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -49,29 +42,42 @@ class Stream:
     pieces: Callable[[], Iterable[Piece]]
 
 
+def stream_of(tree: Mapping[str, Any]) -> Stream:
+    """A small tree that is in memory."""
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(tree))
+    whole = [Piece(path, None, np.asarray(leaf)) for path, leaf in flatten(tree).items()]
+    return Stream(abstract, frozenset(), lambda: whole)
+
+
 def write_streams(
-    directory: Path | str, step: int, streams: Mapping[str, Stream], about: Mapping[str, Any]
+    directory: Path | str,
+    step: int,
+    streams: Mapping[str, Stream],
+    about: Mapping[str, Any],
+    **json_items: Mapping[str, Any],
 ) -> None:
-    """Writes one checkpoint: see `checkpoint` for what `streams` and `about` can be.
+    """Writes one checkpoint: see `checkpoint` for the names and what `about` says.
 
     It appears when it is complete; what a killed run left of another one is removed first.
     CheckpointError: the step exists, or there is too little space. Errors of the pieces are
     raised as they are.
     """
     directory = Path(directory).absolute()
-    if (directory / str(step)).exists():
-        raise CheckpointError(f"{directory} has a checkpoint of step {step} already")
+    check_absent(directory, step)
     check_space(directory, sum(tree_bytes(stream.abstract) for stream in streams.values()))
-    registry = type_handlers.create_type_handler_registry((_Leaf, _StreamHandler()))
+    registry = type_handlers.create_type_handler_registry(
+        (_Leaf, _StreamHandler()), (jax.Array, type_handlers.ArrayHandler())
+    )
     options = ocp.CheckpointManagerOptions(
         create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
     )
-    items = {name: _save_args(stream, name) for name, stream in streams.items()}
-    items["about"] = ocp.args.JsonSave({"format": FORMAT, **about})
-    handlers = {
+    items: dict[str, Any] = {name: _save_args(stream, name) for name, stream in streams.items()}
+    handlers: dict[str, ocp.CheckpointHandler] = {
         name: ocp.PyTreeCheckpointHandler(type_handler_registry=registry) for name in streams
     }
-    handlers["about"] = ocp.JsonCheckpointHandler()
+    for name, value in {"about": {"format": FORMAT, **about}, **json_items}.items():
+        items[name] = ocp.args.JsonSave(dict(value))
+        handlers[name] = ocp.JsonCheckpointHandler()
     try:
         with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
             manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -79,6 +85,12 @@ def write_streams(
         raise CheckpointError(
             f"{directory}: the checkpoint could not be written: {error}"
         ) from error
+
+
+def check_absent(directory: Path, step: int) -> None:
+    """CheckpointError if there is such a checkpoint already."""
+    if (directory / str(step)).exists():
+        raise CheckpointError(f"{directory} has a checkpoint of step {step} already")
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,14 @@ from tqdm import tqdm
 from imagewam_jax.data.anchors import frame_anchors
 from imagewam_jax.data.dataset import Dataset
 from imagewam_jax.data.samples import Batch
+from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.policies.checkpoint import Checkpoints, check_space, tree_bytes
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.dataset import config_dataset
 from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen, frozen_trees, restore_frozen
+from imagewam_jax.policies.initial import initial_weights
+from imagewam_jax.policies.parameters import Params, abstract_params
 from imagewam_jax.training.metrics import MetricsWriter
 from imagewam_jax.training.prepare import (
     check_fits,
@@ -30,8 +33,16 @@ from imagewam_jax.training.step import Metrics, Trainer, TrainState, make_traine
 
 # What a run may change about itself when it resumes: nothing that its numbers depend on.
 RESUMABLE = {
-    "train": {"log_every", "validate_every", "checkpoint_every", "keep_checkpoints"},
+    "train": {
+        "log_every",
+        "validate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "initial_weights",
+    },
     "data": {"directory", "threads", "prefetch"},
+    "text": {"weights", "table"},
+    "autoencoder": {"weights"},
 }
 
 
@@ -57,8 +68,9 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
     batches = train_iterator(config, dataset)
     if newest is None:
         frozen, about = make_frozen(config, dataset)
-        about = {"config": config, **about}
-        state = jax.jit(trainer.init)(config["seed"])
+        weights, start = _initial(config["train"]["initial_weights"], policy)
+        about = {"config": config, **about, **start}
+        state = jax.jit(trainer.init)(config["seed"], weights)
     else:
         about = checkpoints.restore_json(newest, "about")
         check_same(about["config"], config, workdir)
@@ -76,6 +88,16 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
         writer.close()
         checkpoints.close()
     return checkpoints.directory
+
+
+def _initial(path: str, policy: ImageWAMConfig) -> tuple[Params, dict[str, Any]]:
+    """What training starts from, and what a checkpoint says about it."""
+    if not path:
+        return {}, {}
+    initial = initial_weights(path, abstract_params(policy))
+    random = f", at random: {', '.join(initial.random)}" if initial.random else ""
+    print(f"starts from {path}{random}")
+    return initial.params, {"initial_weights": initial.provenance}
 
 
 class _Run:
@@ -174,7 +196,7 @@ def restore(
     checkpoints: Checkpoints, step: int, trainer: Trainer, about: Mapping[str, Any]
 ) -> tuple[TrainState, Frozen]:
     """State and frozen parts as they were saved."""
-    abstract = jax.eval_shape(trainer.init, 0)
+    abstract = jax.eval_shape(trainer.init, 0, {})
     trees = checkpoints.restore(
         step,
         {

@@ -1,31 +1,41 @@
 """What training needs before its first step: an index, a stream of batches, frozen parts."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import load_file
 
-from imagewam_jax.conversion.flux2_autoencoder import flux2_autoencoder_tree
 from imagewam_jax.data.anchors import frame_anchors
 from imagewam_jax.data.dataset import Dataset
 from imagewam_jax.data.device import mosaic
-from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.loader import TrainIterator
 from imagewam_jax.data.normalization import make_normalizer
 from imagewam_jax.data.statistics import split_statistics, statistics_to_json
-from imagewam_jax.data.text import TextTable, bucket_length, load_text_table
+from imagewam_jax.data.text import TextTable, bucket_length, open_text_table, text_table
 from imagewam_jax.models.autoencoders import latent_grid, patch
-from imagewam_jax.models.autoencoders.flux2 import Flux2Autoencoder
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.models.text_encoders import TEXT_ENCODERS
-from imagewam_jax.policies.config import choose, policy_config
+from imagewam_jax.models.text_encoders.base import TextEncoder
+from imagewam_jax.policies.checkpoint import open_checkpoint
+from imagewam_jax.policies.config import DTYPES, choose, policy_config
 from imagewam_jax.policies.errors import ConfigError
-from imagewam_jax.policies.frozen import REFERENCES, Frozen, new_autoencoder
+from imagewam_jax.policies.frozen import (
+    REFERENCES,
+    Frozen,
+    abstract_autoencoder,
+    autoencoder_config,
+    autoencoder_from_tree,
+    new_autoencoder,
+)
+from imagewam_jax.policies.text import (
+    check_encoder,
+    check_width,
+    make_prompt,
+    make_text_encoder,
+    tokenize_prompts,
+)
 
 FIT_FRAMES = 1000  # that a patch autoencoder is fitted to
 
@@ -77,16 +87,13 @@ def make_frozen(config: Mapping[str, Any], dataset: Dataset) -> tuple[Frozen, di
     """The frozen parts, and what a checkpoint says about them: statistics, prompts, encoder."""
     section = config["data"]
     statistics = split_statistics(dataset.index, section["train_split"], dataset.spec)
-    text = encode_text(config["text"], dataset.index.instructions)
     text_dim = policy_config(config["model"]).backbone.text_dim
-    if text.features.shape[-1] != text_dim:
-        raise ConfigError(
-            f"model.backbone.text_dim is {text_dim}, the text features have "
-            f"{text.features.shape[-1]} channels"
-        )
+    text = encode_text(config["text"], dataset.index.instructions, text_dim)
+    # The model computes with text in this dtype, whatever it was kept in.
+    dtype = choose(DTYPES, config["train"]["compute_dtype"], "train.compute_dtype")
     frozen = Frozen(
         autoencoder=make_autoencoder(config, dataset),
-        text=jnp.asarray(text.features),
+        text=jnp.asarray(text.features, dtype),
         text_length=jnp.asarray(text.lengths),
         actions=make_normalizer(statistics["action"], section["normalization"]),
         state=make_normalizer(statistics["state"], section["normalization"]),
@@ -100,31 +107,41 @@ def make_frozen(config: Mapping[str, Any], dataset: Dataset) -> tuple[Frozen, di
     return frozen, about
 
 
-def encode_text(section: Mapping[str, Any], instructions: tuple[str, ...]) -> TextTable:
+def encode_text(
+    section: Mapping[str, Any], instructions: Sequence[str], text_dim: int | None = None
+) -> TextTable:
     """Features of all instructions, cut to the smallest bucket that holds the longest.
 
-    Row r belongs to `instructions[r]`. DataError: a prompt is longer than every bucket, or not
-    in the table.
+    Row r belongs to `instructions[r]`; its features come from the config's table, if there is
+    one. DataError: a prompt is longer than every bucket, or not in the table. ConfigError: the
+    features are not of width `text_dim` (None: any).
     """
-    prompts = [section["template"].format(instruction) for instruction in instructions]
-    encoder = choose(TEXT_ENCODERS, section["encoder"], "text.encoder")(section["seed"])
+    prompts = [make_prompt(section["template"], instruction) for instruction in instructions]
     if section["table"]:
-        table = load_text_table(Path(section["table"]), encoder.identity).select(prompts)
+        file = open_text_table(section["table"])
+        check_encoder(section, file)
+        check_width(text_dim, file.channels)
+        table = file.select(prompts)
     else:
-        try:
-            lengths = encoder.tokenize(prompts, max(section["buckets"])).length
-        except ValueError as error:
-            raise DataError(f"text.buckets {tuple(section['buckets'])}: {error}") from error
-        features, lengths = encoder.encode(prompts, int(lengths.max()))
-        table = TextTable(tuple(prompts), features, lengths, encoder.identity)
+        encoder = make_text_encoder(section)
+        check_width(text_dim, encoder.feature_dim)
+        table = _encode(encoder, prompts, section)
     bucket = bucket_length(int(table.lengths.max()), section["buckets"])
     features = table.features[:, :bucket]
     padding = ((0, 0), (0, bucket - features.shape[1]), (0, 0))
     return TextTable(table.prompts, np.pad(features, padding), table.lengths, table.encoder)
 
 
+def _encode(encoder: TextEncoder, prompts: list[str], section: Mapping[str, Any]) -> TextTable:
+    distinct = sorted(set(prompts))
+    features = {}
+    for batch in encoder.encode(tokenize_prompts(encoder, distinct, section)):
+        features |= zip((distinct[row] for row in batch.rows), batch.features, strict=True)
+    return text_table(prompts, [features[prompt] for prompt in prompts], encoder.identity)
+
+
 def make_autoencoder(config: Mapping[str, Any], dataset: Dataset) -> nnx.Module:
-    """A patch autoencoder fitted to frames of the training split, or the weights of a file.
+    """A patch autoencoder fitted to frames of the training split, or that of a checkpoint.
 
     ConfigError: neither can be done.
     """
@@ -133,8 +150,8 @@ def make_autoencoder(config: Mapping[str, Any], dataset: Dataset) -> nnx.Module:
         return _read_autoencoder(section)
     if section["name"] != "patch":
         raise ConfigError(
-            f"autoencoder.weights must name a safetensors file for the autoencoder "
-            f"{section['name']!r}: only 'patch' is fitted to the data"
+            f"autoencoder.weights must name a checkpoint with the autoencoder {section['name']!r} "
+            "(imagewam convert makes one): only 'patch' is fitted to the data"
         )
     reader = dataset.reader(config["data"]["train_split"])
     anchors = frame_anchors(reader.split)
@@ -148,14 +165,14 @@ def make_autoencoder(config: Mapping[str, Any], dataset: Dataset) -> nnx.Module:
 
 
 def _read_autoencoder(section: Mapping[str, Any]) -> nnx.Module:
-    """A FLUX.2 autoencoder in the original layout."""
-    graph, state = nnx.split(jax.eval_shape(lambda: new_autoencoder(section)))
-    path = section["weights"]
-    module = nnx.merge(graph, state)
-    if not isinstance(module, Flux2Autoencoder):
-        raise ConfigError(f"{path}: no layout is known for weights of {section['name']!r}")
-    like = nnx.to_pure_dict(state)
-    nnx.replace_by_pure_dict(
-        state, flux2_autoencoder_tree(module.config, load_file(path), like, str(path))
-    )
-    return nnx.merge(graph, state)
+    """The autoencoder of a checkpoint, in float32."""
+    checkpoints, step = open_checkpoint(section["weights"])
+    saved = checkpoints.restore_json(step, "about")["config"].get("autoencoder", {})
+    if autoencoder_config(saved) != autoencoder_config(section):
+        raise ConfigError(
+            f"{section['weights']}: its autoencoder is {autoencoder_config(saved)}, the config "
+            f"asks for {autoencoder_config(section)}"
+        )
+    trees = checkpoints.restore(step, {"autoencoder": abstract_autoencoder(section)})
+    checkpoints.close()
+    return autoencoder_from_tree(trees["autoencoder"], section)

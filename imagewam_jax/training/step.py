@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from imagewam_jax.models.imagewam import ImageWAMConfig, sample_draws
 from imagewam_jax.policies.config import DTYPES, choose
 from imagewam_jax.policies.frozen import Frozen, make_sample
+from imagewam_jax.policies.initial import overlay
 from imagewam_jax.policies.parameters import Params, initial_params, policy_builder
 from imagewam_jax.training.optimizer import learning_rate, make_optimizer, update_ema
 
@@ -29,11 +30,12 @@ class TrainState(NamedTuple):
 class Trainer(NamedTuple):
     """The pure functions of a run.
 
-    `init(seed)` makes a state, `step(state, batch, frozen)` the next one and its metrics,
+    `init(seed, weights)` makes a state; `weights` takes the place of those random parameters that
+    it has. `step(state, batch, frozen)` the next one and its metrics,
     `validate(params, batch, frozen, number)` the losses of parameters on a batch.
     """
 
-    init: Callable[[int], TrainState]
+    init: Callable[[int, Params], TrainState]
     step: Callable[[TrainState, Mapping[str, Array], Frozen], tuple[TrainState, Metrics]]
     validate: Callable[[Params, Mapping[str, Array], Frozen, int], Metrics]
 
@@ -52,8 +54,8 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig) -> Trainer:
         model = rebuild(jax.tree.map(lambda p: p.astype(dtype), params))
         return model.training_loss(sample, draws)
 
-    def init(seed: int) -> TrainState:
-        params = initial_params(policy, seed)
+    def init(seed: int, weights: Params) -> TrainState:
+        params = overlay(initial_params(policy, seed), weights)
         return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
     def step(state: TrainState, batch, frozen: Frozen) -> tuple[TrainState, Metrics]:

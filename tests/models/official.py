@@ -10,16 +10,17 @@ from pathlib import Path
 import jax
 import ml_dtypes  # noqa: F401  (teaches NumPy the bfloat16 that safetensors files hold)
 import numpy as np
-from einops import rearrange
 from flax import nnx
 from safetensors.numpy import load_file
 
 from imagewam_jax.conversion.flux2 import flux2_rules
-from imagewam_jax.conversion.imagewam import PROPRIO, imagewam_rules, policy_tree
-from imagewam_jax.conversion.mapping import flatten, to_tree
+from imagewam_jax.conversion.imagewam import imagewam_rules, imagewam_source
+from imagewam_jax.conversion.mapping import to_foreign, to_tree
+from imagewam_jax.conversion.tensors import ArraySource
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import Flux2, Flux2Config
 from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
+from imagewam_jax.policies.parameters import module_tree
 
 training_loss = jax.jit(ImageWAM.training_loss)
 velocities = jax.jit(ImageWAM.velocities)
@@ -57,7 +58,7 @@ def with_parameters(make, tree_of) -> nnx.Module:
     """The module that `make` builds, holding `tree_of(its abstract parameters)`."""
     abstract = jax.eval_shape(make)
     graph, state = nnx.split(abstract)
-    nnx.replace_by_pure_dict(state, tree_of(nnx.to_pure_dict(state)))
+    nnx.replace_by_pure_dict(state, tree_of(module_tree(abstract)))
     return nnx.merge(graph, state)
 
 
@@ -85,10 +86,8 @@ def load_policy(folder: Path, **changes) -> ImageWAM:
 
 
 def parameters(folder: Path, config: ImageWAMConfig, like: dict) -> dict:
-    tensors = load_file(folder / "model.safetensors")
-    mot = {k.removeprefix("mot."): v for k, v in tensors.items() if k.startswith("mot.")}
-    proprio = {k.removeprefix(PROPRIO): v for k, v in tensors.items() if k.startswith(PROPRIO)}
-    return policy_tree(config, mot, proprio or None, like)
+    tensors = ArraySource(load_file(folder / "model.safetensors"), str(folder))
+    return to_tree(imagewam_rules(config), imagewam_source(tensors, {}, None), like, str(folder))
 
 
 def grid(folder: Path) -> tuple[int, int]:
@@ -137,18 +136,9 @@ def infer_case(folder: Path, index: int = 0) -> tuple[dict[str, np.ndarray], Con
 
 
 def in_foreign_layout(config: ImageWAMConfig, tree: dict) -> dict[str, np.ndarray]:
-    """Our tree under the official names, by running the mapping tables backwards."""
-    flat, foreign = flatten(tree), {}
-    for r in imagewam_rules(config):
-        for i, name in enumerate(r.names()):
-            parts = []
-            for part in r.parts:
-                array = np.asarray(flat[part.path])
-                left, right = part.pattern.split(" -> ")
-                array = array if r.layers is None else array[i]
-                parts.append(rearrange(array, f"{right} -> {left}"))
-            foreign[name] = np.concatenate(parts, r.axis)
-    return foreign
+    """Our tree under the official names, without the name of the joint model before them."""
+    tensors = to_foreign(imagewam_rules(config), tree)
+    return {name.removeprefix("mot."): tensor for name, tensor in tensors.items()}
 
 
 @jax.jit

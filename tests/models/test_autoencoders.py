@@ -7,11 +7,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from imagewam_jax.conversion.flux2_autoencoder import (
-    IGNORED,
-    flux2_autoencoder_rules,
-    flux2_autoencoder_tree,
-)
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.conversion.flux2_autoencoder import COUNTER, flux2_autoencoder_rules
+from imagewam_jax.conversion.mapping import to_tree
 from imagewam_jax.models.autoencoders import AUTOENCODERS, latent_grid, to_uint8
 from imagewam_jax.models.autoencoders.flux2 import Flux2Autoencoder, Flux2AutoencoderConfig
 from imagewam_jax.models.autoencoders.patch import (
@@ -21,6 +19,7 @@ from imagewam_jax.models.autoencoders.patch import (
     explained_variance,
     fit,
 )
+from imagewam_jax.policies.parameters import module_tree
 from tests.goldens import golden
 from tests.models.official import as_grid, config_of, with_parameters
 
@@ -43,9 +42,10 @@ def official():
         latent_channels=params["z_channels"],
     )
     weights = load_file(folder / "weights.safetensors")
+    del weights[COUNTER]
     model = with_parameters(
         lambda: Flux2Autoencoder(config, rngs=nnx.Rngs(0)),
-        lambda like: flux2_autoencoder_tree(config, weights, like, str(folder)),
+        lambda like: to_tree(flux2_autoencoder_rules(config), weights, like, str(folder)),
     )
     encode, decode = jax.jit(lambda m, x: m.encode(x)), jax.jit(lambda m, x: m.decode(x))
     return model, lambda x: encode(model, x), lambda x: decode(model, x)
@@ -104,7 +104,7 @@ def test_flux2_full_size():
     assert count(model.encoder) == 34_425_856
     assert count(model.decoder) == 49_620_259
     names = [name for r in flux2_autoencoder_rules(config) for name in r.names()]
-    assert len({*names, *IGNORED}) == 251
+    assert len({*names, COUNTER}) == 251
 
     image = jax.ShapeDtypeStruct((2, 224, 448, 3), jnp.float32)
     latent = jax.eval_shape(lambda m, x: m.encode(x), model, image)
@@ -126,17 +126,18 @@ def test_flux2_computes_in_the_dtype_of_its_parameters(official, io):
 def test_flux2_conversion_is_strict():
     folder = golden("flux2_autoencoder")
     weights = load_file(folder / "weights.safetensors")
+    del weights[COUNTER]
     config = Flux2AutoencoderConfig(32, (1, 1, 2, 2), 1, 4)
-    like = nnx.to_pure_dict(
-        nnx.state(jax.eval_shape(lambda: Flux2Autoencoder(config, rngs=nnx.Rngs(0))))
-    )
-    with pytest.raises(KeyError, match=r"1 tensors missing \(decoder.conv_in.bias\)"):
+    rules = flux2_autoencoder_rules(config)
+    like = module_tree(jax.eval_shape(lambda: Flux2Autoencoder(config, rngs=nnx.Rngs(0))))
+    with pytest.raises(ConversionError, match=r"1 tensors missing \(decoder.conv_in.bias\)"):
         without = {k: v for k, v in weights.items() if k != "decoder.conv_in.bias"}
-        flux2_autoencoder_tree(config, without, like, "file")
-    with pytest.raises(KeyError, match=r"1 unexpected \(decoder.extra\)"):
-        flux2_autoencoder_tree(config, weights | {"decoder.extra": np.zeros(1)}, like, "file")
-    with pytest.raises(ValueError, match=r"file: mean has shape \(7,\)"):
-        flux2_autoencoder_tree(config, weights | {"bn.running_mean": np.zeros(7)}, like, "file")
+        to_tree(rules, without, like, "file")
+    zeros = np.zeros(7, np.float32)
+    with pytest.raises(ConversionError, match=r"1 unexpected \(decoder.extra\)"):
+        to_tree(rules, weights | {"decoder.extra": zeros}, like, "file")
+    with pytest.raises(ConversionError, match=r"file: bn.running_mean has shape \(7,\), expected"):
+        to_tree(rules, weights | {"bn.running_mean": zeros}, like, "file")
 
 
 @pytest.mark.parametrize("shape", [(1, 24, 32, 3), (1, 32, 24, 3)])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from imagewam_jax.conversion.lora import merge_lora
+from imagewam_jax.conversion.lora import MergedLora
+from imagewam_jax.conversion.tensors import ArraySource
 from imagewam_jax.models.attention import attend_xla
 from imagewam_jax.models.backbones.flux2 import Flux2
 from imagewam_jax.models.blocks import Streams
@@ -96,8 +97,10 @@ def test_merged_lora(case):
     folder = golden(case)
     io = load_file(folder / "io.safetensors")
     expected = load_file(folder / "lora_merged.safetensors")
-    merged = merge_lora(load_file(folder / "lora_unmerged.safetensors"), config_of(folder)["alpha"])
-    assert merged.keys() == expected.keys()
+    unmerged = ArraySource(load_file(folder / "lora_unmerged.safetensors"), case)
+    source = MergedLora(unmerged, config_of(folder)["alpha"])
+    assert source.specs.keys() == expected.keys()
+    merged = {name: source.read(name) for name in source.specs}
     for name, tensor in expected.items():
         np.testing.assert_allclose(merged[name], tensor, atol=1e-6, rtol=0, err_msg=name)
 

@@ -79,7 +79,10 @@ def train(dataset, tmp_path, capsys):
         ("autoencoder.name=vqgan", "autoencoder.name is 'vqgan'; choose from ['flux2', 'patch']"),
         ("autoencoder.factor=24", "height 64 is not a multiple of 24, the autoencoder's factor"),
         ("autoencoder.channels=769", "autoencoder: channels 769 must be between 1 and the 768"),
-        ("text.encoder=t5", "text.encoder is 't5'; choose from ['byte_qwen3']"),
+        ("text.encoder=t5", "text.encoder is 't5'; choose from ['byte_qwen3', 'qwen3']"),
+        ("text.encoder=qwen3", "neither text.weights nor text.table names any. Obtain Qwen/Qwen3-"),
+        ("text.weights=/no/x", "text.weights is '/no/x': the weights of byte_qwen3 are random"),
+        ("text.template=open", "text.template is 'open', without {} for the instruction"),
         ("text.buckets=(8, 16)", "text.buckets (8, 16): prompt 'close the faucet' is 18 tokens"),
         ("text.table=/no/table", "/no/table: no text table"),
         ("train.compute_dtype=half", "train.compute_dtype is 'half'; choose from"),
@@ -111,7 +114,7 @@ def test_a_size_that_a_recipe_does_not_have(train):
 def test_a_recipe_without_the_weights_that_it_needs(dataset):
     config = tiny_config(dataset)
     config.autoencoder = {"name": "flux2", "weights": ""}
-    with pytest.raises(prepare.ConfigError, match="weights must name a safetensors"):
+    with pytest.raises(prepare.ConfigError, match="weights must name a checkpoint"):
         prepare.make_autoencoder(config.to_dict(), dataset=None)
 
 

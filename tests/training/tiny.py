@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.training.defaults import defaults
+from imagewam_jax.policies.defaults import defaults
 from imagewam_jax.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,83 @@
+"""What is known about foreign weights besides the tensors themselves.
+
+Shapes tell most sizes. The rest is given by the user, or stands in a file beside the weights (a
+`config.json`, the official training config), or is that of a public model of the same shapes. A
+fact that contradicts the shapes is an error: the file is of other weights.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.conversion.tensors import TensorSpec
+
+Specs = Mapping[str, TensorSpec]
+# What the user gives, by our names, over what the files beside the weights hold, as they stand.
+Facts = Mapping[str, Any]
+
+
+def size(specs: Specs, name: str, axis: int) -> int:
+    """One dimension of a tensor. ConversionError: there is no such tensor, or dimension."""
+    if name not in specs:
+        file = next(iter(specs.values())).file if specs else "the weights"
+        raise ConversionError(f"{file}: no {name}, whose shape tells a size of the model")
+    shape = specs[name].shape
+    if axis >= len(shape):
+        raise ConversionError(
+            f"{specs[name].file}: {name} has shape {shape}, expected at least {axis + 1} axes"
+        )
+    return int(shape[axis])
+
+
+def count(specs: Specs, prefix: str) -> int:
+    """How many of `<prefix>0`, `<prefix>1`, ... there are: one more than the highest number."""
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    numbers = [int(m[1]) for name in specs if (m := pattern.match(name))]
+    return 1 + max(numbers, default=-1)
+
+
+def find(facts: Facts, *keys: str) -> Any:
+    """The value of the first key that is there, at the top or in a section below; else None.
+
+    A key can be a path: `model.loss.lambda_video`.
+    """
+    for key in keys:
+        value: Any = facts
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    return None
+
+
+def agree(told: Mapping[str, Any], facts: Mapping[str, Any], where: str) -> None:
+    """ConversionError unless each fact that is there is what the shapes tell."""
+    for name, value in facts.items():
+        if value is not None and value != told[name]:
+            raise ConversionError(
+                f"{where}: {name} is given as {value}, the shapes say {told[name]}"
+            )
+
+
+def untold(
+    told: Mapping[str, Any], found: Mapping[str, Any], presets: Iterable[Any], where: str
+) -> dict[str, Any]:
+    """The values of `found`, those that are None from the preset that has the sizes `told`.
+
+    ConversionError: there is none, so that nothing says what they are.
+    """
+    preset = next(
+        (p for p in presets if all(getattr(p, name) == value for name, value in told.items())), None
+    )
+    values = {
+        name: getattr(preset, name, None) if value is None else value
+        for name, value in found.items()
+    }
+    if missing := sorted(name for name, value in values.items() if value is None):
+        flags = " ".join(f"--set {name}=..." for name in missing)
+        raise ConversionError(
+            f"{where}: no public model has these sizes, and shapes do not tell {missing}: put the "
+            f"config of the model beside the weights, or give {flags}"
+        )
+    return values

@@ -1,0 +1,148 @@
+"""Weights on disk: safetensors files and folders, and whatever else `open_weights` knows.
+
+Files are mapped into memory to read one tensor and let go after `KEPT_MAPPED` bytes, so that a
+process that walks through weights larger than memory stays small.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.conversion.tensors import KEPT_MAPPED, TensorSource, TensorSpec
+from imagewam_jax.conversion.torch_files import TorchFile
+
+INDEX = ".safetensors.index.json"
+SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+class SafetensorsFile:
+    """One safetensors file."""
+
+    def __init__(self, path: Path):
+        """ConversionError: it is not one, or is cut off."""
+        self.path = path
+        self._file, self._read_bytes = None, 0
+        self.specs: dict[str, TensorSpec] = {}
+        file = self._open()
+        for name in file.keys():  # noqa: SIM118  (not a dictionary)
+            tensor = file.get_slice(name)
+            dtype = SAFETENSORS_DTYPES.get(tensor.get_dtype())
+            if dtype is None:
+                raise ConversionError(
+                    f"{path}: {name} is of {tensor.get_dtype()}, which no weight is"
+                )
+            self.specs[name] = TensorSpec(tuple(tensor.get_shape()), np.dtype(dtype), str(path))
+
+    def read(self, name: str) -> np.ndarray:
+        spec = self.specs[name]
+        self._read_bytes += int(np.prod(spec.shape)) * spec.dtype.itemsize
+        if self._read_bytes > KEPT_MAPPED:
+            self._file = None
+        file = self._open()
+        try:
+            return file.get_tensor(name)
+        except SafetensorError as error:
+            raise ConversionError(f"{self.path}: {name} cannot be read: {error}") from error
+
+    def _open(self):
+        if self._file is None:
+            self._read_bytes = 0
+            try:
+                self._file = safe_open(self.path, framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise ConversionError(
+                    f"{self.path}: not a whole safetensors file: {error}"
+                ) from error
+        return self._file
+
+
+class SafetensorsFolder:
+    """The safetensors files of a folder; those that an index names, if there is one."""
+
+    def __init__(self, folder: Path):
+        """ConversionError: there is none, or the index and the files do not agree."""
+        indexes = sorted(folder.glob(f"*{INDEX}"))
+        if len(indexes) > 1:
+            raise ConversionError(f"{folder}: several index files, {[p.name for p in indexes]}")
+        if indexes:
+            names = _read_index(indexes[0])
+            paths = [folder / file for file in sorted(set(names.values()))]
+            for path in paths:
+                if not path.is_file():
+                    raise ConversionError(f"{path}: missing, but {indexes[0].name} names it")
+        else:
+            paths = sorted(folder.glob("*.safetensors"))
+            if not paths:
+                found = sorted(p.name for p in folder.iterdir())[:8]
+                raise ConversionError(f"{folder}: no safetensors file in it; found {found}")
+        self._files: dict[str, SafetensorsFile] = {}
+        self.specs: dict[str, TensorSpec] = {}
+        for path in paths:
+            file = SafetensorsFile(path)
+            for name, spec in file.specs.items():
+                if name in self.specs:
+                    raise ConversionError(f"{name} is in both {self.specs[name].file} and {path}")
+                self._files[name], self.specs[name] = file, spec
+        if indexes:
+            _check_index(names, self.specs, indexes[0])
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files[name].read(name)
+
+
+def open_weights(path: Path) -> TensorSource:
+    """The tensors of a file or folder. ConversionError: there is nothing that can be read."""
+    if not path.exists():
+        raise ConversionError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return SafetensorsFolder(path)
+    with path.open("rb") as file:
+        start = file.read(2)
+    # By what is in it: a zip archive, or the pickle of old versions, is PyTorch's.
+    return TorchFile(path) if start in (b"PK", b"\x80\x02") else SafetensorsFile(path)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that `open_weights` reads, for checksums."""
+    if path.is_file():
+        return [path]
+    return sorted({Path(spec.file) for spec in open_weights(path).specs.values()})
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        names = json.loads(path.read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConversionError(f"{path}: not an index of safetensors files: {error!r}") from error
+    return dict(names)
+
+
+def _check_index(names: Mapping[str, str], specs: Mapping[str, TensorSpec], index: Path) -> None:
+    if differing := sorted(names.keys() ^ specs.keys()):
+        raise ConversionError(
+            f"{index}: {len(differing)} tensors are not both in the index and in the files, such "
+            f"as {differing[0]}"
+        )
+    for name, file in names.items():
+        if Path(specs[name].file).name != file:
+            raise ConversionError(
+                f"{index}: {name} should be in {file}, it is in {specs[name].file}"
+            )

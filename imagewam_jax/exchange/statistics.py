@@ -1,0 +1,52 @@
+"""Normalisation statistics that come with an official checkpoint (spec imagewam_flux2, 7.6)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.data.normalization import Normalizer, make_normalizer
+from imagewam_jax.data.official_statistics import select_statistics
+from imagewam_jax.data.statistics import STATISTICS, FieldStatistics, statistics_from_json
+
+FIELDS = ("action", "state")
+
+
+def global_statistics(
+    official: Mapping[str, Any], embodiment: str | None, dims: Mapping[str, int | None]
+) -> dict[str, FieldStatistics]:
+    """{"action": ..., "state": ...} of a `dataset_stats.json`; its keys follow each other.
+
+    `embodiment` is one of those of a per-embodiment file; `dims` are the widths that the policy
+    has, None for no state. ConversionError: the file does not have what it should.
+    """
+    if official.get("type") == "per_embodiment":
+        choices = official["embodiments"]
+        if embodiment not in choices:
+            raise ConversionError(
+                f"dataset_stats.json has the embodiments {sorted(choices)}: give one as "
+                "--set embodiment=..."
+            )
+        official = choices[embodiment]
+    found = {}
+    for field in FIELDS:
+        if field not in official:
+            raise ConversionError(f"dataset_stats.json has no {field!r}; it has {sorted(official)}")
+        entries = statistics_from_json(dict(official[field]))
+        parts = [select_statistics(entry, stepwise=False) for entry in entries.values()]
+        found[field] = {n: np.concatenate([np.atleast_1d(p[n]) for p in parts]) for n in STATISTICS}
+        width = len(found[field]["min"])
+        if dims[field] not in (None, width):
+            raise ConversionError(
+                f"dataset_stats.json has {width} {field} dimensions, the weights have {dims[field]}"
+            )
+    return found
+
+
+def normalizers(statistics: Mapping[str, FieldStatistics], mode: str) -> dict[str, Normalizer]:
+    """Those of actions and state. DataError: there is no such mode."""
+    return {
+        "actions": make_normalizer(statistics["action"], mode),
+        "state": make_normalizer(statistics["state"], mode),
+    }

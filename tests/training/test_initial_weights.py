@@ -1,0 +1,112 @@
+"""Training that starts from weights: converted ones, with the rest at random, or another run's."""
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from imagewam_jax.conversion.flux2 import flux2_rules
+from imagewam_jax.conversion.mapping import flatten, to_foreign, unflatten
+from imagewam_jax.exchange.convert import convert
+from imagewam_jax.exchange.parts import PARTS
+from imagewam_jax.policies.checkpoint import open_checkpoint
+from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.errors import CheckpointError
+from imagewam_jax.policies.initial import initial_weights
+from imagewam_jax.policies.parameters import abstract_params
+from imagewam_jax.policies.streaming import stream_of, write_streams
+from imagewam_jax.training.loop import train
+from tests.training.tiny import copy_sample, tiny_config, trained_run
+
+
+def saved(run, tree: str = "params"):
+    checkpoints, step = open_checkpoint(run)
+    arrays = checkpoints.restore(step, {tree: checkpoints.abstract(step, tree)})[tree]
+    about = checkpoints.restore_json(step, "about")
+    checkpoints.close()
+    return flatten(jax.tree.map(np.asarray, arrays)), about
+
+
+def still(folder, weights):
+    """A run of one step that changes nothing, so that its checkpoint is what it started from."""
+    config = tiny_config(copy_sample(folder))
+    config.train.initial_weights = str(weights)
+    config.train.steps = config.train.checkpoint_every = 1
+    config.optimizer.learning_rate = 0.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A transformer of the tiny policy's sizes in the original layout, converted, with first
+    weights of an expert."""
+    folder = tmp_path_factory.mktemp("converted")
+    policy = policy_config(tiny_config("").to_dict()["model"])
+    rng = np.random.default_rng(0)
+    backbone = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32),
+        PARTS["backbone"].abstract(policy.backbone),
+    )
+    save_file(to_foreign(flux2_rules(policy.backbone), backbone), folder / "flux2.safetensors")
+    given = {
+        "rope_axes": [2, 2, 2, 2],
+        "rope_theta": 100.0,
+        "expert_dim": policy.expert.dim,
+        "expert_mlp_ratio": policy.expert.mlp_ratio,
+    }
+    convert([folder / "flux2.safetensors"], folder / "out", given=given, expert="official")
+    return folder / "out"
+
+
+def test_a_transformer_and_its_expert(converted, tmp_path, capsys):
+    train(still(tmp_path, converted), tmp_path / "run")
+    random = "expert.action_in, expert.head, proprio_in"
+    assert f"starts from {converted}, at random: {random}" in capsys.readouterr().out
+    params, about = saved(tmp_path / "run")
+    source, _ = saved(converted)
+    fresh = ("expert.action_in.", "expert.head.", "proprio_in.")
+    assert {name for name in params if not name.startswith(fresh)} == set(source)
+    for name, array in source.items():
+        np.testing.assert_array_equal(params[name], array, err_msg=name)
+    assert all(np.ptp(params[n]) > 0 for n in params if n.startswith(fresh))
+    assert about["initial_weights"]["sources"][0]["file"] == "flux2.safetensors"
+    assert about["initial_weights"]["expert"] == "official"
+
+
+def test_the_average_of_another_run(tmp_path):
+    train(still(tmp_path, trained_run()), tmp_path / "run")
+    params, about = saved(tmp_path / "run")
+    expected, _ = saved(trained_run(), "ema")
+    assert params.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(params[name], array, err_msg=name)
+    assert about["initial_weights"] == {"step": 40}
+
+
+def test_weights_that_do_not_fit(converted):
+    model = tiny_config("").to_dict()["model"]
+    abstract = abstract_params(policy_config(model))
+    assert initial_weights(converted, abstract).random
+    wider = {**model, "expert": {**model["expert"], "dim": 24}}
+    message = r"out: expert\.\S+ is \(.*\), the config's policy has \("
+    with pytest.raises(CheckpointError, match=message):
+        initial_weights(converted, abstract_params(policy_config(wider)))
+    deeper = {**model, "backbone": {**model["backbone"], "single_layers": 2}}
+    message = r"out: backbone.single_layers.\S+ is \(1, .*\), the config's policy has \(2, "
+    with pytest.raises(CheckpointError, match=message):
+        initial_weights(converted, abstract_params(policy_config(deeper)))
+    with pytest.raises(CheckpointError, match="no 'params' in it"):
+        other = {"autoencoder": stream_of({"mean": np.zeros(3, np.float32)})}
+        write_streams(converted.parent / "other", 0, other, {})
+        initial_weights(converted.parent / "other", abstract)
+
+
+def test_a_backbone_must_be_whole(converted, tmp_path):
+    arrays, about = saved(converted)
+    del arrays["backbone.text_in.kernel"]
+    write_streams(tmp_path, 0, {"params": stream_of(unflatten(arrays))}, about)
+    abstract = abstract_params(policy_config(tiny_config("").to_dict()["model"]))
+    with pytest.raises(
+        CheckpointError, match=r"lacks 1 arrays .*, such as backbone.text_in.kernel"
+    ):
+        initial_weights(tmp_path, abstract)
