@@ -76,6 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--checkpoint", required=True, type=Path, help="a run's folder, or one step's in it"
     )
     evaluate.add_argument("--output", type=Path, help="default: evaluation, in the run's folder")
+    evaluate.add_argument(
+        "--autoencoder", type=Path, help="a checkpoint with it, where a converted policy lacks it"
+    )
+    evaluate.add_argument(
+        "--text-table", type=Path, help="of encode-text, where a converted policy has no text"
+    )
     evaluate.add_argument("--data", help="the dataset's folder, if it is not where it was")
     evaluate.add_argument("--episodes", type=int, default=100, help="played for each way to act")
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
@@ -242,6 +248,8 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     report = evaluate(
         arguments.checkpoint,
         arguments.output,
+        autoencoder=arguments.autoencoder,
+        text_table=arguments.text_table,
         data_directory=arguments.data,
         simulate=not arguments.no_simulator,
         episodes=arguments.episodes,

@@ -26,6 +26,8 @@ def evaluate(
     checkpoint: Path | str,
     output: Path | str | None = None,
     *,
+    autoencoder: Path | None = None,
+    text_table: Path | None = None,
     data_directory: str | None = None,
     simulate: bool = True,
     episodes: int = 100,
@@ -34,9 +36,10 @@ def evaluate(
     """Evaluates a checkpoint on held-out episodes and in its simulator; returns the report.
 
     output: a folder; by default `evaluation` beside the checkpoints.
+    autoencoder, text_table: what a converted policy lacks (`load_policy`).
     data_directory: where the dataset is now, if not where it was trained on.
     """
-    policy = load_policy(checkpoint)
+    policy = load_policy(checkpoint, autoencoder=autoencoder, text_table=text_table)
     config = policy.config
     output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
     output.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,7 @@ class Checkpoints:
             dict(abstract),
         )
         for name, tree in abstract.items():
-            _check_same(tree, self.abstract(step, name), f"{self.directory / str(step)}: {name}")
+            check_arrays(tree, self.abstract(step, name), f"{self.directory / str(step)}: {name}")
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
 
@@ -166,7 +166,7 @@ def check_space(directory: Path, needed: int, copies: int = 1) -> None:
         )
 
 
-def _check_same(wanted: Any, saved: Any, where: str) -> None:
+def check_arrays(wanted: Any, saved: Any, where: str) -> None:
     """CheckpointError unless both have the same arrays; their dtypes may differ."""
     wanted, saved = (
         {

@@ -4,8 +4,11 @@ Images become latents, instructions become features, states and actions are norm
 it runs inside jit, the same way for training and for acting.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,8 +19,9 @@ from imagewam_jax.data.device import mosaic, to_model_range
 from imagewam_jax.data.normalization import Normalizer, zero_missing_dims
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import Context, Sample
-from imagewam_jax.policies.checkpoint import Checkpoints
+from imagewam_jax.policies.checkpoint import Checkpoints, open_checkpoint
 from imagewam_jax.policies.config import named_config
+from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.parameters import module_tree
 
 REFERENCES = "references"  # the layout in which each camera is a reference image of its own
@@ -112,11 +116,37 @@ def frozen_from_trees(
     )
 
 
-def restore_frozen(checkpoints: Checkpoints, step: int, autoencoder: Mapping[str, Any]) -> Frozen:
-    """The frozen parts of a checkpoint; `autoencoder` is that section of its config."""
-    abstract = {name: checkpoints.abstract(step, name) for name in FROZEN_TREES}
-    abstract["autoencoder"] = abstract_autoencoder(autoencoder)
-    return frozen_from_trees(checkpoints.restore(step, abstract), autoencoder)
+def restore_frozen(
+    checkpoints: Checkpoints,
+    step: int,
+    autoencoder: Mapping[str, Any],
+    instead: Mapping[str, Any] = MappingProxyType({}),
+) -> Frozen:
+    """The frozen parts of a checkpoint; `autoencoder` is that section of its config, and `instead`
+    has trees that are taken in place of its own."""
+    names = [name for name in FROZEN_TREES if name not in instead]
+    abstract = {name: checkpoints.abstract(step, name) for name in names}
+    if "autoencoder" in abstract:
+        abstract["autoencoder"] = abstract_autoencoder(autoencoder)
+    return frozen_from_trees({**checkpoints.restore(step, abstract), **instead}, autoencoder)
+
+
+def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of the autoencoder in some checkpoint, in float32.
+
+    CheckpointError: there is none, or not the one of the config's section.
+    """
+    checkpoints, step = open_checkpoint(path)
+    with contextlib.closing(checkpoints):
+        tree = {"autoencoder": abstract_autoencoder(section)}
+        if "autoencoder" in checkpoints.trees(step):
+            saved = checkpoints.restore_json(step, "about")["config"]["autoencoder"]
+            if autoencoder_config(saved) != autoencoder_config(section):
+                raise CheckpointError(
+                    f"{path}: its autoencoder is {autoencoder_config(saved)}, the config asks for "
+                    f"{autoencoder_config(section)}"
+                )
+        return checkpoints.restore(step, tree)["autoencoder"]
 
 
 def autoencoder_from_tree(tree: Mapping[str, Any], section: Mapping[str, Any]) -> nnx.Module:

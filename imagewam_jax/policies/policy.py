@@ -1,5 +1,6 @@
 """A trained policy in the units of the world: raw images and states in, raw actions out."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from imagewam_jax.data.text import open_text_table
 from imagewam_jax.models.imagewam import Context, ImageWAM
-from imagewam_jax.policies.checkpoint import open_checkpoint
+from imagewam_jax.policies.checkpoint import check_arrays, open_checkpoint
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.errors import CheckpointError
-from imagewam_jax.policies.frozen import Frozen, encode_images, make_context, restore_frozen
+from imagewam_jax.policies.frozen import (
+    FROZEN_TREES,
+    Frozen,
+    encode_images,
+    make_context,
+    read_autoencoder,
+    restore_frozen,
+)
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
-from imagewam_jax.policies.text import make_prompt
+from imagewam_jax.policies.text import check_encoder, make_prompt
 
 
 class Observations(NamedTuple):
@@ -101,19 +110,58 @@ class Policy:
         ).shape
 
 
-def load_policy(path: Path | str, *, average: bool = True) -> Policy:
+def load_policy(
+    path: Path | str,
+    *,
+    average: bool = True,
+    autoencoder: Path | str | None = None,
+    text_table: Path | str | None = None,
+) -> Policy:
     """The policy of a run's newest checkpoint, or of the step that `path` names.
 
-    `average` takes the moving average of the weights. CheckpointError: there is none.
+    `average` takes the moving average of the weights, where there is one. A converted policy can
+    lack frozen parts: `autoencoder` is a checkpoint and `text_table` a file to take them from;
+    prompts are then those of the table. Weights are in the dtype that they were saved in.
+    CheckpointError: there is no policy, or it is not whole.
     """
     checkpoints, step = open_checkpoint(path)
-    about = checkpoints.restore_json(step, "about")
-    config = policy_config(about["config"]["model"])
-    which = "ema" if average else "params"
-    params = checkpoints.restore(step, {which: abstract_params(config)})[which]
-    frozen = restore_frozen(checkpoints, step, about["config"]["autoencoder"])
-    checkpoints.close()
+    with contextlib.closing(checkpoints):
+        about, trees = checkpoints.restore_json(step, "about"), checkpoints.trees(step)
+        if "horizon" not in about["config"].get("model", {}):
+            raise CheckpointError(f"{path}: not a whole policy; it has {sorted(trees)}")
+        config = policy_config(about["config"]["model"])
+        which = "ema" if average and "ema" in trees else "params"
+        saved = checkpoints.abstract(step, which)
+        check_arrays(abstract_params(config), saved, f"{path}: {which}")
+        params = checkpoints.restore(step, {which: saved})[which]
+        section, instead = about["config"]["autoencoder"], {}
+        if autoencoder is not None:
+            instead["autoencoder"] = read_autoencoder(autoencoder, section)
+        if text_table is not None:
+            dtype = jax.tree.leaves(params["backbone"])[0].dtype
+            instead["text"], about["prompts"] = _text(text_table, about["config"]["text"], dtype)
+        if lacking := sorted(set(FROZEN_TREES) - trees - set(instead)):
+            raise CheckpointError(f"{path}: the policy cannot act without {lacking}: {_ADVICE}")
+        frozen = restore_frozen(checkpoints, step, section, instead)
     return Policy(policy_builder(config)(params), frozen, about, step)
+
+
+_ADVICE = (
+    "an autoencoder can be converted with it, or taken from another checkpoint; text comes from a "
+    "table that `imagewam encode-text` makes; normalizers need dataset_stats.json beside the "
+    "weights and a known mode when they are converted"
+)
+
+
+def _text(
+    path: Path | str, section: Mapping[str, Any], dtype: jnp.dtype
+) -> tuple[dict[str, Array], list[str]]:
+    """All features of a table as a tree of a checkpoint, and their prompts."""
+    file = open_text_table(path)
+    check_encoder(section, file)
+    table = file.select(file.prompts)
+    tree = {"features": jnp.asarray(table.features, dtype), "length": jnp.asarray(table.lengths)}
+    return tree, list(file.prompts)
 
 
 def _context(frozen: Frozen, observations: Observations, layout: str) -> Context:

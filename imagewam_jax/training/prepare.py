@@ -18,16 +18,14 @@ from imagewam_jax.data.text import TextTable, bucket_length, open_text_table, te
 from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.text_encoders.base import TextEncoder
-from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import DTYPES, choose, policy_config
 from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.policies.frozen import (
     REFERENCES,
     Frozen,
-    abstract_autoencoder,
-    autoencoder_config,
     autoencoder_from_tree,
     new_autoencoder,
+    read_autoencoder,
 )
 from imagewam_jax.policies.text import (
     check_encoder,
@@ -147,7 +145,7 @@ def make_autoencoder(config: Mapping[str, Any], dataset: Dataset) -> nnx.Module:
     """
     section = config["autoencoder"]
     if section["weights"]:
-        return _read_autoencoder(section)
+        return autoencoder_from_tree(read_autoencoder(section["weights"], section), section)
     if section["name"] != "patch":
         raise ConfigError(
             f"autoencoder.weights must name a checkpoint with the autoencoder {section['name']!r} "
@@ -162,17 +160,3 @@ def make_autoencoder(config: Mapping[str, Any], dataset: Dataset) -> nnx.Module:
     layout = config["data"]["layout"]
     frames = np.concatenate(cameras) if layout == REFERENCES else mosaic(layout, cameras)
     return patch.fit(np.asarray(frames), section["factor"], section["channels"])
-
-
-def _read_autoencoder(section: Mapping[str, Any]) -> nnx.Module:
-    """The autoencoder of a checkpoint, in float32."""
-    checkpoints, step = open_checkpoint(section["weights"])
-    saved = checkpoints.restore_json(step, "about")["config"].get("autoencoder", {})
-    if autoencoder_config(saved) != autoencoder_config(section):
-        raise ConfigError(
-            f"{section['weights']}: its autoencoder is {autoencoder_config(saved)}, the config "
-            f"asks for {autoencoder_config(section)}"
-        )
-    trees = checkpoints.restore(step, {"autoencoder": abstract_autoencoder(section)})
-    checkpoints.close()
-    return autoencoder_from_tree(trees["autoencoder"], section)
