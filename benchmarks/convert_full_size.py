@@ -143,12 +143,24 @@ def convert(source: Path, out: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "imagewam_jax.cli", "convert", str(source), "--to", str(out)]
     start = time.perf_counter()
     process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, peak_resident(process.pid))
+        time.sleep(0.05)
     os.sync()
     seconds = time.perf_counter() - start
-    if status:
-        raise SystemExit(f"the conversion failed with status {status}")
-    return {"convert_seconds": seconds, "peak_resident_gib": usage.ru_maxrss / 2**20}
+    if process.returncode:
+        raise SystemExit(f"the conversion failed with status {process.returncode}")
+    return {"convert_seconds": seconds, "peak_resident_gib": peak / 2**20}
+
+
+def peak_resident(pid: int) -> int:
+    """In KiB, so far; what the kernel says at the end would count this process's, too."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 
 
 def count_same(out: Path, layout: layouts.Layout, config, weights: RandomWeights) -> int:

@@ -22,6 +22,7 @@ from imagewam_jax.conversion.mapping import Part, Rule, rule
 from imagewam_jax.models.backbones.flux2 import Flux2Config
 
 CLASS = "Flux2Transformer2DModel"
+EPS = 1e-6  # of all norms
 _TIME = "time_guidance_embed"
 
 
@@ -51,6 +52,7 @@ def flux2_diffusers_config(specs: Specs, facts: Facts) -> Flux2Config:
         "mlp_ratio": "mlp_ratio",
     }
     agree(told, {ours: find(facts, theirs) for ours, theirs in names.items()}, "config.json")
+    agree({"eps": EPS}, {"eps": find(facts, "eps")}, "config.json")
     rope = {
         "rope_axes": find(facts, "rope_axes", "axes_dims_rope"),
         "rope_theta": find(facts, "rope_theta"),
@@ -99,7 +101,7 @@ def flux2_diffusers_json(config: Flux2Config) -> dict[str, Any]:
         "mlp_ratio": config.mlp_ratio,
         "axes_dims_rope": list(config.rope_axes),
         "rope_theta": config.rope_theta,
-        "eps": 1e-6,
+        "eps": EPS,
         "guidance_embeds": False,
     }
 

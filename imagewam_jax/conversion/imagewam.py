@@ -54,50 +54,28 @@ def alias_names(config: ImageWAMConfig) -> dict[str, str]:
 
 def imagewam_config(specs: Specs, facts: Facts) -> ImageWAMConfig:
     """Sizes from shapes; time shifts, loss weights and the like from the official training
-    config, or official defaults."""
+    config, or official defaults. ConversionError: they contradict each other."""
     backbone = flux2_config(_below(specs, BACKBONE), facts)
-    expert_specs = _below(specs, EXPERT)
+    expert = expert_config(_below(specs, EXPERT), facts)
     given = find(facts, "model.action_dit_config", "action_dit_config") or {}
-    told = {
-        "action_dim": size(expert_specs, "action_encoder.weight", 1),
-        "hidden_dim": size(expert_specs, "action_encoder.weight", 0),
-    }
+    told = {"action_dim": expert.action_dim, "hidden_dim": expert.dim}
     agree(told, {name: given.get(name) for name in told}, "action_dit_config")
-    proprio_dim = None
-    if PROPRIO + "weight" in specs:
-        proprio_dim = size(specs, PROPRIO + "weight", 1)
-    default = ImageWAMConfig(backbone, expert_config(expert_specs, facts))
-
-    def fact(fallback: Any, *keys: str) -> Any:
-        value = find(facts, *keys, *(f"model.{key}" for key in keys))
-        return fallback if value is None else value
-
-    def flow(modality: str, shifts: FlowConfig) -> FlowConfig:
-        return FlowConfig(
-            *(
-                fact(
-                    getattr(shifts, ours),
-                    f"{modality}_{theirs}_shift",
-                    f"{modality}_scheduler.{theirs}_shift",
-                    f"schedulers.{modality}_{theirs}_shift",
-                )
-                for ours, theirs in (("train_shift", "train"), ("sample_shift", "infer"))
-            )
-        )
-
-    return ImageWAMConfig(
-        backbone=backbone,
-        expert=default.expert,
-        proprio_dim=proprio_dim,
-        proprio_position=_proprio_position(facts, fact),
-        horizon=fact(default.horizon, "horizon", "action_horizon"),
-        target_flow=flow("video", default.target_flow),
-        action_flow=flow("action", default.action_flow),
-        target_loss_weight=fact(default.target_loss_weight, "loss.lambda_video"),
-        action_loss_weight=fact(default.action_loss_weight, "loss.lambda_action"),
+    has_proprio = f"{PROPRIO}weight" in specs
+    fields = {
+        "proprio_dim": size(specs, f"{PROPRIO}weight", 1) if has_proprio else None,
+        "proprio_position": _proprio_position(facts),
+        "target_flow": _flow(facts, "video"),
+        "action_flow": _flow(facts, "action"),
+        "horizon": _fact(facts, min(ImageWAMConfig.horizon, expert.max_horizon), *_HORIZON),
         # Official positions and times are in the dtype of the parameters.
-        coordinate_dtype=fact(_dtype(specs), "coordinate_dtype"),
-    )
+        "coordinate_dtype": _fact(facts, _dtype(specs), "coordinate_dtype"),
+    }
+    for name, key in (("target_loss_weight", "video"), ("action_loss_weight", "action")):
+        fields[name] = _fact(facts, getattr(ImageWAMConfig, name), f"loss.lambda_{key}")
+    try:
+        return ImageWAMConfig(backbone, expert, **fields)
+    except ValueError as error:
+        raise ConversionError(f"{_file(specs)}: {error}") from error
 
 
 def imagewam_source(source: TensorSource, facts: Facts, base: TensorSource | None) -> TensorSource:
@@ -154,11 +132,28 @@ def _base_name(name: str, trained: Specs) -> str | None:
     return None if BACKBONE + name in trained else BACKBONE + name
 
 
-def _proprio_position(facts: Facts, fact: Any) -> int | None:
+_HORIZON = ("horizon", "action_horizon")
+
+
+def _fact(facts: Facts, fallback: Any, *keys: str) -> Any:
+    """A value of the official training config, where the model's may be in a section."""
+    value = find(facts, *keys, *(f"model.{key}" for key in keys))
+    return fallback if value is None else value
+
+
+def _flow(facts: Facts, modality: str) -> FlowConfig:
+    shifts = {}
+    for name, key in (("train_shift", "train"), ("sample_shift", "infer")):
+        keys = f"{modality}_scheduler.{key}_shift", f"schedulers.{modality}_{key}_shift"
+        shifts[name] = _fact(facts, getattr(FlowConfig, name), *keys)
+    return FlowConfig(**shifts)
+
+
+def _proprio_position(facts: Facts) -> int | None:
     """None: behind the valid text. Officially otherwise: behind all of the padded text."""
-    if fact(True, "pack_proprio_after_text"):
+    if _fact(facts, True, "pack_proprio_after_text"):
         return find(facts, "proprio_position")
-    position = fact(None, "proprio_position", "context_len", "qwen_context_len")
+    position = _fact(facts, None, "proprio_position", "context_len", "qwen_context_len")
     if position is None:
         raise ConversionError(
             "pack_proprio_after_text is off: give the padded text length of training as "

@@ -81,8 +81,9 @@ def write_torch_file(
 
     Where a name stands twice, both are one tensor, stored once. Tensors are read in the order of
     the source and put into files in a folder beside `path`, which PyTorch then maps: as much disk
-    again while it saves, and no more memory than one tensor. `progress` is told of each
-    byte twice. ConversionError: PyTorch is not installed, or a tensor is not what its spec says.
+    again while it saves, and no more memory than one tensor. `progress` is told of each byte
+    twice. ConversionError: PyTorch is not installed or cannot write it, or a tensor is not what its
+    spec says.
     """
     torch = _torch()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
@@ -90,7 +91,10 @@ def write_torch_file(
         for name in source.specs:
             tensors[name] = _mapped(source, name, Path(scratch) / "tensor")
             progress(tensors[name].nbytes)
-        torch.save(_filled(contents, tensors), path)
+        try:
+            torch.save(_filled(contents, tensors), path)
+        except RuntimeError as error:  # of a full disk, too
+            raise ConversionError(f"{path}: PyTorch cannot write it: {error}") from error
     for tensor in tensors.values():
         progress(tensor.nbytes)
 

@@ -47,8 +47,17 @@ def read_beside(path: Path) -> Beside:
                 facts = _read_config(folder / name) | facts
     found = [folder / STATISTICS for folder in folders if (folder / STATISTICS).is_file()]
     statistics = _read_config(found[0]) if found else None
-    tokenizer = {n: (folders[0] / n).read_text() for n in TOKENIZER if (folders[0] / n).is_file()}
-    return Beside(facts, statistics, tokenizer)
+    return Beside(facts, statistics, _tokenizer(folders[0]))
+
+
+def _tokenizer(folder: Path) -> dict[str, str]:
+    """The tokenizer's files, from the folder of the weights, or where diffusers keeps it: in a
+    folder of its own beside that."""
+    for place in (folder, folder.parent / "tokenizer"):
+        found = {n: (place / n).read_text() for n in TOKENIZER if (place / n).is_file()}
+        if found:
+            return found
+    return {}
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -85,6 +94,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text()
         read = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        read = json.loads(json.dumps(read, default=str))  # YAML has dates, which JSON has not
     except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise ConversionError(f"{path}: cannot be read: {error}") from error
     if not isinstance(read, dict):

@@ -113,6 +113,7 @@ def convert(
             for file in checksums(f.path)
         ],
         "expert": expert,
+        "given": dict(given or {}),
         "dtype": dtype or "as in the sources",
         "carried": {name: value for f in found for name, value in _carried(f).items()},
     }

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from etils import epath
 from orbax.checkpoint import type_handlers
 
 from imagewam_jax.conversion.mapping import flatten
@@ -29,7 +28,7 @@ class SavedTree:
     def __init__(self, checkpoints: Checkpoints, step: int, tree: str):
         """CheckpointError: the step has no such tree."""
         self.abstract: dict[str, Any] = checkpoints.abstract(step, tree)
-        self._folder = epath.Path(checkpoints.directory / str(step) / tree)
+        self._folder = checkpoints.directory / str(step) / tree
         self._stored = json.loads((self._folder / "_METADATA").read_text())
         self._context = type_handlers.get_ts_context(use_ocdbt=self._stored["use_ocdbt"])
         self._arrays: dict[str, ts.TensorStore] = {}

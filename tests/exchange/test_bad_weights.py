@@ -326,3 +326,11 @@ def test_the_command_line_says_it_in_a_line(source, tmp_path, capsys):
     assert (
         "--set rope_thet=3: expected NAME=VALUE with one of ['rope_axes'" in capsys.readouterr().err
     )
+
+
+def test_a_horizon_beyond_the_experts_limit(tmp_path, refused):
+    source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.safetensors")
+    given = {"horizon": 9, "max_horizon": 8}
+    assert f"{source}: horizon 9 is beyond the expert's limit 8" in refused(source, given=given)
+    unpacked = {"pack_proprio_after_text": False}
+    assert "give the padded text length" in refused(source, given=unpacked)

@@ -1,5 +1,6 @@
 """`imagewam convert` on recorded weights of every kind: what it makes, and what it says."""
 
+import datetime
 import json
 import shutil
 
@@ -18,6 +19,7 @@ from imagewam_jax.conversion.mapping import to_foreign
 from imagewam_jax.conversion.qwen3 import is_used, qwen3_rules
 from imagewam_jax.exchange.convert import convert
 from imagewam_jax.exchange.parts import PARTS, parts_of
+from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.errors import CheckpointError
 from tests.exchange.foreign import assert_same, change, converted, copy_case, write_shards
 from tests.goldens import golden
@@ -109,11 +111,20 @@ def test_several_sources_become_one_checkpoint(tmp_path, capsys):
     about, trees = converted(tmp_path / "text_out")
     assert set(trees) == {"text_encoder"}
     assert about["config"]["text"]["sizes"]["rope_theta"] == 1e6
-    from imagewam_jax.policies.checkpoint import open_checkpoint
+    assert tokenizer(tmp_path / "text_out") == {"tokenizer.json": '{"a": "é"}'}
 
-    checkpoints, step = open_checkpoint(tmp_path / "text_out")
-    assert checkpoints.restore_json(step, "tokenizer") == {"tokenizer.json": '{"a": "é"}'}
+    # Where a pipeline of diffusers has it.
+    (tmp_path / "tokenizer").mkdir()
+    (text / "tokenizer.json").rename(tmp_path / "tokenizer" / "tokenizer.json")
+    convert([text], tmp_path / "text_out_2")
+    assert tokenizer(tmp_path / "text_out_2") == tokenizer(tmp_path / "text_out")
+
+
+def tokenizer(folder):
+    checkpoints, step = open_checkpoint(folder)
+    files = checkpoints.restore_json(step, "tokenizer")
     checkpoints.close()
+    return files
 
 
 def test_dtypes(tmp_path):
@@ -234,6 +245,7 @@ def test_settings_and_statistics_beside_an_official_checkpoint(tmp_path):
         # The public models are known by their sizes; a small one is not.
         "rope_axes": [4, 4, 4, 4],
         "rope_theta": 2000,
+        "date": datetime.date(2026, 7, 30),  # of which JSON knows nothing
     }
     (run / "config.yaml").write_text(yaml.safe_dump(official))
     shutil.copyfile(golden("normalization") / "stats_single.json", run / "dataset_stats.json")

@@ -1,0 +1,119 @@
+"""Reading a tree layer by layer, whatever its chunks on disk are."""
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from imagewam_jax.conversion.mapping import Piece, flatten
+from imagewam_jax.policies import tree_reader
+from imagewam_jax.policies.checkpoint import Checkpoints, open_checkpoint
+from imagewam_jax.policies.errors import CheckpointError
+from imagewam_jax.policies.streaming import Stream, write_streams
+from imagewam_jax.policies.tree_reader import SavedTree
+
+LAYERS = 7
+
+
+@pytest.fixture(scope="module")
+def tree():
+    rng = np.random.default_rng(0)
+    return {
+        "layers": {
+            "kernel": rng.normal(size=(LAYERS, 4, 6)).astype(np.float32),
+            "scale": rng.normal(size=(LAYERS, 5)).astype(ml_dtypes.bfloat16),
+            "zero": np.zeros((LAYERS, 3), np.float16),
+        },
+        "bias": rng.normal(size=9).astype(np.float32),
+    }
+
+
+def write_run(folder, tree):
+    """As a training run does: an array is a chunk."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(3, {"params": jax.tree.map(jax.numpy.asarray, tree)}, {"config": {}})
+    checkpoints.close()
+
+
+def write_stream(folder, tree):
+    """As a conversion does: a layer is a chunk."""
+    flat = flatten(tree)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    stacked = frozenset(path for path in flat if path.startswith("layers."))
+
+    def pieces():
+        for path, array in flat.items():
+            if path in stacked:
+                yield from (Piece(path, i, layer) for i, layer in enumerate(array))
+            else:
+                yield Piece(path, None, array)
+
+    write_streams(folder, 3, {"params": Stream(abstract, stacked, pieces)}, {"config": {}})
+
+
+def saved_tree(folder, name="params"):
+    checkpoints, step = open_checkpoint(folder)
+    saved = SavedTree(checkpoints, step, name)
+    checkpoints.close()
+    return saved
+
+
+@pytest.mark.parametrize("block_bytes", [1, 200, 10**9])
+@pytest.mark.parametrize("write", [write_run, write_stream])
+def test_every_layer_in_any_order(write, block_bytes, tree, tmp_path, monkeypatch):
+    """Also where blocks of two layers are kept, and no more than one array's."""
+    monkeypatch.setattr(tree_reader, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(tree_reader, "KEPT_BYTES", block_bytes)
+    write(tmp_path, tree)
+    saved = saved_tree(tmp_path)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), saved.abstract) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), tree
+    )
+    for path, array in flatten(tree).items():
+        found = saved(path, None)
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+    for layer in [*range(LAYERS), 4, 0, 6]:
+        for path, array in flatten(tree["layers"]).items():
+            np.testing.assert_array_equal(saved(f"layers.{path}", layer), array[layer])
+
+
+def test_no_more_is_kept_than_is_allowed(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(tree_reader, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(tree_reader, "KEPT_BYTES", 200)
+    write_run(tmp_path / "run", tree)
+    write_stream(tmp_path / "stream", tree)
+    for folder, kept in (("run", 192), ("stream", 0)):
+        saved = saved_tree(tmp_path / folder)
+        for layer in range(LAYERS):
+            saved("layers.scale", layer)
+            saved("layers.kernel", layer)
+            assert sum(block.nbytes for _, block in saved._blocks.values()) <= kept
+
+
+def test_the_arrays_are_compared_with_those_of_a_model(tree, tmp_path):
+    write_run(tmp_path, tree)
+    saved = saved_tree(tmp_path)
+    saved.check(tree)
+    saved.check(tree["layers"], "layers")
+    with pytest.raises(CheckpointError, match=r"1 arrays .* of: layers.zero is \(7, 3\), not None"):
+        saved.check(
+            {"kernel": tree["layers"]["kernel"], "scale": tree["layers"]["scale"]}, "layers"
+        )
+    with pytest.raises(CheckpointError, match=r"bias is \(9,\), not \(8,\)"):
+        saved.check({**tree, "bias": np.zeros(8)})
+
+
+def test_a_tree_that_is_not_there(tree, tmp_path):
+    write_run(tmp_path, tree)
+    with pytest.raises(CheckpointError, match=r"no 'ema' in it; it has \['params'\]"):
+        saved_tree(tmp_path, "ema")
+
+
+def test_a_file_that_is_gone(tree, tmp_path):
+    write_stream(tmp_path, tree)
+    saved = saved_tree(tmp_path)
+    for file in (tmp_path / "3" / "params").rglob("d/*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"params: layers.kernel cannot be read"):
+        saved("layers.kernel", 0)
