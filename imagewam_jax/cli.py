@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from imagewam_jax.conversion.errors import ConversionError
@@ -75,6 +75,7 @@ USER_ERRORS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant to be so
     parser = argparse.ArgumentParser(prog="imagewam", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     train = verbs.add_parser(

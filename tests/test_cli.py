@@ -17,7 +17,10 @@ def dataset(tmp_path_factory):
     return copy_sample(tmp_path_factory.mktemp("rlds"))
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "index", "encode-text"])
+VERBS = ["train", "evaluate", "index", "encode-text", "convert", "export", "verify", "record"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([verb, "--help"])

@@ -201,7 +201,7 @@ class ImageWAM(nnx.Module):
         layers run in lockstep, so that no more than one layer's KV is alive.
         """
         backbone, expert = self.backbone, self.expert
-        text, streams = self._streams(context, target.shape[1:3])
+        text, streams = self.streams(context, target.shape[1:3])
         x = backbone.embed([_flatten(target), _flatten(context.references)], text)
         a = expert.action_in(actions)
         condition, a_condition = backbone.condition(target_time), expert.condition(action_time)
@@ -236,7 +236,7 @@ class ImageWAM(nnx.Module):
         """
         if time_b is None:
             time_b = jnp.zeros(context.text.shape[0], self._coordinate_dtype)
-        text, streams = self._streams(context, None)
+        text, streams = self.streams(context, None)
         x = self.backbone.embed([_flatten(context.references)], text)
         conditions = self.backbone.group_conditions(self.backbone.condition(time_b))
         groups = []
@@ -312,7 +312,7 @@ class ImageWAM(nnx.Module):
         self, context: Context, noise: Float[Array, "b h w c"], schedule: Schedule
     ) -> tuple[Float[Array, "b h w c"], Steps]:
         """The future image's latent from noise; the context is run at each step's time."""
-        text, streams = self._streams(context, noise.shape[1:3])
+        text, streams = self.streams(context, noise.shape[1:3])
         references = _flatten(context.references)
 
         def step(target, step):
@@ -342,14 +342,7 @@ class ImageWAM(nnx.Module):
         shift = self.config.target_flow.sample_shift
         return flow_matching.sampling_schedule(steps, shift, self._coordinate_dtype)
 
-    def _scan(self, step: Callable, carry, layers):
-        return jax.lax.scan(step, carry, layers, unroll=self.config.unroll)
-
-    @property
-    def _coordinate_dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.config.coordinate_dtype)
-
-    def _streams(
+    def streams(
         self, context: Context, target_grid: tuple[int, int] | None
     ) -> tuple[Float[Array, "b t text_dim"], Streams]:
         """The text with the robot state's token in it, and what the layers share."""
@@ -376,6 +369,13 @@ class ImageWAM(nnx.Module):
             rope=rope,
             attend=attention.backend(self.config.attention),
         )
+
+    def _scan(self, step: Callable, carry, layers):
+        return jax.lax.scan(step, carry, layers, unroll=self.config.unroll)
+
+    @property
+    def _coordinate_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.config.coordinate_dtype)
 
     def _action_rope(self, horizon: int) -> Rope:
         return self.backbone.action_rope(horizon, self._coordinate_dtype)

@@ -139,25 +139,3 @@ def in_foreign_layout(config: ImageWAMConfig, tree: dict) -> dict[str, np.ndarra
     """Our tree under the official names, without the name of the joint model before them."""
     tensors = to_foreign(imagewam_rules(config), tree)
     return {name.removeprefix("mot."): tensor for name, tensor in tensors.items()}
-
-
-@jax.jit
-def joint_states(policy: ImageWAM, context, target, target_time, actions, action_time) -> dict:
-    """Backbone and action tokens before and after every layer, run one layer at a time."""
-    backbone, expert = policy.backbone, policy.expert
-    text, streams = policy._streams(context, target.shape[1:3])
-    images = [x.reshape(x.shape[0], -1, x.shape[-1]) for x in (target, context.references)]
-    x, a = backbone.embed(images, text), expert.action_in(actions)
-    conditions = backbone.group_conditions(backbone.condition(target_time))
-    a_conditions = expert.group_conditions(expert.condition(action_time))
-    rope = policy._action_rope(actions.shape[1])
-    states = {"pre": (x, a)}
-    for kind, layers, on, a_layers, a_on in zip(
-        ("double", "single"), backbone.groups, conditions, expert.groups, a_conditions, strict=True
-    ):
-        for i in range(jax.tree.leaves(layers)[0].shape[0]):
-            layer, a_layer = jax.tree.map(lambda p, i=i: p[i], (layers, a_layers))
-            x, kv = layer(x, on, streams)
-            a = policy._act_layer(a_layer, a, a_on, kv, rope, streams.context_length_b)
-            states[f"{kind}.{i}"] = (x, a)
-    return states

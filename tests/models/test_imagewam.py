@@ -79,36 +79,6 @@ def test_gradients(folder):
     assert checked == len(theirs)
 
 
-def test_every_layer(folder):
-    """The residual streams after each layer of the joint forward."""
-    policy = official.load_policy(folder)
-    io, sample, _ = official.train_case(folder)
-    trace = load_file(folder / "trace.safetensors")
-    states = official.joint_states(
-        policy,
-        sample.context,
-        official.as_grid(io["noisy_video"], folder),
-        io["unit_timestep_video"],
-        io["noisy_action"],
-        io["unit_timestep_action"],
-    )
-    valid = io["context_mask_with_proprio"]
-    n_text, n_image = valid.shape[1], trace["pre.img"].shape[1]
-    half = n_image // 2  # theirs is [text | reference | target], ours [target | reference | text]
-    for name, (x, a) in states.items():
-        close(a, trace[f"{name}.action"], VELOCITY, name)
-        image, text = x[:, :n_image], x[:, n_image : n_image + n_text]
-        image = np.concatenate([image[:, half:], image[:, :half]], 1)
-        if f"{name}.stream" in trace:
-            expected_text = trace[f"{name}.stream"][:, :n_text]
-            expected_image = trace[f"{name}.stream"][:, n_text:]
-        else:
-            expected_text, expected_image = trace[f"{name}.txt"], trace[f"{name}.img"]
-        close(image, expected_image, VELOCITY, name)
-        close(np.asarray(text)[valid], expected_text[valid], VELOCITY, name)
-    assert len(states) == 1 + sum(policy.config.backbone.group_sizes)
-
-
 def infer_cases():
     return [("imagewam_flux2", 0), ("imagewam_flux2", 1), ("imagewam_flux2_noproprio", 0)]
 

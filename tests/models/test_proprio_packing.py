@@ -13,7 +13,7 @@ def packed(policy, io, case):
     mask = io[f"{case}.mask"]
     grid = np.zeros((mask.shape[0], 1, 2, 2, policy.config.backbone.in_channels), np.float32)
     context = Context(io["context"], mask.sum(-1), grid, io["proprio"])
-    return policy._streams(context, None)
+    return policy.streams(context, None)
 
 
 @pytest.mark.parametrize("case", ["right_padded", "full", "one_empty"])
@@ -41,7 +41,7 @@ def test_the_token_at_a_fixed_position(case):
     text, streams = packed(policy, io, case)
     by_position = (
         official.load_policy(folder)
-        ._streams(
+        .streams(
             Context(
                 expected, np.full(len(expected), last), np.zeros((2, 1, 2, 2, 16)), io["proprio"]
             ),
