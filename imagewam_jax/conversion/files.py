@@ -1,8 +1,4 @@
-"""Weights on disk: safetensors files and folders, and whatever else `open_weights` knows.
-
-Files are mapped into memory to read one tensor and let go after `KEPT_MAPPED` bytes, so that a
-process that walks through weights larger than memory stays small.
-"""
+"""Weights on disk: safetensors files and folders, and whatever else `open_weights` knows."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.tensors import KEPT_MAPPED, TensorSource, TensorSpec
+from imagewam_jax.conversion.tensors import TensorSource, TensorSpec
 from imagewam_jax.conversion.torch_files import TorchFile
 
 INDEX = ".safetensors.index.json"
@@ -34,44 +30,43 @@ SAFETENSORS_DTYPES = {
 
 
 class SafetensorsFile:
-    """One safetensors file."""
+    """One safetensors file.
+
+    The library checks the file; tensors are read from where its header says, into memory of their
+    own: mapped memory, which the library reads by, counts as resident, and is slower to read.
+    """
 
     def __init__(self, path: Path):
         """ConversionError: it is not one, or is cut off."""
         self.path = path
-        self._file, self._read_bytes = None, 0
+        try:
+            with safe_open(path, framework="numpy"), path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(f"{path}: not a whole safetensors file: {error}") from error
+        header.pop("__metadata__", None)
+        self._start = {name: 8 + length + t["data_offsets"][0] for name, t in header.items()}
         self.specs: dict[str, TensorSpec] = {}
-        file = self._open()
-        for name in file.keys():  # noqa: SIM118  (not a dictionary)
-            tensor = file.get_slice(name)
-            dtype = SAFETENSORS_DTYPES.get(tensor.get_dtype())
+        for name, tensor in header.items():
+            dtype = SAFETENSORS_DTYPES.get(tensor["dtype"])
             if dtype is None:
-                raise ConversionError(
-                    f"{path}: {name} is of {tensor.get_dtype()}, which no weight is"
-                )
-            self.specs[name] = TensorSpec(tuple(tensor.get_shape()), np.dtype(dtype), str(path))
+                raise ConversionError(f"{path}: {name} is of {tensor['dtype']}, which no weight is")
+            self.specs[name] = TensorSpec(tuple(tensor["shape"]), np.dtype(dtype), str(path))
 
     def read(self, name: str) -> np.ndarray:
+        """ConversionError: the file is not what it was when it was opened."""
         spec = self.specs[name]
-        self._read_bytes += int(np.prod(spec.shape)) * spec.dtype.itemsize
-        if self._read_bytes > KEPT_MAPPED:
-            self._file = None
-        file = self._open()
-        try:
-            return file.get_tensor(name)
-        except SafetensorError as error:
-            raise ConversionError(f"{self.path}: {name} cannot be read: {error}") from error
-
-    def _open(self):
-        if self._file is None:
-            self._read_bytes = 0
-            try:
-                self._file = safe_open(self.path, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise ConversionError(
-                    f"{self.path}: not a whole safetensors file: {error}"
-                ) from error
-        return self._file
+        data = np.empty(int(np.prod(spec.shape)) * spec.dtype.itemsize, np.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._start[name])
+            unread = memoryview(data)
+            while unread:
+                count = file.readinto(unread)
+                if not count:
+                    raise ConversionError(f"{self.path}: ends within {name}, and did not before")
+                unread = unread[count:]
+        return data.view(spec.dtype).reshape(spec.shape)
 
 
 class SafetensorsFolder:

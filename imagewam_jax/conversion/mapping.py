@@ -6,7 +6,9 @@ directions. Nothing is lost or made up on the way: a missing, unexpected or miss
 an error that names it.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +26,8 @@ from imagewam_jax.conversion.tensors import (
     read_checked,
 )
 
+# Tensors that are read and transposed at a time: more of them are more memory than speed.
+AHEAD = 2
 LAYER = "{i}"  # stands for the layer number in names of tensors that are stacked
 
 
@@ -170,13 +174,31 @@ def tree_dtypes(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> dict[
 def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
     """Our arrays, layer by layer; each foreign tensor is read once and then forgotten.
 
-    The source must have passed `check`. ConversionError: a tensor holds NaNs or infinities.
+    The next ones are made while one is in use. The source must have passed `check`.
+    ConversionError: a tensor holds NaNs or infinities.
     """
-    for r in rules:
-        for i, name in enumerate(r.names()):
-            layer = None if r.layers is None else i
-            for part, piece in zip(r.parts, r.split(read_checked(source, name)), strict=True):
-                yield Piece(part.path, layer, contiguous(part.ours(piece)))
+    names = [
+        (r, None if r.layers is None else i, n) for r in rules for i, n in enumerate(r.names())
+    ]
+
+    def make(number: int) -> list[Piece]:
+        r, layer, name = names[number]
+        slices = r.split(read_checked(source, name))
+        return [
+            Piece(part.path, layer, contiguous(part.ours(piece)))
+            for part, piece in zip(r.parts, slices, strict=True)
+        ]
+
+    with ThreadPoolExecutor(AHEAD) as pool:
+        making = deque(pool.submit(make, number) for number in range(min(AHEAD, len(names))))
+        try:
+            for number in range(len(names)):
+                made = making.popleft().result()
+                if number + AHEAD < len(names):
+                    making.append(pool.submit(make, number + AHEAD))
+                yield from made
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def stacked_paths(rules: Sequence[Rule]) -> frozenset[str]:

@@ -18,10 +18,6 @@ from imagewam_jax.conversion.errors import ConversionError
 DTYPES = {np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)}
 
 
-# How much of a file stays mapped into memory while it is read; mapped pages count as resident.
-KEPT_MAPPED = 2**30
-
-
 class TensorSpec(NamedTuple):
     """What is known of a tensor before it is read; `file` is for messages."""
 

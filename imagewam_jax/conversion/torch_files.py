@@ -10,8 +10,11 @@ import ml_dtypes
 import numpy as np
 
 from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.tensors import KEPT_MAPPED, TensorSource, TensorSpec
+from imagewam_jax.conversion.tensors import TensorSource, TensorSpec
 from imagewam_jax.conversion.writing import Progress, read_bytes
+
+# How much of a file stays mapped into memory while it is read; mapped pages count as resident.
+KEPT_MAPPED = 2**30
 
 
 class TorchFile:

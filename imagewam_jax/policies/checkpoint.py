@@ -101,7 +101,8 @@ class Checkpoints:
         """The named trees of a step, in the shapes, dtypes and shardings of `abstract`.
 
         Where it has no sharding, an array goes to the first device, whatever it was saved from.
-        CheckpointError: a tree, or an array of it, is not there or has another shape.
+        CheckpointError: a tree, or an array of it, is not there, has another shape or cannot be
+        read.
         """
         here = SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
@@ -111,7 +112,11 @@ class Checkpoints:
         for name, tree in abstract.items():
             check_arrays(tree, self.abstract(step, name), f"{self.directory / str(step)}: {name}")
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
+        try:
+            return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
+        except (OSError, ValueError) as error:
+            where = f"{self.directory / str(step)}: {', '.join(sorted(abstract))}"
+            raise CheckpointError(f"{where} could not be read: {error}") from error
 
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
         """`about`, `data` or `tokenizer` of a step."""

@@ -99,6 +99,16 @@ def test_arrays_that_the_model_does_not_have(tmp_path):
     checkpoints.close()
 
 
+def test_a_chunk_that_is_gone(tmp_path):
+    """Is an error, not zeros."""
+    write_streams(tmp_path, 0, {"params": stream()}, {})
+    (tmp_path / "0" / "params" / "stack.w" / "1.0.0").unlink()
+    checkpoints, step = open_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"params could not be read: .*stack.w.*missing"):
+        checkpoints.restore(step, {"params": checkpoints.abstract(step, "params")})
+    checkpoints.close()
+
+
 def test_an_error_between_pieces_leaves_nothing(tmp_path):
     def broken():
         yield Piece("head", None, tree()["head"])
