@@ -114,7 +114,7 @@ class Checkpoints:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
             return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of several kinds, plain `Exception` among them
             where = f"{self.directory / str(step)}: {', '.join(sorted(abstract))}"
             raise CheckpointError(f"{where} could not be read: {error}") from error
 
