@@ -33,10 +33,11 @@ from tqdm import tqdm
 from imagewam_jax.conversion import layouts
 from imagewam_jax.conversion.flux2_diffusers import flux2_diffusers_json
 from imagewam_jax.conversion.imagewam_checkpoint import checkpoint_contents
-from imagewam_jax.conversion.mapping import ForeignView, foreign_shapes, under
+from imagewam_jax.conversion.mapping import foreign_shapes, under
 from imagewam_jax.conversion.safetensors_writer import write_safetensors, write_sharded
 from imagewam_jax.conversion.tensors import TensorSpec
 from imagewam_jax.conversion.torch_files import write_torch_file
+from imagewam_jax.conversion.views import ForeignView
 from imagewam_jax.exchange.parts import PARTS
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks.torch_imagewam import Context, Draws, Sample, TorchImageWAM
 from imagewam_jax.conversion.imagewam import BACKBONE, EXPERT, imagewam_rules
-from imagewam_jax.conversion.mapping import flatten, to_foreign
+from imagewam_jax.conversion.trees import flatten
+from imagewam_jax.conversion.views import to_foreign
 from imagewam_jax.data.normalization import CLAMP
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.training.optimizer import learning_rate

@@ -21,8 +21,9 @@ from imagewam_jax.conversion.flux2 import (
     flux2_rules,
     initial_expert_config,
 )
-from imagewam_jax.conversion.mapping import Rule, flatten, foreign_shapes, unflatten
-from imagewam_jax.conversion.tensors import TensorSource, TensorSpec
+from imagewam_jax.conversion.mapping import Rule, foreign_shapes
+from imagewam_jax.conversion.tensors import TensorSource, TensorSpec, read_checked
+from imagewam_jax.conversion.trees import flatten, unflatten
 from imagewam_jax.models.action_expert import ActionExpert, ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import Flux2Config
 
@@ -103,7 +104,7 @@ class InitialExpert:
             self.specs[name] = TensorSpec(shape, np.dtype(np.float32), file)
 
     def read(self, name: str) -> np.ndarray:
-        source, shape = self._flux2.read(name), self.specs[name].shape
+        source, shape = read_checked(self._flux2, name), self.specs[name].shape
         resized = source.astype(np.float32)
         for axis, size in enumerate(shape):
             old, new = self._bands(name, axis, source.shape[axis], size)

@@ -2,19 +2,31 @@
 
 Shapes tell most sizes. The rest is given by the user, or stands in a file beside the weights (a
 `config.json`, the official training config), or is that of a public model of the same shapes. A
-fact that contradicts the shapes is an error: the file is of other weights.
+fact that contradicts the shapes, or another fact, is an error: one of them is of other weights.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.conversion.tensors import TensorSpec
 
 Specs = Mapping[str, TensorSpec]
-# What the user gives, by our names, over what the files beside the weights hold, as they stand.
-Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Known:
+    """Facts of the files beside some weights, as they stand there, and what the user gives, by our
+    names. `used` are those of the user's that were asked for."""
+
+    files: Mapping[str, Any]
+    given: Mapping[str, Any]
+    used: set[str] = field(default_factory=set)
+
+
+Facts = Known | Mapping[str, Any]  # the latter: of files alone
 
 
 def size(specs: Specs, name: str, axis: int) -> int:
@@ -38,17 +50,34 @@ def count(specs: Specs, prefix: str) -> int:
 
 
 def find(facts: Facts, *keys: str) -> Any:
-    """The value of the first key that is there, at the top or in a section below; else None.
+    """What the user gives under one of these keys, else the first that is in the files; or None.
 
-    A key can be a path: `model.loss.lambda_video`.
+    A key can be a path into sections: `model.loss.lambda_video`. ConversionError: the user gives
+    something else than the files say.
     """
+    files, given = (facts.files, facts.given) if isinstance(facts, Known) else (facts, {})
+    found = {key: value for key in keys if (value := _at(files, key)) is not None}
     for key in keys:
-        value: Any = facts
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
-            return value
-    return None
+        if key in given:
+            facts.used.add(key)
+            for other, value in found.items():
+                if value != given[key]:
+                    raise ConversionError(
+                        f"--set {key}={given[key]} contradicts {other}={value} of the file beside "
+                        "the weights; where it is meant for another source, convert that apart"
+                    )
+            return given[key]
+    return next(iter(found.values()), None)
+
+
+def section(facts: Facts, *keys: str) -> Mapping[str, Any]:
+    """A section of the files, empty where there is none. ConversionError: it is something else."""
+    found = find(facts, *keys)
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise ConversionError(f"{keys[0]} is {found!r}, expected a section of names and values")
+    return found
 
 
 def agree(told: Mapping[str, Any], facts: Mapping[str, Any], where: str) -> None:
@@ -81,3 +110,10 @@ def untold(
             f"config of the model beside the weights, or give {flags}"
         )
     return values
+
+
+def _at(files: Mapping[str, Any], key: str) -> Any:
+    value: Any = files
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

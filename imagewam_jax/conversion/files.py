@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.conversion.tensors import TensorSource, TensorSpec
-from imagewam_jax.conversion.torch_files import TorchFile
+from imagewam_jax.conversion.torch_files import LEGACY, ZIP, TorchFile
+from imagewam_jax.conversion.writing import tensor_bytes
 
 INDEX = ".safetensors.index.json"
 SAFETENSORS_DTYPES = {
@@ -57,15 +58,17 @@ class SafetensorsFile:
     def read(self, name: str) -> np.ndarray:
         """ConversionError: the file is not what it was when it was opened."""
         spec = self.specs[name]
-        data = np.empty(int(np.prod(spec.shape)) * spec.dtype.itemsize, np.uint8)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self._start[name])
-            unread = memoryview(data)
-            while unread:
-                count = file.readinto(unread)
-                if not count:
-                    raise ConversionError(f"{self.path}: ends within {name}, and did not before")
-                unread = unread[count:]
+        data = np.empty(tensor_bytes(spec), np.uint8)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self._start[name])
+                unread = memoryview(data)
+                while unread and (count := file.readinto(unread)):
+                    unread = unread[count:]
+        except OSError as error:
+            raise ConversionError(f"{self.path}: {name} cannot be read: {error}") from error
+        if unread:
+            raise ConversionError(f"{self.path}: ends within {name}, and did not before")
         return data.view(spec.dtype).reshape(spec.shape)
 
 
@@ -105,14 +108,18 @@ class SafetensorsFolder:
 
 def open_weights(path: Path) -> TensorSource:
     """The tensors of a file or folder. ConversionError: there is nothing that can be read."""
-    if not path.exists():
-        raise ConversionError(f"{path}: no such file or folder")
-    if path.is_dir():
-        return SafetensorsFolder(path)
-    with path.open("rb") as file:
-        start = file.read(2)
-    # By what is in it: a zip archive, or the pickle of old versions, is PyTorch's.
-    return TorchFile(path) if start in (b"PK", b"\x80\x02") else SafetensorsFile(path)
+    try:
+        if not path.exists():
+            raise ConversionError(f"{path}: no such file or folder")
+        if path.is_dir():
+            return SafetensorsFolder(path)
+        with path.open("rb") as file:
+            start = file.read(len(ZIP))
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read: {error}") from error
+    # By what is in it. A safetensors file begins with the length of its header, in which two bytes
+    # can be any; four that are a zip archive's are a header of 67 MB, which is no model's.
+    return TorchFile(path) if start in (ZIP, LEGACY) else SafetensorsFile(path)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -124,10 +131,14 @@ def weight_files(path: Path) -> list[Path]:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        names = json.loads(path.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConversionError(f"{path}: not an index of safetensors files: {error!r}") from error
-    return dict(names)
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise ConversionError(
+            f"{path}: not an index of safetensors files: weight_map is not of names and files"
+        )
+    return names
 
 
 def _check_index(names: Mapping[str, str], specs: Mapping[str, TensorSpec], index: Path) -> None:

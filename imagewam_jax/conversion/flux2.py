@@ -3,11 +3,12 @@
 Linear weights are `[out, in]` there and `[in, ...out]` here.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.facts import Facts, Specs, agree, count, find, size, untold
+from imagewam_jax.conversion.facts import Facts, Specs, agree, count, find, section, size, untold
 from imagewam_jax.conversion.mapping import Part, Rule, rule
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B, Flux2Config
@@ -26,6 +27,7 @@ def flux2_config(specs: Specs, facts: Facts) -> Flux2Config:
             "ImageWAM is made of FLUX.2 [klein], which has none"
         )
     dim = size(specs, "img_in.weight", 0)
+    mlp_dim = size(specs, "double_blocks.0.img_mlp.2.weight", 1)
     head_dim = size(specs, "double_blocks.0.img_attn.norm.query_norm.scale", 0)
     told = {
         "in_channels": size(specs, "img_in.weight", 1),
@@ -34,9 +36,9 @@ def flux2_config(specs: Specs, facts: Facts) -> Flux2Config:
         "heads": dim // head_dim,
         "double_layers": count(specs, "double_blocks."),
         "single_layers": count(specs, "single_blocks."),
-        "mlp_ratio": size(specs, "double_blocks.0.img_mlp.2.weight", 1) / dim,
+        "mlp_ratio": mlp_ratio(mlp_dim, dim),
     }
-    given = find(facts, "flux2_params") or {}
+    given = section(facts, "flux2_params")
     names = {
         "in_channels": "in_channels",
         "text_dim": "context_in_dim",
@@ -46,7 +48,9 @@ def flux2_config(specs: Specs, facts: Facts) -> Flux2Config:
         "single_layers": "depth_single_blocks",
         "mlp_ratio": "mlp_ratio",
     }
-    agree(told, {ours: given.get(theirs) for ours, theirs in names.items()}, "flux2_params")
+    found = {ours: given.get(theirs) for ours, theirs in names.items()}
+    found["mlp_ratio"] = as_told(found["mlp_ratio"], mlp_dim, dim)
+    agree(told, found, "flux2_params")
     rope = {
         "rope_axes": find(facts, "rope_axes", "flux2_params.axes_dim"),
         "rope_theta": find(facts, "rope_theta", "flux2_params.theta"),
@@ -54,12 +58,29 @@ def flux2_config(specs: Specs, facts: Facts) -> Flux2Config:
     return with_klein_rope(told, rope)
 
 
+def mlp_ratio(mlp_dim: int, dim: int) -> float:
+    """The ratio of an MLP's inner width to the model's.
+
+    Others cut off what is behind the point of `dim * ratio`, so that the nearest number can be too
+    small for them.
+    """
+    ratio = mlp_dim / dim
+    return ratio if int(dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
+
+
+def as_told(given: Any, mlp_dim: int, dim: int) -> Any:
+    """A ratio that stands in a config, which need not be exact: as `mlp_ratio` has it where it is
+    of the same widths."""
+    number = isinstance(given, (int, float))
+    return mlp_ratio(mlp_dim, dim) if number and abs(dim * given - mlp_dim) < 1 else given
+
+
 def with_klein_rope(told: Mapping[str, Any], rope: Mapping[str, Any]) -> Flux2Config:
     """The config of known sizes, with RoPE as given or as klein of these sizes has it."""
     rope = untold(told, rope, (KLEIN_4B, KLEIN_9B), "FLUX.2 transformer")
     try:
         return Flux2Config(**told, **rope)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConversionError(f"FLUX.2 transformer: {error}") from error
 
 
@@ -70,7 +91,7 @@ def expert_config(specs: Specs, facts: Facts) -> ActionExpertConfig:
     return ActionExpertConfig(
         action_dim=size(specs, "action_encoder.weight", 1),
         dim=dim,
-        mlp_ratio=size(specs, "double_blocks.0.img_mlp.2.weight", 1) / dim,
+        mlp_ratio=mlp_ratio(size(specs, "double_blocks.0.img_mlp.2.weight", 1), dim),
         max_horizon=ActionExpertConfig().max_horizon if limit is None else limit,
     )
 
@@ -92,7 +113,6 @@ def _in_official_config(name: str) -> tuple[str, str]:
 
 def flux2_rules(config: Flux2Config) -> list[Rule]:
     """Original FLUX.2 names to the tree of `models.backbones.flux2.Flux2`."""
-    mlp = int(config.dim * config.mlp_ratio)
     sizes = {"n": config.heads, "h": config.head_dim}
     double, single = config.group_sizes
     rules = [
@@ -105,13 +125,12 @@ def flux2_rules(config: Flux2Config) -> list[Rule]:
         *_head_rules("final_layer"),
     ]
     for short, ours in (("img", "image"), ("txt", "text")):
-        rules += _sequential(short, f"double_layers.{ours}", double, sizes, mlp)
-    return rules + _parallel("single_layers.block", single, sizes, mlp)
+        rules += _sequential(short, f"double_layers.{ours}", double, sizes, config.mlp_dim)
+    return rules + _parallel("single_layers.block", single, sizes, config.mlp_dim)
 
 
 def action_expert_rules(config: ActionExpertConfig, backbone: Flux2Config) -> list[Rule]:
     """Official expert names to the tree of `models.action_expert.ActionExpert`."""
-    mlp = int(config.dim * config.mlp_ratio)
     sizes = {"n": backbone.heads, "h": backbone.head_dim}
     double, single = backbone.group_sizes
     return [
@@ -121,8 +140,8 @@ def action_expert_rules(config: ActionExpertConfig, backbone: Flux2Config) -> li
         modulation_rule("double_stream_modulation_img.lin.weight", "double_modulation", 2),
         modulation_rule("single_stream_modulation.lin.weight", "single_modulation", 1),
         *_head_rules("head"),
-        *_sequential("img", "double_layers", double, sizes, mlp),
-        *_parallel("single_layers", single, sizes, mlp),
+        *_sequential("img", "double_layers", double, sizes, config.mlp_dim),
+        *_parallel("single_layers", single, sizes, config.mlp_dim),
     ]
 
 

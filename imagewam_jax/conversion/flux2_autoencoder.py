@@ -6,7 +6,7 @@ pixel are matrices here.
 
 from itertools import pairwise
 
-from imagewam_jax.conversion.facts import Facts, Specs, agree, count, find, size
+from imagewam_jax.conversion.facts import Facts, Specs, agree, count, section, size
 from imagewam_jax.conversion.mapping import Rule, rule
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
 
@@ -25,7 +25,7 @@ def flux2_autoencoder_config(specs: Specs, facts: Facts) -> Flux2AutoencoderConf
         blocks=count(specs, "encoder.down.0.block."),
         latent_channels=size(specs, "decoder.conv_in.weight", 1),
     )
-    given = find(facts, "autoencoder_params") or {}
+    given = section(facts, "autoencoder_params")
     names = {"width": "ch", "blocks": "num_res_blocks", "latent_channels": "z_channels"}
     facts = {ours: given.get(theirs) for ours, theirs in names.items()}
     agree(vars(config), facts, "autoencoder_params")

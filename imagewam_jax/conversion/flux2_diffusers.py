@@ -12,7 +12,9 @@ from imagewam_jax.conversion.flux2 import (
     HEADS,
     OUT,
     TRANSPOSE,
+    as_told,
     gate_up_parts,
+    mlp_ratio,
     modulation_rule,
     out_parts,
     qkv_parts,
@@ -34,6 +36,7 @@ def flux2_diffusers_config(specs: Specs, facts: Facts) -> Flux2Config:
             "FLUX.2 [klein], which has none"
         )
     dim = size(specs, "x_embedder.weight", 0)
+    mlp_dim = size(specs, "transformer_blocks.0.ff.linear_out.weight", 1)
     told = {
         "in_channels": size(specs, "x_embedder.weight", 1),
         "text_dim": size(specs, "context_embedder.weight", 1),
@@ -41,7 +44,7 @@ def flux2_diffusers_config(specs: Specs, facts: Facts) -> Flux2Config:
         "heads": dim // size(specs, "transformer_blocks.0.attn.norm_q.weight", 0),
         "double_layers": count(specs, "transformer_blocks."),
         "single_layers": count(specs, "single_transformer_blocks."),
-        "mlp_ratio": size(specs, "transformer_blocks.0.ff.linear_out.weight", 1) / dim,
+        "mlp_ratio": mlp_ratio(mlp_dim, dim),
     }
     names = {
         "in_channels": "in_channels",
@@ -51,7 +54,9 @@ def flux2_diffusers_config(specs: Specs, facts: Facts) -> Flux2Config:
         "single_layers": "num_single_layers",
         "mlp_ratio": "mlp_ratio",
     }
-    agree(told, {ours: find(facts, theirs) for ours, theirs in names.items()}, "config.json")
+    found = {ours: find(facts, theirs) for ours, theirs in names.items()}
+    found["mlp_ratio"] = as_told(found["mlp_ratio"], mlp_dim, dim)
+    agree(told, found, "config.json")
     agree({"eps": EPS}, {"eps": find(facts, "eps")}, "config.json")
     rope = {
         "rope_axes": find(facts, "rope_axes", "axes_dims_rope"),
@@ -62,8 +67,7 @@ def flux2_diffusers_config(specs: Specs, facts: Facts) -> Flux2Config:
 
 def flux2_diffusers_rules(config: Flux2Config) -> list[Rule]:
     """Names of diffusers to the tree of `models.backbones.flux2.Flux2`."""
-    mlp = int(config.dim * config.mlp_ratio)
-    sizes = {"n": config.heads, "h": config.head_dim}
+    sizes, mlp = {"n": config.heads, "h": config.head_dim}, config.mlp_dim
     double, single = config.group_sizes
     embedder = f"{_TIME}.timestep_embedder"
     halves = Part("head.modulation.kernel", "(two o) i -> i two o", {"two": 2}, flip=1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from imagewam_jax.conversion import lora
 from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.facts import Facts, Specs, agree, find, size
+from imagewam_jax.conversion.facts import Facts, Specs, agree, find, section, size
 from imagewam_jax.conversion.flux2 import (
     TRANSPOSE,
     action_expert_rules,
@@ -57,7 +57,7 @@ def imagewam_config(specs: Specs, facts: Facts) -> ImageWAMConfig:
     config, or official defaults. ConversionError: they contradict each other."""
     backbone = flux2_config(_below(specs, BACKBONE), facts)
     expert = expert_config(_below(specs, EXPERT), facts)
-    given = find(facts, "model.action_dit_config", "action_dit_config") or {}
+    given = section(facts, "model.action_dit_config", "action_dit_config")
     told = {"action_dim": expert.action_dim, "hidden_dim": expert.dim}
     agree(told, {name: given.get(name) for name in told}, "action_dit_config")
     has_proprio = f"{PROPRIO}weight" in specs
@@ -67,8 +67,7 @@ def imagewam_config(specs: Specs, facts: Facts) -> ImageWAMConfig:
         "target_flow": _flow(facts, "video"),
         "action_flow": _flow(facts, "action"),
         "horizon": _fact(facts, min(ImageWAMConfig.horizon, expert.max_horizon), *_HORIZON),
-        # Official positions and times are in the dtype of the parameters.
-        "coordinate_dtype": _fact(facts, _dtype(specs), "coordinate_dtype"),
+        "coordinate_dtype": _coordinate_dtype(specs, facts),
     }
     for name, key in (("target_loss_weight", "video"), ("action_loss_weight", "action")):
         fields[name] = _fact(facts, getattr(ImageWAMConfig, name), f"loss.lambda_{key}")
@@ -81,15 +80,16 @@ def imagewam_config(specs: Specs, facts: Facts) -> ImageWAMConfig:
 def imagewam_source(source: TensorSource, facts: Facts, base: TensorSource | None) -> TensorSource:
     """The tensors that count, with LoRA factors merged and what only `base` has.
 
-    `base` are the FLUX.2 weights, in the original layout, that a checkpoint of trained tensors
-    alone was trained from. ConversionError: it is needed and absent, or `alpha` is.
+    `base` are the FLUX.2 weights, under the names of the original layout, that a checkpoint of
+    trained tensors alone was trained from. ConversionError: they are needed and absent, or `alpha`
+    is.
     """
     kept = _without_aliases(source)
     if BACKBONE + "img_in.weight" not in kept.specs:
         if base is None:
             raise ConversionError(
                 f"{_file(kept.specs)}: holds only what was trained; give the FLUX.2 weights that "
-                "it was trained from, in the original layout, as another source"
+                "it was trained from as another source"
             )
         kept = Joined(kept, Renamed(base, lambda name: _base_name(name, kept.specs)))
     return lora.merged(kept, facts)
@@ -166,8 +166,23 @@ def _below(specs: Specs, prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): s for name, s in specs.items() if name.startswith(prefix)}
 
 
-def _dtype(specs: Specs) -> str:
-    return dtype_name({specs[BACKBONE + "img_in.weight"].dtype})
+def _coordinate_dtype(specs: Specs, facts: Facts) -> str:
+    """Official positions and times are in the dtype that the parameters had in training; a file
+    can hold them in another one."""
+    named = find(facts, "coordinate_dtype")
+    if named is None:
+        named = _PRECISION.get(find(facts, "torch_dtype", "mixed_precision"))
+    if named is None:
+        named = dtype_name({specs[f"{EXPERT}action_encoder.weight"].dtype})
+    return named if named == "bfloat16" else "float32"
+
+
+_PRECISION = {
+    "torch.bfloat16": "bfloat16",
+    "torch.float32": "float32",
+    "bf16": "bfloat16",
+    "no": "float32",
+}
 
 
 def _file(specs: Mapping[str, Any]) -> str:

@@ -5,36 +5,58 @@ A linear layer `x` with adapters is `x.base.weight` [out, in], `x.lora_A` [rank,
 comes from the training config.
 """
 
+import math
+
 import numpy as np
 
 from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.facts import Facts, Specs, find
-from imagewam_jax.conversion.tensors import TensorSource, TensorSpec, read_checked
+from imagewam_jax.conversion.facts import Facts, Specs, find, size
+from imagewam_jax.conversion.tensors import (
+    DTYPES,
+    TensorSource,
+    TensorSpec,
+    dtype_name,
+    read_checked,
+)
 
 BASE, FACTOR_A, FACTOR_B = ".base.weight", ".lora_A", ".lora_B"
 
 
 def merged(source: TensorSource, facts: Facts) -> TensorSource:
     """The source, with its adapters folded in if it has any. ConversionError: alpha is not
-    known."""
+    known, or they are not of the rank that the training config says."""
     rank = lora_rank(source.specs)
     if rank is None:
         return source
-    keys = ("lora_alpha", "model.flux2_lora_config.alpha", "flux2_lora_config.alpha", "alpha")
-    alpha = find(facts, *keys)
+    file = next(iter(source.specs.values())).file
+    alpha = find(facts, "lora_alpha", *_in_config("alpha"))
     if alpha is None:
-        file = next(iter(source.specs.values())).file
         raise ConversionError(
             f"{file}: has LoRA factors of rank {rank}; the file does not hold alpha, put the "
             "training config beside it or give --set lora_alpha=... (official runs: the rank)"
         )
-    return MergedLora(source, float(alpha))
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise ConversionError(f"{file}: the alpha of its LoRA factors is {alpha!r}")
+    given = find(facts, *_in_config("rank"))
+    merged = MergedLora(source, float(alpha))
+    for name, found in merged.ranks.items():
+        if given is not None and found != given:
+            raise ConversionError(
+                f"{file}: the rank of its LoRA factors is given as {given}, that of {name} is "
+                f"{found}"
+            )
+    return merged
+
+
+def _in_config(name: str) -> tuple[str, ...]:
+    return f"model.flux2_lora_config.{name}", f"flux2_lora_config.{name}", name
 
 
 def lora_rank(specs: Specs) -> int | None:
     """The rank of the first adapter; None where there is none."""
-    ranks = (spec.shape[0] for name, spec in specs.items() if name.endswith(FACTOR_A))
-    return next(ranks, None)
+    names = (name for name in specs if name.endswith(FACTOR_A))
+    first = next(names, None)
+    return None if first is None else size(specs, first, 0)
 
 
 def state(specs: Specs) -> str:
@@ -46,23 +68,23 @@ def state(specs: Specs) -> str:
 class MergedLora:
     """A source with every adapter folded into its weight.
 
-    The sum is made in float32 and cast back to the dtype of the base.
+    The sum is made in float32 and cast back to the dtype of the base. `ranks` are those of the
+    adapters, by layer, which need not be one.
     """
 
     def __init__(self, source: TensorSource, alpha: float):
-        """ConversionError: an adapter is incomplete, or its shapes do not fit each other."""
+        """ConversionError: an adapter is incomplete, of numbers that no weight has, or its shapes
+        do not fit each other; or a layer has a weight besides that with an adapter."""
         self._source, self._alpha = source, alpha
         self.specs: dict[str, TensorSpec] = {}
+        self.ranks: dict[str, int] = {}
         for name, spec in source.specs.items():
             if name.endswith(BASE):
                 layer = name.removesuffix(BASE)
+                if f"{layer}.weight" in source.specs:
+                    raise ConversionError(f"{spec.file}: has both {name} and {layer}.weight")
                 a, b = (self._factor(layer, factor, spec) for factor in (FACTOR_A, FACTOR_B))
-                if (b.shape[0], a.shape[1]) != spec.shape or a.shape[0] != b.shape[1]:
-                    raise ConversionError(
-                        f"{spec.file}: {layer} is {spec.shape}, its factors are B {b.shape} and "
-                        f"A {a.shape}"
-                    )
-                self.specs[f"{layer}.weight"] = spec
+                self.specs[f"{layer}.weight"], self.ranks[layer] = spec, _rank(layer, spec, a, b)
             elif name.endswith((FACTOR_A, FACTOR_B)):
                 layer = name.removesuffix(FACTOR_A).removesuffix(FACTOR_B)
                 if layer + BASE not in source.specs:
@@ -83,4 +105,20 @@ class MergedLora:
     def _factor(self, layer: str, factor: str, base: TensorSpec) -> TensorSpec:
         if layer + factor not in self._source.specs:
             raise ConversionError(f"{base.file}: {layer + BASE} has no {factor.removeprefix('.')}")
-        return self._source.specs[layer + factor]
+        spec = self._source.specs[layer + factor]
+        if spec.dtype not in DTYPES:
+            raise ConversionError(
+                f"{spec.file}: {layer + factor} is of {spec.dtype}, expected {dtype_name(DTYPES)}"
+            )
+        return spec
+
+
+def _rank(layer: str, base: TensorSpec, a: TensorSpec, b: TensorSpec) -> int:
+    """ConversionError: the factors are not those of such a matrix."""
+    if len(base.shape) == len(a.shape) == len(b.shape) == 2:
+        (out, in_), (rank, _) = base.shape, a.shape
+        if rank and a.shape == (rank, in_) and b.shape == (out, rank):
+            return rank
+    raise ConversionError(
+        f"{base.file}: {layer} is {base.shape}, its factors are B {b.shape} and A {a.shape}"
+    )

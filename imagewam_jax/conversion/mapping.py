@@ -7,7 +7,7 @@ an error that names it.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from imagewam_jax.conversion.tensors import (
     dtype_name,
     read_checked,
 )
+from imagewam_jax.conversion.trees import flatten, unflatten
 
 # Tensors that are read and transposed at a time: more of them are more memory than speed.
 AHEAD = 2
@@ -174,8 +175,8 @@ def tree_dtypes(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> dict[
 def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
     """Our arrays, layer by layer; each foreign tensor is read once and then forgotten.
 
-    The next ones are made while one is in use. The source must have passed `check`.
-    ConversionError: a tensor holds NaNs or infinities.
+    The next ones are made while one is in use, in threads. The source must have passed `check`.
+    Errors are those of `read_checked`.
     """
     names = [
         (r, None if r.layers is None else i, n) for r in rules for i, n in enumerate(r.names())
@@ -225,82 +226,6 @@ def to_tree(
         layers.setdefault(piece.path, []).append(piece.array)
     stacked = stacked_paths(rules)
     return unflatten({k: np.stack(v) if k in stacked else v[0] for k, v in layers.items()})
-
-
-class TreeReader:
-    """Reads arrays of our tree, or single layers of them, out of a foreign source."""
-
-    def __init__(self, rules: Sequence[Rule], source: TensorSource):
-        self._source = source
-        self._rules = {part.path: (r, i) for r in rules for i, part in enumerate(r.parts)}
-
-    def __call__(self, path: str, layer: int | None) -> np.ndarray:
-        r, index = self._rules[path]
-        name = r.name if layer is None else r.name.replace(LAYER, str(layer))
-        part = r.parts[index]
-        return part.ours(r.split(read_checked(self._source, name))[index])
-
-
-class ForeignView:
-    """A tree of ours as a source in a foreign layout.
-
-    `read` returns an array of the tree by its dotted path, or one layer of it; `like` has shapes
-    and dtypes.
-    """
-
-    def __init__(
-        self,
-        rules: Sequence[Rule],
-        like: Mapping[str, Any],
-        read: Callable[[str, int | None], np.ndarray],
-        file: str,
-    ):
-        self._read = read
-        self._rules = {
-            name: (r, None if r.layers is None else i)
-            for r in rules
-            for i, name in enumerate(r.names())
-        }
-        dtypes = {path: np.dtype(leaf.dtype) for path, leaf in flatten(like).items()}
-        self.specs = {
-            name: TensorSpec(shape, dtypes[self._rules[name][0].parts[0].path], file)
-            for name, shape in foreign_shapes(rules, like).items()
-        }
-
-    def read(self, name: str) -> np.ndarray:
-        r, layer = self._rules[name]
-        parts = [part.foreign(self._read(part.path, layer)) for part in r.parts]
-        return contiguous(parts[0]) if len(parts) == 1 else np.concatenate(parts, r.axis)
-
-
-def to_foreign(rules: Sequence[Rule], tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `to_tree`."""
-    flat = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
-    view = ForeignView(rules, tree, lambda p, i: flat[p] if i is None else flat[p][i], "memory")
-    return {name: view.read(name) for name in view.specs}
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted paths to leaves of a nested dictionary."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
 
 
 def _some(names: list[str], limit: int = 8) -> str:

@@ -58,8 +58,14 @@ def qwen3_config(specs: Specs, facts: Facts) -> Qwen3Config:
     agree({"rope_type": "default"}, {"rope_type": rope}, "config.json")
     theta = find(facts, "rope_theta", "rope_parameters.rope_theta", "qwen3.rope_theta")
     theta = untold(told, {"rope_theta": theta}, (QWEN3_4B, QWEN3_8B), "Qwen3 text encoder")
-    layers = find(facts, "feature_layers", "selected_hidden_states") or QWEN3_4B.feature_layers
-    config = Qwen3Config(**told, **theta, feature_layers=tuple(layers))
+    layers = find(facts, "feature_layers", "selected_hidden_states")
+    layers = QWEN3_4B.feature_layers if layers is None else layers
+    if not isinstance(layers, (list, tuple)) or not all(type(layer) is int for layer in layers):
+        raise ConversionError(f"feature_layers is {layers!r}, expected numbers of layers")
+    try:
+        config = Qwen3Config(**told, **theta, feature_layers=tuple(layers))
+    except ValueError as error:
+        raise ConversionError(f"Qwen3 text encoder: {error}") from error
     there = count(specs, "model.layers.")
     if there < config.layers:
         raise ConversionError(

@@ -30,7 +30,7 @@ def write_safetensors(
     """Some tensors of a source, or all of them, as one file.
 
     They are read in the order of the source, wide dtypes first, so that every tensor is aligned.
-    ConversionError: a tensor is not what its spec says, or of a dtype that the format lacks.
+    ConversionError: a tensor is of a dtype that the format lacks, or what `read_checked` raises.
     """
     wanted = source.specs if names is None else names
     ordered = sorted(wanted, key=lambda name: -source.specs[name].dtype.itemsize)

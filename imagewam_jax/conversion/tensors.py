@@ -27,7 +27,10 @@ class TensorSpec(NamedTuple):
 
 
 class TensorSource(Protocol):
-    """`read` returns an array of the shape and dtype that `specs` has under that name."""
+    """`read` returns an array of the shape and dtype that `specs` has under that name.
+
+    It is called from several threads at a time.
+    """
 
     specs: Mapping[str, TensorSpec]
 
@@ -47,11 +50,17 @@ class ArraySource:
 
 class Renamed:
     """Some tensors of a source under other names: `rename` gives the new one, or None to leave a
-    tensor out."""
+    tensor out. ConversionError: two would have the same."""
 
     def __init__(self, source: TensorSource, rename: Callable[[str], str | None]):
         self._source = source
-        self._old = {new: old for old in source.specs if (new := rename(old)) is not None}
+        self._old: dict[str, str] = {}
+        for old, spec in source.specs.items():
+            new = rename(old)
+            if new in self._old:
+                raise ConversionError(f"{spec.file}: both {self._old[new]} and {old} are {new}")
+            if new is not None:
+                self._old[new] = old
         self.specs = {new: source.specs[old] for new, old in self._old.items()}
 
     def read(self, name: str) -> np.ndarray:
@@ -82,13 +91,16 @@ def without(source: TensorSource, names: Collection[str]) -> TensorSource:
 
 
 def read_checked(source: TensorSource, name: str) -> np.ndarray:
-    """One tensor; ConversionError if it holds a NaN or an infinity."""
-    tensor = source.read(name)
+    """One tensor. ConversionError: it is not what its spec says, or holds a NaN or an infinity."""
+    spec, tensor = source.specs[name], source.read(name)
+    if tensor.shape != tuple(spec.shape) or tensor.dtype != spec.dtype:
+        raise ConversionError(
+            f"{spec.file}: {name} is {tensor.dtype} {tensor.shape}, expected {spec.dtype} "
+            f"{tuple(spec.shape)}"
+        )
     bad = count_not_finite(tensor)
     if bad:
-        raise ConversionError(
-            f"{source.specs[name].file}: {name} holds {bad} numbers that are NaN or infinite"
-        )
+        raise ConversionError(f"{spec.file}: {name} holds {bad} numbers that are NaN or infinite")
     return tensor
 
 

@@ -1,6 +1,8 @@
 """PyTorch's `.pt` files. The only place that imports PyTorch, and only when one is opened."""
 
+import re
 import tempfile
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +13,14 @@ import numpy as np
 
 from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.conversion.tensors import TensorSource, TensorSpec
-from imagewam_jax.conversion.writing import Progress, read_bytes
+from imagewam_jax.conversion.trees import flatten
+from imagewam_jax.conversion.writing import Progress, read_bytes, tensor_bytes
 
+# What a file begins with: a zip archive, or, of PyTorch before 1.6, a pickle of a certain number.
+ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\x0a"
+# A file can make older versions run its code even where they are told to load weights alone
+# (CVE-2025-32434, CVE-2026-24747).
+OLDEST = (2, 10)
 # How much of a file stays mapped into memory while it is read; mapped pages count as resident.
 KEPT_MAPPED = 2**30
 
@@ -25,49 +33,65 @@ class TorchFile:
     """
 
     def __init__(self, path: Path):
-        """ConversionError: PyTorch is not installed, or refuses the file."""
+        """ConversionError: PyTorch is not installed, or refuses the file; or what is in it is not
+        plain tensors under names of their own."""
         self.path = path
-        self._tensors, self._read_bytes = None, 0
+        self._lock = threading.Lock()
+        self._mapped, self._read_bytes = None, 0
         self.specs: dict[str, TensorSpec] = {}
         self.values: dict[str, Any] = {}
-        for name, value in self._load().items():
-            if not hasattr(value, "untyped_storage"):
+        for name, value in self._contents(0).items():
+            if _is_tensor(value):
+                self.specs[name] = self._spec(name, value)
+            elif _holds_tensors(value):
+                raise ConversionError(
+                    f"{path}: {name} is a {type(value).__name__} with tensors in it, which have no "
+                    "names"
+                )
+            else:
                 self.values[name] = value
-                continue
-            dtype = str(value.dtype).removeprefix("torch.")
-            if dtype not in _TORCH_DTYPES:
-                raise ConversionError(f"{path}: {name} is of {dtype}, which no weight is")
-            self.specs[name] = TensorSpec(tuple(value.shape), _TORCH_DTYPES[dtype], str(path))
 
     def read(self, name: str) -> np.ndarray:
+        """ConversionError: the file is not what it was when it was opened."""
         spec = self.specs[name]
-        self._read_bytes += int(np.prod(spec.shape)) * spec.dtype.itemsize
-        if self._read_bytes > KEPT_MAPPED:
-            self._tensors = None
-        tensor = self._load()[name].contiguous()
+        tensor = self._contents(tensor_bytes(spec)).get(name)
+        if not _is_tensor(tensor) or self._spec(name, tensor) != spec:
+            raise ConversionError(f"{self.path}: has another {name} than before")
+        tensor = tensor.contiguous()
         bits = tensor.view(_torch().uint8) if tensor.dim() else tensor[None].view(_torch().uint8)
         return np.array(bits.numpy()).view(spec.dtype).reshape(spec.shape)
 
-    def _load(self) -> dict[str, Any]:
-        if self._tensors is None:
-            self._read_bytes = 0
-            self._tensors = _flat(self._read_whole(), "")
-        return self._tensors
+    def _contents(self, size: int) -> dict[str, Any]:
+        """Everything in the file, mapped; of which `size` bytes are going to be read."""
+        with self._lock:
+            self._read_bytes += size
+            if self._read_bytes > KEPT_MAPPED:
+                self._mapped = None  # before the file is mapped again
+            if self._mapped is None:
+                self._mapped, self._read_bytes = self._map(), size
+            return self._mapped
 
-    def _read_whole(self) -> Mapping[str, Any]:
-        torch = _torch()
-        try:
-            whole = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
-        except Exception as error:  # its own, pickle's and the zip reader's
-            raise ConversionError(
-                f"{self.path}: PyTorch cannot read it as weights alone, without running code from "
-                f"it: {str(error).splitlines()[0]}"
-            ) from error
+    def _map(self) -> dict[str, Any]:
+        whole = _load(self.path)
         if not isinstance(whole, Mapping):
             raise ConversionError(
                 f"{self.path}: holds a {type(whole).__name__}, expected a dictionary of tensors"
             )
-        return whole
+        try:
+            return flatten(whole)
+        except RecursionError:
+            raise ConversionError(f"{self.path}: its dictionaries are nested without end") from None
+        except ConversionError as error:
+            raise ConversionError(f"{self.path}: {error}") from None
+
+    def _spec(self, name: str, tensor: Any) -> TensorSpec:
+        """ConversionError: it is not plain numbers in memory, or of a dtype that no weight has."""
+        if kind := _special(tensor):
+            raise ConversionError(f"{self.path}: {name} is {kind}, expected a plain tensor")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in _TORCH_DTYPES:
+            raise ConversionError(f"{self.path}: {name} is of {dtype}, which no weight is")
+        return TensorSpec(tuple(tensor.shape), _TORCH_DTYPES[dtype], str(self.path))
 
 
 class TensorName(str):
@@ -85,8 +109,8 @@ def write_torch_file(
     Where a name stands twice, both are one tensor, stored once. Tensors are read in the order of
     the source and put into files in a folder beside `path`, which PyTorch then maps: as much disk
     again while it saves, and no more memory than one tensor. `progress` is told of each byte
-    twice. ConversionError: PyTorch is not installed or cannot write it, or a tensor is not what its
-    spec says.
+    twice. ConversionError: PyTorch is not installed or cannot write it, or what `read_checked`
+    raises.
     """
     torch = _torch()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
@@ -136,21 +160,77 @@ _TORCH_DTYPES = {
 }
 
 
-def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _load(path: Path) -> Any:
+    """What is in a file, mapped. ConversionError: PyTorch refuses it, or is asked to run code."""
+    torch = _torch()
+    try:
+        with path.open("rb") as file:
+            legacy = file.read(len(LEGACY)) == LEGACY
+        if not legacy:
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # its own, pickle's and the zip reader's
+        # Not from it: PyTorch's own words are advice to run the code.
+        raise ConversionError(
+            f"{path}: PyTorch cannot read it as weights alone, without running code from "
+            f"it{_reason(str(error))}"
+        ) from None
+    raise ConversionError(
+        f"{path}: is in the format that PyTorch had before 1.6, which is not read here; save it "
+        "again with PyTorch 1.6 or newer"
+    )
+
+
+def _reason(message: str) -> str:
+    """What is wrong with a file, where PyTorch's message says so."""
+    if refused := re.search(r"GLOBAL ([\w.]+)", message):
+        return f": it asks for {refused[1]}"
+    first = next(iter(message.splitlines()), "")
+    return f": {first}" if first and "weights_only" not in first else ""
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, _torch().Tensor)
+
+
+def _special(tensor: Any) -> str | None:
+    """What a tensor is whose numbers do not lie in memory as its shape says."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != _torch().strided:
+        return f"sparse ({tensor.layout})"
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype})"
+    if tensor.is_meta:
+        return "without numbers (meta)"
+    plain = type(tensor) in (_torch().Tensor, _torch().nn.Parameter)
+    return None if plain else f"a {type(tensor).__name__}"
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a value has tensors in it that a name of a dictionary does not reach."""
+    torch, seen, open_ = _torch(), set(), [value]
+    while open_:
+        value = open_.pop()
+        if isinstance(value, (torch.Tensor, torch.TypedStorage, torch.UntypedStorage)):
+            return True
+        if id(value) not in seen and isinstance(value, (Mapping, list, tuple, set, frozenset)):
+            seen.add(id(value))
+            open_ += value.values() if isinstance(value, Mapping) else value
+    return False
 
 
 def _torch():
+    """ConversionError: PyTorch is not installed, or is too old for files of unknown origin."""
     try:
         import torch
     except ImportError as error:
         raise ConversionError(
             "reading and writing .pt files needs PyTorch: pip install 'imagewam-jax[torch]'"
         ) from error
+    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if version is None or tuple(map(int, version.groups())) < OLDEST:
+        raise ConversionError(
+            f"PyTorch {torch.__version__} can be made to run code from a .pt file that is read as "
+            f"weights alone; install {'.'.join(map(str, OLDEST))} or newer"
+        )
     return torch

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.tensors import TensorSource, TensorSpec, contiguous
+from imagewam_jax.conversion.tensors import TensorSource, TensorSpec, contiguous, read_checked
 
 Progress = Callable[[int], object]  # is told how many bytes were written
 
@@ -20,11 +19,5 @@ def source_bytes(source: TensorSource) -> int:
 
 
 def read_bytes(source: TensorSource, name: str) -> np.ndarray:
-    """One tensor as a row of uint8. ConversionError: it is not what its spec says."""
-    spec, tensor = source.specs[name], source.read(name)
-    if tensor.shape != tuple(spec.shape) or tensor.dtype != spec.dtype:
-        raise ConversionError(
-            f"{spec.file}: {name} is {tensor.dtype} {tensor.shape}, expected {spec.dtype} "
-            f"{tuple(spec.shape)}"
-        )
-    return contiguous(tensor).reshape(-1).view(np.uint8)
+    """One tensor as a row of uint8. Errors are those of `read_checked`."""
+    return contiguous(read_checked(source, name)).reshape(-1).view(np.uint8)

@@ -30,6 +30,11 @@ class ActionExpertConfig:
     mlp_ratio: float = 4.0
     max_horizon: int = 64
 
+    @property
+    def mlp_dim(self) -> int:
+        """Cut off, as officially, but not the whole number that a ratio misses by rounding."""
+        return int(self.dim * self.mlp_ratio + 1e-6)
+
 
 class ActionCondition(NamedTuple):
     """Everything that depends on the action's time."""
@@ -52,7 +57,7 @@ class ActionExpert(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        dim, mlp_dim = config.dim, int(config.dim * config.mlp_ratio)
+        dim, mlp_dim = config.dim, config.mlp_dim
         double, single = group_sizes
         self.action_in = Linear({"action": config.action_dim}, {"embed": dim}, bias=True, rngs=rngs)
         self.time_in = TimeEmbedding(dim, rngs=rngs)

@@ -1,6 +1,7 @@
 """Reads a tree of a checkpoint that is larger than memory, a layer at a time."""
 
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import tensorstore as ts
 from orbax.checkpoint import type_handlers
 
-from imagewam_jax.conversion.mapping import flatten
+from imagewam_jax.conversion.trees import flatten
 from imagewam_jax.policies.checkpoint import Checkpoints
 from imagewam_jax.policies.errors import CheckpointError
 
@@ -22,7 +23,8 @@ KEPT_BYTES = 5 * BLOCK_BYTES
 class SavedTree:
     """The arrays of one tree of a step; `abstract` has their shapes and dtypes.
 
-    Called with a dotted path and a layer it reads that layer, or all of the array (None).
+    Called with a dotted path and a layer it reads that layer, or all of the array (None). It can be
+    called from several threads, as a source that reads from it is.
     """
 
     def __init__(self, checkpoints: Checkpoints, step: int, tree: str):
@@ -31,6 +33,7 @@ class SavedTree:
         self._folder = checkpoints.directory / str(step) / tree
         self._stored = json.loads((self._folder / "_METADATA").read_text())
         self._context = type_handlers.get_ts_context(use_ocdbt=self._stored["use_ocdbt"])
+        self._lock = threading.Lock()  # around both of these
         self._arrays: dict[str, ts.TensorStore] = {}
         self._blocks: dict[str, tuple[int, np.ndarray]] = {}  # first layer, and these layers
 
@@ -49,18 +52,21 @@ class SavedTree:
 
     def __call__(self, path: str, layer: int | None) -> np.ndarray:
         """CheckpointError: what is on disk cannot be read."""
-        if path not in self._arrays:
-            self._arrays[path] = self._open(path)
-        array = self._arrays[path]
+        with self._lock:
+            if path not in self._arrays:
+                self._arrays[path] = self._open(path)
+            array = self._arrays[path]
+        count = 1 if layer is None else _layers_at_once(array)
         try:
-            return array.read().result() if layer is None else self._layer(path, array, layer)
+            if count == 1:
+                return (array if layer is None else array[layer]).read().result()
+            with self._lock:  # two threads that want one block read it once
+                return self._layer(path, array, layer, count)
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{self._folder}: {path} cannot be read: {error}") from error
 
-    def _layer(self, path: str, array: ts.TensorStore, layer: int) -> np.ndarray:
-        count = _layers_at_once(array)
-        if count == 1:
-            return array[layer].read().result()
+    def _layer(self, path: str, array: ts.TensorStore, layer: int, count: int) -> np.ndarray:
+        """One of a block of `count` layers that is read whole and kept."""
         start, block = self._blocks.get(path, (0, np.empty(0)))
         if not start <= layer < start + len(block):
             start = layer - layer % count

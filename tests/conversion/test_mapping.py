@@ -4,24 +4,13 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.conversion.facts import count, find, untold
-from imagewam_jax.conversion.mapping import (
-    ForeignView,
-    Part,
-    Rule,
-    TreeReader,
-    check,
-    foreign_shapes,
-    rule,
-    to_foreign,
-    to_tree,
-    under,
-)
+from imagewam_jax.conversion.mapping import Part, Rule, check, foreign_shapes, rule, to_tree, under
 from imagewam_jax.conversion.tensors import (
     ArraySource,
     Joined,
@@ -29,6 +18,7 @@ from imagewam_jax.conversion.tensors import (
     contiguous,
     count_not_finite,
 )
+from imagewam_jax.conversion.views import ForeignView, TreeReader, to_foreign
 
 # Fused on either axis, stacked or not, split over heads, flipped, and permuted.
 RULES = [
@@ -156,6 +146,7 @@ BITS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bflo
 
 
 @pytest.mark.parametrize("name", BITS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_numbers_that_are_not_finite_are_counted(name, data):
     dtype = np.dtype(BITS[name])
@@ -165,6 +156,7 @@ def test_numbers_that_are_not_finite_are_counted(name, data):
     assert count_not_finite(values) == expected
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=4, max_side=70)), st.data())
 def test_contiguous_copies_are_the_same_numbers(bits, data):
     view = bits.view(ml_dtypes.bfloat16).transpose(data.draw(st.permutations(range(bits.ndim))))

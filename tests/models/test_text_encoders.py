@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.mapping import flatten, to_tree
+from imagewam_jax.conversion.mapping import to_tree
 from imagewam_jax.conversion.qwen3 import is_used, qwen3_rules
+from imagewam_jax.conversion.trees import flatten
 from imagewam_jax.models.text_encoders.base import (
     BATCH_TOKENS,
     TOKEN_MULTIPLE,

@@ -1,11 +1,16 @@
 """Reading a tree layer by layer, whatever its chunks on disk are."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
-from imagewam_jax.conversion.mapping import Piece, flatten
+from imagewam_jax.conversion.mapping import Piece
+from imagewam_jax.conversion.trees import flatten
 from imagewam_jax.policies import tree_reader
 from imagewam_jax.policies.checkpoint import Checkpoints, open_checkpoint
 from imagewam_jax.policies.errors import CheckpointError
@@ -76,6 +81,44 @@ def test_every_layer_in_any_order(write, block_bytes, tree, tmp_path, monkeypatc
     for layer in [*range(LAYERS), 4, 0, 6]:
         for path, array in flatten(tree["layers"]).items():
             np.testing.assert_array_equal(saved(f"layers.{path}", layer), array[layer])
+
+
+@pytest.mark.parametrize(("write", "kept"), [(write_run, True), (write_stream, False)])
+def test_several_threads_at_a_time(write, kept, tree, tmp_path, monkeypatch):
+    """An array is opened once, and what is kept of it is changed by one thread at a time."""
+    monkeypatch.setattr(tree_reader, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(tree_reader, "KEPT_BYTES", 200)
+    write(tmp_path, tree)
+    saved, flat = saved_tree(tmp_path), flatten(tree["layers"])
+    inside, most = [], []
+
+    def alone(method):
+        def slow(*args):
+            inside.append(method)
+            most.append(len(inside))
+            time.sleep(0.001)
+            try:
+                return method(*args)
+            finally:
+                inside.remove(method)
+
+        return slow
+
+    monkeypatch.setattr(saved, "_open", alone(saved._open))
+    monkeypatch.setattr(saved, "_layer", alone(saved._layer))
+    start = threading.Barrier(6)
+
+    def read(seed):
+        wanted = [(path, layer) for path in flat for layer in range(LAYERS)]
+        start.wait()
+        for i in np.random.default_rng(seed).permutation(len(wanted)):
+            path, layer = wanted[i]
+            np.testing.assert_array_equal(saved(f"layers.{path}", layer), flat[path][layer])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(read, range(6)))
+    assert max(most) == 1
+    assert len(most) == len(flat) + (6 * LAYERS * len(flat) if kept else 0)
 
 
 def test_no_more_is_kept_than_is_allowed(tree, tmp_path, monkeypatch):

@@ -56,6 +56,11 @@ class Flux2Config:
         return self.dim // self.heads
 
     @property
+    def mlp_dim(self) -> int:
+        """Cut off, as officially, but not the whole number that a ratio misses by rounding."""
+        return int(self.dim * self.mlp_ratio + 1e-6)
+
+    @property
     def group_sizes(self) -> tuple[int, int]:
         """Layers per group, in order; the action expert has the same."""
         return self.double_layers, self.single_layers
@@ -82,7 +87,7 @@ class DoubleLayer(nnx.Module):
     """Image and text tokens with separate weights and one attention."""
 
     def __init__(self, config: Flux2Config, *, rngs: nnx.Rngs):
-        sizes = (config.dim, config.heads, config.head_dim, int(config.dim * config.mlp_ratio))
+        sizes = (config.dim, config.heads, config.head_dim, config.mlp_dim)
         self.image = SequentialBlock(*sizes, rngs=rngs)
         self.text = SequentialBlock(*sizes, rngs=rngs)
 
@@ -107,8 +112,8 @@ class SingleLayer(nnx.Module):
     """All tokens with the same weights."""
 
     def __init__(self, config: Flux2Config, *, rngs: nnx.Rngs):
-        mlp_dim = int(config.dim * config.mlp_ratio)
-        self.block = ParallelBlock(config.dim, config.heads, config.head_dim, mlp_dim, rngs=rngs)
+        sizes = (config.dim, config.heads, config.head_dim, config.mlp_dim)
+        self.block = ParallelBlock(*sizes, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b s d"], condition, streams: Streams
