@@ -54,22 +54,28 @@ def _tokenizer(folder: Path) -> dict[str, str]:
     """The tokenizer's files, from the folder of the weights, or where diffusers keeps it: in a
     folder of its own beside that."""
     for place in (folder, folder.parent / "tokenizer"):
-        found = {n: (place / n).read_text() for n in TOKENIZER if (place / n).is_file()}
-        if found:
-            return found
+        files = [place / name for name in TOKENIZER if (place / name).is_file()]
+        if files:
+            return {file.name: file.read_text(encoding="utf-8") for file in files}
     return {}
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` as facts. ConversionError: there is no such name."""
-    facts = {}
+    """`NAME=VALUE` as facts. ConversionError: there is no such name, or the value is not one."""
+    given: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name not in SETTABLE:
             raise ConversionError(f"--set {setting}: expected NAME=VALUE with one of {[*SETTABLE]}")
-        values = [yaml.safe_load(part) for part in text.split(",")]
-        facts[name] = values if len(values) > 1 else values[0]
-    return facts
+        if name in given:
+            raise ConversionError(f"--set {setting}: {name} is given twice")
+        try:
+            given[name] = SETTABLE[name].parse(text)
+        except ValueError:
+            raise ConversionError(
+                f"--set {setting}: not a value of {name} ({SETTABLE[name].help})"
+            ) from None
+    return given
 
 
 def checksums(path: Path) -> list[dict[str, Any]]:
@@ -92,10 +98,10 @@ def checksums(path: Path) -> list[dict[str, Any]]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         read = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         read = json.loads(json.dumps(read, default=str))  # YAML has dates, which JSON has not
-    except (UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise ConversionError(f"{path}: cannot be read: {error}") from error
     if not isinstance(read, dict):
         raise ConversionError(f"{path}: holds a {type(read).__name__}, expected a dictionary")

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from imagewam_jax.conversion.mapping import flatten
 from imagewam_jax.conversion.tensors import dtype_name
+from imagewam_jax.conversion.trees import flatten
+from imagewam_jax.exchange.plan import Conversion, Found
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
 from imagewam_jax.models.imagewam import ImageWAMConfig
@@ -16,8 +17,8 @@ from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
 PUBLIC = {"klein 4B": KLEIN_4B, "klein 9B": KLEIN_9B, "Qwen3-4B": QWEN3_4B, "Qwen3-8B": QWEN3_8B}
 
 
-def describe(found: Sequence[Any], conversions: Sequence[Any]) -> str:
-    """Lines for a terminal: each source, then each part (`convert.Found`, `convert.Conversion`)."""
+def describe(found: Sequence[Found], conversions: Sequence[Conversion]) -> str:
+    """Lines for a terminal: each source, then each part."""
     lines = []
     for f in found:
         state = f.layout.state(f.tensors.specs)

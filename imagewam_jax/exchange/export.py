@@ -18,12 +18,14 @@ from imagewam_jax.conversion.flux2_autoencoder_diffusers import flux2_autoencode
 from imagewam_jax.conversion.flux2_diffusers import flux2_diffusers_json
 from imagewam_jax.conversion.imagewam_checkpoint import checkpoint_contents
 from imagewam_jax.conversion.layouts import Layout
-from imagewam_jax.conversion.mapping import ForeignView, flatten, under
+from imagewam_jax.conversion.mapping import under
 from imagewam_jax.conversion.safetensors_writer import write_safetensors, write_sharded
 from imagewam_jax.conversion.tensors import ArraySource, Joined, TensorSource, dtype_name
 from imagewam_jax.conversion.torch_files import write_torch_file
+from imagewam_jax.conversion.trees import flatten
+from imagewam_jax.conversion.views import ForeignView
 from imagewam_jax.conversion.writing import Progress, source_bytes
-from imagewam_jax.exchange.official import write_beside
+from imagewam_jax.exchange.official import files_beside
 from imagewam_jax.exchange.parts import PARTS, parts_of
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
 from imagewam_jax.models.backbones.flux2 import Flux2Config
@@ -139,10 +141,12 @@ def plan(
     trees = checkpoints.trees(step)
     parts = parts_of(about, trees, where)
     targets = TARGETS[format]
+    jobs, absent = [], []
+    if "backbone" in parts and "expert" in about["config"].get("model", {}):
+        absent.append("first weights of the action expert")
     if "policy" in parts and ImageWAMConfig not in targets:
         parts["backbone"] = parts.pop("policy").backbone
         print("the action expert and the robot state's embedding are not part of this layout")
-    jobs, absent = [], []
     for name, config in parts.items():
         target = targets.get(type(config))
         if target is None or not _fits(config):
@@ -150,7 +154,7 @@ def plan(
             continue
         tree = PARTS[name].tree
         if tree == "params":
-            tree = weights or ("ema" if "ema" in trees else "params")
+            tree = checkpoints.weights(step, weights)
         saved = SavedTree(checkpoints, step, tree)
         source = _source(saved, name, config, target.layout, dtype, about, f"{where}/{tree}")
         jobs.append(Job(config, target, source))
@@ -186,17 +190,14 @@ def _source(
         saved.abstract,
     )
     dtypes = {path: leaf.dtype for path, leaf in flatten(like).items()}
-    for r in rules:
-        fused = {np.dtype(dtypes[part.path]) for part in r.parts}
-        if len(fused) > 1:
-            raise ConversionError(
-                f"{where}: {r.name} would be of {dtype_name(fused)}; choose one with --dtype"
-            )
 
     def read(path: str, layer: int | None) -> np.ndarray:
         return saved(path, layer).astype(dtypes[path], copy=False)
 
-    source = ForeignView(rules, like, read, where)
+    try:
+        source = ForeignView(rules, like, read, where)
+    except ConversionError as error:
+        raise ConversionError(f"{error}; choose one with --dtype") from None
     if not layout.carried:
         return source
     # Counters of training; 0 where there was none.
@@ -208,9 +209,12 @@ def _source(
 def _write_official(
     path: Path, job: Job, about: Mapping[str, Any], step: int, progress: Progress
 ) -> None:
+    # First what costs nothing and can fail.
+    texts = files_beside(job.config, about, job.source.specs)
     contents = checkpoint_contents(job.config, job.source.specs, step)
     write_torch_file(path, contents, job.source, progress)
-    write_beside(path.parent, job.config, about, job.source.specs)
+    for name, text in texts.items():
+        (path.parent / name).write_text(text, encoding="utf-8")
 
 
 def _write_diffusers(folder: Path, job: Job, max_shard_bytes: int, progress: Progress) -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,14 +58,12 @@ def statistics(about: Mapping[str, Any], horizon: int) -> dict[str, Any] | None:
     }
 
 
-def write_beside(
-    folder: Path, config: ImageWAMConfig, about: Mapping[str, Any], specs: Specs
-) -> None:
-    """Both files into a folder. Says so where statistics are not known, and where the official code
-    would not have positions and times in the dtype that the policy has them in."""
+def files_beside(config: ImageWAMConfig, about: Mapping[str, Any], specs: Specs) -> dict[str, str]:
+    """Both files, as text, by their names. Says so where statistics are not known, and where the
+    official code would not have positions and times in the dtype that the policy has them in.
+    ConversionError: the settings that were kept are not those of these tensors."""
     said = settings(config, about, specs)
-    text = yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
-    (folder / SETTINGS).write_text(text)
+    texts = {SETTINGS: yaml.safe_dump(said, sort_keys=False, allow_unicode=True)}
     if np.dtype(specs[f"{BACKBONE}img_in.weight"].dtype).name != config.coordinate_dtype:
         precision = MIXED_PRECISION[config.coordinate_dtype]
         print(
@@ -77,7 +74,8 @@ def write_beside(
     if found is None:
         print(f"{beside.STATISTICS} is not written: the statistics are not known")
     else:
-        (folder / beside.STATISTICS).write_text(json.dumps(found, indent=4))
+        texts[beside.STATISTICS] = json.dumps(found, indent=4)
+    return texts
 
 
 def _tells(facts: Mapping[str, Any], config: ImageWAMConfig, specs: Specs) -> bool:

@@ -1,11 +1,14 @@
 """The config of a converted checkpoint: what its weights and files tell, and the rest."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.facts import Facts, find
+from imagewam_jax.conversion.facts import Facts, Known, find
+from imagewam_jax.data.normalization import check_mode
+from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.recipes import official_recipe
 
 # Of a model section: how it is run, which changes none of its numbers.
@@ -20,22 +23,18 @@ def merged_config(
     """The config sections of all parts; for a whole policy, a whole config around them.
 
     `config` is the user's, else the official recipe is what surrounds a policy. ConversionError:
-    the user's speaks of another model.
+    the user's speaks of another model, or of another normalisation than the files do.
     """
     told: dict[str, Any] = {}
     for section in sections:
         told = _merged(told, section)
     if "horizon" not in told.get("model", {}):
         return told
-    whole = json.loads(official_recipe().to_json()) if config is None else dict(config)
+    whole = json.loads(official_recipe().to_json() if config is None else json.dumps(config))
     told["model"] |= {name: whole["model"][name] for name in RUN_TIME}
     if config is not None:
-        _check_same(whole["model"], json.loads(json.dumps(told["model"])))
-    mode = find(facts, "normalization") or find_below(facts, "default_mode")
-    if mode is not None:
-        told["data"] = {"normalization": mode}
-    elif config is None:
-        told["data"] = {"normalization": ""}  # not known
+        _check_same(policy_config(whole["model"]), policy_config(told["model"]), "model")
+    told["data"] = {"normalization": _mode(facts, config)}
     # What other sections of the config say of parts that are not here is not of this checkpoint.
     return _merged(whole, {**told, "autoencoder": told.get("autoencoder", whole["autoencoder"])})
 
@@ -59,6 +58,22 @@ def find_below(facts: Any, key: str) -> Any:
     return found.pop() if len(found) == 1 else None
 
 
+def _mode(facts: Facts, config: Mapping[str, Any] | None) -> str:
+    """How actions and states are normalised; empty where nothing says so."""
+    given = find(facts, "normalization")
+    files = find_below(facts.files if isinstance(facts, Known) else facts, "default_mode")
+    chosen = None if config is None else config["data"]["normalization"]
+    if given is None and files and chosen and files != chosen:
+        raise ConversionError(
+            f"the config has data.normalization={chosen!r}, the training config beside the weights "
+            f"default_mode={files!r}: give the right one as --set normalization=..."
+        )
+    mode = given or files or chosen or ""
+    if mode:
+        check_mode(mode)
+    return mode
+
+
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
@@ -69,12 +84,15 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _check_same(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "model") -> None:
-    for key in sorted({*theirs, *ours}):
-        given, told = theirs.get(key), ours.get(key)
-        if isinstance(given, Mapping) and isinstance(told, Mapping):
-            _check_same(given, told, f"{prefix}.{key}")
-        elif given != told and not (given is None and key not in theirs and told is None):
-            raise ConversionError(
-                f"the config has {prefix}.{key}={given!r}, the weights are of one with {told!r}"
-            )
+def _check_same(theirs: Any, ours: Any, where: str) -> None:
+    """ConversionError naming the first field in which two configs differ."""
+    if theirs == ours:
+        return
+    if type(theirs) is type(ours) and dataclasses.is_dataclass(theirs):
+        for field in dataclasses.fields(theirs):
+            name = field.name
+            _check_same(getattr(theirs, name), getattr(ours, name), f"{where}.{name}")
+    else:
+        raise ConversionError(
+            f"the config has {where}={theirs!r}, the weights are of one with {ours!r}"
+        )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.normalization import Normalizer, make_normalizer
 from imagewam_jax.data.official_statistics import select_statistics
 from imagewam_jax.data.statistics import STATISTICS, FieldStatistics, statistics_from_json
@@ -22,7 +23,8 @@ def global_statistics(
     has, None for no state. ConversionError: the file does not have what it should.
     """
     if official.get("type") == "per_embodiment":
-        choices = official["embodiments"]
+        choices = official.get("embodiments")
+        choices = choices if isinstance(choices, Mapping) else {}
         if embodiment not in choices:
             raise ConversionError(
                 f"dataset_stats.json has the embodiments {sorted(choices)}: give one as "
@@ -31,17 +33,30 @@ def global_statistics(
         official = choices[embodiment]
     found = {}
     for field in FIELDS:
-        if field not in official:
+        if not isinstance(official.get(field), Mapping):
             raise ConversionError(f"dataset_stats.json has no {field!r}; it has {sorted(official)}")
-        entries = statistics_from_json(dict(official[field]))
-        parts = [select_statistics(entry, stepwise=False) for entry in entries.values()]
-        found[field] = {n: np.concatenate([np.atleast_1d(p[n]) for p in parts]) for n in STATISTICS}
+        try:
+            found[field] = _joined(official[field])
+        except (AttributeError, DataError, TypeError, ValueError) as error:
+            raise ConversionError(f"dataset_stats.json: {field}: {error}") from error
         width = len(found[field]["min"])
         if dims[field] not in (None, width):
             raise ConversionError(
                 f"dataset_stats.json has {width} {field} dimensions, the weights have {dims[field]}"
             )
     return found
+
+
+def _joined(keys: Mapping[str, Any]) -> FieldStatistics:
+    """The statistics of all keys of a field, in their order."""
+    entries = [
+        select_statistics(entry, stepwise=False) for entry in statistics_from_json(keys).values()
+    ]
+    joined = {n: np.concatenate([np.atleast_1d(e[n]) for e in entries]) for n in STATISTICS}
+    for name, values in joined.items():
+        if len(values) != len(joined["min"]) or not np.isfinite(values.astype(np.float64)).all():
+            raise ValueError(f"global_{name} is {values.tolist()}, expected one number for each")
+    return joined
 
 
 def normalizers(statistics: Mapping[str, FieldStatistics], mode: str) -> dict[str, Normalizer]:

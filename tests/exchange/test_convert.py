@@ -3,6 +3,7 @@
 import datetime
 import json
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+from imagewam_jax import cli
 from imagewam_jax.conversion.action_init import FRESH
 from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.conversion.flux2 import action_expert_rules, flux2_rules
 from imagewam_jax.conversion.flux2_autoencoder import COUNTER, flux2_autoencoder_rules
+from imagewam_jax.conversion.flux2_diffusers import flux2_diffusers_json, flux2_diffusers_rules
 from imagewam_jax.conversion.imagewam import imagewam_rules
-from imagewam_jax.conversion.mapping import to_foreign
 from imagewam_jax.conversion.qwen3 import is_used, qwen3_rules
+from imagewam_jax.conversion.views import to_foreign
 from imagewam_jax.exchange.convert import convert
 from imagewam_jax.exchange.parts import PARTS, parts_of
 from imagewam_jax.policies.checkpoint import open_checkpoint
@@ -167,9 +170,13 @@ def test_lora_checkpoints(kind, tmp_path, capsys):
             for name, tensor in whole.items()
             if name.startswith(prefix) and "lora_" not in name
         }
-        sources.append(tmp_path / "base.safetensors")
+        sources.append(tmp_path / "source" / "base.safetensors")
         save_file(base, sources[-1])
     convert(sources, tmp_path / "out")
+    if kind == "checkpoint_trainable_only":  # with its base in the other layout
+        sources[-1] = in_diffusers_layout(sources[-1], tmp_path / "diffusers")
+        convert(sources, tmp_path / "again")
+        assert_same(converted(tmp_path / "again")[1], converted(tmp_path / "out")[1])
     name, sizes, tree = part_of(*converted(tmp_path / "out"))
     assert name == "policy"
     expected = load_file(folder / "expected_merged.safetensors")
@@ -269,11 +276,24 @@ def test_settings_and_statistics_beside_an_official_checkpoint(tmp_path):
     np.testing.assert_allclose(trees["normalizers"]["state"]["scale"], 1 / (std + 1e-8), rtol=1e-6)
 
 
-def test_bfloat16_checkpoints_ask_for_bfloat16_positions(tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "fact", "expected"),
+    [
+        ("bfloat16", {}, "bfloat16"),
+        ("float16", {}, "float32"),
+        ("float32", {"mixed_precision": "bf16"}, "bfloat16"),
+        ("bfloat16", {"torch_dtype": "torch.float32"}, "float32"),
+        ("float32", {"coordinate_dtype": "bfloat16"}, "bfloat16"),
+    ],
+)
+def test_positions_are_in_the_dtype_of_training(tmp_path, dtype, fact, expected):
+    """That of the parameters, unless something says that they had another one then."""
     source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.safetensors")
-    change(source, lambda t: {k: v.astype(ml_dtypes.bfloat16) for k, v in t.items()})
+    change(source, lambda t: {k: v.astype(getattr(ml_dtypes, dtype, dtype)) for k, v in t.items()})
+    config = json.loads((source.parent / "config.json").read_text())
+    (source.parent / "config.json").write_text(json.dumps(config | fact))
     convert([source], tmp_path / "out")
-    assert converted(tmp_path / "out")[0]["config"]["model"]["coordinate_dtype"] == "bfloat16"
+    assert converted(tmp_path / "out")[0]["config"]["model"]["coordinate_dtype"] == expected
 
 
 def test_a_config_of_the_users_must_speak_of_these_weights(tmp_path):
@@ -289,6 +309,66 @@ def test_a_config_of_the_users_must_speak_of_these_weights(tmp_path):
     config["model"]["expert"]["action_dim"] = 9
     with pytest.raises(ConversionError, match=r"model.expert.action_dim=9, .* one with 7"):
         convert([source], tmp_path / "other", config=config)
+
+
+CONFIG = """
+from imagewam_jax.policies.recipes import official_recipe
+
+def get_config():
+    config = official_recipe()
+    config.data.dataset = "mine"
+    config.data.cameras = ("primary", "wrist")
+    config.data.layout = "row"
+    config.model.backbone = {backbone}
+    config.model.expert = {expert}
+    config.model.horizon = 6
+    config.model.coordinate_dtype = "float32"
+    return config
+"""
+
+
+def test_a_config_file_on_the_command_line(tmp_path, capsys):
+    """What the policy sees is in no weights."""
+    source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.safetensors")
+    assert cli.main(["convert", str(source), "--to", str(tmp_path / "out")]) == 0
+    assert "without --config" in capsys.readouterr().out
+    model = converted(tmp_path / "out")[0]["config"]["model"]
+    file = tmp_path / "config.py"
+    file.write_text(
+        CONFIG.replace("{backbone}", repr(model["backbone"] | {"rope_axes": (4, 4, 4, 4)})).replace(
+            "{expert}", repr(model["expert"])
+        )
+    )
+    arguments = ["convert", str(source), f"--config={file}", "--to"]
+    assert cli.main([*arguments, str(tmp_path / "with")]) == 0
+    assert "without --config" not in capsys.readouterr().out
+    config = converted(tmp_path / "with")[0]["config"]
+    assert config["data"]["cameras"] == ["primary", "wrist"] and config["data"]["layout"] == "row"
+    assert config["model"] == model
+    change = "--config.model.horizon=5"
+    assert cli.main([*arguments, str(tmp_path / "other"), change]) == 1
+    assert (
+        "the config has model.horizon=5, the weights are of one with 6" in capsys.readouterr().err
+    )
+
+
+def in_diffusers_layout(source: Path, folder: Path) -> Path:
+    """A transformer as diffusers would have it."""
+    convert([source], folder / "checkpoint")
+    about, trees = converted(folder / "checkpoint")
+    sizes = PARTS["backbone"].config(about["config"])
+    tensors = to_foreign(flux2_diffusers_rules(sizes), trees["params"]["backbone"])
+    write_shards(tensors, folder / "transformer")
+    (folder / "transformer" / "config.json").write_text(json.dumps(flux2_diffusers_json(sizes)))
+    return folder / "transformer"
+
+
+def test_an_expert_from_either_layout_of_a_transformer(tmp_path):
+    source = copy_case(golden("action_init"), tmp_path / "source", "flux2_weights.safetensors")
+    other = in_diffusers_layout(source, tmp_path / "diffusers")
+    for name, path in (("original", source), ("other", other)):
+        convert([path], tmp_path / name, expert="official", given={"expert_dim": 32})
+    assert_same(converted(tmp_path / "other")[1], converted(tmp_path / "original")[1])
 
 
 def test_a_prefix_of_single_file_exports(tmp_path):

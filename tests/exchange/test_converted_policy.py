@@ -11,10 +11,11 @@ from safetensors.numpy import load_file
 from imagewam_jax.conversion.imagewam import imagewam_rules, imagewam_source
 from imagewam_jax.conversion.mapping import to_tree
 from imagewam_jax.conversion.tensors import ArraySource
+from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.text import write_text_table
 from imagewam_jax.exchange.convert import convert
 from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.errors import CheckpointError
+from imagewam_jax.policies.errors import CheckpointError, ConfigError
 from imagewam_jax.policies.frozen import encode_images, make_context
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
 from imagewam_jax.policies.policy import Observations, load_policy
@@ -103,6 +104,16 @@ def test_the_instruction_matters(policy, case):
     observations, noise = case
     swapped = observations._replace(text_id=observations.text_id[::-1].copy())
     assert np.abs(policy.act(swapped, noise) - policy.act(*case)).max() > 1e-3
+
+
+def test_text_of_another_encoder(parts, tmp_path):
+    """A converted policy knows the kind and the width of its encoder."""
+    wrong = {"made by the encoder 'bytes'": ("bytes", 48), "have 32 channels": ("qwen3(dim=9)", 32)}
+    for message, (encoder, channels) in wrong.items():
+        features = [np.zeros((2, channels), np.float32)]
+        write_text_table(tmp_path / "text", ["go"], [2], features, channels, encoder)
+        with pytest.raises((DataError, ConfigError), match=message):
+            load_policy(parts / "both", text_table=tmp_path / "text")
 
 
 def test_what_is_lacking_is_named(parts):

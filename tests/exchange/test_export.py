@@ -226,13 +226,15 @@ def test_what_stood_beside_it_comes_back_with_what_was_given(tmp_path):
     source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.pt")
     stats = golden("normalization") / "stats_single.json"
     shutil.copyfile(stats, source.parent / "dataset_stats.json")
+    config = json.loads((source.parent / "config.json").read_text())
+    del config["action_horizon"], config["pack_proprio_after_text"]
+    (source.parent / "config.json").write_text(json.dumps(config))
     given = {"horizon": 5, "pack_proprio_after_text": False, "proprio_position": 7}
     given |= {"normalization": "z-score", "coordinate_dtype": "bfloat16"}
     convert([source], tmp_path / "checkpoint", given=given)
     export(tmp_path / "checkpoint", "official", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "dataset_stats.json").read_text())
     assert found == json.loads(stats.read_text())
-    config = json.loads((source.parent / "config.json").read_text())
     written = yaml.safe_load((tmp_path / "out" / "train_config.yaml").read_text())
     assert {**config, **given}.items() <= written.items()
     convert([tmp_path / "out" / "model.pt"], tmp_path / "again")
@@ -294,6 +296,62 @@ def test_parts_that_a_layout_has_no_place_for(tmp_path, capsys):
     assert "flux2 layout has no place for it: autoencoder" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("format", ["flux2", "diffusers"])
+def test_first_weights_of_an_expert_are_named_as_left_out(format, tmp_path, capsys):
+    source = copy_case(golden("flux2_transformer"), tmp_path / "source")
+    convert([source], tmp_path / "checkpoint", expert="official", given={"expert_dim": 32})
+    export(tmp_path / "checkpoint", format, tmp_path / "out")
+    message = f"not written, the {format} layout has no place for it: first weights of the action"
+    assert message in capsys.readouterr().out
+
+
+def with_changed(checkpoint, to, change):
+    """A checkpoint whose trees, or what it says of itself, are not what was converted."""
+    about, trees = converted(checkpoint)
+    change(about, trees)
+    checkpoints = Checkpoints(to)
+    checkpoints.save(3, trees, about)
+    checkpoints.close()
+    return to
+
+
+@pytest.mark.parametrize("format", ["official", "flux2", "diffusers"])
+def test_numbers_that_are_none(format, tmp_path):
+    """A run that diverged is not written for others to load."""
+    if format == "official":
+        pytest.importorskip("torch")
+    convert([golden("imagewam_flux2") / "model.safetensors"], tmp_path / "converted")
+
+    def spoil(about, trees):
+        k = trees["params"]["backbone"]["double_layers"]["image"]["k"]
+        k["kernel"] = k["kernel"].copy()
+        k["kernel"][1, 3, 2, 5] = np.nan
+
+    checkpoint = with_changed(tmp_path / "converted", tmp_path / "checkpoint", spoil)
+    shutil.rmtree(tmp_path / "converted")
+    name = r"blocks\.1\.(img_attn\.qkv|attn\.to_k)\.weight"
+    with pytest.raises(ConversionError, match=rf"{name} holds 1 numbers that are NaN or infinite"):
+        export(checkpoint, format, tmp_path / "out")
+    assert_nothing_left(tmp_path)
+
+
+def test_settings_that_are_not_of_these_weights(tmp_path, monkeypatch):
+    """Noticed before the tensors are written, which can take an hour."""
+    convert([golden("imagewam_flux2") / "model.safetensors"], tmp_path / "converted")
+
+    def contradict(about, trees):
+        about["official"]["config"]["flux2_params"]["depth"] = 7
+
+    checkpoint = with_changed(tmp_path / "converted", tmp_path / "checkpoint", contradict)
+    shutil.rmtree(tmp_path / "converted")
+    written = []
+    monkeypatch.setattr(export_module, "write_torch_file", lambda *_: written.append(1))
+    with pytest.raises(ConversionError, match="double_layers is given as 7, the shapes say 2"):
+        export(checkpoint, "official", tmp_path / "out")
+    assert not written
+    assert_nothing_left(tmp_path)
+
+
 def test_what_is_there_is_never_overwritten(tmp_path):
     convert([golden("flux2_autoencoder") / "weights.safetensors"], tmp_path / "checkpoint")
     (tmp_path / "out").mkdir()
@@ -343,13 +401,13 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
 def test_a_checkpoint_of_another_model_than_it_says(tmp_path):
     """Its arrays are compared with its config before anything is written."""
     convert([golden("flux2_autoencoder") / "weights.safetensors"], tmp_path / "converted")
-    about, trees = converted(tmp_path / "converted")
-    about["config"]["autoencoder"]["width"] = 64
-    checkpoints = Checkpoints(tmp_path / "checkpoint")
-    checkpoints.save(3, trees, about)
-    checkpoints.close()
+
+    def widen(about, trees):
+        about["config"]["autoencoder"]["width"] = 64
+
+    checkpoint = with_changed(tmp_path / "converted", tmp_path / "checkpoint", widen)
     with pytest.raises(CheckpointError, match=r"arrays are not those that the config speaks of"):
-        export(tmp_path / "checkpoint", "flux2", tmp_path / "out")
+        export(checkpoint, "flux2", tmp_path / "out")
 
 
 def test_weights_that_are_not_there(tmp_path):

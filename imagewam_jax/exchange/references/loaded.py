@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from imagewam_jax.conversion.mapping import ForeignView, Rule, flatten
+from imagewam_jax.conversion.mapping import Rule
 from imagewam_jax.conversion.tensors import dtype_name
+from imagewam_jax.conversion.trees import flatten
+from imagewam_jax.conversion.views import ForeignView
 from imagewam_jax.exchange.parts import PARTS, parts_of
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import DTYPES, choose
-
-AVERAGE = "ema"
 
 
 class Loaded:
@@ -37,7 +37,7 @@ class Loaded:
         self.path = self._checkpoints.directory / str(self._step)
         self.about = self._checkpoints.restore_json(self._step, "about")
         trees = self._checkpoints.trees(self._step)
-        self._params = weights or (AVERAGE if AVERAGE in trees else "params")
+        self._params = self._checkpoints.weights(self._step, weights)
         self.configs = parts_of(self.about, trees, str(self.path))
         self._modules: dict[str, nnx.Module] = {}
         self._trees: dict[str, dict[str, Any]] = {}
