@@ -5,14 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import logging
 
 from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
 from imagewam_jax.evaluation.simulators.pool import SimulatorWorkerError
 from imagewam_jax.exchange.settable import SETTABLE
+from imagewam_jax.policies.config_file import load_config
 from imagewam_jax.policies.errors import CheckpointError, ConfigError
 
 CONVERT = """\
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "convert",
         help="make a checkpoint of foreign weights",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=CONVERT + "\n".join(f"  {name:24}{what}" for name, what in SETTABLE.items()),
+        description=CONVERT + "\n".join(f"  {k:24}{v.help}" for k, v in SETTABLE.items()),
     )
     convert.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
     convert.add_argument("--to", required=True, type=Path, help="the folder of the new checkpoint")
@@ -359,44 +359,6 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     )
     print(f"report: {report}")
     return 0
-
-
-def load_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    """A config file with `--config.field=value` overrides.
-
-    ConfigError: there is no such file, or an override names no field or does not fit it.
-    """
-    file = path.rsplit(":", 1)[0]
-    if not Path(file).is_file():
-        raise ConfigError(f"{file}: no such config file")
-    _check_fields(file, _parse_config(path, []), overrides)
-    return _parse_config(path, overrides)
-
-
-def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    values = flags.FlagValues()
-    argv = ["imagewam", f"--config={path}", *overrides]
-    flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    try:
-        rest = values(argv)
-    except (flags.Error, TypeError) as error:
-        first = error  # the flags library wraps an error of the config file itself twice
-        while first.__context__:
-            first = first.__context__
-        raise ConfigError(str(first if isinstance(first, ConfigError) else error)) from error
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}")
-    return values[flag.name].value
-
-
-def _check_fields(file: str, config: ConfigDict, overrides: Sequence[str]) -> None:
-    for override in overrides:
-        name, section = override.split("=")[0].removeprefix("--config."), config
-        for part in name.split(".") if override.startswith("--config.") else ():
-            if not isinstance(section, ConfigDict) or part not in section:
-                known = sorted(section) if isinstance(section, ConfigDict) else "no fields"
-                raise ConfigError(f"{file} has no field {name!r}: no {part!r} among {known}")
-            section = section[part]
 
 
 if __name__ == "__main__":

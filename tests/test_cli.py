@@ -5,6 +5,7 @@ import pytest
 
 from imagewam_jax import cli
 from imagewam_jax.data.text import open_text_table
+from imagewam_jax.policies.config_file import load_config
 from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.training.prepare import encode_text
 from tests.training.tiny import INSTRUCTIONS, ROOT, copy_sample
@@ -46,7 +47,7 @@ def test_a_command_that_is_not_one(arguments, message, capsys):
 
 
 def test_overrides_change_fields_and_keep_their_types():
-    config = cli.load_config(
+    config = load_config(
         QUICKSTART,
         [
             "--config.train.steps=7",
@@ -57,14 +58,14 @@ def test_overrides_change_fields_and_keep_their_types():
     )
     assert (config.train.steps, config.data.cameras) == (7, ("a", "b"))
     assert config.model.backbone.dim == 64 and config.optimizer.learning_rate == 1.0
-    unchanged = cli.load_config(QUICKSTART, [])
+    unchanged = load_config(QUICKSTART, [])
     assert unchanged.train.batch_size == config.train.batch_size
     assert unchanged.model.backbone.heads == config.model.backbone.heads
 
 
 def test_arguments_of_config_files():
     libero = str(ROOT / "configs" / "libero.py")
-    widths = [cli.load_config(path, []).model.backbone.dim for path in (libero, f"{libero}:9b")]
+    widths = [load_config(path, []).model.backbone.dim for path in (libero, f"{libero}:9b")]
     assert widths == [3072, 4096]
 
 
@@ -73,7 +74,7 @@ def test_an_error_inside_a_config_file_keeps_its_traceback(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("def get_config():\n    return 1 / 0\n")
     with pytest.raises((ZeroDivisionError, ConfigError), match="division by zero"):
-        cli.load_config(str(path), [])
+        load_config(str(path), [])
 
 
 def test_index(dataset, capsys):
@@ -98,7 +99,7 @@ def test_encoded_text_is_what_training_would_encode(dataset, tmp_path, capsys):
     assert "2 prompts, 0 of them encoded before" in out
     assert f"{table}: 2 prompts, 35 tokens of 192 channels" in out
     assert set(open_text_table(table).prompts) == set(INSTRUCTIONS)
-    section = cli.load_config(QUICKSTART, []).to_dict()["text"]
+    section = load_config(QUICKSTART, []).to_dict()["text"]
     encoded = encode_text(section, INSTRUCTIONS)
     from_table = encode_text(section | {"table": str(table)}, INSTRUCTIONS)
     rounded = encoded.features.astype(from_table.features.dtype)

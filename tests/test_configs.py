@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagewam_jax.cli import load_config
 from imagewam_jax.data.normalization import Normalizer
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import sample_draws
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
 from imagewam_jax.policies.config import policy_config
+from imagewam_jax.policies.config_file import load_config
 from imagewam_jax.policies.frozen import Frozen, make_sample, new_autoencoder
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
 from imagewam_jax.policies.text import TEXT_ENCODERS, make_prompt

@@ -68,10 +68,22 @@ def make_normalizer(statistics: FieldStatistics, mode: str) -> Normalizer:
     return Normalizer(scale.astype(np.float32), center.astype(np.float32))
 
 
+def check_mode(mode: str) -> None:
+    """DataError unless it is a mode of `make_normalizer`."""
+    if mode != "z-score" and mode not in _RANGES:
+        _constants(mode)
+
+
 def _range(statistics: FieldStatistics, mode: str) -> tuple[np.ndarray, np.ndarray]:
     if mode in _RANGES:
         low, high = (np.asarray(statistics[name], np.float64) for name in _RANGES[mode])
         return low, high
+    low, high = _constants(mode)
+    shape = np.shape(statistics["min"])
+    return np.full(shape, low), np.full(shape, high)
+
+
+def _constants(mode: str) -> tuple[float, float]:
     try:
         low, high = (float(number) for number in mode.split("/"))
     except ValueError:
@@ -79,8 +91,7 @@ def _range(statistics: FieldStatistics, mode: str) -> tuple[np.ndarray, np.ndarr
             f"normalisation mode {mode!r}; expected z-score, {', '.join(_RANGES)}, or 'low/high' "
             "numbers"
         ) from None
-    shape = np.shape(statistics["min"])
-    return np.full(shape, low), np.full(shape, high)
+    return low, high
 
 
 def make_normalizers(

@@ -147,7 +147,8 @@ def write_text_table(
     """Writes a table, complete or not at all, in a folder that is made for it, and opens it.
 
     `features` are those of all prompts, one after another, in pieces of any number of tokens, of
-    which no more than one is in memory. DataError: it could not be written.
+    which no more than one is in memory. DataError: it could not be written, or they are not so
+    many tokens, or one holds a NaN or an infinity.
     """
     path = Path(path)
     lengths = np.array(lengths, "<i4")
@@ -161,13 +162,22 @@ def write_text_table(
     }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    tokens = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             file.write(len(encoded).to_bytes(8, "little") + encoded + lengths.tobytes())
             for piece in features:
+                tokens += len(piece)
+                if piece.shape[1:] != shape[1:] or not np.isfinite(piece).all():
+                    raise DataError(
+                        f"{path}: features {piece.shape} up to token {tokens} are not finite "
+                        f"numbers of {channels} channels"
+                    )
                 file.write(piece.astype(ml_dtypes.bfloat16).tobytes())
+            if tokens != shape[0]:
+                raise DataError(f"{path}: features of {tokens} tokens, expected {shape[0]}")
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

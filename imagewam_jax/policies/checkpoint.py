@@ -86,6 +86,10 @@ class Checkpoints:
         folder = self.directory / str(step)
         return {path.parent.name for path in folder.glob("*/_METADATA")} - set(JSON_ITEMS)
 
+    def weights(self, step: int, which: str | None = None) -> str:
+        """The tree of parameters to use: `which`, else the moving average where there is one."""
+        return which or ("ema" if "ema" in self.trees(step) else "params")
+
     def abstract(self, step: int, tree: str) -> dict[str, Any]:
         """Shapes and dtypes of a tree as it was saved. CheckpointError: it was not."""
         if tree not in self.trees(step):
@@ -104,7 +108,7 @@ class Checkpoints:
         CheckpointError: a tree, or an array of it, is not there, has another shape or cannot be
         read.
         """
-        here = SingleDeviceSharding(jax.devices()[0])
+        here = SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here),
             dict(abstract),
@@ -119,9 +123,19 @@ class Checkpoints:
             raise CheckpointError(f"{where} could not be read: {error}") from error
 
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
-        """`about`, `data` or `tokenizer` of a step."""
+        """`about`, `data` or `tokenizer` of a step. CheckpointError: it is not there, or it is an
+        `about` of another version."""
+        where = self.directory / str(step)
         items = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
-        return self._manager.restore(step, args=items)[name]
+        try:
+            found = self._manager.restore(step, args=items)[name]
+        except (KeyError, OSError, ValueError) as error:
+            raise CheckpointError(f"{where}: {name} cannot be read: {error}") from error
+        if name == "about" and found.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{where}: checkpoint format {found.get('format')}, this version reads {FORMAT}"
+            )
+        return found
 
     def close(self) -> None:
         self._manager.close()
@@ -147,11 +161,10 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
     checkpoints = Checkpoints(path, read_only=True)
     chosen = steps[-1] if step is None else step
     try:
-        found = checkpoints.restore_json(chosen, "about").get("format")
-    except (KeyError, OSError) as error:
-        raise CheckpointError(f"{path / str(chosen)}: not a checkpoint: {error}") from error
-    if found != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {found}, this version reads {FORMAT}")
+        checkpoints.restore_json(chosen, "about")
+    except CheckpointError:
+        checkpoints.close()
+        raise
     return checkpoints, chosen
 
 

@@ -64,10 +64,18 @@ def from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
     }
     if missing := sorted(required - set(values)):
         raise ConfigError(f"{where} lacks the fields {missing}")
+    for name, value in values.items():
+        expected = _NUMBERS.get(known[name].type)
+        if expected and (not isinstance(value, expected) or isinstance(value, bool)):
+            raise ConfigError(f"{where}.{name} is {value!r}, expected {known[name].type.__name__}")
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+# What a number of a config may be.
+_NUMBERS = {int: int, float: (int, float)}
 
 
 def choose(choices: Mapping[str, Any], name: str, where: str) -> Any:

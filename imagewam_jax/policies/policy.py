@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from imagewam_jax.data.text import open_text_table
+from imagewam_jax.data.text import TextTableFile, open_text_table
 from imagewam_jax.models.imagewam import Context, ImageWAM
 from imagewam_jax.policies.checkpoint import check_arrays, open_checkpoint
 from imagewam_jax.policies.config import policy_config
@@ -25,7 +25,7 @@ from imagewam_jax.policies.frozen import (
     restore_frozen,
 )
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
-from imagewam_jax.policies.text import check_encoder, make_prompt
+from imagewam_jax.policies.text import check_kind, check_width, make_prompt
 
 
 class Observations(NamedTuple):
@@ -130,7 +130,7 @@ def load_policy(
         if "horizon" not in about["config"].get("model", {}):
             raise CheckpointError(f"{path}: not a whole policy; it has {sorted(trees)}")
         config = policy_config(about["config"]["model"])
-        which = "ema" if average and "ema" in trees else "params"
+        which = checkpoints.weights(step, None if average else "params")
         saved = checkpoints.abstract(step, which)
         check_arrays(abstract_params(config), saved, f"{path}: {which}")
         params = checkpoints.restore(step, {which: saved})[which]
@@ -138,8 +138,10 @@ def load_policy(
         if autoencoder is not None:
             instead["autoencoder"] = read_autoencoder(autoencoder, section)
         if text_table is not None:
+            file = open_text_table(text_table)
+            _check_text(file, about, config.backbone.text_dim)
             dtype = jax.tree.leaves(params["backbone"])[0].dtype
-            instead["text"], about["prompts"] = _text(text_table, about["config"]["text"], dtype)
+            instead["text"], about["prompts"] = _text(file, dtype), list(file.prompts)
         if lacking := sorted(set(FROZEN_TREES) - trees - set(instead)):
             raise CheckpointError(f"{path}: the policy cannot act without {lacking}: {_ADVICE}")
         frozen = restore_frozen(checkpoints, step, section, instead)
@@ -153,15 +155,20 @@ _ADVICE = (
 )
 
 
-def _text(
-    path: Path | str, section: Mapping[str, Any], dtype: jnp.dtype
-) -> tuple[dict[str, Array], list[str]]:
-    """All features of a table as a tree of a checkpoint, and their prompts."""
-    file = open_text_table(path)
-    check_encoder(section, file)
+def _check_text(file: TextTableFile, about: Mapping[str, Any], text_dim: int) -> None:
+    """DataError or ConfigError unless a table is of the encoder that the policy was trained with;
+    of a converted one only its kind is known."""
+    if "text_encoder" in about:
+        file.check_encoder(about["text_encoder"])
+    else:
+        check_kind(about["config"]["text"]["encoder"], file)
+    check_width(text_dim, file.channels)
+
+
+def _text(file: TextTableFile, dtype: jnp.dtype) -> dict[str, Array]:
+    """All features of a table as a tree of a checkpoint."""
     table = file.select(file.prompts)
-    tree = {"features": jnp.asarray(table.features, dtype), "length": jnp.asarray(table.lengths)}
-    return tree, list(file.prompts)
+    return {"features": jnp.asarray(table.features, dtype), "length": jnp.asarray(table.lengths)}
 
 
 def _context(frozen: Frozen, observations: Observations, layout: str) -> Context:

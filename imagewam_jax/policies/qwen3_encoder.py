@@ -1,5 +1,6 @@
 """Qwen3 from a checkpoint that `imagewam convert` made of the official weights."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,9 +14,10 @@ from flax import nnx
 
 from imagewam_jax.models.text_encoders.base import TextEncoder
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3, Qwen3Config
-from imagewam_jax.policies.checkpoint import open_checkpoint
+from imagewam_jax.policies.checkpoint import check_arrays, open_checkpoint
 from imagewam_jax.policies.config import from_fields
 from imagewam_jax.policies.errors import CheckpointError, ConfigError, MissingWeights
+from imagewam_jax.policies.parameters import module_tree
 from imagewam_jax.policies.qwen3_tokenizer import CHAT, qwen3_tokenizer
 
 
@@ -49,7 +51,7 @@ def qwen3(section: Mapping[str, Any]) -> TextEncoder:
     dtype = checkpoints.abstract(step, "text_encoder")["embedding"].dtype
     try:
         tokenizer = checkpoints.restore_json(step, "tokenizer")
-    except KeyError:
+    except CheckpointError:
         tokenizer = {}
     checkpoints.close()
     if not tokenizer:
@@ -61,7 +63,7 @@ def qwen3(section: Mapping[str, Any]) -> TextEncoder:
         identity=_identity(config, dtype, about["provenance"]["sources"], tokenizer),
         feature_dim=config.feature_dim,
         tokenize=qwen3_tokenizer(tokenizer, config.vocab_size, path),
-        load=lambda: _load(path, config, dtype),
+        load=lambda: _load(path, config),
     )
 
 
@@ -78,12 +80,14 @@ def _identity(
     return f"qwen3(dim={config.dim}, feature_layers={config.feature_layers}, sha256={digest[:16]})"
 
 
-def _load(path: str, config: Qwen3Config, dtype: np.dtype) -> Qwen3:
-    """The weights in the dtype in which they were saved, on the first device."""
-    graph, state = nnx.split(jax.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), nnx.to_pure_dict(state))
+def _load(path: str, config: Qwen3Config) -> Qwen3:
+    """The weights in the dtypes in which they were saved, on the first device."""
+    module = jax.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(module)
     checkpoints, step = open_checkpoint(path)
-    restored = checkpoints.restore(step, {"text_encoder": abstract})
-    checkpoints.close()
-    nnx.replace_by_pure_dict(state, restored["text_encoder"])
+    with contextlib.closing(checkpoints):
+        saved = checkpoints.abstract(step, "text_encoder")
+        check_arrays(module_tree(module), saved, f"{path}: text_encoder")
+        tree = checkpoints.restore(step, {"text_encoder": saved})["text_encoder"]
+    nnx.replace_by_pure_dict(state, tree)
     return nnx.merge(graph, state)

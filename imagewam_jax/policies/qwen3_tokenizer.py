@@ -59,7 +59,9 @@ def _load(files: Mapping[str, str], where: str) -> Any:
         for name, text in files.items():
             Path(folder, Path(name).name).write_text(text, encoding="utf-8")
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # its parts raise all kinds
             raise CheckpointError(f"{where}: not a tokenizer: {error}") from error
 

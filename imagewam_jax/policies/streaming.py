@@ -7,6 +7,8 @@ of one layer or less, and is restored the same way.
 """
 
 import asyncio
+import contextlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,9 @@ import tensorstore as ts
 from orbax.checkpoint import future, type_handlers
 from tqdm import tqdm
 
-from imagewam_jax.conversion.mapping import Piece, flatten
+from imagewam_jax.conversion.errors import ConversionError
+from imagewam_jax.conversion.mapping import Piece
+from imagewam_jax.conversion.trees import flatten
 from imagewam_jax.policies.checkpoint import FORMAT, check_space, tree_bytes
 from imagewam_jax.policies.errors import CheckpointError
 
@@ -58,9 +62,9 @@ def write_streams(
 ) -> None:
     """Writes one checkpoint: see `checkpoint` for the names and what `about` says.
 
-    It appears when it is complete; what a killed run left of another one is removed first.
-    CheckpointError: the step exists, or there is too little space. Errors of the pieces are
-    raised as they are.
+    It appears when it is complete; what a killed run left of another one is removed first, and
+    what an error leaves. CheckpointError: the step exists, there is too little space, or it could
+    not be written. ConversionErrors of the pieces are raised as they are.
     """
     directory = Path(directory).absolute()
     check_absent(directory, step)
@@ -86,14 +90,19 @@ def write_streams(
     try:
         with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
             manager.save(step, args=ocp.args.Composite(**items), force=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"{directory}: the checkpoint could not be written: {error}"
-        ) from error
+    except BaseException as error:
+        for unfinished in directory.glob(f"{step}.*tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConversionError):
+            message = f"{directory}: the checkpoint could not be written: {error}"
+            raise CheckpointError(message) from error
+        raise
 
 
 def check_absent(directory: Path, step: int) -> None:
-    """CheckpointError if there is such a checkpoint already."""
+    """CheckpointError if there is such a checkpoint already, or cannot be."""
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"{directory}: {step!r} is no step of training")
     if (directory / str(step)).exists():
         raise CheckpointError(f"{directory} has a checkpoint of step {step} already")
 
@@ -142,12 +151,17 @@ class _StreamHandler(type_handlers.TypeHandler):
 async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInfo]) -> None:
     created = await asyncio.gather(*map(_create, leaves, infos))
     arrays = dict(zip((leaf.path for leaf in leaves), created, strict=True))
+    missing = {(leaf.path, layer) for leaf in leaves for layer in _layers(leaf)}
     total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     writing: dict[ts.Future, int] = {}
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"writing {leaves[0].tree}") as bar:
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"writing {leaves[0].tree}")
+    try:
         for piece in leaves[0].stream.pieces():
             array = arrays[piece.path]
             target = array if piece.layer is None else array[piece.layer]
+            if (piece.path, piece.layer) not in missing or target.shape != piece.array.shape:
+                raise ValueError(f"unexpected {piece.path}, layer {piece.layer}")
+            missing.remove((piece.path, piece.layer))
             write = target.write(piece.array, can_reference_source_data_indefinitely=True)
             writing[write.commit] = piece.array.nbytes
             while sum(writing.values()) > PENDING_BYTES:
@@ -157,6 +171,21 @@ async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInf
         for write, size in writing.items():
             await write
             bar.update(size)
+    finally:
+        # After an error too: what is still being written cannot be removed.
+        await asyncio.gather(*map(_done, writing))
+        bar.close()
+    if missing:
+        raise ValueError(f"{len(missing)} pieces did not come, such as {min(missing, key=str)}")
+
+
+async def _done(write: ts.Future) -> None:
+    with contextlib.suppress(Exception):
+        await write
+
+
+def _layers(leaf: _Leaf) -> Iterable[int | None]:
+    return range(leaf.shape[0]) if leaf.path in leaf.stream.stacked else [None]
 
 
 async def _create(leaf: _Leaf, info: type_handlers.ParamInfo) -> ts.TensorStore:

@@ -60,12 +60,15 @@ def check_encoder(section: Mapping[str, Any], table: TextTableFile) -> None:
     try:
         table.check_encoder(make_text_encoder(section).identity)
     except MissingWeights:
-        kind = table.encoder.partition("(")[0]
-        if kind != section["encoder"]:
-            raise DataError(
-                f"{table.path}: made by the encoder {table.encoder!r}, text.encoder is "
-                f"{section['encoder']!r}"
-            ) from None
+        check_kind(section["encoder"], table)
+
+
+def check_kind(encoder: str, table: TextTableFile) -> None:
+    """DataError unless a table is of an encoder of this name, whatever its weights."""
+    if table.encoder.partition("(")[0] != encoder:
+        raise DataError(
+            f"{table.path}: made by the encoder {table.encoder!r}, text.encoder is {encoder!r}"
+        )
 
 
 def check_width(text_dim: int | None, feature_dim: int) -> None:

@@ -22,7 +22,7 @@ from imagewam_jax.policies.dataset import config_dataset
 from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen, frozen_trees, restore_frozen
 from imagewam_jax.policies.initial import initial_weights
-from imagewam_jax.policies.parameters import Params, abstract_params
+from imagewam_jax.policies.parameters import Params
 from imagewam_jax.training.metrics import MetricsWriter
 from imagewam_jax.training.prepare import (
     check_fits,
@@ -70,7 +70,8 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
         frozen, about = make_frozen(config, dataset)
         weights, start = _initial(config["train"]["initial_weights"], policy)
         about = {"config": config, **about, **start}
-        state = jax.jit(trainer.init)(config["seed"], weights)
+        state = jax.jit(trainer.init, donate_argnums=1)(config["seed"], weights)
+        del weights  # or it would stay in memory for as long as the run
     else:
         about = checkpoints.restore_json(newest, "about")
         check_same(about["config"], config, workdir)
@@ -94,9 +95,9 @@ def _initial(path: str, policy: ImageWAMConfig) -> tuple[Params, dict[str, Any]]
     """What training starts from, and what a checkpoint says about it."""
     if not path:
         return {}, {}
-    initial = initial_weights(path, abstract_params(policy))
+    initial = initial_weights(path, policy)
     random = f", at random: {', '.join(initial.random)}" if initial.random else ""
-    print(f"starts from {path}{random}")
+    print("; ".join([f"starts from {path}{random}", *initial.differences]))
     return initial.params, {"initial_weights": initial.provenance}
 
 

@@ -80,7 +80,7 @@ def test_a_worker_s_error_and_a_worker_s_death_are_one_clear_error(toy_copy, mon
     with pytest.raises(DataError, match=r"train.tfrecord-00001-of-00003: .*their checksum"):
         build(toy_copy, workers=2)
     # What a program from a pipe is to a new process: one that is not there.
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "absent.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "absent.py", raising=False)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     with pytest.raises(DataError, match=r"an indexing process died.*use workers=1"):
         build(toy_copy, workers=2)

@@ -165,6 +165,21 @@ def test_an_error_on_the_way_leaves_the_table_that_was_there(tmp_path):
     assert (tmp_path / "table").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (ROWS[:2], "features of 9 tokens, expected 10"),
+        ([*ROWS, ROWS[2]], "features of 11 tokens, expected 10"),
+        ([ROWS[0][:, :2]], r"features \(4, 2\) up to token 4 are not finite numbers of 4 chan"),
+        ([ROWS[0], np.full((5, 4), np.nan)], r"features \(5, 4\) up to token 9 are not finite"),
+    ],
+)
+def test_features_that_are_not_those_of_the_prompts(tmp_path, features, message):
+    with pytest.raises(DataError, match=f"table: {message}"):
+        write(tmp_path / "table", features)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_buckets():
     buckets = (32, 64, 128)
     assert [bucket_length(n, buckets) for n in (1, 32, 33, 128)] == [32, 32, 64, 128]

@@ -124,8 +124,8 @@ def with_simulator(monkeypatch):
     """The tiny policy, whose config says where it can act."""
     load = closed_loop.trained.load_policy
 
-    def loaded(path):
-        policy = load(path)
+    def loaded(path, **parts):
+        policy = load(path, **parts)
         section = {"simulator": "metaworld_faucet", "options": {"image_side": 64}}
         policy.config = policy.config | {"evaluation": section}
         return policy

@@ -112,11 +112,22 @@ def test_paths_that_do_not(run, tmp_path):
         (run / "checkpoints/1", r"no checkpoint of step 1; it has \[2, 3\]"),
         (tmp_path / "nothing", "nothing: no such directory, expected a run or a checkpoint"),
         (tmp_path / "notes", r"notes: no checkpoint; it has \[\]"),
-        (tmp_path / "numbers", "numbers/12: not a checkpoint"),
-        (tmp_path / "numbers/12", "numbers/12: not a checkpoint"),
+        (tmp_path / "numbers", "numbers/12: about cannot be read"),
+        (tmp_path / "numbers/12", "numbers/12: about cannot be read"),
     ):
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00\x00"])
+def test_a_damaged_about(tmp_path, content):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, 10)
+    checkpoints.wait()
+    checkpoints.close()
+    (tmp_path / "1" / "about" / "metadata").write_text(content)
+    with pytest.raises(CheckpointError, match="1: about cannot be read"):
+        open_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_of_another_version(tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 
+from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.text import write_text_table
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.errors import CheckpointError
@@ -124,6 +126,15 @@ def test_an_instruction_that_is_not_known(policy):
     assert policy.text_ids(INSTRUCTIONS).tolist() == [0, 1]
     with pytest.raises(CheckpointError, match=r"no text features of \['wash the faucet'\]; it k"):
         policy.text_ids(["open the faucet", "wash the faucet"])
+
+
+def test_a_text_table_of_another_encoder(policy, tmp_path):
+    """A trained policy knows its encoder exactly."""
+    text = tmp_path / "text"
+    encoder, channels = "bytes(dim=1)", policy.config["model"]["backbone"]["text_dim"]
+    write_text_table(text, ["go"], [2], [np.zeros((2, channels), np.float32)], channels, encoder)
+    with pytest.raises(DataError, match=r"made by the encoder 'bytes\(dim=1\)', expected"):
+        load_policy(trained_run(), text_table=text)
 
 
 def test_encoding_and_decoding_images(policy, case):

@@ -116,10 +116,29 @@ def test_an_error_between_pieces_leaves_nothing(tmp_path):
 
     with pytest.raises(ConversionError, match="file: a tensor holds NaNs"):
         write_streams(tmp_path, 0, {"params": stream(broken)}, {})
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(CheckpointError, match="no checkpoint"):
         open_checkpoint(tmp_path)
     write_streams(tmp_path, 0, {"params": stream()}, {})  # and does not stand in the way
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0"]
+
+
+def test_pieces_that_are_not_those_of_the_tree(tmp_path):
+    """Missing, twice there, of another layer or of another shape: nothing is written."""
+    whole = list(stream().pieces())
+    head = next(piece for piece in whole if piece.path == "head")
+    wrong = {
+        "1 pieces did not come": whole[:-1],
+        "unexpected head, layer None": [*whole, head],
+        "unexpected head, layer 0": [*whole, head._replace(layer=0)],
+        "unexpected head": [head._replace(array=head.array[:1])],
+    }
+    for message, given in wrong.items():
+        with pytest.raises(CheckpointError, match=message):
+            write_streams(tmp_path / "out", 0, {"params": stream(lambda given=given: given)}, {})
+        assert list((tmp_path / "out").iterdir()) == [], message
+    with pytest.raises(CheckpointError, match="-1 is no step"):
+        write_streams(tmp_path / "out", -1, {"params": stream()}, {})
 
 
 def test_too_little_space_is_noticed_before(tmp_path, monkeypatch):

@@ -6,14 +6,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from imagewam_jax.conversion.flux2 import flux2_rules
-from imagewam_jax.conversion.mapping import flatten, to_foreign, unflatten
+from imagewam_jax.conversion.trees import flatten, unflatten
+from imagewam_jax.conversion.views import to_foreign
 from imagewam_jax.exchange.convert import convert
 from imagewam_jax.exchange.parts import PARTS
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.initial import initial_weights
-from imagewam_jax.policies.parameters import abstract_params
 from imagewam_jax.policies.streaming import stream_of, write_streams
 from imagewam_jax.training.loop import train
 from tests.training.tiny import copy_sample, tiny_config, trained_run
@@ -85,28 +85,40 @@ def test_the_average_of_another_run(tmp_path):
 
 def test_weights_that_do_not_fit(converted):
     model = tiny_config("").to_dict()["model"]
-    abstract = abstract_params(policy_config(model))
-    assert initial_weights(converted, abstract).random
+    assert initial_weights(converted, policy_config(model)).random
     wider = {**model, "expert": {**model["expert"], "dim": 24}}
     message = r"out: expert\.\S+ is \(.*\), the config's policy has \("
     with pytest.raises(CheckpointError, match=message):
-        initial_weights(converted, abstract_params(policy_config(wider)))
-    deeper = {**model, "backbone": {**model["backbone"], "single_layers": 2}}
-    message = r"out: backbone.single_layers.\S+ is \(1, .*\), the config's policy has \(2, "
-    with pytest.raises(CheckpointError, match=message):
-        initial_weights(converted, abstract_params(policy_config(deeper)))
+        initial_weights(converted, policy_config(wider))
     with pytest.raises(CheckpointError, match="no 'params' in it"):
         other = {"autoencoder": stream_of({"mean": np.zeros(3, np.float32)})}
-        write_streams(converted.parent / "other", 0, other, {})
-        initial_weights(converted.parent / "other", abstract)
+        write_streams(converted.parent / "other", 0, other, {"config": {}})
+        initial_weights(converted.parent / "other", policy_config(model))
+
+
+@pytest.mark.parametrize("field, other", [("single_layers", 2), ("rope_theta", 2000.0)])
+def test_a_backbone_of_other_sizes(converted, field, other):
+    """Also where no array has another shape: the positions would mean something else."""
+    model = tiny_config("").to_dict()["model"]
+    changed = {**model, "backbone": {**model["backbone"], field: other}}
+    with pytest.raises(CheckpointError, match=rf"{field}=.*asks for .*{field}={other}"):
+        initial_weights(converted, policy_config(changed))
+
+
+def test_what_no_array_shows_is_told():
+    model = tiny_config("").to_dict()["model"]
+    changed = policy_config({**model, "coordinate_dtype": "bfloat16"})
+    told = initial_weights(trained_run(), changed).differences
+    assert told == ("coordinate_dtype was 'float32', is 'bfloat16'",)
+    assert initial_weights(trained_run(), policy_config(model)).differences == ()
 
 
 def test_a_backbone_must_be_whole(converted, tmp_path):
     arrays, about = saved(converted)
     del arrays["backbone.text_in.kernel"]
     write_streams(tmp_path, 0, {"params": stream_of(unflatten(arrays))}, about)
-    abstract = abstract_params(policy_config(tiny_config("").to_dict()["model"]))
+    policy = policy_config(tiny_config("").to_dict()["model"])
     with pytest.raises(
         CheckpointError, match=r"lacks 1 arrays .*, such as backbone.text_in.kernel"
     ):
-        initial_weights(tmp_path, abstract)
+        initial_weights(tmp_path, policy)
