@@ -1,8 +1,9 @@
 """The sidecar index of one RLDS dataset: what makes its TFRecord shards random-access.
 
-On disk an index is a folder with `meta.json` and, per split, one `.npy` file per column; opening
-it maps the columns into memory. A frame is one step of one episode; frames are numbered through a
-split, episode after episode, in shard order.
+On disk an index is a folder with `meta.json` and, per split, one `.npy` file per array of a column;
+opening it maps them into memory. It holds every step and episode feature that can be held
+(`skipped` says why one is not), so it serves any use of the dataset. A frame is one step of one
+episode; frames are numbered through a split, episode after episode, in shard order.
 """
 
 import dataclasses
@@ -11,35 +12,37 @@ import json
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt32
+from jaxtyping import Int32, Int64
 
+from imagewam_jax.data.columns import (
+    Coded,
+    Column,
+    Dense,
+    ImageColumn,
+    Ragged,
+    Text,
+    file_stem,
+    unpack_texts,
+)
 from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.registry import DatasetSpec
 from imagewam_jax.data.tfrecord import framing_checksum
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META_FILE = "meta.json"
-EPISODE_COLUMNS = ("episode_start", "episode_shard", "record_offset", "record_length")
-IMAGE_COLUMNS = ("offset", "length", "crc32c")
+INDEX_DIR = "imagewam_index"
+SPLITS_DIR = "splits"
+EPISODE_ARRAYS = ("episode_start", "episode_shard", "record_offset", "record_length")
+IMAGE_ARRAYS = ("offset", "length", "crc32c", "size_ehw")
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageColumn:
-    """Where the encoded images of one camera lie: byte ranges of each frame's shard."""
-
-    offset: Int64[np.ndarray, " frames"]
-    length: Int32[np.ndarray, " frames"]
-    crc32c: UInt32[np.ndarray, " frames"]
-    shape: tuple[int, int, int]
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SplitIndex:
     """One split. `episode_start` has one entry more than there are episodes.
 
     record_offset, record_length: byte range of each episode's record data in its shard.
-    text_id: each frame's row in `DatasetIndex.instructions`.
-    features: low-dimensional step features [frames, ...] in their stored dtype.
+    steps: columns with a row per frame, by the key below `steps`, "observation/state".
+    episodes: columns with a row per episode, by the key from the record's root.
+    images: by the key below `steps`.
     """
 
     name: str
@@ -49,8 +52,8 @@ class SplitIndex:
     record_offset: Int64[np.ndarray, " episodes"]
     record_length: Int64[np.ndarray, " episodes"]
     frame_episode: Int32[np.ndarray, " frames"]
-    text_id: Int32[np.ndarray, " frames"]
-    features: dict[str, np.ndarray]
+    steps: dict[str, Column]
+    episodes: dict[str, Column]
     images: dict[str, ImageColumn]
 
     @property
@@ -69,15 +72,18 @@ class SplitIndex:
         return f"split {self.name!r}, episode {episode}, step {step} ({shard})"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DatasetIndex:
-    """An opened index. `checksum` identifies the indexed bytes and keys, wherever they lie."""
+    """An opened index. `checksum` identifies the indexed bytes and keys, wherever they lie.
+
+    skipped: features that are not indexed, by the key from the record's root, and why.
+    """
 
     name: str
     version: str
     checksum: str
-    instructions: tuple[str, ...]
     splits: dict[str, SplitIndex]
+    skipped: dict[str, str]
 
     def split(self, name: str) -> SplitIndex:
         if name not in self.splits:
@@ -85,19 +91,9 @@ class DatasetIndex:
         return self.splits[name]
 
 
-def default_index_dir(dataset_dir: Path, spec: DatasetSpec) -> Path:
-    """Beside the shards, one per specification, for different ones index different keys."""
-    return Path(dataset_dir) / "imagewam_index" / spec.name
-
-
-def indexed_keys(spec: DatasetSpec) -> dict[str, str | list[str]]:
-    """The keys of a specification that decide what an index holds."""
-    return {
-        "images": [key for _, key in spec.image_keys],
-        "state": spec.state_key,
-        "action": spec.action_key,
-        "language": spec.language_key,
-    }
+def default_index_dir(dataset_dir: Path | str) -> Path:
+    """Beside the shards."""
+    return Path(dataset_dir) / INDEX_DIR
 
 
 def meta_checksum(meta: dict) -> str:
@@ -106,84 +102,103 @@ def meta_checksum(meta: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def column_file(split_dir: Path, key: str, column: str) -> Path:
-    return split_dir / f"{key.replace('/', '.')}.{column}.npy"
+def array_file(index_dir: Path, split: str, name: str) -> Path:
+    """The file of a split's array such as "episode_start" or "steps/observation/state:values"."""
+    folder = index_dir / SPLITS_DIR / split
+    if ":" not in name:
+        return folder / f"{name}.npy"
+    column, part = name.rsplit(":", 1)
+    scope, key = column.split("/", 1)
+    return folder / scope / f"{file_stem(key)}.{part}.npy"
 
 
-def open_index(
-    dataset_dir: Path | str, spec: DatasetSpec, index_dir: Path | str | None = None
-) -> DatasetIndex:
+def open_index(dataset_dir: Path | str, index_dir: Path | str | None = None) -> DatasetIndex:
     """Opens an index and checks that it describes the shards that are there now.
 
     Sizes and framing checksums of all shards are compared (one small read per episode). Raises
-    DataError, saying how to rebuild, when there is no index, it is of another format or of other
-    keys, or a shard is missing or differs.
+    DataError, saying how to rebuild, when there is no index, it is of another format, or a shard is
+    missing or differs.
     """
     dataset_dir = Path(dataset_dir)
-    index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir, spec)
-    rebuild = f"build it with: imagewam index {dataset_dir} --dataset {spec.name}"
+    index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir)
+    rebuild = f"rebuild with: imagewam data index {dataset_dir}"
     if not (index_dir / META_FILE).is_file():
-        raise DataError(f"{index_dir}: no index of {dataset_dir} for {spec.name!r}; {rebuild}")
-    meta = json.loads((index_dir / META_FILE).read_text())
-    if meta.get("format") != FORMAT_VERSION:
-        raise DataError(
-            f"{index_dir}: index format {meta.get('format')}, expected {FORMAT_VERSION}; {rebuild}"
-        )
-    if meta["checksum"] != meta_checksum(meta):
+        unfinished = " (an unfinished build is there)" if index_dir.is_dir() else ""
+        raise DataError(f"{index_dir}: no index of {dataset_dir}{unfinished}; {rebuild}")
+    try:
+        meta = json.loads((index_dir / META_FILE).read_text())
+        found = meta.get("format")
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"{index_dir / META_FILE}: not readable: {error}; {rebuild}") from error
+    if found != FORMAT_VERSION:
+        raise DataError(f"{index_dir}: index format {found}, expected {FORMAT_VERSION}; {rebuild}")
+    if meta.get("checksum") != meta_checksum(meta):
         raise DataError(f"{index_dir}: {META_FILE} differs from its own checksum; {rebuild}")
-    if meta["keys"] != indexed_keys(spec):
-        raise DataError(
-            f"{index_dir}: indexes the keys {meta['keys']}, the specification of {spec.name!r} "
-            f"asks for {indexed_keys(spec)}; {rebuild}"
-        )
-    splits = {
-        name: _open_split(dataset_dir, index_dir, name, split, rebuild)
-        for name, split in meta["splits"].items()
-    }
-    instructions = tuple(meta["instructions"])
-    return DatasetIndex(meta["name"], meta["version"], meta["checksum"], instructions, splits)
+    splits = {}
+    for name, split_meta in meta["splits"].items():
+        splits[name] = _open_split(dataset_dir, index_dir, name, meta, rebuild)
+        _check_shards(splits[name], split_meta["shards"], index_dir, rebuild)
+    return DatasetIndex(meta["name"], meta["version"], meta["checksum"], splits, meta["skipped"])
 
 
 def _open_split(
-    dataset_dir: Path, index_dir: Path, name: str, meta: dict, rebuild: str
+    dataset_dir: Path, index_dir: Path, split: str, meta: dict, rebuild: str
 ) -> SplitIndex:
-    split_dir = index_dir / name
+    here = meta["splits"][split]
 
-    def column(file: Path) -> np.ndarray:
+    def array(name: str, rows: int | None = None) -> np.ndarray:
+        file = array_file(index_dir, split, name)
         try:
-            return np.load(file, mmap_mode="r")
+            values = np.load(file, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise DataError(f"{file}: the index has lost a column ({error}); {rebuild}") from error
+        if rows is not None and len(values) != rows:
+            raise DataError(f"{file}: {len(values)} rows, expected {rows}; {rebuild}")
+        return values
 
-    episodes = {c: column(split_dir / f"{c}.npy") for c in EPISODE_COLUMNS}
-    split = SplitIndex(
-        name=name,
-        shards=tuple(dataset_dir / shard["file"] for shard in meta["shards"]),
-        **episodes,
-        frame_episode=column(split_dir / "frame_episode.npy"),
-        text_id=column(split_dir / "text_id.npy"),
-        features={key: column(column_file(split_dir, key, "values")) for key in meta["features"]},
-        images={
-            key: ImageColumn(
-                **{c: column(column_file(split_dir, key, c)) for c in IMAGE_COLUMNS},
-                shape=tuple(shape),
-            )
-            for key, shape in meta["images"].items()
-        },
+    def column(name: str, declared: dict, rows: int | None) -> Column:
+        if declared["ragged"]:
+            start = array(f"{name}:row_start", rows + 1)
+            return Ragged(column(name, {**declared, "ragged": False}, None), start)
+        if declared["kind"] == "dense":
+            return Dense(array(f"{name}:values", rows))
+        ids = array(f"{name}:ids", rows)
+        if declared["kind"] == "coded":
+            return Coded(ids, array(f"{name}:rows"))
+        return Text(ids, unpack_texts(array(f"{name}:texts"), array(f"{name}:text_start")))
+
+    def image(key: str, declared: dict) -> ImageColumn:
+        rows = {name: frames for name in IMAGE_ARRAYS} | {"size_ehw": episodes}
+        arrays = {name: array(f"images/{key}:{name}", rows[name]) for name in IMAGE_ARRAYS}
+        return ImageColumn(**arrays, shape=tuple(declared["shape"]), dtype=declared["dtype"])
+
+    episodes, frames = here["episodes"], here["frames"]
+    return SplitIndex(
+        name=split,
+        shards=tuple(dataset_dir / shard["file"] for shard in here["shards"]),
+        **{n: array(n, episodes + (n == "episode_start")) for n in EPISODE_ARRAYS},
+        frame_episode=array("frame_episode", frames),
+        steps={k: column(f"steps/{k}", d, frames) for k, d in meta["steps"].items()},
+        episodes={k: column(f"episodes/{k}", d, episodes) for k, d in meta["episodes"].items()},
+        images={key: image(key, declared) for key, declared in meta["images"].items()},
     )
-    for number, (path, pinned) in enumerate(zip(split.shards, meta["shards"], strict=True)):
+
+
+def _check_shards(split: SplitIndex, shards: list[dict], index_dir: Path, rebuild: str) -> None:
+    """Compares each shard with what the index pinned of it."""
+    bounds = np.searchsorted(split.episode_shard, np.arange(len(shards) + 1))
+    for number, (path, pinned) in enumerate(zip(split.shards, shards, strict=True)):
         if not path.is_file():
-            raise DataError(f"{path}: missing, but it is indexed in {index_dir}")
+            raise DataError(f"{path}: missing, but it is indexed in {index_dir}; {rebuild}")
         if path.stat().st_size != pinned["size"]:
             raise DataError(
                 f"{path}: {path.stat().st_size} bytes, the index was built over {pinned['size']}; "
                 f"the shard is truncated or was replaced; {rebuild}"
             )
-        here = split.episode_shard == number
+        here = slice(bounds[number], bounds[number + 1])
         found = framing_checksum(path, split.record_offset[here], split.record_length[here])
         if found != pinned["framing_crc32c"]:
             raise DataError(
                 f"{path}: its records have the checksum {found:08x}, the index was built over "
                 f"{pinned['framing_crc32c']:08x}; the shard was replaced; {rebuild}"
             )
-    return split

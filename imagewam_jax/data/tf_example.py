@@ -14,6 +14,8 @@ from imagewam_jax.data.errors import DataError
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 _KINDS = {1: "bytes", 2: "float", 3: "int64"}
+# Seven bits a byte: ten bytes hold any 64-bit number.
+_MAX_VARINT_BYTES = 10
 
 
 class ExampleFeature(NamedTuple):
@@ -48,7 +50,10 @@ def _parse_entry(record: bytes, start: int, end: int) -> tuple[str, ExampleFeatu
     feature = ExampleFeature("empty", np.empty(0, np.float32))
     for field, value_start, value_end in _delimited_fields(record, start, end):
         if field == 1:
-            key = record[value_start:value_end].decode()
+            try:
+                key = record[value_start:value_end].decode()
+            except UnicodeDecodeError as error:
+                raise DataError(f"byte {value_start}: a key is not UTF-8: {error}") from error
         elif field == 2:
             for list_field, list_start, list_end in _delimited_fields(
                 record, value_start, value_end
@@ -84,6 +89,8 @@ def _parse_floats(record: bytes, start: int, end: int) -> np.ndarray:
             raise DataError(f"byte {start}: {length} bytes are not whole float32 values")
         parts.append(np.frombuffer(record, "<f4", length // 4, start))
         start += length
+    if len(parts) == 1:
+        return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
@@ -98,21 +105,26 @@ def _parse_ints(record: bytes, start: int, end: int) -> np.ndarray:
             length = _varint(record, start, end)[1] - start
         else:
             raise DataError(f"byte {start}: wire type {tag & 7} in an int64 list")
-        parts.append(_decode_varints(record[start : start + length]))
+        parts.append(_decode_varints(record, start, length))
         start += length
+    if len(parts) == 1:
+        return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def _decode_varints(packed: bytes) -> np.ndarray:
+def _decode_varints(record: bytes, start: int, length: int) -> np.ndarray:
     """int64 [n] from n varints: seven bits a byte, least significant first."""
-    raw = np.frombuffer(packed, np.uint8)
+    raw = np.frombuffer(record, np.uint8, length, start)
     last = np.flatnonzero(raw < 0x80)
     if len(raw) and (not len(last) or last[-1] != len(raw) - 1):
-        raise DataError("a packed int64 list ends inside a number")
+        raise DataError(f"byte {start}: a packed int64 list ends inside a number")
     if len(last) == len(raw):
         return raw.astype(np.int64)
     first = np.concatenate([[0], last[:-1] + 1])
-    place = np.arange(len(raw)) - np.repeat(first, last - first + 1)
+    digits = last - first + 1
+    if digits.max() > _MAX_VARINT_BYTES:
+        raise DataError(f"byte {start}: a number of {digits.max()} bytes in an int64 list")
+    place = np.arange(len(raw)) - np.repeat(first, digits)
     bits = (raw & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
     return np.add.reduceat(bits, first).view(np.int64)
 
@@ -130,7 +142,9 @@ def _delimited_fields(record: bytes, start: int, end: int) -> Iterator[tuple[int
         elif wire_type == _VARINT:
             _, start = _varint(record, start, end)
         elif wire_type in (_FIXED32, _FIXED64):
-            start += 4 if wire_type == _FIXED32 else 8
+            length = 4 if wire_type == _FIXED32 else 8
+            _check_inside(start, length, end)
+            start += length
         else:
             raise DataError(f"byte {start}: wire type {wire_type} is not a tf.train.Example")
 
@@ -138,14 +152,16 @@ def _delimited_fields(record: bytes, start: int, end: int) -> Iterator[tuple[int
 def _varint(record: bytes, start: int, end: int) -> tuple[int, int]:
     """The unsigned varint at `start` and the position after it."""
     value = shift = 0
-    while start < end:
+    stop = min(end, start + _MAX_VARINT_BYTES)
+    while start < stop:
         byte = record[start]
         start += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, start
         shift += 7
-    raise DataError(f"byte {end}: a number is cut off; not a tf.train.Example")
+    what = "is cut off" if start == end else f"has more than {_MAX_VARINT_BYTES} bytes"
+    raise DataError(f"byte {start}: a number {what}; not a tf.train.Example")
 
 
 def _check_inside(start: int, length: int, end: int) -> None:

@@ -22,10 +22,15 @@ _COMPRESSED_MAGIC = {b"\x1f\x8b": "gzip", b"\x78\x9c": "zlib", b"\x78\x01": "zli
 
 
 class Record(NamedTuple):
-    """One record: the byte position of its data in the file, and the data."""
+    """One record: the byte position of its data in the file, and the data.
+
+    damage: what is wrong with it; "" when its checksums hold. A record whose length is not known
+    has no data, and nothing after it can be found.
+    """
 
     offset: int
-    data: bytes
+    data: bytes | None
+    damage: str = ""
 
 
 def masked_crc32c(data: bytes) -> int:
@@ -40,41 +45,53 @@ def walk_records(path: Path) -> Iterator[Record]:
     Raises DataError, naming the file and the byte offset, when the file is compressed, is
     truncated, or has bytes that differ from their checksum.
     """
+    for record in scan_records(path):
+        if record.damage:
+            raise DataError(f"{path}: {record.damage}")
+        yield record
+
+
+def scan_records(path: Path) -> Iterator[Record]:
+    """The records of a shard, damaged ones among them: this stops only where no record follows."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         offset = 0
         while offset < size:
+            start = offset + HEADER_BYTES
             header = file.read(HEADER_BYTES)
             if len(header) < HEADER_BYTES:
-                raise DataError(
-                    f"{path}: truncated at byte {size}: the record at byte {offset} has "
-                    f"{len(header)} of {HEADER_BYTES} header bytes"
+                damage = f"has {len(header)} of {HEADER_BYTES} header bytes"
+                yield _lost(
+                    start, f"truncated at byte {size}: the record at byte {offset} {damage}"
                 )
+                return
             length, length_crc = struct.unpack("<QI", header)
             if masked_crc32c(header[:8]) != length_crc:
                 compression = _COMPRESSED_MAGIC.get(header[:2]) if offset == 0 else None
-                if compression:
-                    raise DataError(
-                        f"{path}: {compression}-compressed; a byte index needs uncompressed "
-                        "TFRecord files"
-                    )
-                raise DataError(
-                    f"{path}: the record length at byte {offset} differs from its checksum"
+                yield _lost(
+                    start,
+                    f"{compression}-compressed; a byte index needs uncompressed TFRecord files"
+                    if compression
+                    else f"the record length at byte {offset} differs from its checksum",
                 )
+                return
+            end = start + length
+            if end + FOOTER_BYTES > size:
+                where = f"the record at byte {offset} ends at {end + FOOTER_BYTES}"
+                yield _lost(start, f"truncated at byte {size}: {where}")
+                return
             data = file.read(length)
-            footer = file.read(FOOTER_BYTES)
-            if len(data) < length or len(footer) < FOOTER_BYTES:
-                end = offset + HEADER_BYTES + length + FOOTER_BYTES
-                raise DataError(
-                    f"{path}: truncated at byte {size}: the record at byte {offset} ends at {end}"
-                )
-            if masked_crc32c(data) != struct.unpack("<I", footer)[0]:
-                raise DataError(
-                    f"{path}: the {length} data bytes of the record at byte {offset} differ from "
-                    "their checksum"
-                )
-            yield Record(offset + HEADER_BYTES, data)
-            offset += HEADER_BYTES + length + FOOTER_BYTES
+            (data_crc,) = struct.unpack("<I", file.read(FOOTER_BYTES))
+            damage = ""
+            if masked_crc32c(data) != data_crc:
+                where = f"the record at byte {offset}"
+                damage = f"the {length} data bytes of {where} differ from their checksum"
+            yield Record(start, data, damage)
+            offset = end + FOOTER_BYTES
+
+
+def _lost(offset: int, damage: str) -> Record:
+    return Record(offset, None, damage)
 
 
 def framing_checksum(
