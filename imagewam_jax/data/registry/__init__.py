@@ -9,12 +9,14 @@ from types import MappingProxyType
 from typing import Any
 
 from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.registry import config, libero, own
+from imagewam_jax.data.registry import bridge, config, droid, libero, openx, other, own
 from imagewam_jax.data.registry.own import METAWORLD_FAUCET
 from imagewam_jax.data.registry.spec import ROLES, Camera, DatasetSpec, Encoding
 
+FAMILIES = (own, libero, openx, bridge, droid, other)
+
 REGISTRY: Mapping[str, DatasetSpec] = MappingProxyType(
-    {spec.name: spec for family in (own, libero) for spec in family.ROWS}
+    {spec.name: spec for family in FAMILIES for spec in family.ROWS}
 )
 
 

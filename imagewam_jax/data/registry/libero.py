@@ -9,13 +9,13 @@ is the right way up: a policy is trained on them as stored, and the images of a 
 before it sees them (spec 9.2). So the cameras here are not flagged `upside_down`.
 """
 
-from imagewam_jax.data.registry.encodings import EEF_DELTA, POSITION, absolute
+from imagewam_jax.data.registry.encodings import AXIS_ANGLE, EEF_DELTA, POSITION, absolute
 from imagewam_jax.data.registry.spec import Camera, DatasetSpec
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
 # Position in metres, axis-angle in radians, the positions of the two fingers in metres.
-STATE = absolute("pos_axis_angle", *POSITION, "rx", "ry", "rz", "finger_1", "finger_2")
+STATE = absolute("pos_axis_angle_fingers", *POSITION, *AXIS_ANGLE, "finger_1", "finger_2")
 
 
 def _suite(suite: str) -> DatasetSpec:

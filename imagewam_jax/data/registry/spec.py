@@ -1,6 +1,7 @@
 """What the pipeline must know of a dataset to read it, as one row of plain data."""
 
 import dataclasses
+import math
 from typing import Any
 
 from imagewam_jax.data.errors import DataError
@@ -79,7 +80,7 @@ class DatasetSpec:
             raise DataError(
                 f"{self.name}: camera roles {roles}, expected different ones of {list(ROLES)}"
             )
-        if not self.control_hz > 0:
+        if not 0 < self.control_hz < math.inf:
             raise DataError(f"{self.name}: control_hz is {self.control_hz}, expected more than 0")
 
     def camera(self, role: str) -> Camera:

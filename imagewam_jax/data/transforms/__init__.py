@@ -12,10 +12,23 @@ from imagewam_jax.data.transforms.base import (
 )
 from imagewam_jax.data.transforms.columns import columns
 from imagewam_jax.data.transforms.features import EpisodeFeatures
+from imagewam_jax.data.transforms.filters import non_idle, not_first, success
+from imagewam_jax.data.transforms.idle import bimanual_non_idle
+from imagewam_jax.data.transforms.kuka import kuka
+from imagewam_jax.data.transforms.reached import reached
 from imagewam_jax.data.transforms.stored import as_stored
 
-TRANSFORMS = MappingProxyType({"as_stored": as_stored, "columns": columns})
-FILTERS = MappingProxyType({})
+TRANSFORMS = MappingProxyType(
+    {"as_stored": as_stored, "columns": columns, "kuka": kuka, "reached": reached}
+)
+FILTERS = MappingProxyType(
+    {
+        "bimanual_non_idle": bimanual_non_idle,
+        "non_idle": non_idle,
+        "not_first": not_first,
+        "success": success,
+    }
+)
 
 
 def find_transform(name: str) -> Transform:

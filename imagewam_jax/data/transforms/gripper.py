@@ -63,6 +63,11 @@ def relative_to_absolute(command: Float32[np.ndarray, " t"]) -> Float32[np.ndarr
     return state.astype(np.float32)
 
 
+def always_open(command: Float32[np.ndarray, " t"]) -> Float32[np.ndarray, " t"]:
+    """For a tool that does not close."""
+    return np.ones_like(command)
+
+
 OPERATIONS = MappingProxyType(
     {
         "as_stored": lambda command: command,
@@ -71,5 +76,6 @@ OPERATIONS = MappingProxyType(
         "clip_invert": clipped_inverted,
         "binarise": binarised,
         "relative": relative_to_absolute,
+        "open": always_open,
     }
 )
