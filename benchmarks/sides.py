@@ -23,7 +23,7 @@ Calls = dict[str, Callable[[], np.ndarray]]
 
 def jax_calls(work: Workload) -> Calls:
     """`act` and `train` as `imagewam evaluate` and `imagewam train` run them."""
-    about = {"config": work.config, "prompts": work.prompts}
+    about = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
     policy = Policy(policy_builder(work.policy)(work.params), work.frozen, about, 0)
     trainer = make_trainer(work.config, work.policy)
     step = jax.jit(trainer.step, donate_argnums=0)

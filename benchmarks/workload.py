@@ -57,6 +57,9 @@ def quickstart(batch_size: int | None = None) -> Workload:
     )
     batch = {
         "images": images,
+        "image_size": np.full((batch_size, 1, 2), config["data"]["image_size"], np.int32),
+        "norm_id": np.zeros(batch_size, np.int32),
+        "target_is_pad": np.zeros(batch_size, bool),
         "text_id": rng.integers(0, len(INSTRUCTIONS), batch_size).astype(np.int32),
         "proprio": rng.normal(size=(batch_size, state_dim)).astype(np.float32),
         "actions": rng.normal(size=(batch_size, policy.horizon, action_dim)).astype(np.float32),
@@ -76,4 +79,4 @@ def quickstart(batch_size: int | None = None) -> Workload:
 
 
 def _normalizer(dim: int) -> Normalizer:
-    return Normalizer(np.full(dim, 0.5, np.float32), np.full(dim, 0.1, np.float32))
+    return Normalizer(np.full((1, dim), 0.5, np.float32), np.full((1, dim), 0.1, np.float32))

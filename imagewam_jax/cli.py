@@ -7,6 +7,7 @@ from pathlib import Path
 
 from absl import logging
 
+from imagewam_jax.cli_data import add_data_verbs
 from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
@@ -108,16 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
     evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
     evaluate.set_defaults(run=_evaluate)
-    index = verbs.add_parser(
-        "index",
-        help="make an RLDS dataset random-access",
-        description="Writes the sidecar index of one TFDS dataset version, checking every record. "
-        "Training makes it too where there is none.",
-    )
-    index.add_argument("directory", type=Path, help="the folder with features.json")
-    index.add_argument("--dataset", required=True, help="its row in the registry")
-    index.add_argument("--workers", type=int, help="processes; default: as many as help")
-    index.set_defaults(run=_index)
+    add_data_verbs(verbs)
 
     encode = verbs.add_parser(
         "encode-text",
@@ -231,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verify.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
 
     arguments, rest = parser.parse_known_args(argv)
-    if rest and not hasattr(arguments, "config"):
+    if rest and not {"config", "passes_on"} & vars(arguments).keys():
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         return arguments.run(arguments, rest)
@@ -249,27 +241,15 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.data.index_builder import build_index
-    from imagewam_jax.data.registry import dataset_spec
-
-    index = build_index(
-        arguments.directory, dataset_spec(arguments.dataset), workers=arguments.workers
-    )
-    for name, split in index.splits.items():
-        print(f"{index.name}/{name}: {split.num_episodes} episodes, {split.num_frames} steps")
-    return 0
-
-
 def _encode_text(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = load_config(arguments.config, rest).to_dict()
-    from imagewam_jax.policies.dataset import config_dataset
+    from imagewam_jax.policies.dataset import config_data
     from imagewam_jax.training.text_table import fill_text_table, read_instructions
 
     if arguments.prompts:
         instructions = read_instructions(arguments.prompts)
     else:
-        instructions = config_dataset(config).index.instructions
+        instructions = config_data(config).instructions
     table = fill_text_table(config, instructions, arguments.output)
     print(
         f"{table.path}: {len(table.prompts)} prompts, {table.lengths.sum()} tokens of "

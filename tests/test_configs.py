@@ -138,12 +138,15 @@ def test_shapes_of_training_and_acting(name, size):
             autoencoder=new_autoencoder(config["autoencoder"]),
             text=zeros(40, tokens, policy.backbone.text_dim),
             text_length=zeros(40, dtype=jnp.int32),
-            actions=Normalizer(zeros(action_dim), zeros(action_dim)),
-            state=Normalizer(zeros(state_dim), zeros(state_dim)),
+            actions=Normalizer(zeros(1, action_dim), zeros(1, action_dim)),
+            state=Normalizer(zeros(1, state_dim), zeros(1, state_dim)),
         )
         images = zeros(batch_size, cameras[0], 2, *cameras[1:], 3, dtype=jnp.uint8)
         batch = {
             "images": images,
+            "image_size": zeros(batch_size, cameras[0], 2, dtype=jnp.int32),
+            "norm_id": zeros(batch_size, dtype=jnp.int32),
+            "aug_seed": zeros(batch_size, dtype=jnp.uint32),
             "text_id": zeros(batch_size, dtype=jnp.int32),
             "proprio": zeros(batch_size, state_dim),
             "actions": zeros(batch_size, horizon, action_dim),

@@ -1,5 +1,6 @@
 """Reads and decodes single images out of TFRecord shards by their indexed byte ranges."""
 
+import io
 import os
 import resource
 import threading
@@ -9,9 +10,13 @@ import google_crc32c
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
+from PIL import Image
 
 from imagewam_jax.data.errors import BadFrameError, DataError
 from imagewam_jax.data.index import SplitIndex
+from imagewam_jax.data.registry import Camera
+
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class ShardFiles:
@@ -55,27 +60,56 @@ def _allow_open_files(count: int) -> None:
 
 
 def decode_frame(
-    split: SplitIndex, files: ShardFiles, key: str, frame: int, out: UInt8[np.ndarray, "h w 3"]
-) -> None:
-    """Decodes one frame of camera `key` into `out`, a contiguous RGB image.
+    split: SplitIndex,
+    files: ShardFiles,
+    camera: Camera,
+    frame: int,
+    out: UInt8[np.ndarray, "h w 3"],
+) -> tuple[int, int]:
+    """Decodes one frame of a camera as an upright RGB image into the top left of `out`, a
+    contiguous buffer; returns its height and width.
 
     Raises BadFrameError, naming the file, episode and step, when the stored bytes differ from their
-    checksum, are not a JPEG, or have another size than `out`.
+    checksum, are neither JPEG nor PNG, or are of an image that is larger than the buffer.
     """
-    column = split.images[key]
+    column = split.images[camera.key]
     shard = int(split.episode_shard[split.frame_episode[frame]])
-    jpeg = files.read(shard, int(column.offset[frame]), int(column.length[frame]))
-    if google_crc32c.value(jpeg) != column.crc32c[frame]:
-        raise _bad_frame(split, key, frame, "its bytes differ from their checksum")
+    encoded = files.read(shard, int(column.offset[frame]), int(column.length[frame]))
+    if google_crc32c.value(encoded) != column.crc32c[frame]:
+        raise _bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
+    kind, decode = ("PNG", _decode_png) if encoded.startswith(PNG) else ("JPEG", _decode_jpeg)
     try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
-        if (height, width) != out.shape[:2]:
-            raise _bad_frame(split, key, frame, f"{height}x{width}, expected {out.shape[:2]}")
-        simplejpeg.decode_jpeg(jpeg, colorspace="RGB", buffer=out)
-    except ValueError as error:
-        if isinstance(error, BadFrameError):
-            raise
-        raise _bad_frame(split, key, frame, f"not a readable JPEG: {error}") from error
+        return decode(encoded, camera, out)
+    except (ValueError, OSError, SyntaxError) as error:  # Pillow raises all of these
+        what = f"cannot be decoded as {kind}: {error}"
+        raise _bad_frame(split, camera.key, frame, what) from error
+
+
+def _decode_jpeg(encoded: bytes, camera: Camera, out: np.ndarray) -> tuple[int, int]:
+    height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+    _check_size(height, width, out)
+    order = "BGR" if camera.bgr else "RGB"
+    if (height, width) == out.shape[:2] and not camera.upside_down:
+        simplejpeg.decode_jpeg(encoded, colorspace=order, buffer=out)
+    else:
+        image = simplejpeg.decode_jpeg(encoded, colorspace=order)
+        out[:height, :width] = image[::-1, ::-1] if camera.upside_down else image
+    return height, width
+
+
+def _decode_png(encoded: bytes, camera: Camera, out: np.ndarray) -> tuple[int, int]:
+    with Image.open(io.BytesIO(encoded), formats=["PNG"]) as file:
+        width, height = file.size
+        _check_size(height, width, out)
+        image = np.asarray(file.convert("RGB"))
+    image = image[..., ::-1] if camera.bgr else image
+    out[:height, :width] = image[::-1, ::-1] if camera.upside_down else image
+    return height, width
+
+
+def _check_size(height: int, width: int, out: np.ndarray) -> None:
+    if height > out.shape[0] or width > out.shape[1]:
+        raise ValueError(f"{height}x{width}, expected at most {out.shape[0]}x{out.shape[1]}")
 
 
 def _bad_frame(split: SplitIndex, key: str, frame: int, what: str) -> BadFrameError:

@@ -1,36 +1,50 @@
-"""Orders of samples: an endless, globally shuffled, sharded, resumable one, and a sequential one.
+"""The training stream: endless, globally shuffled, mixed, sharded over hosts, exactly resumable.
 
-The training stream is one permutation of the anchors per epoch, epoch after epoch. Its n-th sample
+Each dataset is one permutation of its anchors per epoch, epoch after epoch; a mixture takes from
+them in a fixed pattern that keeps their shares at every moment. The n-th sample of the stream
 carries index n. Global batch k is samples k*G .. (k+1)*G - 1, and host h of N takes every N-th of
 them from the h-th, so every number of hosts sees the same global batches.
 """
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import google_crc32c
 import grain
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int, Int64, UInt32
 
+from imagewam_jax.data.bad_frames import BadFrames
 from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.samples import Batch, SampleReader, augmentation_seeds
+from imagewam_jax.data.samples import Batch, SampleReader, augmentation_seeds, empty_batch
 
 # Samples of the stream whose order is part of the fingerprint.
 _ORDER_PROBE = 64
 
 
+class Source(NamedTuple):
+    """One dataset of the stream. `identity` decides what its samples are, beside the reader's
+    shapes; `share` is its part of all samples."""
+
+    reader: SampleReader
+    anchors: Int64[np.ndarray, " anchors"]
+    share: float
+    identity: dict[str, Any]
+
+
 class TrainIterator:
     """Endless iterator over this host's part of the training stream, with exact resume.
 
-    Batches are those of `SampleReader.read` plus `index` int64 [b], the sample's place in the
+    Batches are those of `samples.empty_batch` plus `index` int64 [b], the sample's place in the
     global stream, and `aug_seed` uint32 [b]. Whole batches are read ahead by threads.
+
+    A sample whose images cannot be read is replaced by that of the dataset's next anchor, counted
+    in `bad_frames` and logged; more bad frames than it allows stop the run.
     """
 
     def __init__(
         self,
-        reader: SampleReader,
-        anchors: Int64[np.ndarray, " anchors"],
+        sources: Sequence[Source],
         *,
         global_batch: int,
         seed: int,
@@ -38,25 +52,30 @@ class TrainIterator:
         num_hosts: int = 1,
         num_threads: int = 4,
         prefetch: int = 8,
+        bad_share: float = 0.0,
     ):
-        """num_threads batches are read at a time, prefetch batches are held ready."""
+        """num_threads batches are read at a time, prefetch batches are held ready. `bad_share`
+        of the frames may be bad."""
         if global_batch < 1 or global_batch % num_hosts:
             raise DataError(
                 f"a global batch of {global_batch} does not split over {num_hosts} hosts"
             )
         if not 0 <= host < num_hosts:
             raise DataError(f"host {host} of {num_hosts}")
-        if not len(anchors):
-            raise DataError(f"{reader.index.name}: no anchors to iterate over")
-        _check_widths(reader)
-        order = grain.MapDataset.range(len(anchors)).seed(seed).shuffle().repeat(None)
-        self._fingerprint = _fingerprint(reader, anchors, order, global_batch, seed)
+        for source in sources:
+            if not len(source.anchors):
+                raise DataError(f"{source.reader.dataset.name}: no anchors to iterate over")
+        self._reader = _MixedReader(sources)
+        self.bad_frames = BadFrames(bad_share, sum(len(s.anchors) for s in sources))
+        order = _order(sources, seed)
+        self._fingerprint = _fingerprint(sources, order, global_batch, seed)
         rows = np.arange(global_batch // num_hosts)
 
-        def read(batch_number: int, shuffled: np.ndarray) -> Batch:
+        def read(batch_number: int, positions: np.ndarray) -> Batch:
             index = (batch_number * len(rows) + rows) * num_hosts + host
             seeds = augmentation_seeds(seed, index)
-            return reader.read(anchors[shuffled]) | {"index": index, "aug_seed": seeds}
+            batch = self._reader.read(positions, seeds, self.bad_frames)
+            return batch | {"index": index, "aug_seed": seeds}
 
         batches = order[host::num_hosts].batch(len(rows)).map_with_index(read)
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
@@ -89,51 +108,89 @@ class TrainIterator:
         self._batches.set_state({"next_index": self._next_batch})
 
     def close(self) -> None:
-        """Stops the reading threads. The reader stays open."""
+        """Stops the reading threads. The readers stay open."""
         self._batches.close()
 
 
-def _check_widths(reader: SampleReader) -> None:
-    """The configured widths must be those of the data: a wider one is a mistake, not a padding."""
-    for what, key, width in (
-        ("action_dim", reader.dataset.action_key, reader.sample.action_dim),
-        ("state_dim", reader.dataset.state_key, reader.sample.state_dim),
-    ):
-        found = reader.split.features[key].shape[1]
-        if found != width:
-            raise DataError(
-                f"{reader.index.name}: {key!r} has {found} dimensions, the configured {what} is "
-                f"{width}"
-            )
+class _MixedReader:
+    """Reads batches of samples of several datasets.
+
+    A position numbers the anchors of all of them, dataset after dataset.
+    """
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._starts = _starts(sources)
+
+    def read(
+        self,
+        positions: Int64[np.ndarray, " b"],
+        seeds: UInt32[np.ndarray, " b"],
+        bad_frames: BadFrames,
+    ) -> Batch:
+        batch = empty_batch(len(positions), self._sources[0].reader.sample)
+        source_of_row = np.searchsorted(self._starts, positions, "right") - 1
+        for number, (source, start) in enumerate(zip(self._sources, self._starts, strict=False)):
+            rows = np.flatnonzero(source_of_row == number)
+            places = positions[rows] - start
+            for _ in range(len(source.anchors)):
+                bad = source.reader.fill(batch, rows, source.anchors[places], seeds[rows])
+                for sample in bad:
+                    bad_frames.count(sample.error)
+                again = np.isin(rows, [sample.row for sample in bad])
+                rows, places = rows[again], (places[again] + 1) % len(source.anchors)
+                if not len(rows):
+                    break
+            else:
+                raise DataError(f"{source.reader.dataset.name}: no anchor has readable images")
+        return batch
+
+
+def _starts(sources: Sequence[Source]) -> Int64[np.ndarray, " sources+1"]:
+    """The position of each source's first anchor, and one behind all."""
+    return np.concatenate([[0], np.cumsum([len(s.anchors) for s in sources])])
+
+
+def _order(sources: Sequence[Source], seed: int) -> grain.MapDataset:
+    """The endless stream of positions."""
+    starts = _starts(sources).tolist()
+    shuffled = [
+        # One seed for all would shuffle two datasets of one size the same way.
+        grain.MapDataset.range(start, start + len(source.anchors))
+        .seed(seed + number)
+        .shuffle()
+        .repeat(None)
+        for number, (source, start) in enumerate(zip(sources, starts, strict=False))
+    ]
+    if len(shuffled) == 1:
+        return shuffled[0]
+    return grain.MapDataset.mix(shuffled, [source.share for source in sources])
 
 
 def _fingerprint(
-    reader: SampleReader,
-    anchors: np.ndarray,
-    order: grain.MapDataset,
-    global_batch: int,
-    seed: int,
+    sources: Sequence[Source], order: grain.MapDataset, global_batch: int, seed: int
 ) -> dict:
     """What decides which samples the stream holds and in which order; no path, no host count."""
-    first = np.array([order[n] for n in range(min(_ORDER_PROBE, len(anchors)))], np.int64)
-    cameras = dict(reader.dataset.image_keys)
+    total = sum(len(source.anchors) for source in sources)
+    first = np.array([order[n] for n in range(min(_ORDER_PROBE, total))], np.int64)
     return {
-        "dataset": f"{reader.index.name}/{reader.index.version}",
-        "index": reader.index.checksum,
-        "split": reader.split.name,
-        "camera_keys": [cameras[role] for role in reader.sample.cameras],
-        "relative_action_mask": list(reader.dataset.relative_action_mask),
-        "sample": {k: _jsonable(v) for k, v in dataclasses.asdict(reader.sample).items()},
-        "anchors": f"{len(anchors)}:{google_crc32c.value(anchors.astype('<i8').tobytes()):08x}",
-        "order": f"{google_crc32c.value(first.astype('<i8').tobytes()):08x}",
+        "datasets": [
+            {
+                **source.identity,
+                "share": source.share,
+                "anchors": f"{len(source.anchors)}:{_checksum(source.anchors)}",
+            }
+            for source in sources
+        ],
+        "sample": sources[0].reader.identity(),
+        "order": _checksum(first),
         "global_batch": global_batch,
         "seed": seed,
     }
 
 
-def _jsonable(value: object) -> object:
-    """JSON has no tuples: a state that went through a file must compare equal."""
-    return list(value) if isinstance(value, tuple) else value
+def _checksum(numbers: Int[np.ndarray, " n"]) -> str:
+    return f"{google_crc32c.value(numbers.astype('<i8').tobytes()):08x}"
 
 
 def evaluation_batches(
@@ -144,4 +201,4 @@ def evaluation_batches(
         chosen = anchors[start : start + batch_size]
         index = np.arange(start, start + len(chosen))
         seeds = augmentation_seeds(0, index)
-        yield reader.read(chosen) | {"index": index, "aug_seed": seeds}
+        yield reader.read(chosen, seeds) | {"index": index, "aug_seed": seeds}

@@ -4,11 +4,11 @@ Everything is elementwise and works on NumPy arrays and, inside jit, on JAX arra
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.official_statistics import select_statistics
@@ -36,6 +36,10 @@ class Normalizer:
 
     scale: Float[Array, "*t d"]
     center: Float[Array, "*t d"]
+
+    def of(self, rows: Int[Array, "*b"]) -> "Normalizer":
+        """Of the normaliser of several datasets, [dataset, d], those of some rows."""
+        return Normalizer(self.scale[rows], self.center[rows])
 
     @property
     def offset(self) -> Float[Array, "*t d"]:
@@ -66,6 +70,16 @@ def make_normalizer(statistics: FieldStatistics, mode: str) -> Normalizer:
         scale = 2.0 / width
         center = np.where(constant, low, low + width / 2)
     return Normalizer(scale.astype(np.float32), center.astype(np.float32))
+
+
+def stack_normalizers(normalizers: Sequence[Normalizer], width: int) -> Normalizer:
+    """One of several datasets, [dataset, width]; dimensions that one lacks stay as they are."""
+    shape = (len(normalizers), width)
+    scale, center = np.ones(shape, np.float32), np.zeros(shape, np.float32)
+    for row, normalizer in enumerate(normalizers):
+        dims = len(normalizer.scale)
+        scale[row, :dims], center[row, :dims] = normalizer.scale, normalizer.center
+    return Normalizer(scale, center)
 
 
 def check_mode(mode: str) -> None:

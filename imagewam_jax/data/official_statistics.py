@@ -5,7 +5,6 @@ repeated, every episode weighs the same, and the quantiles are extremes of per-e
 Files are read and written with `statistics.read_statistics` and `statistics.write_statistics`.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.index import SplitIndex
-from imagewam_jax.data.registry import DatasetSpec
+from imagewam_jax.data.standardize import Standard
 from imagewam_jax.data.statistics import STATISTICS, FieldStatistics
 
 _PREFIXES = ("stepwise", "global")
@@ -35,12 +34,14 @@ class DimMasks(NamedTuple):
     state: Mapping[str, Bool[np.ndarray, " d"]]
 
 
-def index_episodes(split: SplitIndex, spec: DatasetSpec) -> Iterator[Episode]:
-    """The episodes of an indexed split, under the key "default"."""
-    actions, states = split.features[spec.action_key], split.features[spec.state_key]
-    bounds = split.episode_start.tolist()
-    for start, end in itertools.pairwise(bounds):
-        yield Episode({"default": actions[start:end]}, {"default": states[start:end]})
+def standard_episodes(
+    split: SplitIndex, standard: Standard, episodes: Iterable[int]
+) -> Iterator[Episode]:
+    """Some episodes of a split in standard form, under the key "default"."""
+    for number in episodes:
+        start = int(split.episode_start[number])
+        steps = slice(start, start + int(standard.episode_steps[number]))
+        yield Episode({"default": standard.actions[steps]}, {"default": standard.states[steps]})
 
 
 def official_statistics(episodes: Iterable[Episode], horizon: int) -> dict:

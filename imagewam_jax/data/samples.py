@@ -3,18 +3,21 @@
 An anchor is a frame t of an episode of T steps; s is the stride, H the horizon. The actions are
 those of steps t + s*i for i < H, the target image is that of step t + s*H (spec imagewam_flux2
 7.1). Beyond the last step the target is the last frame, relative action dimensions are 0 and
-absolute ones repeat. All is in the dataset's own units: normalisation happens on the accelerator.
+absolute ones repeat. All is in the units of the standard form: normalisation happens on the
+accelerator, and so does resizing: images lie as they are stored in the top left of their buffer.
 """
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt32
+from jaxtyping import Int, Int32, Int64, UInt32
 
-from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.errors import BadFrameError, DataError
 from imagewam_jax.data.frames import ShardFiles, decode_frame
-from imagewam_jax.data.index import DatasetIndex, SplitIndex
-from imagewam_jax.data.registry import DatasetSpec
+from imagewam_jax.data.index import SplitIndex
+from imagewam_jax.data.registry import Camera, DatasetSpec
+from imagewam_jax.data.standardize import Standard
 
 Batch = dict[str, np.ndarray]
 
@@ -24,134 +27,183 @@ class SampleSpec:
     """The shapes of a sample.
 
     cameras: roles, in the order of the image's camera axis.
-    image_size: (height, width) of the stored images.
+    buffer_size: (height, width) that holds the largest stored image.
     horizon: H, actions per chunk. stride: s, steps between two of them.
     action_dim, state_dim: widths A and P of the arrays; wider than a dataset's own in mixtures.
     """
 
     cameras: tuple[str, ...]
-    image_size: tuple[int, int]
+    buffer_size: tuple[int, int]
     horizon: int
     action_dim: int
     state_dim: int
     stride: int = 1
 
 
+class BadSample(NamedTuple):
+    """A row of a batch whose images could not be read; its arrays hold no sample."""
+
+    row: int
+    error: BadFrameError
+
+
 class SampleReader:
-    """Reads batches of samples of one split, given their anchors. Safe to use from threads."""
+    """Reads samples of one split, given their anchors. Safe to use from threads.
+
+    text_rows: for each of the dataset's instructions, its row in the table of all datasets.
+    """
 
     def __init__(
         self,
-        index: DatasetIndex,
-        split: str,
+        split: SplitIndex,
+        standard: Standard,
         dataset: DatasetSpec,
         sample: SampleSpec,
         *,
         dataset_id: int = 0,
         norm_id: int = 0,
+        text_rows: Int[np.ndarray, " instructions"] | None = None,
     ):
-        self.index = index
-        self.split = index.split(split)
-        self.dataset = dataset
-        self.sample = sample
+        """DataError: the dataset is wider than the sample."""
+        self.split, self.standard, self.dataset, self.sample = split, standard, dataset, sample
         self._ids = {"dataset_id": dataset_id, "norm_id": norm_id}
-        self._camera_keys = _camera_keys(self.split, dataset, sample)
-        self._actions_na = self.split.features[dataset.action_key]
-        self._states_np = self.split.features[dataset.state_key]
-        for what, array, key, width in (
-            ("action_dim", self._actions_na, dataset.action_key, sample.action_dim),
-            ("state_dim", self._states_np, dataset.state_key, sample.state_dim),
+        self._text_rows = text_rows
+        cameras = dict(dataset.cameras)
+        self._cameras: list[Camera | None] = [cameras.get(role) for role in sample.cameras]
+        for what, encoding, width in (
+            ("action_dim", dataset.action, sample.action_dim),
+            ("state_dim", dataset.state, sample.state_dim),
         ):
-            if array.shape[1] > width:
+            if len(encoding.dims) > width:
                 raise DataError(
-                    f"{index.name}: {key!r} has {array.shape[1]} dimensions, more than the "
-                    f"configured {what} {width}"
+                    f"{dataset.name!r} has {len(encoding.dims)} dimensions ({encoding.name}), more "
+                    f"than the configured {what} {width}"
                 )
-        if len(dataset.relative_action_mask) != self._actions_na.shape[1]:
-            raise DataError(
-                f"{index.name}: {dataset.action_key!r} has {self._actions_na.shape[1]} dimensions, "
-                f"{dataset.name!r} a relative_action_mask of {len(dataset.relative_action_mask)}"
-            )
-        self._files = ShardFiles(self.split.shards)
+        self._relative = np.array(dataset.action.relative, bool)
+        self._files = ShardFiles(split.shards)
 
-    def read(self, anchors: Int64[np.ndarray, " b"]) -> Batch:
-        """The batch of the given anchors (frame numbers of the split).
+    def read(
+        self,
+        anchors: Int64[np.ndarray, " b"],
+        seeds: UInt32[np.ndarray, " b"] | None = None,
+    ) -> Batch:
+        """The batch of the given anchors (frame numbers of the split): see `empty_batch`.
 
-        images uint8 [b, camera, 2, h, w, 3] (current, target), camera_mask bool [b, camera],
-        target_is_pad bool [b], actions float32 [b, H, A], action_is_pad bool [b, H],
-        action_dim_mask bool [b, A], proprio float32 [b, P], proprio_mask bool [b, P]; and int32 [b]
-        text_id (row of the index's instructions), dataset_id, episode, step, norm_id.
-        True in a dim or camera mask means present; in `*_is_pad` it means beyond the episode.
+        `seeds` choose among instructions that say the same; without, it is the first. Raises
+        BadFrameError for the first image that cannot be read.
         """
+        batch = empty_batch(len(anchors), self.sample)
+        if bad := self.fill(batch, np.arange(len(anchors)), anchors, seeds):
+            raise bad[0].error
+        return batch
+
+    def fill(
+        self,
+        batch: Batch,
+        rows: Int[np.ndarray, " n"],
+        anchors: Int64[np.ndarray, " n"],
+        seeds: UInt32[np.ndarray, " n"] | None = None,
+    ) -> list[BadSample]:
+        """Reads samples into some rows of a batch; and which of them could not be read."""
         episode = self.split.frame_episode[anchors]
         first = self.split.episode_start[episode]
-        last = self.split.episode_start[episode + 1] - 1
+        last = first + self.standard.episode_steps[episode] - 1
         target = anchors + self.sample.horizon * self.sample.stride
-        batch = {
-            **self._actions(anchors, last),
-            **self._proprio(anchors),
-            "images": self._images(anchors, np.minimum(target, last)),
-            "camera_mask": np.ones((len(anchors), len(self._camera_keys)), bool),
-            "target_is_pad": target > last,
-            "text_id": self.split.text_id[anchors],
-            "episode": episode,
-            "step": (anchors - first).astype(np.int32),
-        }
-        return batch | {key: np.full(len(anchors), n, np.int32) for key, n in self._ids.items()}
+        batch["target_is_pad"][rows] = target > last
+        batch["text_id"][rows] = self._texts(anchors, seeds)
+        batch["episode"][rows] = episode
+        batch["step"][rows] = anchors - first
+        for key, number in self._ids.items():
+            batch[key][rows] = number
+        self._fill_actions(batch, rows, anchors, last)
+        width = len(self.dataset.state.dims)
+        batch["proprio"][rows, :width] = self.standard.states[anchors]
+        batch["proprio_mask"][rows] = np.arange(self.sample.state_dim) < width
+        batch["camera_mask"][rows] = [camera is not None for camera in self._cameras]
+        return self._fill_images(batch, rows, anchors, np.minimum(target, last))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the samples besides the indexed bytes and the registry row."""
+        return {k: _jsonable(v) for k, v in dataclasses.asdict(self.sample).items()}
 
     def close(self) -> None:
         self._files.close()
 
-    def _actions(self, anchors: Int64[np.ndarray, " b"], last: Int64[np.ndarray, " b"]) -> Batch:
-        sample, width = self.sample, self._actions_na.shape[1]
-        frames_bh = anchors[:, None] + sample.stride * np.arange(sample.horizon)
-        is_pad_bh = frames_bh > last[:, None]
-        actions_bha = np.zeros((*frames_bh.shape, sample.action_dim), np.float32)
-        actions_bha[..., :width] = self._actions_na[np.minimum(frames_bh, last[:, None])]
-        stand_still = is_pad_bh[..., None] & np.array(self.dataset.relative_action_mask)
-        actions_bha[..., :width][stand_still] = 0.0
-        return {
-            "actions": actions_bha,
-            "action_is_pad": is_pad_bh,
-            "action_dim_mask": _present(len(anchors), width, sample.action_dim),
-        }
+    def _texts(
+        self, anchors: Int64[np.ndarray, " n"], seeds: UInt32[np.ndarray, " n"] | None
+    ) -> Int32[np.ndarray, " n"]:
+        ids = self.standard.text_ids[anchors]
+        count = np.maximum((ids >= 0).sum(1), 1)
+        chosen = np.zeros(len(ids), np.int64) if seeds is None else seeds % count
+        ids = ids[np.arange(len(ids)), chosen]
+        # A step without an instruction takes the last row, which is that of "".
+        return ids if self._text_rows is None else self._text_rows[ids]
 
-    def _proprio(self, anchors: Int64[np.ndarray, " b"]) -> Batch:
-        width = self._states_np.shape[1]
-        proprio_bp = np.zeros((len(anchors), self.sample.state_dim), np.float32)
-        proprio_bp[:, :width] = self._states_np[anchors]
-        mask_bp = _present(len(anchors), width, self.sample.state_dim)
-        return {"proprio": proprio_bp, "proprio_mask": mask_bp}
+    def _fill_actions(
+        self,
+        batch: Batch,
+        rows: Int[np.ndarray, " n"],
+        anchors: Int64[np.ndarray, " n"],
+        last: Int64[np.ndarray, " n"],
+    ) -> None:
+        sample, width = self.sample, len(self._relative)
+        frames_nh = anchors[:, None] + sample.stride * np.arange(sample.horizon)
+        is_pad_nh = frames_nh > last[:, None]
+        actions_nha = self.standard.actions[np.minimum(frames_nh, last[:, None])]
+        actions_nha[is_pad_nh[..., None] & self._relative] = 0.0  # stand still
+        batch["actions"][rows, :, :width] = actions_nha
+        batch["action_is_pad"][rows] = is_pad_nh
+        batch["action_dim_mask"][rows] = np.arange(sample.action_dim) < width
 
-    def _images(
-        self, current: Int64[np.ndarray, " b"], target: Int64[np.ndarray, " b"]
-    ) -> np.ndarray:
-        height, width = self.sample.image_size
-        images = np.empty((len(current), len(self._camera_keys), 2, height, width, 3), np.uint8)
-        for row, pair in enumerate(zip(current.tolist(), target.tolist(), strict=True)):
-            for camera, key in enumerate(self._camera_keys):
-                for moment, frame in enumerate(pair):
-                    decode_frame(self.split, self._files, key, frame, images[row, camera, moment])
-        return images
+    def _fill_images(
+        self,
+        batch: Batch,
+        rows: Int[np.ndarray, " n"],
+        current: Int64[np.ndarray, " n"],
+        target: Int64[np.ndarray, " n"],
+    ) -> list[BadSample]:
+        bad = []
+        for row, *pair in zip(rows.tolist(), current.tolist(), target.tolist(), strict=True):
+            images, sizes = batch["images"][row], batch["image_size"][row]
+            try:
+                for number, camera in enumerate(self._cameras):
+                    if camera is None:
+                        continue
+                    for moment, frame in enumerate(pair):
+                        sizes[number] = decode_frame(
+                            self.split, self._files, camera, frame, images[number, moment]
+                        )
+            except BadFrameError as error:
+                bad.append(BadSample(row, error))
+        return bad
 
 
-def _camera_keys(split: SplitIndex, dataset: DatasetSpec, sample: SampleSpec) -> tuple[str, ...]:
-    keys = dict(dataset.image_keys)
-    for role in sample.cameras:
-        if role not in keys:
-            raise DataError(f"{dataset.name!r} has no camera {role!r}, it has {sorted(keys)}")
-        shape = split.images[keys[role]].shape
-        if shape[:2] != sample.image_size:
-            raise DataError(
-                f"{dataset.name!r}: camera {role!r} ({keys[role]}) has images of {shape[:2]}, the "
-                f"configured image_size is {sample.image_size}"
-            )
-    return tuple(keys[role] for role in sample.cameras)
+def empty_batch(size: int, sample: SampleSpec) -> Batch:
+    """A batch to be filled.
 
-
-def _present(rows: int, width: int, padded_width: int) -> np.ndarray:
-    """bool [rows, padded_width], True for the first `width` dimensions."""
-    return np.broadcast_to(np.arange(padded_width) < width, (rows, padded_width)).copy()
+    images uint8 [b, camera, 2, h, w, 3] (current, target), image_size int32 [b, camera, 2] (rows
+    and columns of the stored images), camera_mask bool [b, camera], target_is_pad bool [b], actions
+    float32 [b, H, A], action_is_pad bool [b, H], action_dim_mask bool [b, A], proprio float32
+    [b, P], proprio_mask bool [b, P]; and int32 [b] text_id, dataset_id, episode, step, norm_id.
+    True in a dim or camera mask means present; in `*_is_pad` it means beyond the episode.
+    """
+    cameras, (height, width) = len(sample.cameras), sample.buffer_size
+    shapes = {
+        "images": (np.uint8, cameras, 2, height, width, 3),
+        "image_size": (np.int32, cameras, 2),
+        "camera_mask": (bool, cameras),
+        "target_is_pad": (bool,),
+        "actions": (np.float32, sample.horizon, sample.action_dim),
+        "action_is_pad": (bool, sample.horizon),
+        "action_dim_mask": (bool, sample.action_dim),
+        "proprio": (np.float32, sample.state_dim),
+        "proprio_mask": (bool, sample.state_dim),
+    }
+    shapes |= dict.fromkeys(("text_id", "dataset_id", "episode", "step", "norm_id"), (np.int32,))
+    batch = {key: np.zeros((size, *shape), dtype) for key, (dtype, *shape) in shapes.items()}
+    # Of a missing camera: a black image that fills the buffer.
+    batch["image_size"][:] = sample.buffer_size
+    return batch
 
 
 def augmentation_seeds(seed: int, index: Int64[np.ndarray, " b"]) -> UInt32[np.ndarray, " b"]:
@@ -162,3 +214,8 @@ def augmentation_seeds(seed: int, index: Int64[np.ndarray, " b"]) -> UInt32[np.n
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return (z ^ (z >> np.uint64(31))).astype(np.uint32)
+
+
+def _jsonable(value: object) -> object:
+    """JSON has no tuples: a state that went through a file must compare equal."""
+    return list(value) if isinstance(value, tuple) else value

@@ -1,14 +1,13 @@
-"""Exact statistics of actions and states, from the index alone: no image is decoded."""
+"""Exact statistics of actions and states, in float64: no image is decoded."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Num
 
 from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.index import DatasetIndex, SplitIndex
-from imagewam_jax.data.registry import DatasetSpec
 
 # "min", "max", "mean", "std", "q01", "q99": float64 [..., dim]
 FieldStatistics = dict[str, np.ndarray]
@@ -39,37 +38,19 @@ def _column_statistics(column: np.ndarray) -> dict[str, float]:
     }
 
 
-def split_statistics(index: DatasetIndex, split: str, spec: DatasetSpec) -> dict:
-    """{"source": what was measured, "action": ..., "state": ...}; use the training split only.
-
-    Raises DataError, naming the episode and step, when a number is not finite.
-    """
-    chosen = index.split(split)
-    return {
-        "source": {
-            "dataset": f"{index.name}/{index.version}",
-            "index": index.checksum,
-            "split": split,
-            "frames": chosen.num_frames,
-            "episodes": chosen.num_episodes,
-        },
-        "action": exact_statistics(_finite(chosen, spec.action_key)),
-        "state": exact_statistics(_finite(chosen, spec.state_key)),
-    }
-
-
-def _finite(split: SplitIndex, key: str) -> np.ndarray:
-    values = split.features[key]
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(bad):
-        first = split.describe_frame(int(bad[0]))
-        raise DataError(f"{key!r} is not finite at {len(bad)} steps, first in {first}")
-    return values
-
-
 def write_statistics(path: Path, statistics: dict) -> None:
-    """Writes nested statistics as JSON; arrays become lists, float64 round-trips exactly."""
-    Path(path).write_text(json.dumps(statistics_to_json(statistics), indent=2))
+    """Writes nested statistics as JSON, complete or not at all; float64 round-trips exactly.
+    DataError: the file is there already, with others, or cannot be written."""
+    path, content = Path(path), statistics_to_json(statistics)
+    if path.exists() and statistics_to_json(read_statistics(path)) != content:
+        raise DataError(f"{path}: holds other statistics; they are never changed, remove the file")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content, indent=2))
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path}: could not be written: {error}") from error
 
 
 def read_statistics(path: Path) -> dict:

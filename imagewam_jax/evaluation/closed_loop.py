@@ -93,15 +93,17 @@ def acting(policy: trained.Policy, seed: int = 0) -> Policy:
 
 
 def demonstrations_by_instruction(
-    dataset: Dataset, split: str
+    dataset: Dataset, part: str
 ) -> Mapping[str, list[Float[np.ndarray, "t a"]]]:
     """The actions of each episode, under its instruction."""
-    index = dataset.index.split(split)
-    actions_na = index.features[dataset.spec.action_key]
+    reader = dataset.reader(part)
     found: dict[str, list] = {}
-    for start, stop in zip(index.episode_start[:-1], index.episode_start[1:], strict=True):
-        instruction = dataset.index.instructions[index.text_id[start]]
-        found.setdefault(instruction, []).append(np.asarray(actions_na[start:stop]))
+    for episode in range(*dataset.episodes(part)):
+        start = reader.split.episode_start[episode]
+        stop = start + reader.standard.episode_steps[episode]
+        instruction = dataset.instructions[dataset.text_rows[reader.standard.text_ids[start, 0]]]
+        found.setdefault(instruction, []).append(reader.standard.actions[start:stop])
+    reader.close()
     return found
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from imagewam_jax.data.anchors import frame_anchors
 from imagewam_jax.data.dataset import Dataset
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
@@ -15,7 +14,7 @@ from imagewam_jax.evaluation.offline import (
     recorded_observations,
     sample_noise,
 )
-from imagewam_jax.policies.dataset import config_dataset
+from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 from imagewam_jax.policies.policy import Policy, load_policy
 
@@ -44,7 +43,7 @@ def evaluate(
     output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
     output.mkdir(parents=True, exist_ok=True)
     section = config["data"] | ({"directory": data_directory} if data_directory else {})
-    dataset = config_dataset({**config, "data": section})
+    dataset = config_data({**config, "data": section})[policy.dataset]
     results: dict = {"checkpoint_step": policy.step}
     sections = []
     simulator = config["evaluation"]["simulator"]
@@ -76,8 +75,8 @@ def evaluate(
 
 def _examples(policy: Policy, dataset: Dataset):
     """Predictions on a few held-out samples, and where the action stream looked in them."""
-    reader = dataset.reader(policy.config["data"]["eval_split"])
-    anchors = frame_anchors(reader.split)
+    part = policy.config["data"]["eval_split"]
+    reader, anchors = dataset.reader(part), dataset.anchors(part)
     chosen = anchors[np.linspace(0, len(anchors) - 1, SHOWN_SAMPLES + 2)[1:-1].astype(int)]
     batch = reader.read(chosen)
     reader.close()

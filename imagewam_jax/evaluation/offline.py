@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
-from imagewam_jax.data.anchors import frame_anchors
 from imagewam_jax.data.dataset import Dataset
+from imagewam_jax.data.errors import DataError
 from imagewam_jax.policies.policy import Observations, Policy
 
 POLICY, LAST_ACTION, MEAN_ACTION = "policy", "repeat the last action", "mean action"
@@ -58,12 +58,13 @@ def evaluate_offline(
     """Predicts samples spread evenly over a split. Those at the start of an episode are left out:
     they have no last action."""
     reader = dataset.reader(split)
-    anchors = frame_anchors(reader.split)
+    anchors = dataset.anchors(split)
     anchors = anchors[anchors != reader.split.episode_start[reader.split.frame_episode[anchors]]]
     spread = np.linspace(0, len(anchors) - 1, min(max_samples, len(anchors))).astype(int)
     anchors = anchors[spread]
-    actions_na = reader.split.features[dataset.spec.action_key]
-    mean_action = np.array(policy.about["statistics"]["action"]["mean"])
+    actions_na = _widened(reader.standard.actions, policy.action_dim)
+    statistics = policy.about["statistics"][policy.dataset]
+    mean_action = _widened(np.array(statistics["action"]["mean"])[None], policy.action_dim)[0]
 
     errors: dict[str, list[np.ndarray]] = {POLICY: [], LAST_ACTION: [], MEAN_ACTION: []}
     valid, imagined, copied = [], [], []
@@ -93,12 +94,17 @@ def evaluate_offline(
     )
 
 
+def _widened(actions_na: np.ndarray, width: int) -> np.ndarray:
+    """With zeros for the dimensions that only other datasets have, as in batches."""
+    return np.pad(actions_na, ((0, 0), (0, width - actions_na.shape[1])))
+
+
 def predict(
     policy: Policy, dataset: Dataset, batch: dict[str, np.ndarray], seeds: Int[np.ndarray, " n"]
 ) -> Predictions:
     """Acts and imagines on recorded samples; each sample's noise comes from its own seed."""
-    current, target = batch["images"][:, :, 0], batch["images"][:, :, 1]
     observations = recorded_observations(policy, dataset, batch)
+    current, target = (stored_images(batch, moment) for moment in (0, 1))
     noise = sample_noise(seeds, (policy.horizon, policy.action_dim))
     target_noise = sample_noise(seeds, policy.latent_shape(current)[1:])
     return Predictions(
@@ -116,8 +122,17 @@ def recorded_observations(
     policy: Policy, dataset: Dataset, batch: dict[str, np.ndarray]
 ) -> Observations:
     """The current moment of recorded samples, as the policy would be shown it."""
-    instructions = [dataset.index.instructions[row] for row in batch["text_id"]]
-    return Observations(batch["images"][:, :, 0], batch["proprio"], policy.text_ids(instructions))
+    instructions = [dataset.instructions[row] for row in batch["text_id"]]
+    return Observations(stored_images(batch, 0), batch["proprio"], policy.text_ids(instructions))
+
+
+def stored_images(batch: dict[str, np.ndarray], moment: int) -> UInt8[np.ndarray, "n camera h w 3"]:
+    """The images of a batch at its current (0) or target (1) moment, as they are stored."""
+    sizes = np.unique(batch["image_size"].reshape(-1, 2), axis=0)
+    if len(sizes) > 1:
+        raise DataError(f"evaluation needs images of one size, these are of {sizes.tolist()}")
+    height, width = sizes[0]
+    return batch["images"][:, :, moment, :height, :width]
 
 
 def sample_noise(seeds: Sequence, shape: tuple[int, ...]) -> Float[np.ndarray, "n ..."]:

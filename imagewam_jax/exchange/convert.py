@@ -12,6 +12,7 @@ from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.conversion.facts import find
 from imagewam_jax.conversion.mapping import Piece, pieces, stacked_paths
 from imagewam_jax.conversion.trees import flatten, unflatten
+from imagewam_jax.data.normalization import stack_normalizers
 from imagewam_jax.data.statistics import statistics_to_json
 from imagewam_jax.exchange.beside import STATISTICS, checksums
 from imagewam_jax.exchange.describe import describe
@@ -84,6 +85,7 @@ def convert(
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
 
 
+OFFICIAL = "official"  # the name of the dataset of a checkpoint that does not say it
 NO_CONFIG = (
     "without --config (such as configs/libero.py:4b) the policy is one for a single camera and no "
     "known dataset: what cameras it sees, and how, is not in weights"
@@ -137,10 +139,10 @@ def _statistics(about: dict[str, Any], f: Found, policy: ImageWAMConfig) -> dict
     embodiment = find(f.facts, "embodiment")
     dims = {"action": policy.expert.action_dim, "state": policy.proprio_dim}
     statistics = global_statistics(f.beside.statistics, embodiment, dims)
-    about["statistics"] = {
-        "source": {"file": STATISTICS, "official": True},
-        **statistics_to_json(statistics),
-    }
+    name = about["config"]["data"]["dataset"] or embodiment or OFFICIAL
+    about["datasets"] = [name]
+    source = {"file": STATISTICS, "official": True}
+    about["statistics"] = {name: {"source": source, **statistics_to_json(statistics)}}
     mode = about["config"]["data"]["normalization"]
     if not mode:
         print(
@@ -149,5 +151,9 @@ def _statistics(about: dict[str, Any], f: Found, policy: ImageWAMConfig) -> dict
             "real units"
         )
         return {}
-    tree = {name: dataclasses.asdict(n) for name, n in normalizers(statistics, mode).items()}
+    widths = {"actions": dims["action"], "state": dims["state"]}
+    tree = {
+        name: dataclasses.asdict(stack_normalizers([n], widths[name] or len(n.scale)))
+        for name, n in normalizers(statistics, mode).items()
+    }
     return {"normalizers": stream_of(tree)}

@@ -47,9 +47,14 @@ def statistics(about: Mapping[str, Any], horizon: int) -> dict[str, Any] | None:
     policy of ours was trained with, which is one set of numbers for all steps of a chunk."""
     if stored := about.get("official", {}).get("statistics"):
         return stored
-    ours = about.get("statistics")
-    if ours is None:
+    by_dataset = about.get("statistics")
+    if by_dataset is None:
         return None
+    if len(by_dataset) > 1:
+        raise ConversionError(
+            f"the policy was trained on {sorted(by_dataset)}, {beside.STATISTICS} has one dataset"
+        )
+    (ours,) = by_dataset.values()
     return {
         "state": {"default": _entry(ours["state"], 1)},
         "action": {"default": _entry(ours["action"], horizon)},

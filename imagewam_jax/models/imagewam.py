@@ -97,6 +97,7 @@ class Sample(NamedTuple):
     actions: Float[Array, "b s a"]
     action_is_pad: Bool[Array, "b s"] | None = None
     action_dim_is_pad: Bool[Array, "b a"] | None = None
+    target_is_pad: Bool[Array, " b"] | None = None
 
 
 class Draws(NamedTuple):
@@ -177,7 +178,7 @@ class ImageWAM(nnx.Module):
         action_error = predicted_actions.astype(jnp.float32) - action.velocity
         target_loss_b = jnp.square(target_error).mean((1, 2, 3))
         action_loss_b = _valid_mean(jnp.square(action_error), sample)
-        target_loss = (target.weight_b * target_loss_b).mean()
+        target_loss = _mean_of_targets(target.weight_b * target_loss_b, sample.target_is_pad)
         action_loss = (action.weight_b * action_loss_b).mean()
         loss = config.target_loss_weight * target_loss + config.action_loss_weight * action_loss
         return loss, {
@@ -406,6 +407,15 @@ def sample_draws(key: Key[Array, ""], sample: Sample) -> Draws:
 
 def _flatten(latent: Float[Array, "b *grid c"]) -> Float[Array, "b n c"]:
     return latent.reshape(latent.shape[0], -1, latent.shape[-1])
+
+
+def _mean_of_targets(
+    loss_b: Float[Array, " b"], is_pad: Bool[Array, " b"] | None
+) -> Float[Array, ""]:
+    """Over the samples whose target image lies in their episode; 0 where none does."""
+    if is_pad is None:
+        return loss_b.mean()
+    return jnp.where(is_pad, 0.0, loss_b).sum() / jnp.maximum((~is_pad).sum(), 1)
 
 
 def _valid_mean(error_bsa: Float[Array, "b s a"], sample: Sample) -> Float[Array, " b"]:

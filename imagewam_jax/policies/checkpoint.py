@@ -25,7 +25,7 @@ from jax.sharding import SingleDeviceSharding
 
 from imagewam_jax.policies.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 JSON_ITEMS = ("about", "data", "tokenizer")
 
 

@@ -1,15 +1,15 @@
-"""The dataset that a config speaks of, with the sizes that its model wants."""
+"""The datasets that a config speaks of, with the sizes that its model wants."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from imagewam_jax.data.dataset import Dataset, open_dataset
+from imagewam_jax.data.dataset import Data, open_data
 
 
-def config_dataset(config: Mapping[str, Any]) -> Dataset:
-    """The dataset of a config. DataError: the two do not fit each other."""
+def config_data(config: Mapping[str, Any]) -> Data:
+    """The datasets of a config. DataError: they do not fit it."""
     model = config["model"]
-    return open_dataset(
+    return open_data(
         config["data"],
         horizon=model["horizon"],
         action_dim=model["expert"]["action_dim"],

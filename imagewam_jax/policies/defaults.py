@@ -12,13 +12,21 @@ def defaults() -> ConfigDict:
         {
             "seed": 0,  # of the order of samples, of initial weights and of noise
             "data": {
-                "directory": "",  # of one TFDS dataset version, with its features.json
-                "dataset": "",  # its row in data.registry
-                "train_split": "train",
+                "directory": "",  # of one TFDS dataset version; of a mixture, the folder of all
+                "dataset": "",  # its row in data.registry, or in `rows`
+                "mixture": "",  # instead of it: one of data.mixtures, or a list of its entries
+                "scale_by_size": True,  # the weights of a mixture are multiplied by samples
+                "rows": {},  # of datasets that the registry has not: name -> row
+                "index_directory": "",  # of all indexes; empty: each beside its dataset
+                "train_split": "train",  # or some episodes of it: "train[:95%]"
                 "eval_split": "val",
+                "sample_every": 1,  # steps between two starts of samples
+                "unlabelled": "error",  # steps without an instruction: or "drop", "blank"
+                "bad_frames": 0.0,  # the share of frames that may be unreadable before a run stops
                 "cameras": ("primary",),  # roles, in the order of the layout
                 "layout": "single",  # one of data.device.LAYOUTS, or "references"
-                "image_size": (224, 224),  # rows and columns of each stored camera image
+                "image_size": (224, 224),  # rows and columns that each camera is brought to
+                "augmentation": "",  # in training: one of data.augment.AUGMENTATIONS
                 "stride": 1,  # dataset steps between two actions of a chunk
                 "normalization": "min/max",  # of actions and states: data.normalization
                 "threads": 4,  # batches that are read at a time
@@ -58,6 +66,7 @@ def defaults() -> ConfigDict:
                 "log_every": 20,
                 "validate_every": 500,  # 0: never
                 "validation_samples": 256,
+                "mask_padded_targets": False,  # no target loss beyond the end of an episode
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,
             },

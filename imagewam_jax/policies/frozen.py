@@ -13,9 +13,9 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
-from imagewam_jax.data.device import mosaic, to_model_range
+from imagewam_jax.data.device import REFERENCES, ImageSpec, prepare_images
 from imagewam_jax.data.normalization import Normalizer, zero_missing_dims
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import Context, Sample
@@ -24,8 +24,6 @@ from imagewam_jax.policies.config import named_config
 from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.parameters import module_tree
 
-REFERENCES = "references"  # the layout in which each camera is a reference image of its own
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +31,8 @@ class Frozen:
     """Fixed during training, and part of every checkpoint.
 
     text, text_length: features of the known prompts, cut to one bucket; padding is behind the
-    valid tokens. actions, state: from real units to those of the model, and back.
+    valid tokens. actions, state: from real units to those of the model, and back, with a row for
+    each dataset.
     """
 
     autoencoder: nnx.Module
@@ -43,18 +42,28 @@ class Frozen:
     state: Normalizer
 
 
+def image_spec(data: Mapping[str, Any]) -> ImageSpec:
+    """How images become those that the model sees, of the `data` section of a config.
+    DataError: it cannot be done."""
+    return ImageSpec(data["layout"], tuple(data["image_size"]), data["augmentation"])
+
+
 def encode_images(
-    frozen: Frozen, layout: str, images_bmkhwc: UInt8[Array, "b moment camera h w 3"]
+    frozen: Frozen,
+    spec: ImageSpec,
+    images: UInt8[Array, "b camera moment h w 3"],
+    sizes: Int[Array, "b camera 2"] | None = None,
+    seeds: UInt32[Array, " b"] | None = None,
 ) -> Float[Array, "b moment reference rows columns channels"]:
-    """Latents of the cameras at some moments: of one mosaic, or of each camera."""
-    batch, moments, cameras = images_bmkhwc.shape[:3]
-    if layout == REFERENCES:
-        images = images_bmkhwc
-    else:
-        images = mosaic(layout, [images_bmkhwc[:, :, k] for k in range(cameras)])[:, :, None]
-    flat = to_model_range(images).reshape(-1, *images.shape[3:])
-    latents = frozen.autoencoder.encode(flat)
-    return latents.reshape(batch, moments, -1, *latents.shape[1:])
+    """Latents of the cameras at some moments: of one mosaic, or of each camera.
+
+    sizes, seeds: see `data.device.prepare_images`.
+    """
+    prepared = prepare_images(images, sizes, spec, seeds)
+    if spec.layout != REFERENCES:
+        prepared = prepared[:, :, None]
+    latents = frozen.autoencoder.encode(prepared.reshape(-1, *prepared.shape[3:]))
+    return latents.reshape(*prepared.shape[:3], *latents.shape[1:])
 
 
 def make_context(
@@ -62,29 +71,41 @@ def make_context(
     references: Float[Array, "b reference rows columns channels"],
     text_id: Int[Array, " b"],
     state: Float[Array, "b p"],
+    norm_id: Int[Array, "*b"],
 ) -> Context:
-    """What the policy decides on. `text_id` is a row of `frozen.text`; `state` in real units."""
+    """What the policy decides on. `text_id` is a row of `frozen.text`; `state` in the units of the
+    dataset that `norm_id` numbers."""
     return Context(
         text=frozen.text[text_id],
         text_length=frozen.text_length[text_id],
         references=references,
-        proprio=frozen.state.normalize(state),
+        proprio=frozen.state.of(norm_id).normalize(state),
     )
 
 
-def make_sample(frozen: Frozen, layout: str, batch: Mapping[str, Array]) -> Sample:
+def make_sample(
+    frozen: Frozen,
+    spec: ImageSpec,
+    batch: Mapping[str, Array],
+    *,
+    augment: bool = False,
+    mask_padded_targets: bool = False,
+) -> Sample:
     """A training sample from a batch of the loader. The target is the first camera's future,
     or that of the whole mosaic."""
-    latents = encode_images(frozen, layout, batch["images"].swapaxes(1, 2))
+    seeds = batch["aug_seed"] if augment and spec.augmentation else None
+    latents = encode_images(frozen, spec, batch["images"], batch["image_size"], seeds)
     action_dim_is_pad = ~batch["action_dim_mask"]
+    actions = frozen.actions.of(batch["norm_id"][:, None]).normalize(batch["actions"])
     return Sample(
-        context=make_context(frozen, latents[:, 0], batch["text_id"], batch["proprio"]),
-        target=latents[:, 1, 0],
-        actions=zero_missing_dims(
-            frozen.actions.normalize(batch["actions"]), action_dim_is_pad[:, None]
+        context=make_context(
+            frozen, latents[:, 0], batch["text_id"], batch["proprio"], batch["norm_id"]
         ),
+        target=latents[:, 1, 0],
+        actions=zero_missing_dims(actions, action_dim_is_pad[:, None]),
         action_is_pad=batch["action_is_pad"],
         action_dim_is_pad=action_dim_is_pad,
+        target_is_pad=batch["target_is_pad"] if mask_padded_targets else None,
     )
 
 

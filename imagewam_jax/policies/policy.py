@@ -1,6 +1,7 @@
 """A trained policy in the units of the world: raw images and states in, raw actions out."""
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from imagewam_jax.data.device import ImageSpec
 from imagewam_jax.data.text import TextTableFile, open_text_table
 from imagewam_jax.models.imagewam import Context, ImageWAM
 from imagewam_jax.policies.checkpoint import check_arrays, open_checkpoint
@@ -20,6 +22,7 @@ from imagewam_jax.policies.frozen import (
     FROZEN_TREES,
     Frozen,
     encode_images,
+    image_spec,
     make_context,
     read_autoencoder,
     restore_frozen,
@@ -39,11 +42,24 @@ class Observations(NamedTuple):
 class Policy:
     """A policy restored from a checkpoint. Compiled once per batch size and image size."""
 
-    def __init__(self, model: ImageWAM, frozen: Frozen, about: Mapping[str, Any], step: int):
+    def __init__(
+        self,
+        model: ImageWAM,
+        frozen: Frozen,
+        about: Mapping[str, Any],
+        step: int,
+        dataset: str | None = None,
+    ):
+        """`dataset` says in whose units it sees and acts, where it was trained on several."""
         self.about, self.step = about, step
+        self.dataset, row = _dataset(about["datasets"], dataset)
+        rows = np.array([row])
         self.config = about["config"]
-        self._model, self._frozen = model, frozen
-        self._layout = self.config["data"]["layout"]
+        self._model = model
+        self._frozen = dataclasses.replace(
+            frozen, actions=frozen.actions.of(rows), state=frozen.state.of(rows)
+        )
+        self._images = image_spec(self.config["data"])
         self._rows = {prompt: row for row, prompt in enumerate(about["prompts"])}
 
     @property
@@ -72,7 +88,7 @@ class Policy:
     ) -> Float[np.ndarray, "b s a"]:
         """Action chunks in real units from standard normal noise."""
         steps = euler_steps or self.config["acting"]["euler_steps"]
-        return np.asarray(_act(self._model, self._frozen, observations, noise, self._layout, steps))
+        return np.asarray(_act(self._model, self._frozen, observations, noise, self._images, steps))
 
     def imagine(
         self,
@@ -83,7 +99,7 @@ class Policy:
         """Latents of the image that the policy expects at the end of the chunk."""
         steps = euler_steps or self.config["acting"]["euler_steps"]
         return np.asarray(
-            _imagine(self._model, self._frozen, observations, noise, self._layout, steps)
+            _imagine(self._model, self._frozen, observations, noise, self._images, steps)
         )
 
     def attention_on_reference(
@@ -92,12 +108,12 @@ class Policy:
         """Where the action stream looks in the first reference image: see
         `ImageWAM.action_attention`."""
         return np.asarray(
-            _attention(self._model, self._frozen, observations, noise, time, self._layout)
+            _attention(self._model, self._frozen, observations, noise, time, self._images)
         )
 
     def encode(self, images: UInt8[Array, "b camera h w 3"]) -> Float[np.ndarray, "b h w c"]:
         """Latents as the target of training has them."""
-        return np.asarray(_encode(self._frozen, images, self._layout))
+        return np.asarray(_encode(self._frozen, images, self._images))
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[np.ndarray, "b H W 3"]:
         """Images in [-1, 1], not clamped."""
@@ -106,7 +122,7 @@ class Policy:
     def latent_shape(self, images: UInt8[Array, "b camera h w 3"]) -> tuple[int, ...]:
         """The shape of `encode`, without computing it."""
         return jax.eval_shape(
-            lambda frozen, images: _encode(frozen, images, self._layout), self._frozen, images
+            lambda frozen, images: _encode(frozen, images, self._images), self._frozen, images
         ).shape
 
 
@@ -116,12 +132,14 @@ def load_policy(
     average: bool = True,
     autoencoder: Path | str | None = None,
     text_table: Path | str | None = None,
+    dataset: str | None = None,
 ) -> Policy:
     """The policy of a run's newest checkpoint, or of the step that `path` names.
 
     `average` takes the moving average of the weights, where there is one. A converted policy can
     lack frozen parts: `autoencoder` is a checkpoint and `text_table` a file to take them from;
-    prompts are then those of the table. Weights are in the dtype that they were saved in.
+    prompts are then those of the table. `dataset` is the one in whose units it acts, where it was
+    trained on several. Weights are in the dtype that they were saved in.
     CheckpointError: there is no policy, or it is not whole.
     """
     checkpoints, step = open_checkpoint(path)
@@ -145,7 +163,18 @@ def load_policy(
         if lacking := sorted(set(FROZEN_TREES) - trees - set(instead)):
             raise CheckpointError(f"{path}: the policy cannot act without {lacking}: {_ADVICE}")
         frozen = restore_frozen(checkpoints, step, section, instead)
-    return Policy(policy_builder(config)(params), frozen, about, step)
+    return Policy(policy_builder(config)(params), frozen, about, step, dataset)
+
+
+def _dataset(known: Sequence[str], name: str | None) -> tuple[str, int]:
+    """A dataset that a policy was trained on, and its number."""
+    if name is None and len(known) == 1:
+        name = known[0]
+    if name not in known:
+        raise CheckpointError(
+            f"the policy was trained on {list(known)}; say whose units it acts in, not {name!r}"
+        )
+    return name, list(known).index(name)
 
 
 _ADVICE = (
@@ -171,33 +200,34 @@ def _text(file: TextTableFile, dtype: jnp.dtype) -> dict[str, Array]:
     return {"features": jnp.asarray(table.features, dtype), "length": jnp.asarray(table.lengths)}
 
 
-def _context(frozen: Frozen, observations: Observations, layout: str) -> Context:
-    references = encode_images(frozen, layout, observations.images[:, None])[:, 0]
-    return make_context(frozen, references, observations.text_id, observations.state)
+def _context(frozen: Frozen, observations: Observations, images: ImageSpec) -> Context:
+    references = encode_images(frozen, images, observations.images[:, :, None])[:, 0]
+    # The frozen parts of a policy are those of the one dataset in whose units it acts.
+    return make_context(frozen, references, observations.text_id, observations.state, norm_id=0)
 
 
-@partial(jax.jit, static_argnames=("layout", "euler_steps"))
-def _act(model, frozen, observations, noise, layout, euler_steps):
-    cache = model.prefill(_context(frozen, observations, layout))
+@partial(jax.jit, static_argnames=("images", "euler_steps"))
+def _act(model, frozen, observations, noise, images, euler_steps):
+    cache = model.prefill(_context(frozen, observations, images))
     actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
-    return frozen.actions.denormalize(actions)
+    return frozen.actions.of(0).denormalize(actions)
 
 
-@partial(jax.jit, static_argnames=("layout", "euler_steps"))
-def _imagine(model, frozen, observations, noise, layout, euler_steps):
-    context = _context(frozen, observations, layout)
+@partial(jax.jit, static_argnames=("images", "euler_steps"))
+def _imagine(model, frozen, observations, noise, images, euler_steps):
+    context = _context(frozen, observations, images)
     return model.imagine(context, noise, model.target_schedule(euler_steps))[0]
 
 
-@partial(jax.jit, static_argnames=("layout",))
-def _attention(model, frozen, observations, noise, time, layout):
+@partial(jax.jit, static_argnames=("images",))
+def _attention(model, frozen, observations, noise, time, images):
     time_b = jnp.full(noise.shape[0], time)
-    return model.action_attention(_context(frozen, observations, layout), noise, time_b)
+    return model.action_attention(_context(frozen, observations, images), noise, time_b)
 
 
-@partial(jax.jit, static_argnames=("layout",))
-def _encode(frozen, images, layout):
-    return encode_images(frozen, layout, images[:, None])[:, 0, 0]
+@partial(jax.jit, static_argnames=("spec",))
+def _encode(frozen, images, spec):
+    return encode_images(frozen, spec, images[:, :, None])[:, 0, 0]
 
 
 @jax.jit

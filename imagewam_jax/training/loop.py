@@ -12,13 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from imagewam_jax.data.anchors import frame_anchors
-from imagewam_jax.data.dataset import Dataset
+from imagewam_jax.data.dataset import Data
+from imagewam_jax.data.loader import TrainIterator
 from imagewam_jax.data.samples import Batch
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.policies.checkpoint import Checkpoints, check_space, tree_bytes
 from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.dataset import config_dataset
+from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen, frozen_trees, restore_frozen
 from imagewam_jax.policies.initial import initial_weights
@@ -40,7 +40,7 @@ RESUMABLE = {
         "keep_checkpoints",
         "initial_weights",
     },
-    "data": {"directory", "threads", "prefetch"},
+    "data": {"directory", "index_directory", "threads", "prefetch", "bad_frames"},
     "text": {"weights", "table"},
     "autoencoder": {"weights"},
 }
@@ -63,11 +63,11 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
         raise CheckpointError(
             f"{workdir} has checkpoints up to step {newest}: resume it or choose another folder"
         )
-    dataset = config_dataset(config)
+    data = config_data(config)
     trainer = make_trainer(config, policy)
-    batches = train_iterator(config, dataset)
+    batches = train_iterator(config, data)
     if newest is None:
-        frozen, about = make_frozen(config, dataset)
+        frozen, about = make_frozen(config, data)
         weights, start = _initial(config["train"]["initial_weights"], policy)
         about = {"config": config, **about, **start}
         state = jax.jit(trainer.init, donate_argnums=1)(config["seed"], weights)
@@ -79,9 +79,9 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
         batches.set_state(checkpoints.restore_json(newest, "data"))
     needed = tree_bytes((state, frozen))
     check_space(workdir, needed, copies=config["train"]["keep_checkpoints"] + 1)
-    run = _Run(config, dataset, trainer, checkpoints, frozen, about)
+    run = _Run(config, data, trainer, checkpoints, frozen, about)
     writer = MetricsWriter(workdir, first_step=int(state.step))
-    print(_summary(state, dataset, config))
+    print(_summary(state, data, config))
     try:
         run.steps(state, batches, writer)
     finally:
@@ -107,7 +107,7 @@ class _Run:
     def __init__(
         self,
         config: Mapping[str, Any],
-        dataset: Dataset,
+        data: Data,
         trainer: Trainer,
         checkpoints: Checkpoints,
         frozen: Frozen,
@@ -117,7 +117,7 @@ class _Run:
         self.checkpoints, self.frozen, self.about = checkpoints, frozen, about
         self.step = jax.jit(trainer.step, donate_argnums=0)
         self.validate = jax.jit(trainer.validate)
-        self.validation = _validation_batches(config, dataset)
+        self.validation = _validation_batches(config, data)
 
     def steps(self, state: TrainState, batches, writer: MetricsWriter) -> None:
         config, first = self.config, int(state.step)
@@ -229,30 +229,42 @@ def _fixed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _validation_batches(config: Mapping[str, Any], dataset: Dataset) -> list[dict[str, Any]]:
-    """Held-out samples spread over the split, in full batches."""
-    size = config["train"]["batch_size"]
+def _validation_batches(config: Mapping[str, Any], data: Data) -> list[dict[str, Any]]:
+    """Held-out samples in full batches, mixed as in training."""
+    size, section = config["train"]["batch_size"], config["data"]
     count = config["train"]["validation_samples"] // size
     if not config["train"]["validate_every"] or not count:
         return []
-    reader = dataset.reader(config["data"]["eval_split"])
-    anchors = frame_anchors(reader.split)
-    chosen = anchors[np.linspace(0, len(anchors) - 1, count * size).astype(int)]
-    batches = [_arrays(reader.read(rows)) for rows in chosen.reshape(count, size)]
-    reader.close()
+    sources = data.sources(section["eval_split"])
+    stream = TrainIterator(sources, global_batch=size, seed=0, bad_share=section["bad_frames"])
+    batches = [_arrays(next(stream)) for _ in range(count)]
+    stream.close()
     return batches
 
 
 # What the train step takes of a batch; the rest says where samples come from.
-_MODEL_KEYS = ("images", "text_id", "proprio", "actions", "action_is_pad", "action_dim_mask")
+_MODEL_KEYS = (
+    "images",
+    "image_size",
+    "aug_seed",
+    "text_id",
+    "proprio",
+    "actions",
+    "action_is_pad",
+    "action_dim_mask",
+    "target_is_pad",
+    "norm_id",
+)
 
 
 def _arrays(batch: Batch) -> dict[str, np.ndarray]:
     return {key: batch[key] for key in _MODEL_KEYS}
 
 
-def _summary(state: TrainState, dataset: Dataset, config: Mapping[str, Any]) -> str:
-    anchors = dataset.index.split(config["data"]["train_split"]).num_frames
+def _summary(state: TrainState, data: Data, config: Mapping[str, Any]) -> str:
+    sources = data.sources(config["data"]["train_split"])
+    anchors = sum(len(source.anchors) for source in sources)
+    shares = ", ".join(f"{s.reader.dataset.name} {s.share:.1%}" for s in sources)
     sizes = {
         name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()
     }
@@ -260,6 +272,6 @@ def _summary(state: TrainState, dataset: Dataset, config: Mapping[str, Any]) -> 
     epochs = config["train"]["steps"] * config["train"]["batch_size"] / anchors
     return (
         f"parameters: {sum(sizes.values()):,} ({parts})\n"
-        f"data: {dataset.index.name}, {anchors:,} samples per epoch, {epochs:.1f} epochs; "
+        f"data: {anchors:,} samples, {epochs:.1f} epochs of them ({shares}); "
         f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}"
     )

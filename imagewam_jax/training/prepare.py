@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import UInt8
 
-from imagewam_jax.data.anchors import frame_anchors
-from imagewam_jax.data.dataset import Dataset
-from imagewam_jax.data.device import mosaic
+from imagewam_jax.data.dataset import Data, Dataset
+from imagewam_jax.data.dataset_statistics import dataset_statistics
+from imagewam_jax.data.device import prepare_images
 from imagewam_jax.data.loader import TrainIterator
-from imagewam_jax.data.normalization import make_normalizer
-from imagewam_jax.data.statistics import split_statistics, statistics_to_json
+from imagewam_jax.data.normalization import Normalizer, make_normalizer, stack_normalizers
+from imagewam_jax.data.statistics import statistics_to_json
 from imagewam_jax.data.text import TextTable, bucket_length, open_text_table, text_table
 from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.imagewam import ImageWAMConfig
@@ -21,9 +22,9 @@ from imagewam_jax.models.text_encoders.base import TextEncoder
 from imagewam_jax.policies.config import DTYPES, choose, policy_config
 from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.policies.frozen import (
-    REFERENCES,
     Frozen,
     autoencoder_from_tree,
+    image_spec,
     new_autoencoder,
     read_autoencoder,
 )
@@ -35,7 +36,8 @@ from imagewam_jax.policies.text import (
     tokenize_prompts,
 )
 
-FIT_FRAMES = 1000  # that a patch autoencoder is fitted to
+FIT_FRAMES = 1000  # of each dataset, that a patch autoencoder is fitted to
+FIT_BATCH = 100  # of these in memory as they are stored
 
 
 def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
@@ -51,13 +53,13 @@ def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
             f"{autoencoder.channels} channels"
         )
     data = config["data"]
-    camera = jax.ShapeDtypeStruct((*data["image_size"], 3), jnp.uint8)
-    shape = camera.shape
-    if data["layout"] != REFERENCES:
-        cameras = [camera] * len(data["cameras"])
-        shape = jax.eval_shape(lambda *c: mosaic(data["layout"], c), *cameras).shape
+    shape = (1, len(data["cameras"]), 1, *data["image_size"], 3)
+    images = jax.eval_shape(
+        lambda images: prepare_images(images, None, image_spec(data), None),
+        jax.ShapeDtypeStruct(shape, jnp.uint8),
+    )
     try:
-        latent_grid(shape, autoencoder.factor)
+        latent_grid(images.shape[-3:], autoencoder.factor)
     except ValueError as error:
         raise ConfigError(
             f"data.image_size {tuple(data['image_size'])} in layout {data['layout']!r}: {error}, "
@@ -65,39 +67,44 @@ def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
         ) from error
 
 
-def train_iterator(config: Mapping[str, Any], dataset: Dataset) -> TrainIterator:
+def train_iterator(config: Mapping[str, Any], data: Data) -> TrainIterator:
     """This host's part of the training stream."""
     section = config["data"]
-    reader = dataset.reader(section["train_split"])
     return TrainIterator(
-        reader,
-        frame_anchors(reader.split),
+        data.sources(section["train_split"]),
         global_batch=config["train"]["batch_size"],
         seed=config["seed"],
         host=jax.process_index(),
         num_hosts=jax.process_count(),
         num_threads=section["threads"],
         prefetch=section["prefetch"],
+        bad_share=section["bad_frames"],
     )
 
 
-def make_frozen(config: Mapping[str, Any], dataset: Dataset) -> tuple[Frozen, dict[str, Any]]:
+def make_frozen(config: Mapping[str, Any], data: Data) -> tuple[Frozen, dict[str, Any]]:
     """The frozen parts, and what a checkpoint says about them: statistics, prompts, encoder."""
     section = config["data"]
-    statistics = split_statistics(dataset.index, section["train_split"], dataset.spec)
-    text_dim = policy_config(config["model"]).backbone.text_dim
-    text = encode_text(config["text"], dataset.index.instructions, text_dim)
+    statistics = {d.name: dataset_statistics(d, section["train_split"]) for d in data.datasets}
+    policy = policy_config(config["model"])
+    text = encode_text(config["text"], data.instructions, policy.backbone.text_dim)
+
+    def normalizer(field: str, width: int) -> Normalizer:
+        mode = section["normalization"]
+        each = [make_normalizer(s[field], mode) for s in statistics.values()]
+        return stack_normalizers(each, width)
+
     # The model computes with text in this dtype, whatever it was kept in.
     dtype = choose(DTYPES, config["train"]["compute_dtype"], "train.compute_dtype")
     frozen = Frozen(
-        autoencoder=make_autoencoder(config, dataset),
+        autoencoder=make_autoencoder(config, data),
         text=jnp.asarray(text.features, dtype),
         text_length=jnp.asarray(text.lengths),
-        actions=make_normalizer(statistics["action"], section["normalization"]),
-        state=make_normalizer(statistics["state"], section["normalization"]),
+        actions=normalizer("action", policy.expert.action_dim),
+        state=normalizer("state", policy.proprio_dim),
     )
     about = {
-        "dataset": dataset.index.name,
+        "datasets": list(statistics),  # in the order of their numbers
         "statistics": statistics_to_json(statistics),
         "prompts": list(text.prompts),
         "text_encoder": text.encoder,
@@ -138,7 +145,7 @@ def _encode(encoder: TextEncoder, prompts: list[str], section: Mapping[str, Any]
     return text_table(prompts, [features[prompt] for prompt in prompts], encoder.identity)
 
 
-def make_autoencoder(config: Mapping[str, Any], dataset: Dataset) -> nnx.Module:
+def make_autoencoder(config: Mapping[str, Any], data: Data) -> nnx.Module:
     """A patch autoencoder fitted to frames of the training split, or that of a checkpoint.
 
     ConfigError: neither can be done.
@@ -151,12 +158,20 @@ def make_autoencoder(config: Mapping[str, Any], dataset: Dataset) -> nnx.Module:
             f"autoencoder.weights must name a checkpoint with the autoencoder {section['name']!r} "
             "(imagewam convert makes one): only 'patch' is fitted to the data"
         )
-    reader = dataset.reader(config["data"]["train_split"])
-    anchors = frame_anchors(reader.split)
+    frames = [_some_frames(d, config) for d in data.datasets]
+    return patch.fit(np.concatenate(frames), section["factor"], section["channels"])
+
+
+def _some_frames(dataset: Dataset, config: Mapping[str, Any]) -> UInt8[np.ndarray, "n h w 3"]:
+    """Images as the policy sees them, spread over the training part of one dataset."""
+    part, spec = config["data"]["train_split"], image_spec(config["data"])
+    anchors = dataset.anchors(part)
     chosen = anchors[np.linspace(0, len(anchors) - 1, FIT_FRAMES).astype(int)]
-    images = reader.read(np.unique(chosen))["images"][:, :, 0]
+    reader = dataset.reader(part)
+    frames = []
+    for start in range(0, len(chosen), FIT_BATCH):
+        batch = reader.read(np.unique(chosen[start : start + FIT_BATCH]))
+        images = prepare_images(batch["images"][:, :, :1], batch["image_size"], spec, None)
+        frames.append(np.asarray(images).reshape(-1, *images.shape[-3:]))
     reader.close()
-    cameras = list(images.swapaxes(0, 1))
-    layout = config["data"]["layout"]
-    frames = np.concatenate(cameras) if layout == REFERENCES else mosaic(layout, cameras)
-    return patch.fit(np.asarray(frames), section["factor"], section["channels"])
+    return np.round((np.concatenate(frames) + 1) * 127.5).astype(np.uint8)

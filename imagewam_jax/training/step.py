@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.imagewam import ImageWAMConfig, sample_draws
 from imagewam_jax.policies.config import DTYPES, choose
-from imagewam_jax.policies.frozen import Frozen, make_sample
+from imagewam_jax.policies.frozen import Frozen, image_spec, make_sample
 from imagewam_jax.policies.initial import overlay
 from imagewam_jax.policies.parameters import Params, initial_params, policy_builder
 from imagewam_jax.training.optimizer import learning_rate, make_optimizer, update_ema
@@ -46,7 +46,8 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig) -> Trainer:
     optimizer = make_optimizer(config["optimizer"], steps)
     rate = learning_rate(config["optimizer"], steps)
     dtype = choose(DTYPES, config["train"]["compute_dtype"], "train.compute_dtype")
-    layout, seed = config["data"]["layout"], config["seed"]
+    spec, seed = image_spec(config["data"]), config["seed"]
+    masked = config["train"]["mask_padded_targets"]
     rebuild = policy_builder(policy)
 
     def loss(params, sample, draws):
@@ -59,7 +60,7 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig) -> Trainer:
         return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
 
     def step(state: TrainState, batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
-        sample = make_sample(frozen, layout, batch)
+        sample = make_sample(frozen, spec, batch, augment=True, mask_padded_targets=masked)
         draws = sample_draws(jax.random.fold_in(jax.random.key(seed), state.step), sample)
         (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params, sample, draws)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
@@ -78,7 +79,7 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig) -> Trainer:
 
     def validate(params: Params, batch, frozen: Frozen, number: int) -> Metrics:
         # The draws depend on the batch alone, so that curves over training are smooth.
-        sample = make_sample(frozen, layout, batch)
+        sample = make_sample(frozen, spec, batch, mask_padded_targets=masked)
         draws = sample_draws(jax.random.key(number), sample)
         total, parts = loss(params, sample, draws)
         return {

@@ -16,7 +16,7 @@ from benchmarks.torch_policy import (  # noqa: E402
     torch_tensors,
 )
 from imagewam_jax.models.imagewam import sample_draws  # noqa: E402
-from imagewam_jax.policies.frozen import frozen_trees, make_sample  # noqa: E402
+from imagewam_jax.policies.frozen import frozen_trees, image_spec, make_sample  # noqa: E402
 from imagewam_jax.policies.parameters import policy_builder  # noqa: E402
 from imagewam_jax.training.optimizer import make_optimizer, update_ema  # noqa: E402
 
@@ -33,7 +33,7 @@ def ours(work):
     """Loss, gradients, and parameters and averages after one update; the draws used."""
 
     def run(params, frozen, batch):
-        sample = make_sample(frozen, work.config["data"]["layout"], batch)
+        sample = make_sample(frozen, image_spec(work.config["data"]), batch)
         draws = sample_draws(jax.random.key(1), sample)
 
         def loss(params):

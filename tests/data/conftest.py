@@ -12,21 +12,6 @@ import pytest
 
 from imagewam_jax.data.index import open_index
 from imagewam_jax.data.index_builder import build_index
-from imagewam_jax.data.registry import DatasetSpec
-from imagewam_jax.data.samples import SampleSpec
-
-TOY = DatasetSpec(
-    name="toy_arm",
-    image_keys=(("primary", "observation/image"), ("wrist", "observation/wrist_image")),
-    state_key="observation/state",
-    action_key="action",
-    language_key="language_instruction",
-    relative_action_mask=(True, True, False, False),
-    control_hz=10.0,
-)
-TOY_SAMPLE = SampleSpec(
-    cameras=("primary", "wrist"), image_size=(32, 48), horizon=16, action_dim=4, state_dim=5
-)
 
 
 class ToySet(NamedTuple):
@@ -56,13 +41,13 @@ def toy(tmp_path_factory) -> ToySet:
         pickle.loads((folder / f"{name}.pickle").read_bytes()) for name in ("truth", "examples")
     )
     dataset_dir = folder / "toy_arm" / "1.0.0"
-    build_index(dataset_dir, TOY, progress=False)
+    build_index(dataset_dir, progress=False)
     return ToySet(dataset_dir, truth, examples)
 
 
 @pytest.fixture(scope="session")
 def toy_index(toy):
-    return open_index(toy.dataset_dir, TOY)
+    return open_index(toy.dataset_dir)
 
 
 @pytest.fixture

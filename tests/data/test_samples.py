@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from imagewam_jax.data.anchors import frame_anchors
 from imagewam_jax.data.errors import BadFrameError, DataError
 from imagewam_jax.data.frames import ShardFiles
 from imagewam_jax.data.index import open_index
-from imagewam_jax.data.samples import SampleReader, augmentation_seeds
-from tests.data.conftest import TOY, TOY_SAMPLE, flip_byte, train_shard
+from imagewam_jax.data.registry import Camera
+from imagewam_jax.data.samples import SampleReader, augmentation_seeds, empty_batch
+from tests.data.conftest import flip_byte, train_shard
+from tests.data.toy import TOY, TOY_SAMPLE, toy_reader
 
 # (horizon, stride): the toy episodes have 1 to 40 steps, so chunks end before, at and after them.
 CHUNKS = [(16, 1), (4, 3), (1, 1), (5, 8)]
@@ -26,17 +27,19 @@ def expected_sample(episode, step, horizon, stride):
         action_is_pad.append(t >= steps)
         action = episode["action"][min(t, steps - 1)].copy()
         if t >= steps:
-            for dim, relative in enumerate(TOY.relative_action_mask):
+            for dim, relative in enumerate(TOY.action.relative):
                 if relative:
                     action[dim] = 0
         actions.append(action)
     target = step + horizon * stride
+    times = (step, min(target, steps - 1))
     images = [
-        [simplejpeg.decode_jpeg(episode["encoded"][key][t]) for t in (step, min(target, steps - 1))]
-        for _, key in TOY.image_keys
+        [simplejpeg.decode_jpeg(episode["encoded"][camera.key][t]) for t in times]
+        for _, camera in TOY.cameras
     ]
     return {
         "images": np.array(images),
+        "image_size": [[32, 48], [32, 48]],
         "camera_mask": np.array([True, True]),
         "target_is_pad": target >= steps,
         "actions": np.array(actions),
@@ -48,13 +51,31 @@ def expected_sample(episode, step, horizon, stride):
     }
 
 
+@pytest.fixture
+def of_val(toy, toy_index):
+    """Readers of the split "val", with other sizes of a sample."""
+
+    def make(**changes):
+        sample = dataclasses.replace(TOY_SAMPLE, **changes)
+        return toy_reader(toy_index, toy.dataset_dir, "val", sample=sample)
+
+    return make
+
+
+@pytest.fixture
+def reader(of_val):
+    return of_val()
+
+
 @pytest.mark.parametrize("horizon, stride", CHUNKS)
 def test_every_sample_of_every_episode(toy, toy_index, horizon, stride):
-    spec = dataclasses.replace(TOY_SAMPLE, horizon=horizon, stride=stride)
+    sample = dataclasses.replace(TOY_SAMPLE, horizon=horizon, stride=stride)
     padded = 0
     for name, episodes in toy.truth.items():
-        reader = SampleReader(toy_index, name, TOY, spec, dataset_id=3, norm_id=2)
-        batch = reader.read(frame_anchors(reader.split))
+        reader = toy_reader(
+            toy_index, toy.dataset_dir, name, sample=sample, dataset_id=3, norm_id=2
+        )
+        batch = reader.read(np.arange(reader.split.num_frames))
         row = 0
         for number, episode in enumerate(episodes):
             for step in range(len(episode["action"])):
@@ -62,8 +83,6 @@ def test_every_sample_of_every_episode(toy, toy_index, horizon, stride):
                 for key, value in expected.items():
                     np.testing.assert_array_equal(batch[key][row], value, f"{name} {row} {key}")
                 assert batch["episode"][row] == number
-                text = toy_index.instructions[batch["text_id"][row]]
-                assert text.encode() == episode["language_instruction"][step]
                 padded += expected["action_is_pad"].sum()
                 row += 1
         assert row == len(batch["images"])
@@ -72,11 +91,12 @@ def test_every_sample_of_every_episode(toy, toy_index, horizon, stride):
     assert (padded > 0) == (horizon > 1)
 
 
-def test_types_and_shapes_are_those_of_the_contract(toy_index):
-    batch = SampleReader(toy_index, "val", TOY, TOY_SAMPLE).read(np.array([0, 7]))
+def test_types_and_shapes_are_those_of_the_contract(reader):
+    batch = reader.read(np.array([0, 7]))
     found = {key: (value.dtype.name, value.shape) for key, value in batch.items()}
     assert found == {
         "images": ("uint8", (2, 2, 2, 32, 48, 3)),
+        "image_size": ("int32", (2, 2, 2)),
         "camera_mask": ("bool", (2, 2)),
         "target_is_pad": ("bool", (2,)),
         "actions": ("float32", (2, 16, 4)),
@@ -87,57 +107,69 @@ def test_types_and_shapes_are_those_of_the_contract(toy_index):
     } | {key: ("int32", (2,)) for key in ("text_id", "dataset_id", "episode", "step", "norm_id")}
 
 
-def test_wider_arrays_are_padded_and_masked(toy_index):
-    narrow = SampleReader(toy_index, "val", TOY, TOY_SAMPLE).read(np.arange(6))
-    spec = dataclasses.replace(TOY_SAMPLE, action_dim=7, state_dim=8)
-    wide = SampleReader(toy_index, "val", TOY, spec).read(np.arange(6))
+def test_wider_arrays_are_padded_and_masked(of_val):
+    narrow = of_val().read(np.arange(6))
+    wide = of_val(action_dim=7, state_dim=8).read(np.arange(6))
     for key, mask, width in (("actions", "action_dim_mask", 4), ("proprio", "proprio_mask", 5)):
         np.testing.assert_array_equal(wide[key][..., :width], narrow[key])
         assert not wide[key][..., width:].any()
         np.testing.assert_array_equal(wide[mask][0], np.arange(wide[key].shape[-1]) < width)
 
 
-def test_cameras_come_in_the_order_asked_for(toy_index):
-    both = SampleReader(toy_index, "val", TOY, TOY_SAMPLE).read(np.arange(3))["images"]
-    spec = dataclasses.replace(TOY_SAMPLE, cameras=("wrist", "primary"))
-    swapped = SampleReader(toy_index, "val", TOY, spec).read(np.arange(3))["images"]
+def test_cameras_come_in_the_order_asked_for(of_val):
+    both = of_val().read(np.arange(3))["images"]
+    swapped = of_val(cameras=("wrist", "primary")).read(np.arange(3))["images"]
     np.testing.assert_array_equal(swapped, both[:, ::-1])
     assert (both[:, 0] != both[:, 1]).any()
+
+
+def test_a_larger_buffer_and_a_camera_that_is_not_there(of_val):
+    """Images lie in its top left, with their size; the missing one is black."""
+    small = of_val().read(np.arange(3))["images"]
+    wanted = ("secondary", "wrist")
+    batch = of_val(cameras=wanted, buffer_size=(40, 64)).read(np.arange(3))
+    np.testing.assert_array_equal(batch["images"][:, 1, :, :32, :48], small[:, 1])
+    assert not batch["images"][:, 1, :, 32:].any() and not batch["images"][:, 1, :, :, 48:].any()
+    assert not batch["images"][:, 0].any()
+    np.testing.assert_array_equal(batch["image_size"], [[[40, 64], [32, 48]]] * 3)
+    np.testing.assert_array_equal(batch["camera_mask"], [[False, True]] * 3)
+
+
+def test_cameras_that_are_stored_otherwise(toy, toy_index, of_val):
+    """Blue first, or turned by 180 degrees, or both: samples are upright RGB."""
+    plain = of_val().read(np.arange(4))["images"]
+    cameras = (
+        ("primary", Camera("observation/image", bgr=True, upside_down=True)),
+        ("wrist", Camera("observation/wrist_image", upside_down=True)),
+    )
+    spec = dataclasses.replace(TOY, cameras=cameras)
+    found = toy_reader(toy_index, toy.dataset_dir, "val", spec).read(np.arange(4))["images"]
+    np.testing.assert_array_equal(found[:, 0], plain[:, 0, :, ::-1, ::-1, ::-1])
+    np.testing.assert_array_equal(found[:, 1], plain[:, 1, :, ::-1, ::-1])
 
 
 @pytest.mark.parametrize(
     "change, complaint",
     [
-        ({"cameras": ("head",)}, r"no camera 'head', it has \['primary', 'wrist'\]"),
-        (
-            {"image_size": (64, 64)},
-            r"images of \(32, 48\), the configured image_size is \(64, 64\)",
-        ),
-        ({"action_dim": 3}, "'action' has 4 dimensions, more than the configured action_dim 3"),
-        ({"state_dim": 4}, "'observation/state' has 5 dimensions, more than .* state_dim 4"),
+        ({"action_dim": 3}, r"'toy_arm' has 4 dimensions \(toy\), more .* action_dim 3"),
+        ({"state_dim": 4}, r"'toy_arm' has 5 dimensions \(toy\), more .* state_dim 4"),
     ],
 )
-def test_a_specification_that_does_not_fit_the_set(toy_index, change, complaint):
+def test_a_sample_that_is_too_narrow(of_val, change, complaint):
     with pytest.raises(DataError, match=complaint):
-        SampleReader(toy_index, "train", TOY, dataclasses.replace(TOY_SAMPLE, **change))
-
-
-def test_a_relative_mask_of_another_width(toy_index):
-    dataset = dataclasses.replace(TOY, relative_action_mask=(True,))
-    with pytest.raises(DataError, match=r"'action' has 4 dimensions, .*relative_action_mask of 1"):
-        SampleReader(toy_index, "train", dataset, TOY_SAMPLE)
+        of_val(**change)
 
 
 def test_a_flipped_image_byte_names_exactly_its_frame(toy_copy):
-    index = open_index(toy_copy, TOY)
+    index = open_index(toy_copy)
     split = index.splits["train"]
     episode = int(np.argmax(np.diff(split.episode_start)))
     bad = int(split.episode_start[episode]) + 11
     column = split.images["observation/wrist_image"]
     shard = split.episode_shard[episode]
     flip_byte(train_shard(toy_copy, shard), int(column.offset[bad] + column.length[bad] // 2))
-    spec = dataclasses.replace(TOY_SAMPLE, horizon=1)
-    reader = SampleReader(index, "train", TOY, spec)
+    sample = dataclasses.replace(TOY_SAMPLE, horizon=1)
+    reader = toy_reader(index, toy_copy, "train", sample=sample)
     complaint = (
         rf"bad image 'observation/wrist_image' in split 'train', episode {episode}, step 11 "
         rf".*0000{shard}-of-00003.*differ from their checksum"
@@ -150,19 +182,34 @@ def test_a_flipped_image_byte_names_exactly_its_frame(toy_copy):
             reader.read(np.array([anchor]))
 
 
+def test_the_rest_of_a_batch_with_a_bad_frame_is_whole(toy_copy):
+    index = open_index(toy_copy)
+    column = index.splits["train"].images["observation/image"]
+    flip_byte(train_shard(toy_copy, 0), int(column.offset[2]) + 50)
+    reader = toy_reader(index, toy_copy, "train")
+    batch = empty_batch(4, TOY_SAMPLE)
+    anchors = np.array([60, 2, 70, 80])
+    (bad,) = reader.fill(batch, np.arange(4), anchors)
+    assert bad.row == 1 and "differ from their checksum" in str(bad.error)
+    good = reader.read(anchors[[0, 2, 3]])
+    for key, value in good.items():
+        np.testing.assert_array_equal(batch[key][[0, 2, 3]], value, err_msg=key)
+
+
 @pytest.mark.parametrize(
     "content, complaint",
     [
-        (b"no JPEG at all", "not a readable JPEG"),
-        (simplejpeg.encode_jpeg(np.zeros((32, 47, 3), np.uint8)), r"32x47, expected \(32, 48\)"),
+        (b"no image at all", "JPEG"),
+        (b"", "JPEG"),
+        (b"\x89PNG\r\n\x1a\n and no more", "PNG"),
+        (simplejpeg.encode_jpeg(np.zeros((32, 49, 3), np.uint8)), "32x49, expected at most 32x48"),
     ],
-    ids=["not a JPEG", "other size"],
+    ids=["no image", "nothing", "broken PNG", "too large"],
 )
-def test_stored_bytes_that_are_no_image_of_that_size(toy_index, monkeypatch, content, complaint):
-    reader = SampleReader(toy_index, "train", TOY, TOY_SAMPLE)
+def test_stored_bytes_that_are_no_image_of_that_size(reader, monkeypatch, content, complaint):
     monkeypatch.setattr(ShardFiles, "read", lambda *_: content)
     monkeypatch.setattr("imagewam_jax.data.frames.google_crc32c.value", lambda _: _SameChecksum())
-    with pytest.raises(BadFrameError, match=complaint):
+    with pytest.raises(BadFrameError, match=f"episode 0, step 0 .*{complaint}"):
         reader.read(np.array([0]))
 
 
@@ -171,17 +218,19 @@ class _SameChecksum:
         return False
 
 
-def test_anchors(toy, toy_index):
-    split = toy_index.splits["train"]
-    np.testing.assert_array_equal(frame_anchors(split), np.arange(split.num_frames))
-    expected, start = [], 0
-    for episode in toy.truth["train"]:
-        steps = len(episode["action"])
-        expected += [start + t for t in range(0, steps, 8)]
-        start += steps
-    np.testing.assert_array_equal(frame_anchors(split, every=8), expected)
-    with pytest.raises(ValueError, match="every is 0"):
-        frame_anchors(split, every=0)
+def test_instructions_that_say_the_same_are_chosen_by_seed(reader):
+    """Every one of them, the last too; a seed always chooses the same."""
+    ids = np.array([[4, 7, 9], [5, -1, -1], [2, 3, -1]])
+    standard = dataclasses.replace(reader.standard, text_ids=ids)
+    rows = np.arange(100, 110)
+    changed = SampleReader(reader.split, standard, TOY, TOY_SAMPLE, text_rows=rows)
+    seeds = np.arange(30, dtype=np.uint32)
+    for anchor, texts in enumerate(([104, 107, 109], [105], [102, 103])):
+        batch = empty_batch(30, TOY_SAMPLE)
+        changed.fill(batch, np.arange(30), np.full(30, anchor), seeds)
+        assert set(batch["text_id"].tolist()) == set(texts)
+        assert (batch["text_id"][:3] == batch["text_id"][6:9]).all()
+    np.testing.assert_array_equal(changed.read(np.arange(3))["text_id"], [104, 105, 102])
 
 
 def test_augmentation_seeds_differ_by_sample_and_by_run():

@@ -5,19 +5,22 @@ import dataclasses
 import numpy as np
 import pytest
 
+from imagewam_jax.data import dataset_statistics as module
+from imagewam_jax.data.dataset_statistics import dataset_statistics
 from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.official_statistics import index_episodes, official_statistics
-from imagewam_jax.data.statistics import (
-    exact_statistics,
-    read_statistics,
-    split_statistics,
-    write_statistics,
-)
-from tests.data.conftest import TOY
+from imagewam_jax.data.official_statistics import official_statistics, standard_episodes
+from imagewam_jax.data.statistics import exact_statistics, read_statistics, write_statistics
+from tests.data.toy import toy_data
 
 
-def test_statistics_of_a_split_are_those_of_all_its_steps(toy, toy_index):
-    statistics = split_statistics(toy_index, "train", TOY)
+@pytest.fixture
+def dataset(toy, tmp_path):
+    """With an index of its own, so that nothing is computed yet."""
+    return toy_data(toy.dataset_dir, index_directory=str(tmp_path)).datasets[0]
+
+
+def test_statistics_of_a_split_are_those_of_all_its_steps(toy, dataset):
+    statistics = dataset_statistics(dataset, "train")
     for field, key in (("action", "action"), ("state", "observation/state")):
         rows = np.concatenate([e[key] for e in toy.truth["train"]]).astype(np.float64)
         expected = {
@@ -34,10 +37,13 @@ def test_statistics_of_a_split_are_those_of_all_its_steps(toy, toy_index):
             np.testing.assert_allclose(statistics[field][name], value, rtol=1e-12, err_msg=name)
     assert statistics["source"] == {
         "dataset": "toy_arm/1.0.0",
-        "index": toy_index.checksum,
+        "index": dataset.index.checksum,
+        "row": "toy_arm",
+        "standard": dataset.standard.digest,
         "split": "train",
-        "frames": 138,
+        "first_episode": 0,
         "episodes": 9,
+        "frames": 138,
     }
 
 
@@ -50,33 +56,53 @@ def test_float64_is_kept_over_many_rows():
     np.testing.assert_allclose(statistics["std"], [0.03125], rtol=1e-9)
 
 
-def test_the_file_keeps_every_bit(toy_index, tmp_path):
-    statistics = split_statistics(toy_index, "train", TOY)
-    write_statistics(tmp_path / "statistics.json", statistics)
-    again = read_statistics(tmp_path / "statistics.json")
+def test_they_are_computed_once_and_never_changed(dataset, monkeypatch):
+    statistics = dataset_statistics(dataset, "train")
+    monkeypatch.setattr(module, "exact_statistics", None)
+    again = dataset_statistics(dataset, "train")
     assert again["source"] == statistics["source"]
     for name, value in statistics["action"].items():
         np.testing.assert_array_equal(again["action"][name], value)
+    (file,) = (dataset.index_folder / "statistics").iterdir()
+    write_statistics(file, statistics)
+    with pytest.raises(DataError, match="holds other statistics; they are never changed"):
+        write_statistics(file, statistics | {"action": {"min": np.zeros(4)}})
+    assert read_statistics(file)["source"] == statistics["source"]
 
 
-def test_a_number_that_is_not_finite_names_its_step(toy_index):
-    split = toy_index.splits["train"]
-    states = np.array(split.features["observation/state"])
-    episode = int(np.argmax(np.diff(split.episode_start)))
-    states[int(split.episode_start[episode]) + 7, 2] = np.nan
-    broken = dataclasses.replace(split, features={**split.features, "observation/state": states})
-    index = dataclasses.replace(toy_index, splits={"train": broken})
-    with pytest.raises(DataError, match=rf"not finite at 1 steps, .*episode {episode}, step 7"):
-        split_statistics(index, "train", TOY)
+def test_some_episodes_and_steps_that_are_not_of_them(toy, dataset):
+    """A transform's dropped steps do not count, nor do those of other episodes."""
+    standard = dataset.standard.splits["train"]
+    lengths = np.array(standard.episode_steps)
+    lengths[5] -= 1
+    shorter = dataclasses.replace(standard, episode_steps=lengths)
+    splits = {**dataset.standard.splits, "train": shorter}
+    changed = dataclasses.replace(
+        dataset, standard=dataclasses.replace(dataset.standard, splits=splits, digest="other")
+    )
+    found = dataset_statistics(changed, "train[4:7]")
+    actions = [toy.truth["train"][number]["action"] for number in (4, 5, 6)]
+    rows = np.concatenate([actions[0], actions[1][:-1], actions[2]]).astype(np.float64)
+    np.testing.assert_allclose(found["action"]["mean"], rows.mean(0), rtol=1e-12)
+    np.testing.assert_array_equal(found["action"]["max"], rows.max(0))
+    assert found["source"]["frames"] == len(rows) and found["source"]["episodes"] == 3
+    with pytest.raises(DataError, match=r"'train\[9:\]' has no episodes"):
+        dataset_statistics(dataset, "train[9:]")
 
 
-def test_official_statistics_from_an_index(toy, toy_index):
+def test_official_statistics_from_an_index(dataset):
     """State windows hold one step, so their range is the exact one; an episode of one step has no
     unbiased variance and is named."""
+
+    def episodes(split):
+        index = dataset.index.splits[split]
+        numbers = range(index.num_episodes)
+        return standard_episodes(index, dataset.standard.splits[split], numbers)
+
     with pytest.raises(DataError, match="has 1 step"):
-        official_statistics(index_episodes(toy_index.splits["train"], TOY), 16)
-    statistics = official_statistics(index_episodes(toy_index.splits["val"], TOY), 16)
-    exact = split_statistics(toy_index, "val", TOY)
+        official_statistics(episodes("train"), 16)
+    statistics = official_statistics(episodes("val"), 16)
+    exact = dataset_statistics(dataset, "val")
     assert statistics["num_transition"] == 52 and statistics["num_episodes"] == 3
     assert statistics["action"]["default"]["stepwise_mean"].shape == (16, 4)
     for field in ("action", "state"):

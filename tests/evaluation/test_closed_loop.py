@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from imagewam_jax import cli
-from imagewam_jax.data.registry import METAWORLD_FAUCET
 from imagewam_jax.evaluation import closed_loop
 from imagewam_jax.evaluation.closed_loop import (
     BLANK,
@@ -22,7 +21,7 @@ from imagewam_jax.evaluation.closed_loop import (
 )
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import PolicyInput, RolloutResult, wilson_interval
-from imagewam_jax.policies.dataset import config_dataset
+from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.policy import Observations, load_policy
 from tests.evaluation.fake_simulator import NAME as FAKE
 from tests.evaluation.opengl import require_metaworld
@@ -36,7 +35,7 @@ def policy():
 
 @pytest.fixture(scope="module")
 def dataset(policy):
-    return config_dataset(policy.config)
+    return config_data(policy.config)["metaworld_faucet"]
 
 
 class StandIn:
@@ -108,8 +107,8 @@ def test_demonstrations_are_whole_episodes_under_their_instruction(dataset):
     index = dataset.index.split("train")
     assert set(found) == set(INSTRUCTIONS)
     assert sum(len(episodes) for episodes in found.values()) == index.num_episodes == 6
-    actions = np.asarray(index.features[METAWORLD_FAUCET.action_key])
-    instruction = dataset.index.instructions[index.text_id[0]]
+    actions = index.steps["action"][:]
+    instruction = index.steps["language_instruction"][:1][0].decode()
     np.testing.assert_array_equal(found[instruction][0], actions[: index.episode_start[1]])
     assert sum(len(e) for episodes in found.values() for e in episodes) == index.num_frames
 

@@ -5,7 +5,7 @@ import pytest
 
 from imagewam_jax.evaluation import offline
 from imagewam_jax.evaluation.offline import LAST_ACTION, MEAN_ACTION, POLICY, evaluate_offline
-from imagewam_jax.policies.dataset import config_dataset
+from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.policy import Observations, load_policy
 from tests.training.tiny import trained_run
 
@@ -19,7 +19,7 @@ def policy():
 
 @pytest.fixture(scope="module")
 def dataset(policy):
-    return config_dataset(policy.config)
+    return config_data(policy.config)["metaworld_faucet"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def anchors(dataset):
 def mean_error(dataset, anchors, guess):
     """Mean over samples of |guess - recorded action|, for each step ahead that was recorded."""
     index = dataset.index.split("val")
-    actions = index.features["action"]
+    actions = index.steps["action"][:]
     total, count = np.zeros((4, 4)), np.zeros(4)
     for number, frame in enumerate(anchors):
         end = index.episode_start[index.frame_episode[frame] + 1]
@@ -52,12 +52,12 @@ def mean_error(dataset, anchors, guess):
 
 
 def test_guesses_that_need_no_model(dataset, result, anchors):
-    actions = dataset.index.split("val").features["action"]
+    actions = dataset.index.split("val").steps["action"][:]
     last = mean_error(
         dataset, anchors, lambda _, frame: np.repeat(actions[frame - 1 : frame], 4, 0)
     )
     np.testing.assert_allclose(result.action_error[LAST_ACTION], last, rtol=1e-5, atol=1e-6)
-    everything = dataset.index.split("train").features["action"].astype(np.float64)
+    everything = dataset.index.split("train").steps["action"][:].astype(np.float64)
     mean = mean_error(dataset, anchors, lambda *_: np.repeat(everything.mean(0)[None], 4, 0))
     np.testing.assert_allclose(result.action_error[MEAN_ACTION], mean, rtol=1e-5, atol=1e-6)
 
@@ -71,7 +71,7 @@ def test_the_policy(policy, dataset, result, anchors):
         observations = Observations(
             batch["images"][:, :, 0],
             batch["proprio"],
-            policy.text_ids([dataset.index.instructions[batch["text_id"][0]]]),
+            policy.text_ids([dataset.instructions[batch["text_id"][0]]]),
         )
 
         def noise(shape, number=number):

@@ -16,7 +16,7 @@ from imagewam_jax.data.text import write_text_table
 from imagewam_jax.exchange.convert import convert
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.errors import CheckpointError, ConfigError
-from imagewam_jax.policies.frozen import encode_images, make_context
+from imagewam_jax.policies.frozen import encode_images, image_spec, make_context
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
 from imagewam_jax.policies.policy import Observations, load_policy
 from tests.exchange.foreign import converted, copy_case
@@ -80,10 +80,9 @@ def test_actions_are_those_of_the_official_weights_in_real_units(policy, case, p
 
     @jax.jit
     def act(params, frozen):
-        latents = encode_images(
-            frozen, policy.config["data"]["layout"], observations.images[:, None]
-        )
-        context = make_context(frozen, latents[:, 0], observations.text_id, observations.state)
+        images = image_spec(policy.config["data"])
+        latents = encode_images(frozen, images, observations.images[:, :, None])
+        context = make_context(frozen, latents[:, 0], observations.text_id, observations.state, 0)
         model = policy_builder(config)(params)
         return model.act(model.prefill(context), noise, model.action_schedule(10))[0]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from imagewam_jax.data.device import to_model_range
+from imagewam_jax.data.device import ImageSpec, to_model_range
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.normalization import Normalizer
 from imagewam_jax.models.imagewam import ImageWAM, sample_draws
@@ -33,8 +33,9 @@ def frozen():
         autoencoder=new_autoencoder(AUTOENCODER),
         text=jnp.asarray(rng.normal(size=(2, 7, 192)).astype(np.float32)),
         text_length=jnp.array([7, 3]),
-        actions=Normalizer(jnp.full(ACTION, 2.0), jnp.full(ACTION, 0.5)),
-        state=Normalizer(jnp.full(STATE, 0.5), jnp.full(STATE, -1.0)),
+        # Of two datasets.
+        actions=Normalizer(jnp.array([[2.0], [4.0]]) * ones(ACTION), 0.5 * ones(ACTION)),
+        state=Normalizer(jnp.array([[0.5], [0.25]]) * ones(STATE), -ones(STATE)),
     )
 
 
@@ -45,6 +46,9 @@ def batch():
     present[1, 3:] = False
     return {
         "images": rng.integers(0, 256, (BATCH, 2, 2, *SIDES, 3)).astype(np.uint8),
+        "image_size": np.full((BATCH, 2, 2), SIDES),
+        "norm_id": np.array([0, 1, 0]),
+        "target_is_pad": np.array([False, True, False]),
         "text_id": np.array([1, 0, 1]),
         "proprio": rng.normal(size=(BATCH, STATE)).astype(np.float32),
         "actions": rng.normal(size=(BATCH, HORIZON, ACTION)).astype(np.float32),
@@ -53,12 +57,20 @@ def batch():
     }
 
 
+def ones(width):
+    return jnp.ones((2, width))
+
+
+def images_in(layout):
+    return ImageSpec(layout, SIDES, "")
+
+
 def latent(frozen, images):
     return frozen.autoencoder.encode(to_model_range(images))
 
 
 def test_cameras_as_references_of_their_own(frozen, batch):
-    sample = make_sample(frozen, "references", batch)
+    sample = make_sample(frozen, images_in("references"), batch)
     assert sample.context.references.shape == (BATCH, 2, 2, 3, 8)
     for camera in range(2):
         expected = latent(frozen, batch["images"][:, camera, 0])
@@ -68,7 +80,7 @@ def test_cameras_as_references_of_their_own(frozen, batch):
 
 
 def test_cameras_side_by_side_are_one_reference(frozen, batch):
-    sample = make_sample(frozen, "row", batch)
+    sample = make_sample(frozen, images_in("row"), batch)
     now, future = (np.concatenate(list(batch["images"][:, :, m].swapaxes(0, 1)), 2) for m in (0, 1))
     assert now.shape == (BATCH, 8, 24, 3) and sample.context.references.shape == (BATCH, 1, 2, 6, 8)
     np.testing.assert_allclose(sample.context.references[:, 0], latent(frozen, now), atol=1e-5)
@@ -77,19 +89,23 @@ def test_cameras_side_by_side_are_one_reference(frozen, batch):
 
 def test_one_camera_layouts_refuse_two(frozen, batch):
     with pytest.raises(DataError, match="layout 'single': 2 cameras, expected 1"):
-        make_sample(frozen, "single", batch)
+        make_sample(frozen, images_in("single"), batch)
 
 
 def test_numbers_are_normalised_and_missing_ones_are_zero(frozen, batch):
-    sample = make_sample(frozen, "row", batch)
-    expected = ((batch["actions"] - 0.5) * 2).clip(-5, 5)
+    sample = make_sample(frozen, images_in("row"), batch)
+    scale = np.array([2, 4, 2])[:, None]  # each sample by its own dataset's
+    expected = ((batch["actions"] - 0.5) * scale[..., None]).clip(-5, 5)
     expected[1, :, 3:] = 0
     np.testing.assert_allclose(sample.actions, expected, rtol=1e-6)
-    np.testing.assert_allclose(sample.context.proprio, (batch["proprio"] + 1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(sample.context.proprio, (batch["proprio"] + 1) / scale, rtol=1e-6)
     np.testing.assert_array_equal(sample.action_is_pad, batch["action_is_pad"])
     np.testing.assert_array_equal(sample.action_dim_is_pad, ~batch["action_dim_mask"])
     np.testing.assert_array_equal(sample.context.text, frozen.text[batch["text_id"]])
     np.testing.assert_array_equal(sample.context.text_length, [3, 7, 3])
+    assert sample.target_is_pad is None
+    masked = make_sample(frozen, images_in("row"), batch, mask_padded_targets=True)
+    np.testing.assert_array_equal(masked.target_is_pad, batch["target_is_pad"])
 
 
 @pytest.mark.parametrize("layout", ["references", "row"])
@@ -104,7 +120,7 @@ def test_a_policy_trains_and_acts_with_any_layout_and_action_space(frozen, batch
         model = ImageWAM(policy, rngs=nnx.Rngs(0))
         # New output heads are zero: nothing would show.
         model = jax.tree.map(lambda p: p + 0.05 * jnp.cos(jnp.indices(p.shape).sum(0)), model)
-        sample = make_sample(frozen, layout, batch)
+        sample = make_sample(frozen, images_in(layout), batch)
         draws = sample_draws(jax.random.key(0), sample)
         actions, _ = model.act(
             model.prefill(sample.context), draws.action_noise, model.action_schedule(2)

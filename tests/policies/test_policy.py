@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from imagewam_jax.data.device import ImageSpec
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.text import write_text_table
 from imagewam_jax.policies.checkpoint import open_checkpoint
@@ -109,12 +110,13 @@ def test_actions_are_those_of_the_model_in_units_of_the_dataset(policy, case):
     @jax.jit
     def act(params, frozen, observations, noise):
         model = policy_builder(config)(params)
-        latents = encode_images(frozen, "single", observations.images[:, None])
-        context = make_context(frozen, latents[:, 0], observations.text_id, observations.state)
+        images = ImageSpec("single", (64, 64), "")
+        latents = encode_images(frozen, images, observations.images[:, :, None])
+        context = make_context(frozen, latents[:, 0], observations.text_id, observations.state, 0)
         return model.act(model.prefill(context), noise, model.action_schedule(2))[0]
 
     normalized = np.asarray(act(params, frozen, observations, noise))
-    statistics = policy.about["statistics"]["action"]
+    statistics = policy.about["statistics"]["metaworld_faucet"]["action"]
     low, high = np.array(statistics["min"]), np.array(statistics["max"])
     constant = high == low  # such a dimension is only shifted
     assert not constant.all()

@@ -57,16 +57,20 @@ def train(dataset, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.cameras=('wrist',)", "no camera 'wrist', it has ['primary']"),
+        ("data.cameras=('wrist',)", "no dataset has a camera 'wrist'; they have {'metaworld"),
         ("data.train_split=test", "no split 'test', it has ['train', 'val']"),
-        ("data.image_size=(32, 64)", "images of (64, 64), the configured image_size is (32, 64)"),
+        ("data.image_size=(30, 64)", "height 30 is not a multiple of 16, the autoencoder's factor"),
+        ("data.mixture=soup", "either data.dataset, one dataset, or data.mixture, several"),
+        ("data.unlabelled=keep", "unlabelled is 'keep', expected one of ['error', 'drop'"),
+        ("data.bad_frames=2.0", "the share of bad frames is 2.0, expected 0 to 1"),
+        ("data.train_split=train[x]", "split 'train[x]'; expected such as 'train', 'train[:95%]'"),
         ("data.dataset=mine", "no dataset 'mine' in the registry"),
         ("data.layout=spiral", "no camera layout 'spiral', there are ['head_over_wrists'"),
         ("data.layout=head_over_wrists", "layout 'head_over_wrists': 1 cameras, expected 3"),
         ("data.normalization=none", "normalisation mode 'none'"),
-        ("model.expert.action_dim=7", "'action' has 4 dimensions, the configured action_dim is 7"),
-        ("model.expert.action_dim=3", "more than the configured action_dim 3"),
-        ("model.proprio_dim=9", "has 4 dimensions, the configured state_dim is 9"),
+        ("model.expert.action_dim=7", "the configured action_dim is 7, the datasets have {'meta"),
+        ("model.expert.action_dim=3", "the configured action_dim is 3, the datasets have {'meta"),
+        ("model.proprio_dim=9", "the configured state_dim is 9, the datasets have {'metaworld"),
         ("model.horizon=9", "horizon 9 is beyond the expert's limit 8"),
         ("model.horizon=0", "model.horizon is 0, expected at least 1"),
         ("model.backbone.name=flux9", "model.backbone.name is 'flux9'; choose from ['flux2'"),
@@ -115,7 +119,7 @@ def test_a_recipe_without_the_weights_that_it_needs(dataset):
     config = tiny_config(dataset)
     config.autoencoder = {"name": "flux2", "weights": ""}
     with pytest.raises(prepare.ConfigError, match="weights must name a checkpoint"):
-        prepare.make_autoencoder(config.to_dict(), dataset=None)
+        prepare.make_autoencoder(config.to_dict(), data=None)
 
 
 def test_directories_that_are_not_rlds(train, tmp_path, dataset):
@@ -146,8 +150,8 @@ def test_a_camera_key_that_the_dataset_lacks(train, tmp_path, dataset):
     observation["front"] = observation.pop("image")
     (renamed / "features.json").write_text(json.dumps(tree))
     error = train(f"--config.data.directory={renamed}")
-    assert "camera 'primary' of 'metaworld_faucet': no step feature 'observation/image'" in error
-    assert "['observation/front']" in error
+    assert "has camera 'primary' at 'observation/image', images are []" in error
+    assert "'steps/observation/front': " in error
 
 
 def test_a_workdir_that_is_a_file(train, tmp_path):
@@ -170,6 +174,6 @@ def test_resuming_with_another_config_names_the_fields(train, finished):
 def test_a_disk_that_is_too_small_for_the_run(train, finished, monkeypatch):
     """The error tells it of all checkpoints that will be kept at a time."""
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
-    same = ("--config.train.steps=40", "--config.train.validation_samples=8")
+    same = ("--config.train.steps=40", "--config.train.validation_samples=40")
     error = train("--resume", *same, workdir=finished)
     assert "3 checkpoint(s) of 1 MB do not fit: 1 MB are free" in error

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagewam_jax.data.anchors import frame_anchors
 from imagewam_jax.models.imagewam import Context, ImageWAM, Sample, sample_draws
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.dataset import config_dataset
+from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 from imagewam_jax.policies.parameters import policy_builder
 from imagewam_jax.training.loop import restore
@@ -29,9 +28,9 @@ class Run:
         self.trainer = make_trainer(self.config, self.policy)
         self.state, self.frozen = restore(checkpoints, step, self.trainer, about)
         checkpoints.close()
-        self.dataset = config_dataset(self.config)
+        (self.dataset,) = config_data(self.config).datasets
         reader = self.dataset.reader("train")
-        anchors = frame_anchors(reader.split)
+        anchors = self.dataset.anchors("train")
         # The last of these are near the end of an episode, so that some actions are padding.
         self.batch = reader.read(anchors[[0, 70, -2, -1]])
         reader.close()
@@ -53,9 +52,9 @@ def test_the_loss_is_that_of_the_policy_on_a_sample_made_by_hand(run):
     """Numbers go through `make_sample`: normalisation, latents, text, and what is padding."""
     batch, frozen = run.batch, jax.tree.map(np.asarray, run.frozen)
     assert batch["action_is_pad"].any() and len(set(batch["text_id"].tolist())) == 2
-    index = run.dataset.index.split("train")
+    steps = run.dataset.index.split("train").steps
     statistics = {
-        name: index.features[key]
+        name: steps[key][:]
         for name, key in (("actions", "action"), ("proprio", "observation/state"))
     }
 

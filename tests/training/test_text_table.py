@@ -12,7 +12,7 @@ import pytest
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.text import open_text_table, write_text_table
 from imagewam_jax.models.text_encoders.base import batches
-from imagewam_jax.policies.dataset import config_dataset
+from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.policies.text import make_text_encoder
 from imagewam_jax.training import text_table
@@ -184,7 +184,7 @@ def test_training_takes_the_table_of_a_converted_qwen3(tmp_path):
     with_weights.text.weights = write_encoder(tmp_path / "weights", parameters())
     with_weights.model.backbone.text_dim = 96
     with_weights = json.loads(with_weights.to_json())
-    dataset = config_dataset(with_weights)
+    dataset = config_data(with_weights)
     table = fill_text_table(with_weights, INSTRUCTIONS, tmp_path / "table")
 
     section = {**with_weights["text"], "weights": "", "table": str(table.path)}

@@ -68,6 +68,6 @@ def trained_run() -> Path:
     config.train.steps = 40
     config.train.validate_every = 10
     config.train.checkpoint_every = 20
-    config.train.validation_samples = 8
+    config.train.validation_samples = 40
     train(config, folder / "run")
     return folder / "run"

@@ -1,0 +1,223 @@
+"""`imagewam data <verb>`: what is done with datasets besides training on them."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imagewam_jax.data.errors import DataError
+from imagewam_jax.policies.config_file import load_config
+
+WHICH = (
+    "What is shown is the dataset or the mixture of a config; fields of it can be changed as for "
+    "train, such as --config.data.directory=DIR."
+)
+
+
+def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
+    """Adds the verb `data` with its own verbs."""
+    data = verbs.add_parser("data", help="index, check, look at and import datasets")
+    verbs = data.add_subparsers(dest="data_verb", required=True, metavar="verb")
+
+    index = verbs.add_parser(
+        "index",
+        help="make RLDS datasets random-access",
+        description="Writes the sidecar index of TFDS dataset versions, checking every record. A "
+        "build that was stopped goes on where it was. Training makes it too where there is none.",
+    )
+    index.add_argument(
+        "directories", type=Path, nargs="+", metavar="DIR", help="with features.json"
+    )
+    index.add_argument("--output", type=Path, help="of one index; default: imagewam_index in DIR")
+    index.add_argument("--workers", type=int, help="processes; default: as many as help")
+    index.add_argument(
+        "--beam",
+        action="store_true",
+        help="as an Apache Beam pipeline; what follows are its options, such as --runner=...",
+    )
+    index.set_defaults(run=_index, passes_on=True)
+
+    check = verbs.add_parser(
+        "check",
+        help="read every byte of RLDS datasets and report what is wrong",
+        description="Verifies every checksum, decodes every image, and reports what is bad: frames "
+        "that cannot be read, black images, numbers that are not finite, empty instructions, "
+        "episodes of an odd length. The exit code is 1 when a byte is wrong.",
+    )
+    check.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="with an index")
+    check.add_argument("--workers", type=int, help="processes; default: one per core")
+    check.set_defaults(run=_check)
+
+    known = verbs.add_parser(
+        "list",
+        help="print the registry",
+        description="Prints the datasets that are known, how they are read, and the mixtures.",
+    )
+    known.set_defaults(run=_list)
+
+    show = verbs.add_parser(
+        "show",
+        help="make a page to look at a dataset or a mixture",
+        description="Writes a page with pictures of episodes, plots of actions and states, "
+        "instructions, and numbers before and after normalisation. " + WHICH,
+    )
+    show.add_argument("--config", required=True, help="a config file")
+    show.add_argument("--output", type=Path, default=Path("data.html"), help="default: data.html")
+    show.add_argument("--part", help="of each dataset; default: the config's data.train_split")
+    show.add_argument("--episodes", type=int, default=4, help="of each dataset; default: 4")
+    show.set_defaults(run=_show)
+
+    stats = verbs.add_parser(
+        "stats",
+        help="compute statistics of actions and states",
+        description="Prints the statistics that normalise actions and states; training computes "
+        "the same. " + WHICH,
+    )
+    stats.add_argument("--config", required=True, help="a config file")
+    stats.add_argument("--part", help="of each dataset; default: the config's data.train_split")
+    stats.add_argument(
+        "--official",
+        type=Path,
+        metavar="FILE",
+        help="also write the dataset_stats.json of the official code, which computes otherwise",
+    )
+    stats.set_defaults(run=_stats)
+
+    lerobot = verbs.add_parser(
+        "import-lerobot",
+        help="convert a LeRobot dataset to RLDS",
+        description="Writes a LeRobot dataset (v2.1 or v3.0, parquet and video) as RLDS.",
+    )
+    lerobot.add_argument("source", type=Path, metavar="SOURCE", help="with meta/info.json")
+    lerobot.add_argument("--output", type=Path, required=True, help="folder of all RLDS datasets")
+    lerobot.add_argument("--name", help="of the new dataset; default: that of the folder")
+    lerobot.add_argument("--version", default="1.0.0", help="default: 1.0.0")
+    lerobot.add_argument("--episodes", help="some of them, such as 0:50; default: all")
+    lerobot.add_argument("--workers", type=int, help="processes; default: one per core")
+    lerobot.add_argument("--jpeg-quality", type=int, default=95, help="default: 95")
+    lerobot.add_argument(
+        "--size", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="default: as recorded"
+    )
+    lerobot.set_defaults(run=_import_lerobot)
+
+
+def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.data.index_builder import build_index
+
+    if arguments.output and len(arguments.directories) > 1:
+        raise DataError("--output is the index of one DIR, several are given")
+    if rest and not arguments.beam:
+        raise DataError(f"unknown arguments: {' '.join(rest)}")
+    for directory in arguments.directories:
+        if arguments.beam:
+            from imagewam_jax.data.index_beam import build_index_with_beam
+
+            index = build_index_with_beam(directory, arguments.output, pipeline_options=rest)
+        else:
+            index = build_index(directory, arguments.output, workers=arguments.workers)
+        for name, split in index.splits.items():
+            print(f"{index.name}/{name}: {split.num_episodes} episodes, {split.num_frames} steps")
+        for key, why in index.skipped.items():
+            print(f"{index.name}: {key} is not indexed: {why}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.data.check import check_dataset
+    from imagewam_jax.data.index import open_index
+
+    failed = False
+    for directory in arguments.directories:
+        report = check_dataset(open_index(directory), workers=arguments.workers)
+        print(report.text())
+        failed |= report.failed
+    return int(failed)
+
+
+def _list(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.data.mixtures import MIXTURES
+    from imagewam_jax.data.registry import REGISTRY
+    from imagewam_jax.data.registry.describe import dataset_table
+
+    print(dataset_table(REGISTRY.values(), MIXTURES))
+    return 0
+
+
+def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.data.show import write_page
+    from imagewam_jax.policies.dataset import config_data
+
+    config = load_config(arguments.config, rest).to_dict()
+    part = arguments.part or config["data"]["train_split"]
+    page = write_page(
+        config_data(config),
+        part,
+        arguments.output,
+        episodes=arguments.episodes,
+        normalization=config["data"]["normalization"],
+    )
+    print(f"open {page}")
+    return 0
+
+
+def _stats(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.data.dataset_statistics import dataset_statistics
+    from imagewam_jax.policies.dataset import config_data
+
+    config = load_config(arguments.config, rest).to_dict()
+    part, data = arguments.part or config["data"]["train_split"], config_data(config)
+    for dataset in data.datasets:
+        found = dataset_statistics(dataset, part)
+        print(
+            f"{dataset.name}: {found['source']['episodes']} episodes, "
+            f"{found['source']['frames']} steps"
+        )
+        for field, encoding in (("action", dataset.spec.action), ("state", dataset.spec.state)):
+            print(_table(field, encoding.dims, found[field]))
+    if arguments.official:
+        _write_official(arguments.official, data, part, config)
+    return 0
+
+
+def _table(field: str, dims: tuple[str, ...], statistics: Mapping[str, Any]) -> str:
+    width = max(len(field), *map(len, dims), 0)
+    lines = [f"{field:{width}} " + "".join(f"{name:>12}" for name in statistics)]
+    for number, dim in enumerate(dims):
+        numbers = "".join(f"{values[number]:12.5g}" for values in statistics.values())
+        lines.append(f"{dim:{width}} {numbers}")
+    return "\n".join(lines)
+
+
+def _write_official(path: Path, data: Any, part: str, config: Mapping[str, Any]) -> None:
+    from imagewam_jax.data.anchors import parse_part
+    from imagewam_jax.data.official_statistics import official_statistics, standard_episodes
+    from imagewam_jax.data.statistics import write_statistics
+
+    episodes = (
+        episode
+        for dataset in data.datasets
+        for episode in standard_episodes(
+            dataset.index.split(parse_part(part).split),
+            dataset.standard.splits[parse_part(part).split],
+            range(*dataset.episodes(part)),
+        )
+    )
+    write_statistics(path, official_statistics(episodes, config["model"]["horizon"]))
+    print(f"wrote {path}")
+
+
+def _import_lerobot(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.data.lerobot import import_lerobot
+
+    folder = import_lerobot(
+        arguments.source,
+        arguments.output,
+        name=arguments.name,
+        version=arguments.version,
+        episodes=arguments.episodes,
+        workers=arguments.workers,
+        jpeg_quality=arguments.jpeg_quality,
+        size=arguments.size and tuple(arguments.size),
+    )
+    print(f"wrote {folder}")
+    return 0
