@@ -101,6 +101,8 @@ def find(name: str, known: Mapping[str, Any], kind: type) -> Any:
             f"{what} {name!r}: {error}; expected a function of a module that Python finds "
             "(installed, or on PYTHONPATH)"
         ) from error
+    if isinstance(found, Transform | StepFilter) and not isinstance(found, kind):
+        raise DataError(f"{name!r} is a {type(found).__name__}, expected a {kind.__name__}")
     if not isinstance(found, kind):
         raise DataError(
             f"{what} {name!r} is a {type(found).__name__} without a version; write "

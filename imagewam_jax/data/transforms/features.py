@@ -55,14 +55,20 @@ class EpisodeFeatures(Mapping[str, np.ndarray]):
         raise DataError(f"{self._where}: no feature {key!r}, there are {sorted(self)}")
 
 
+def feature(steps: Steps, key: str) -> np.ndarray:
+    """A feature; DataError if it is not there, whatever kind of mapping `steps` is."""
+    try:
+        return steps[key]
+    except KeyError:
+        raise DataError(f"no feature {key!r}, there are {sorted(steps)}") from None
+
+
 def numbers(steps: Steps, key: str) -> Float32[np.ndarray, "t d"]:
     """A numeric feature as [T, d] float32: one column if it is a number per step.
 
     DataError: it is not there, not numeric, or has more than one axis besides time.
     """
-    if key not in steps:
-        raise DataError(f"no feature {key!r}, there are {sorted(steps)}")
-    values = np.asarray(steps[key])
+    values = np.asarray(feature(steps, key))
     if values.dtype.kind not in "biuf" or values.ndim > 2:
         raise DataError(
             f"feature {key!r} is {values.dtype}{list(values.shape)}, expected numbers of "

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float32
 
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.transforms.base import Steps, step_filter
+from imagewam_jax.data.transforms.features import feature
 
 if TYPE_CHECKING:
     from imagewam_jax.data.registry.spec import DatasetSpec
@@ -26,10 +27,7 @@ def success(
     A number or a flag is true when it is not 0. A text is the path of a recording, true when one of
     its folders is called "success" (DROID sorts its recordings so).
     """
-    key = spec.option("success_key", "success")
-    if key not in steps:
-        raise DataError(f"{spec.name}: no feature {key!r} that tells of success")
-    values = steps[key][: len(action)]
+    values = feature(steps, spec.option("success_key", "success"))[: len(action)]
     if values.dtype.kind == "O":
         return np.array([b"success" in path.split(b"/") for path in values], bool)
     return np.asarray(values).reshape(len(values), -1).any(axis=1)
