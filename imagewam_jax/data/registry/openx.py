@@ -7,10 +7,11 @@ Open-X dataset overview as tabulated by RDT (`dataset_control_freq.json`). Colou
 that `rlds_dataset_mod` applies when it makes the copies that Octo and OpenVLA train on. Such a copy
 has RGB images throughout; its row is {"name": ..., "like": ..., "cameras": {...}} without `bgr`.
 
-Whether an action is a displacement or a target is what the catalog says of it, where it does.
-Some pages say "position" of what are displacements by the published statistics of the data
-(cmu_stretch, dlr_edan_shared_control), and none says it of toto, whose statistics are those of
-positions in the workspace: the rows follow the statistics.
+Whether an action is a displacement or a target is what the catalog says of it, where it does. It
+is not documented for toto, ucsd_kitchen, fmb_dataset, dobbe and furniture_bench, and the pages of
+cmu_stretch and dlr_edan_shared_control say "position" of what the loaders treat as displacements:
+these rows are a judgement. `imagewam data show` draws the numbers; a row of a config that is `like`
+one of these can say otherwise.
 
 A mixture may blank the instructions of a dataset; that is a property of its entry, not of a row.
 """
