@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from imagewam_jax.data.bad_frames import BadFrames
 from imagewam_jax.data.dataset import Data
 from imagewam_jax.data.loader import TrainIterator
-from imagewam_jax.data.samples import Batch
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.policies.checkpoint import Checkpoints, check_space, tree_bytes
 from imagewam_jax.policies.config import policy_config
@@ -23,6 +22,7 @@ from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen, frozen_trees, restore_frozen
 from imagewam_jax.policies.initial import initial_weights
 from imagewam_jax.policies.parameters import Params
+from imagewam_jax.training.device_batches import DeviceBatches
 from imagewam_jax.training.metrics import MetricsWriter
 from imagewam_jax.training.prepare import (
     check_fits,
@@ -82,10 +82,11 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
     run = _Run(config, data, trainer, checkpoints, frozen, about)
     writer = MetricsWriter(workdir, first_step=int(state.step))
     print(_summary(state, data, config))
+    ahead = DeviceBatches(batches, MODEL_KEYS)
     try:
-        run.steps(state, batches, writer)
+        run.steps(state, ahead, writer, batches.bad_frames)
     finally:
-        batches.close()
+        ahead.close()
         writer.close()
         checkpoints.close()
     return checkpoints.directory
@@ -119,14 +120,20 @@ class _Run:
         self.validate = jax.jit(trainer.validate)
         self.validation = _validation_batches(config, data)
 
-    def steps(self, state: TrainState, batches, writer: MetricsWriter) -> None:
+    def steps(
+        self,
+        state: TrainState,
+        batches: DeviceBatches,
+        writer: MetricsWriter,
+        bad_frames: BadFrames,
+    ) -> None:
         config, first = self.config, int(state.step)
         window, running = _Window(config["batch_size"]), None
         bar = tqdm(range(first, config["steps"]), initial=first, total=config["steps"], unit="step")
         for number in bar:
             with window.waiting():
                 batch = next(batches)
-            state, metrics = self.step(state, _arrays(batch), self.frozen)
+            state, metrics = self.step(state, batch, self.frozen)
             # One step runs while the next is prepared; no more, or times would mean nothing.
             jax.block_until_ready(running)
             running = metrics
@@ -134,7 +141,8 @@ class _Run:
             done = number + 1
             last = done == config["steps"]
             if done % config["log_every"] == 0 or last:
-                writer.write("train", done, window.rows, window.speed())
+                extra = window.speed() | {"bad_frames": len(bad_frames)}
+                writer.write("train", done, window.rows, extra)
                 shown = ("target_loss", "action_loss", "samples_per_second")
                 bar.set_postfix({k: f"{v:.3g}" for k, v in writer.latest.items() if k in shown})
                 window = _Window(config["batch_size"])
@@ -237,13 +245,13 @@ def _validation_batches(config: Mapping[str, Any], data: Data) -> list[dict[str,
         return []
     sources = data.sources(section["eval_split"])
     stream = TrainIterator(sources, global_batch=size, seed=0, bad_share=section["bad_frames"])
-    batches = [_arrays(next(stream)) for _ in range(count)]
+    batches = [next(stream) for _ in range(count)]
     stream.close()
-    return batches
+    return [{key: batch[key] for key in MODEL_KEYS} for batch in batches]
 
 
 # What the train step takes of a batch; the rest says where samples come from.
-_MODEL_KEYS = (
+MODEL_KEYS = (
     "images",
     "image_size",
     "aug_seed",
@@ -255,10 +263,6 @@ _MODEL_KEYS = (
     "target_is_pad",
     "norm_id",
 )
-
-
-def _arrays(batch: Batch) -> dict[str, np.ndarray]:
-    return {key: batch[key] for key in _MODEL_KEYS}
 
 
 def _summary(state: TrainState, data: Data, config: Mapping[str, Any]) -> str:

@@ -1,0 +1,65 @@
+"""Batches on the device before they are needed."""
+
+import queue
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from imagewam_jax.data.loader import TrainIterator
+from imagewam_jax.data.samples import Batch
+
+
+class DeviceBatches:
+    """The batches of a stream, of which a thread puts the next ones on the device.
+
+    Only `keys` of them are; `ahead` batches wait there. The state is that of the batches that were
+    taken, whatever was read ahead.
+    """
+
+    def __init__(self, batches: TrainIterator, keys: tuple[str, ...], *, ahead: int = 2):
+        self._batches, self._keys = batches, keys
+        self._next_batch = batches.get_state()["next_batch"]
+        self._ready: queue.Queue[Mapping[str, jax.Array] | BaseException] = queue.Queue(ahead)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="device batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> "DeviceBatches":
+        return self
+
+    def __next__(self) -> Mapping[str, jax.Array]:
+        """The next batch. What was raised while it was read is raised here, now and at every call
+        after it."""
+        found = self._ready.get()
+        if isinstance(found, BaseException):
+            self._ready.put(found)
+            raise found
+        self._next_batch += 1
+        return found
+
+    def get_state(self) -> dict[str, Any]:
+        """See `TrainIterator.get_state`."""
+        return self._batches.get_state() | {"next_batch": self._next_batch}
+
+    def close(self) -> None:
+        """Stops the thread, and then those of the stream."""
+        self._stopping.set()
+        while self._thread.is_alive():
+            with self._ready.mutex:
+                self._ready.queue.clear()
+                self._ready.not_full.notify()
+            self._thread.join(0.01)
+        self._batches.close()
+
+    def _fill(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._ready.put(self._on_device(next(self._batches)))
+        except BaseException as error:
+            self._ready.put(error)
+
+    def _on_device(self, batch: Batch) -> Mapping[str, jax.Array]:
+        # Complete when it is taken, so that waiting for data is seen where it happens.
+        return jax.block_until_ready(jax.device_put({key: batch[key] for key in self._keys}))
