@@ -1,7 +1,8 @@
 """Fine-tuning on LIBERO, two cameras side by side: `--config=configs/libero.py:4b` or `:9b`.
 
-The official recipe (spec imagewam_flux2, 7.2 and 8.1). Its 10 epochs are over the four suites
-without idle steps; set `train.steps` to what that is for your copy.
+The official recipe (spec imagewam_flux2, 7.2 and 8.1) on the four suites without idle steps, as
+RLDS: `data.directory` is the folder of `libero_spatial_no_noops` and the others. The official 10
+epochs depend on the copy; set `train.steps` to what they are for yours.
 """
 
 from ml_collections import ConfigDict
@@ -11,11 +12,13 @@ from imagewam_jax.policies.recipes import klein_recipe
 
 def get_config(size: str = "4b") -> ConfigDict:
     config = klein_recipe(size)
-    config.data.dataset = "libero"
+    config.data.mixture = "libero"
     config.data.cameras = ("primary", "wrist")
     config.data.layout = "row"
     config.data.image_size = (224, 224)
+    config.data.augmentation = "libero"
     config.data.normalization = "min/max"
+    config.data.pool_statistics = True  # the four suites are one robot
     config.model.expert.action_dim = 7
     config.model.proprio_dim = 8
     config.train.batch_size = {"4b": 80, "9b": 96}[size]

@@ -15,6 +15,7 @@ def get_config(size: str = "4b") -> ConfigDict:
     config.data.cameras = ("primary", "left_wrist", "right_wrist")
     config.data.layout = "head_over_wrists"
     config.data.image_size = (240, 320)
+    config.data.augmentation = "robotwin"
     config.data.normalization = "z-score"
     config.model.expert.action_dim = 14
     config.model.proprio_dim = 14

@@ -161,13 +161,15 @@ def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _stats(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.data.dataset_statistics import dataset_statistics
+    from imagewam_jax.data.dataset_statistics import statistics_by_dataset
     from imagewam_jax.policies.dataset import config_data
 
     config = load_config(arguments.config, rest).to_dict()
     part, data = arguments.part or config["data"]["train_split"], config_data(config)
+    pooled = config["data"]["pool_statistics"]
+    by_name = statistics_by_dataset(data, part, pooled=pooled)
     for dataset in data.datasets:
-        found = dataset_statistics(dataset, part)
+        found = by_name[dataset.name]
         print(
             f"{dataset.name}: {found['source']['episodes']} episodes, "
             f"{found['source']['frames']} steps"

@@ -50,16 +50,17 @@ def statistics(about: Mapping[str, Any], horizon: int) -> dict[str, Any] | None:
     by_dataset = about.get("statistics")
     if by_dataset is None:
         return None
-    if len(by_dataset) > 1:
+    first, *others = by_dataset.values()
+    if any(other != first for other in others):
         raise ConversionError(
-            f"the policy was trained on {sorted(by_dataset)}, {beside.STATISTICS} has one dataset"
+            f"the policy was trained on {sorted(by_dataset)}, each with its own statistics: "
+            f"{beside.STATISTICS} has those of one"
         )
-    (ours,) = by_dataset.values()
     return {
-        "state": {"default": _entry(ours["state"], 1)},
-        "action": {"default": _entry(ours["action"], horizon)},
-        "num_episodes": ours["source"].get("episodes"),
-        "num_transition": ours["source"].get("frames"),
+        "state": {"default": _entry(first["state"], 1)},
+        "action": {"default": _entry(first["action"], horizon)},
+        "num_episodes": first["source"].get("episodes"),
+        "num_transition": first["source"].get("frames"),
     }
 
 

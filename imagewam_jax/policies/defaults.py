@@ -29,6 +29,7 @@ def defaults() -> ConfigDict:
                 "augmentation": "",  # in training: one of data.augment.AUGMENTATIONS
                 "stride": 1,  # dataset steps between two actions of a chunk
                 "normalization": "min/max",  # of actions and states: data.normalization
+                "pool_statistics": False,  # of all datasets together, rather than of each
                 "threads": 4,  # batches that are read at a time
                 "prefetch": 8,  # batches that are held ready
             },

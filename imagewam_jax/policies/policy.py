@@ -52,7 +52,7 @@ class Policy:
     ):
         """`dataset` says in whose units it sees and acts, where it was trained on several."""
         self.about, self.step = about, step
-        self.dataset, row = _dataset(about["datasets"], dataset)
+        self.dataset, row = _dataset(about, dataset)
         rows = np.array([row])
         self.config = about["config"]
         self._model = model
@@ -166,15 +166,16 @@ def load_policy(
     return Policy(policy_builder(config)(params), frozen, about, step, dataset)
 
 
-def _dataset(known: Sequence[str], name: str | None) -> tuple[str, int]:
-    """A dataset that a policy was trained on, and its number."""
-    if name is None and len(known) == 1:
+def _dataset(about: Mapping[str, Any], name: str | None) -> tuple[str, int]:
+    """A dataset that a policy was trained on, and its number; any where all have one unit."""
+    known = about["datasets"]
+    if name is None and (len(known) == 1 or about["config"]["data"].get("pool_statistics")):
         name = known[0]
     if name not in known:
         raise CheckpointError(
-            f"the policy was trained on {list(known)}; say whose units it acts in, not {name!r}"
+            f"the policy was trained on {known}; say whose units it acts in, not {name!r}"
         )
-    return name, list(known).index(name)
+    return name, known.index(name)
 
 
 _ADVICE = (

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from imagewam_jax.data.dataset import Data, Dataset
-from imagewam_jax.data.dataset_statistics import dataset_statistics
+from imagewam_jax.data.dataset_statistics import statistics_by_dataset
 from imagewam_jax.data.device import prepare_images
 from imagewam_jax.data.loader import TrainIterator
 from imagewam_jax.data.normalization import Normalizer, make_normalizer, stack_normalizers
@@ -85,7 +85,9 @@ def train_iterator(config: Mapping[str, Any], data: Data) -> TrainIterator:
 def make_frozen(config: Mapping[str, Any], data: Data) -> tuple[Frozen, dict[str, Any]]:
     """The frozen parts, and what a checkpoint says about them: statistics, prompts, encoder."""
     section = config["data"]
-    statistics = {d.name: dataset_statistics(d, section["train_split"]) for d in data.datasets}
+    statistics = statistics_by_dataset(
+        data, section["train_split"], pooled=section["pool_statistics"]
+    )
     policy = policy_config(config["model"])
     text = encode_text(config["text"], data.instructions, policy.backbone.text_dim)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from imagewam_jax.data import dataset_statistics as module
-from imagewam_jax.data.dataset_statistics import dataset_statistics
+from imagewam_jax.data.dataset_statistics import dataset_statistics, statistics_by_dataset
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.official_statistics import official_statistics, standard_episodes
+from imagewam_jax.data.registry import Encoding
 from imagewam_jax.data.statistics import exact_statistics, read_statistics, write_statistics
 from tests.data.toy import toy_data
 
@@ -20,7 +21,7 @@ def dataset(toy, tmp_path):
 
 
 def test_statistics_of_a_split_are_those_of_all_its_steps(toy, dataset):
-    statistics = dataset_statistics(dataset, "train")
+    statistics = dataset_statistics([dataset], "train")
     for field, key in (("action", "action"), ("state", "observation/state")):
         rows = np.concatenate([e[key] for e in toy.truth["train"]]).astype(np.float64)
         expected = {
@@ -35,10 +36,11 @@ def test_statistics_of_a_split_are_those_of_all_its_steps(toy, dataset):
         for name, value in expected.items():
             assert statistics[field][name].dtype == np.float64
             np.testing.assert_allclose(statistics[field][name], value, rtol=1e-12, err_msg=name)
-    assert statistics["source"] == {
+    part = statistics["source"].pop("parts")["toy_arm"]
+    assert statistics["source"] == {"episodes": 9, "frames": 138}
+    assert part == {
         "dataset": "toy_arm/1.0.0",
         "index": dataset.index.checksum,
-        "row": "toy_arm",
         "standard": dataset.standard.digest,
         "split": "train",
         "first_episode": 0,
@@ -57,9 +59,9 @@ def test_float64_is_kept_over_many_rows():
 
 
 def test_they_are_computed_once_and_never_changed(dataset, monkeypatch):
-    statistics = dataset_statistics(dataset, "train")
+    statistics = dataset_statistics([dataset], "train")
     monkeypatch.setattr(module, "exact_statistics", None)
-    again = dataset_statistics(dataset, "train")
+    again = dataset_statistics([dataset], "train")
     assert again["source"] == statistics["source"]
     for name, value in statistics["action"].items():
         np.testing.assert_array_equal(again["action"][name], value)
@@ -80,14 +82,28 @@ def test_some_episodes_and_steps_that_are_not_of_them(toy, dataset):
     changed = dataclasses.replace(
         dataset, standard=dataclasses.replace(dataset.standard, splits=splits, digest="other")
     )
-    found = dataset_statistics(changed, "train[4:7]")
+    found = dataset_statistics([changed], "train[4:7]")
     actions = [toy.truth["train"][number]["action"] for number in (4, 5, 6)]
     rows = np.concatenate([actions[0], actions[1][:-1], actions[2]]).astype(np.float64)
     np.testing.assert_allclose(found["action"]["mean"], rows.mean(0), rtol=1e-12)
     np.testing.assert_array_equal(found["action"]["max"], rows.max(0))
     assert found["source"]["frames"] == len(rows) and found["source"]["episodes"] == 3
     with pytest.raises(DataError, match=r"'train\[9:\]' has no episodes"):
-        dataset_statistics(dataset, "train[9:]")
+        dataset_statistics([dataset], "train[9:]")
+
+
+def test_datasets_together(toy, dataset):
+    """Every step weighs the same, whichever dataset it is of."""
+    other = dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, name="other"))
+    data = dataclasses.replace(toy_data(toy.dataset_dir), datasets=(dataset, other))
+    pooled = statistics_by_dataset(data, "train", pooled=True)
+    assert pooled["toy_arm"] is pooled["other"] and pooled["other"]["source"]["frames"] == 276
+    each = statistics_by_dataset(data, "train", pooled=False)
+    assert each["toy_arm"]["source"]["frames"] == 138
+    np.testing.assert_allclose(pooled["other"]["state"]["mean"], each["other"]["state"]["mean"])
+    spec = dataclasses.replace(other.spec, action=Encoding("joints", tuple("xyzw"), (True,) * 4))
+    with pytest.raises(DataError, match="'toy_arm': 'toy', 'other': 'joints'"):
+        dataset_statistics([dataset, dataclasses.replace(other, spec=spec)], "train")
 
 
 def test_official_statistics_from_an_index(dataset):
@@ -102,7 +118,7 @@ def test_official_statistics_from_an_index(dataset):
     with pytest.raises(DataError, match="has 1 step"):
         official_statistics(episodes("train"), 16)
     statistics = official_statistics(episodes("val"), 16)
-    exact = dataset_statistics(dataset, "val")
+    exact = dataset_statistics([dataset], "val")
     assert statistics["num_transition"] == 52 and statistics["num_episodes"] == 3
     assert statistics["action"]["default"]["stepwise_mean"].shape == (16, 4)
     for field in ("action", "state"):
