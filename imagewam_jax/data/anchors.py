@@ -55,7 +55,7 @@ def frame_anchors(
     frames = frames[(steps % every == 0) & standard.usable[frames]]
     labelled = standard.text_ids[frames, 0] != NO_TEXT
     if unlabelled == "error" and not labelled.all():
-        frame = int(frames[~labelled][0])
+        frame = int(standard.frames[frames[~labelled][0]])
         raise DataError(
             f"{(~labelled).sum()} of {len(frames)} steps have no instruction, first in "
             f'{split.describe_frame(frame)}; leave them out with data.unlabelled="drop", or keep '

@@ -26,9 +26,10 @@ def dataset_statistics(datasets: Sequence[Dataset], part: str) -> dict:
     """{"source": what was measured, "action": ..., "state": ...} of some episodes of datasets, in
     standard form; use those of training only.
 
-    Every step counts once, also those that filters leave out. They are kept beside the first
-    one's index, under a digest of "source": the indexed bytes, the rows with their transforms, the
-    episodes. DataError: there are no episodes, or actions or states are not of one encoding.
+    Every step counts once, also those that filters leave out, but not those that are cut. They are
+    kept beside the first one's index, under a digest of "source": the indexed bytes, the rows with
+    their transforms, the episodes. DataError: there are no episodes, or actions or states are not
+    of one encoding.
     """
     for field in ("action", "state"):
         encodings = {d.name: getattr(d.spec, field) for d in datasets}

@@ -1,6 +1,6 @@
 """Samples of one dataset split: a current and a target image, an action chunk, the state, the text.
 
-An anchor is a frame t of an episode of T steps; s is the stride, H the horizon. The actions are
+An anchor is a step t of an episode of T steps; s is the stride, H the horizon. The actions are
 those of steps t + s*i for i < H, the target image is that of step t + s*H (spec imagewam_flux2
 7.1). Beyond the last step the target is the last frame, relative action dimensions are 0 and
 absolute ones repeat. All is in the units of the standard form: normalisation happens on the
@@ -87,7 +87,7 @@ class SampleReader:
         anchors: Int64[np.ndarray, " b"],
         seeds: UInt32[np.ndarray, " b"] | None = None,
     ) -> Batch:
-        """The batch of the given anchors (frame numbers of the split): see `empty_batch`.
+        """The batch of the given anchors (steps of the standard form): see `empty_batch`.
 
         `seeds` choose among instructions that say the same; without, it is the first. Raises
         BadFrameError for the first image that cannot be read.
@@ -112,7 +112,7 @@ class SampleReader:
         batch["target_is_pad"][rows] = target > last
         batch["text_id"][rows] = self._texts(anchors, seeds)
         batch["episode"][rows] = episode
-        batch["step"][rows] = anchors - first
+        batch["step"][rows] = self.standard.frames[anchors] - first
         for key, number in self._ids.items():
             batch[key][rows] = number
         self._fill_actions(batch, rows, anchors, last)
@@ -120,7 +120,8 @@ class SampleReader:
         batch["proprio"][rows, :width] = self.standard.states[anchors]
         batch["proprio_mask"][rows] = np.arange(self.sample.state_dim) < width
         batch["camera_mask"][rows] = [camera is not None for camera in self._cameras]
-        return self._fill_images(batch, rows, anchors, np.minimum(target, last))
+        frames = self.standard.frames
+        return self._fill_images(batch, rows, frames[anchors], frames[np.minimum(target, last)])
 
     def identity(self) -> dict[str, Any]:
         """What decides the samples besides the indexed bytes and the registry row."""

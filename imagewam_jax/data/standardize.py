@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int32, Int64
 from tqdm import tqdm
 
 from imagewam_jax.data.columns import Coded, Column, Text
@@ -33,14 +33,19 @@ NO_TEXT = -1
 class Standard:
     """One split in standard form.
 
-      episode_steps: steps that an episode has here; a transform may drop some at its end.
-      usable: steps that a sample may start at; False behind an episode's last one.
-    XX
+    An episode's steps lie from its first frame on, without those that the row cuts out.
+
+    episode_steps: steps that an episode has here; a transform may drop some at its end.
+    frames: which frame of the index each step is.
+    usable: steps that a sample may start at; False behind an episode's last one.
+    text_ids: rows of `instructions`, alternatives that say the same of a step; behind those that
+      are there, -1.
     """
 
     actions: Float32[np.ndarray, "frames a"]
     states: Float32[np.ndarray, "frames p"]
     episode_steps: Int32[np.ndarray, " episodes"]
+    frames: Int64[np.ndarray, " frames"]
     usable: Bool[np.ndarray, " frames"]
     text_ids: Int32[np.ndarray, "frames k"]
 
@@ -93,36 +98,45 @@ def _write(index: DatasetIndex, spec: DatasetSpec, folder: Path, progress: bool)
     with bar:
         for name, split in index.splits.items():
             (folder / name).mkdir()
-            np.save(folder / name / "text_ids.npy", _global_rows(*texts[name], instructions))
-            _write_split(split, spec, folder / name, bar)
+            frames = _write_split(split, spec, folder / name, bar)
+            text_ids = _global_rows(*texts[name], instructions)
+            np.save(folder / name / "text_ids.npy", text_ids[frames])
     (folder / "instructions.json").write_text(json.dumps(instructions), encoding="utf-8")
 
 
-def _write_split(split: SplitIndex, spec: DatasetSpec, folder: Path, bar: tqdm) -> None:
+def _write_split(
+    split: SplitIndex, spec: DatasetSpec, folder: Path, bar: tqdm
+) -> Int64[np.ndarray, " frames"]:
+    """All but the instructions; returns the column `frames`."""
+
     def column(name: str, dtype: type, *shape: int) -> np.ndarray:
         file = folder / f"{name}.npy"
         return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
 
-    frames = split.num_frames
-    actions = column("actions", np.float32, frames, len(spec.action.dims))
-    states = column("states", np.float32, frames, len(spec.state.dims))
-    usable = column("usable", np.bool_, frames)
+    count = split.num_frames
+    actions = column("actions", np.float32, count, len(spec.action.dims))
+    states = column("states", np.float32, count, len(spec.state.dims))
+    frames = column("frames", np.int64, count)
+    usable = column("usable", np.bool_, count)
     lengths = column("episode_steps", np.int32, split.num_episodes)
     for episode in range(split.num_episodes):
         start = int(split.episode_start[episode])
-        action, state, keep = _episode(split, spec, episode)
-        end = start + len(action)
-        actions[start:end], states[start:end], usable[start:end] = action, state, keep
-        lengths[episode] = len(action)
+        action, state, keep, left = _episode(split, spec, episode)
+        end = start + len(left)
+        actions[start:end], states[start:end] = action[left], state[left]
+        usable[start:end], frames[start:end] = keep[left], start + left
+        lengths[episode] = len(left)
         bar.update()
-    for array in (actions, states, usable, lengths):
+    for array in (actions, states, frames, usable, lengths):
         array.flush()
+    return frames
 
 
 def _episode(
     split: SplitIndex, spec: DatasetSpec, episode: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Actions, states and usable steps of one episode. DataError names it."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Actions, states and usable steps of one episode, and the steps that are not cut out.
+    DataError names it."""
     start, stop = split.episode_start[episode : episode + 2].tolist()
     where = split.describe_frame(start)
     steps = EpisodeFeatures(split.steps, split.episodes, slice(start, stop), episode, where)
@@ -142,12 +156,13 @@ def _episode(
                 )
         if len(action) != len(state):
             raise DataError(f"{len(action)} actions and {len(state)} states")
-        keep = np.ones(len(action), bool)
-        for name in spec.filters:
-            keep &= find_filter(name)(steps, spec, action, state)
+        keep, left = np.ones((2, len(action)), bool)
+        for names, allowed in ((spec.filters, keep), (spec.cuts, left)):
+            for name in names:
+                allowed &= find_filter(name)(steps, spec, action, state)
     except DataError as error:
         raise DataError(f"{spec.name}: {where}: {error}") from error
-    return action, state, keep
+    return action, state, keep, np.flatnonzero(left)
 
 
 def _texts(

@@ -6,13 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
+import simplejpeg
 
 from imagewam_jax.data import standardize as module
 from imagewam_jax.data.columns import Coded, Dense, Text
 from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.samples import SampleReader
 from imagewam_jax.data.standardize import standard_digest, standardize
 from imagewam_jax.data.transforms import step_filter, transform
-from tests.data.toy import TOY
+from tests.data.toy import TOY, TOY_SAMPLE
 
 
 @transform(version=1)
@@ -60,6 +62,37 @@ def test_a_transform_that_drops_steps_and_a_filter(toy, toy_index, tmp_path):
         start += steps
 
 
+@step_filter(version=1)
+def every_third(steps, spec, action, state):
+    return np.arange(len(action)) % 3 == 0
+
+
+def test_steps_that_are_cut_out(toy, toy_index, tmp_path):
+    """Those before and after follow each other, in actions, states, texts and images."""
+    spec = dataclasses.replace(CHANGED, cuts=(f"{__name__}:every_third",))
+    found = standardize(toy_index, spec, tmp_path, progress=False)
+    split, standard = toy_index.splits["train"], found.splits["train"]
+    number = int(np.argmax(np.diff(split.episode_start)))
+    episode, start = toy.truth["train"][number], int(split.episode_start[number])
+    steps = standard.episode_steps[number]
+    assert steps == 13  # 0, 3, ..., 36 of 39
+    mine = slice(start, start + steps)
+    np.testing.assert_array_equal(standard.actions[mine], 2 * episode["action"][:-1:3])
+    np.testing.assert_array_equal(standard.frames[mine] - start, np.arange(0, 39, 3))
+    usable = [False] + [True] * 12 + [False] * 27
+    np.testing.assert_array_equal(standard.usable[start : start + 40], usable)
+    sample = dataclasses.replace(TOY_SAMPLE, horizon=4)
+    batch = SampleReader(split, standard, spec, sample).read(start + np.array([2, 11]))
+    assert batch["step"].tolist() == [6, 33] and batch["target_is_pad"].tolist() == [False, True]
+    np.testing.assert_array_equal(batch["actions"][0], 2 * episode["action"][6:18:3])
+    assert batch["action_is_pad"][1].tolist() == [False, False, True, True]
+    for row, frames in enumerate(([6, 18], [33, 36])):
+        images = [
+            simplejpeg.decode_jpeg(episode["encoded"]["observation/image"][t]) for t in frames
+        ]
+        np.testing.assert_array_equal(batch["images"][row, 0], images)
+
+
 def test_it_is_made_once_and_anew_when_anything_changes(toy_index, tmp_path, monkeypatch):
     standardize(toy_index, TOY, tmp_path, progress=False)
     write, made = module._write, []
@@ -70,12 +103,13 @@ def test_it_is_made_once_and_anew_when_anything_changes(toy_index, tmp_path, mon
         dataclasses.replace(TOY, action=dataclasses.replace(TOY.action, relative=(True,) * 4)),
         dataclasses.replace(TOY, language=()),
         CHANGED,
+        dataclasses.replace(CHANGED, cuts=CHANGED.filters),
     ]
     digests = {standard_digest(toy_index, spec) for spec in (TOY, *others)}
     digests.add(standard_digest(dataclasses.replace(toy_index, checksum="0" * 16), TOY))
     for spec in others:
         standardize(toy_index, spec, tmp_path, progress=False)
-    assert len(digests) == 5 and len(made) == 3
+    assert len(digests) == 6 and len(made) == 4
     assert all(not path.name.startswith(".") for path in (tmp_path / "standard").iterdir())
 
 

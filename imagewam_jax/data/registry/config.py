@@ -137,6 +137,7 @@ _READERS = MappingProxyType(
         "action_keys": _texts,
         "state_keys": _texts,
         "filters": _texts,
+        "cuts": _texts,
         "options": _options,
     }
 )

@@ -61,8 +61,9 @@ def _transform(spec: DatasetSpec) -> str:
     text = f"{spec.transform} v{find_transform(spec.transform).version}"
     if spec.option("gripper"):
         text += f", gripper {spec.option('gripper')}"
-    for name in spec.filters:
-        text += f", filter {name} v{find_filter(name).version}"
+    for what, names in (("filter", spec.filters), ("cut", spec.cuts)):
+        for name in names:
+            text += f", {what} {name} v{find_filter(name).version}"
     return text
 
 

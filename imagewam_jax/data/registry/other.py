@@ -82,7 +82,7 @@ ROWS = (
         control_hz=50.0,  # what the published LeRobot sets of RoboTwin say of themselves
         action_keys=("action",),
         state_keys=("observation/state",),
-        filters=("bimanual_non_idle",),
+        cuts=("bimanual_non_idle",),
     ),
     _navigation("berkeley_gnm_recon", 3.0),
     _navigation("berkeley_gnm_cory_hall", 5.0),

@@ -59,6 +59,8 @@ class DatasetSpec:
     transform: a name in `TRANSFORMS`, or "package.module:function" of a user.
     action_keys, state_keys: the features that `as_stored` and `columns` lay side by side.
     filters: names in `FILTERS` or a user's functions; a sample starts where all of them allow it.
+    cuts: filters as well; steps that one of them does not allow are taken out of the episode, so
+      that those before and after follow each other.
     options: (name, value) pairs for the transform and the filters; values are JSON with tuples.
     """
 
@@ -72,6 +74,7 @@ class DatasetSpec:
     action_keys: tuple[str, ...] = ()
     state_keys: tuple[str, ...] = ()
     filters: tuple[str, ...] = ()
+    cuts: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
@@ -95,13 +98,14 @@ class DatasetSpec:
 
     def check(self) -> None:
         """Looks up the transform and the filters; DataError if one is not there or ill named."""
-        parts = [find_transform(self.transform), *map(find_filter, self.filters)]
+        parts = [find_transform(self.transform), *map(find_filter, self.filters + self.cuts)]
         known = {name for part in parts for name in part.options}
         unknown = sorted({name for name, _ in self.options} - known)
         if unknown:
             raise DataError(
                 f"{self.name}: options {unknown} are read by neither the transform "
-                f"{self.transform!r} nor the filters {list(self.filters)}; known: {sorted(known)}"
+                f"{self.transform!r} nor the filters {list(self.filters + self.cuts)}; known: "
+                f"{sorted(known)}"
             )
 
     def identity(self) -> dict[str, Any]:
@@ -118,6 +122,7 @@ class DatasetSpec:
             "action_keys": list(self.action_keys),
             "state_keys": list(self.state_keys),
             "filters": [describe_version(name, find_filter(name)) for name in self.filters],
+            "cuts": [describe_version(name, find_filter(name)) for name in self.cuts],
             "options": _jsonable(dict(sorted(self.options))),
         }
 
