@@ -10,7 +10,7 @@ from imagewam_jax.models.imagewam import sample_draws
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.config_file import load_config
-from imagewam_jax.policies.frozen import Frozen, make_sample, new_autoencoder
+from imagewam_jax.policies.frozen import Frozen, image_spec, make_sample, new_autoencoder
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
 from imagewam_jax.policies.text import TEXT_ENCODERS, make_prompt
 from tests.training.tiny import ROOT
@@ -116,15 +116,12 @@ def test_shapes_of_training_and_acting(name, size):
     policy = policy_config(config["model"])
     batch_size, tokens = facts["batch_size"][size], config["text"]["buckets"][0]
     horizon, action_dim, state_dim = policy.horizon, facts["action_dim"], facts["state_dim"]
-    height, width = facts["mosaic"]
-    layout, cameras = config["data"]["layout"], (facts["cameras"], *facts["camera"])
-    if name == "robotwin":  # its cameras are made smaller on their way into the mosaic
-        layout, cameras = "single", (1, height, width)
+    (height, width), cameras = facts["mosaic"], (facts["cameras"], *facts["camera"])
 
     def compute(params, frozen, batch):
         params = jax.tree.map(lambda p: p.astype(config["train"]["compute_dtype"]), params)
         model = policy_builder(policy)(params)
-        sample = make_sample(frozen, layout, batch)
+        sample = make_sample(frozen, image_spec(config["data"]), batch, augment=True)
         draws = sample_draws(jax.random.key(0), sample)
         cache = model.prefill(sample.context)
         actions, _ = model.act(cache, draws.action_noise, model.action_schedule())
@@ -144,7 +141,6 @@ def test_shapes_of_training_and_acting(name, size):
         images = zeros(batch_size, cameras[0], 2, *cameras[1:], 3, dtype=jnp.uint8)
         batch = {
             "images": images,
-            "image_size": zeros(batch_size, cameras[0], 2, dtype=jnp.int32),
             "norm_id": zeros(batch_size, dtype=jnp.int32),
             "aug_seed": zeros(batch_size, dtype=jnp.uint32),
             "text_id": zeros(batch_size, dtype=jnp.int32),

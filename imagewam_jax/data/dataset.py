@@ -105,6 +105,18 @@ class Data:
                 return dataset
         raise DataError(f"no dataset {name!r} among {[d.name for d in self.datasets]}")
 
+    @property
+    def fills_buffer(self) -> bool:
+        """Whether every image is as large as its buffer, so that its size need not be sent."""
+        sample = self.datasets[0].sample
+        return all(
+            (split.images[camera.key].size_ehw == sample.buffer_size).all()
+            for dataset in self.datasets
+            for split in dataset.index.splits.values()
+            for role, camera in dataset.spec.cameras
+            if role in sample.cameras
+        )
+
     def sources(self, part: str) -> list[Source]:
         """What the training stream is made of."""
         anchors = {d.name: d.anchors(part) for d in self.datasets}

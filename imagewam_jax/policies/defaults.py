@@ -24,8 +24,9 @@ def defaults() -> ConfigDict:
                 "unlabelled": "error",  # steps without an instruction: or "drop", "blank"
                 "bad_frames": 0.0,  # the share of frames that may be unreadable before a run stops
                 "cameras": ("primary",),  # roles, in the order of the layout
-                "layout": "single",  # one of data.device.LAYOUTS, or "references"
                 "image_size": (224, 224),  # rows and columns that each camera is brought to
+                "letterbox": (),  # cameras that keep their aspect ratio then, within black
+                "layout": "single",  # one of data.device.LAYOUTS, or "references"
                 "augmentation": "",  # in training: one of data.augment.AUGMENTATIONS
                 "stride": 1,  # dataset steps between two actions of a chunk
                 "normalization": "min/max",  # of actions and states: data.normalization

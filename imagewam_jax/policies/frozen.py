@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from imagewam_jax.data.device import REFERENCES, ImageSpec, prepare_images
+from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.normalization import Normalizer, zero_missing_dims
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import Context, Sample
@@ -45,7 +46,11 @@ class Frozen:
 def image_spec(data: Mapping[str, Any]) -> ImageSpec:
     """How images become those that the model sees, of the `data` section of a config.
     DataError: it cannot be done."""
-    return ImageSpec(data["layout"], tuple(data["image_size"]), data["augmentation"])
+    unknown = sorted(set(data["letterbox"]) - set(data["cameras"]))
+    if unknown:
+        raise DataError(f"data.letterbox has {unknown}, data.cameras are {list(data['cameras'])}")
+    letterbox = tuple(n for n, role in enumerate(data["cameras"]) if role in data["letterbox"])
+    return ImageSpec(data["layout"], tuple(data["image_size"]), data["augmentation"], letterbox)
 
 
 def encode_images(
@@ -91,10 +96,10 @@ def make_sample(
     augment: bool = False,
     mask_padded_targets: bool = False,
 ) -> Sample:
-    """A training sample from a batch of the loader. The target is the first camera's future,
-    or that of the whole mosaic."""
+    """A training sample from a batch of the loader; without `image_size` all images fill their
+    buffer. The target is the first camera's future, or that of the whole mosaic."""
     seeds = batch["aug_seed"] if augment and spec.augmentation else None
-    latents = encode_images(frozen, spec, batch["images"], batch["image_size"], seeds)
+    latents = encode_images(frozen, spec, batch["images"], batch.get("image_size"), seeds)
     action_dim_is_pad = ~batch["action_dim_mask"]
     actions = frozen.actions.of(batch["norm_id"][:, None]).normalize(batch["actions"])
     return Sample(

@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
     run = _Run(config, data, trainer, checkpoints, frozen, about)
     writer = MetricsWriter(workdir, first_step=int(state.step))
     print(_summary(state, data, config))
-    ahead = DeviceBatches(batches, MODEL_KEYS)
+    ahead = DeviceBatches(batches, model_keys(data))
     try:
         run.steps(state, ahead, writer, batches.bad_frames)
     finally:
@@ -247,13 +247,12 @@ def _validation_batches(config: Mapping[str, Any], data: Data) -> list[dict[str,
     stream = TrainIterator(sources, global_batch=size, seed=0, bad_share=section["bad_frames"])
     batches = [next(stream) for _ in range(count)]
     stream.close()
-    return [{key: batch[key] for key in MODEL_KEYS} for batch in batches]
+    return [{key: batch[key] for key in model_keys(data)} for batch in batches]
 
 
 # What the train step takes of a batch; the rest says where samples come from.
 MODEL_KEYS = (
     "images",
-    "image_size",
     "aug_seed",
     "text_id",
     "proprio",
@@ -263,6 +262,11 @@ MODEL_KEYS = (
     "target_is_pad",
     "norm_id",
 )
+
+
+def model_keys(data: Data) -> tuple[str, ...]:
+    """What the train step takes of a batch of some data."""
+    return MODEL_KEYS if data.fills_buffer else (*MODEL_KEYS, "image_size")
 
 
 def _summary(state: TrainState, data: Data, config: Mapping[str, Any]) -> str:

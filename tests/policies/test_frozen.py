@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from imagewam_jax.data.device import ImageSpec, to_model_range
+from imagewam_jax.data.device import ImageSpec
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.normalization import Normalizer
 from imagewam_jax.models.imagewam import ImageWAM, sample_draws
@@ -66,7 +66,7 @@ def images_in(layout):
 
 
 def latent(frozen, images):
-    return frozen.autoencoder.encode(to_model_range(images))
+    return frozen.autoencoder.encode(jnp.asarray(images, jnp.float32) / 127.5 - 1)
 
 
 def test_cameras_as_references_of_their_own(frozen, batch):
