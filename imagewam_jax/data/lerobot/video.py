@@ -65,10 +65,10 @@ class VideoFrames:
         left = right - 1
         right = np.minimum(right, len(times) - 1)
         nearest = np.where(wanted - times[left] <= times[right] - wanted, left, right)
+        held = f"it has {len(times)} frames from {times[0]:.4f} to {times[-1]:.4f} s"
         off = np.abs(times[nearest] - wanted) * fps > TOLERANCE
         if off.any():
             i = int(np.argmax(off))
-            held = f"it has {len(times)} frames from {times[0]:.4f} to {times[-1]:.4f} s"
             if wanted[i] > times[-1]:
                 raise DataError(
                     f"{self.file}: shorter than episode {episode}: no frame {i} of {length}, "
@@ -79,14 +79,13 @@ class VideoFrames:
                 f"the nearest is at {times[nearest[i]]:.4f} s; {held}, info.json says {fps:g} per "
                 "second"
             )
-        steps = np.diff(nearest)
-        if (steps != 1).any():
-            i = int(np.argmax(steps != 1))
+        # Within the tolerance two frames never are the same one, but some may lie between.
+        apart = np.diff(nearest)
+        if (apart != 1).any():
+            i = int(np.argmax(apart != 1))
             raise DataError(
-                f"{self.file}: frames {i} and {i + 1} of episode {episode} are {steps[i]} frames "
+                f"{self.file}: frames {i} and {i + 1} of episode {episode} are {apart[i]} frames "
                 f"apart in the file, expected 1: is it recorded at {fps:g} per second? {held}"
-                if steps[i] != 0
-                else f"{self.file}: frames {i} and {i + 1} of episode {episode} are one frame"
             )
         return int(nearest[0])
 
