@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.lerobot.folder import Episode, LeRobotFolder
@@ -39,6 +40,7 @@ class EpisodeReader:
         self._unused_frames = unused_frames
         self._rows: ParquetRows | None = None
         self._videos: dict[str, VideoFrames] = {}
+        self._converter = VideoReformatter()
 
     def read(self, episode: Episode) -> dict[str, Any]:
         """The RLDS episode, its images as JPEG bytes. DataError names the file and what is wrong.
@@ -101,7 +103,7 @@ class EpisodeReader:
         first = video.find(span.start, episode.length, self._folder.fps, episode.index)
         place = f"{span.file}: frame"
         return [
-            jpeg_of_frame(frame, form, f"{place} {number}")
+            jpeg_of_frame(frame, form, f"{place} {number}", self._converter)
             for number, frame in enumerate(video.frames(first, episode.length), first)
         ]
 

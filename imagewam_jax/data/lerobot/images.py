@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import simplejpeg
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
@@ -26,10 +27,13 @@ class ImageForm(NamedTuple):
     quality: int
 
 
-def jpeg_of_frame(frame: av.VideoFrame, form: ImageForm, where: str) -> bytes:
+def jpeg_of_frame(
+    frame: av.VideoFrame, form: ImageForm, where: str, converter: VideoReformatter
+) -> bytes:
+    """converter: kept from frame to frame, since making one takes longer than using it."""
     _check_size((frame.height, frame.width), form, where)
     halved = "420" in frame.format.name or frame.format.name in ("nv12", "nv21")
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = converter.reformat(frame, format="rgb24").to_ndarray()
     return _encode(pixels, form, "420" if halved else "444")
 
 
