@@ -98,6 +98,15 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     lerobot.add_argument(
         "--size", type=int, nargs=2, metavar=("ROWS", "COLUMNS"), help="default: as recorded"
     )
+    lerobot.add_argument(
+        "--skip", action="append", default=[], metavar="KEY", help="a feature to leave out"
+    )
+    lerobot.add_argument(
+        "--allow-not-finite", action="store_true", help="keep actions and states that hold NaNs"
+    )
+    lerobot.add_argument(
+        "--allow-unused-frames", action="store_true", help="of videos longer than their episodes"
+    )
     lerobot.set_defaults(run=_import_lerobot)
 
 
@@ -220,6 +229,9 @@ def _import_lerobot(arguments: argparse.Namespace, rest: list[str]) -> int:
         workers=arguments.workers,
         jpeg_quality=arguments.jpeg_quality,
         size=arguments.size and tuple(arguments.size),
+        skip=tuple(arguments.skip),
+        allow_not_finite=arguments.allow_not_finite,
+        allow_unused_frames=arguments.allow_unused_frames,
     )
     print(f"wrote {folder}")
     return 0
