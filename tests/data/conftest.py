@@ -1,4 +1,4 @@
-"""A small RLDS set that TFDS writes once per test run, its index, and what TFDS reads from it."""
+"""Small RLDS sets that TFDS writes once per test run, and what TFDS reads of them."""
 
 import os
 import pickle
@@ -22,8 +22,16 @@ class ToySet(NamedTuple):
     examples: dict
 
 
+class LayoutSet(NamedTuple):
+    """One set of rlds_layouts.py, without an index, and {split: [(steps, episode)]} of TFDS."""
+
+    dataset_dir: Path
+    truth: dict
+
+
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory) -> ToySet:
+def rlds_folder(tmp_path_factory) -> Path:
+    """What write_rlds.py writes, in a process of its own."""
     pytest.importorskip("tensorflow_datasets", reason="writes RLDS with TFDS")
     folder = tmp_path_factory.mktemp("rlds")
     script = Path(__file__).with_name("write_rlds.py")
@@ -37,12 +45,25 @@ def toy(tmp_path_factory) -> ToySet:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy(rlds_folder) -> ToySet:
     truth, examples = (
-        pickle.loads((folder / f"{name}.pickle").read_bytes()) for name in ("truth", "examples")
+        pickle.loads((rlds_folder / f"{name}.pickle").read_bytes())
+        for name in ("truth", "examples")
     )
-    dataset_dir = folder / "toy_arm" / "1.0.0"
+    dataset_dir = rlds_folder / "toy_arm" / "1.0.0"
     build_index(dataset_dir, progress=False)
     return ToySet(dataset_dir, truth, examples)
+
+
+@pytest.fixture(scope="session")
+def layouts(rlds_folder) -> dict[str, LayoutSet]:
+    """The sets by name: "bridge", "fractal", "libero", "odd"."""
+    truth = pickle.loads((rlds_folder / "layouts.pickle").read_bytes())
+    return {name: LayoutSet(rlds_folder / name / "1.0.0", truth[name]) for name in truth}
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,21 @@
 """TFRecord framing and its faults."""
 
 import gzip
-import struct
 
 import numpy as np
 import pytest
 
 from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.tfrecord import framing_checksum, masked_crc32c, walk_records
+from imagewam_jax.data.tfrecord import (
+    framing_checksum,
+    masked_crc32c,
+    scan_records,
+    walk_records,
+)
 from tests.data.conftest import flip_byte
+from tests.data.write_records import write_records
 
 PAYLOADS = [b"first record", b"", bytes(range(256)) * 10]
-
-
-def write_records(path, payloads):
-    with open(path, "wb") as file:
-        for payload in payloads:
-            length = struct.pack("<Q", len(payload))
-            file.write(length + struct.pack("<I", masked_crc32c(length)))
-            file.write(payload + struct.pack("<I", masked_crc32c(payload)))
 
 
 @pytest.fixture
@@ -55,6 +52,18 @@ def test_a_truncated_file_names_where_it_ends(shard, size, record):
     shard.write_bytes(shard.read_bytes()[:size])
     with pytest.raises(DataError, match=f"truncated at byte {size}: the record at byte {record}"):
         list(walk_records(shard))
+
+
+def test_a_scan_goes_on_behind_damaged_data_and_stops_behind_a_damaged_length(shard):
+    flip_byte(shard, 12)
+    records = list(scan_records(shard))
+    assert [bool(record.damage) for record in records] == [True, False, False]
+    assert records[0].data == b"g" + PAYLOADS[0][1:]
+    assert [record.data for record in records[1:]] == PAYLOADS[1:]
+    flip_byte(shard, 28)
+    records = list(scan_records(shard))
+    assert [record.data is None for record in records] == [False, True]
+    assert records[1].damage == "the record length at byte 28 differs from its checksum"
 
 
 def test_a_compressed_file_is_named(shard):

@@ -1,11 +1,13 @@
-"""Writes a small RLDS set with TFDS, and what TFDS itself reads back from it.
+"""Writes small RLDS sets with TFDS, and what TFDS itself reads back from them.
 
 Run as its own process: TensorFlow must not enter the process of the tests.
 
     python write_rlds.py FOLDER
 
-leaves FOLDER/toy_arm/1.0.0 (the set), FOLDER/truth.pickle ({split: [episode]}, each a dict of step
-feature to array or list), and FOLDER/examples.pickle (a serialised Example and its values).
+leaves FOLDER/toy_arm/1.0.0 (a set), FOLDER/truth.pickle ({split: [episode]}, each a dict of step
+feature to array or list), FOLDER/examples.pickle (a serialised Example and its values), the sets of
+rlds_layouts.py, and FOLDER/layouts.pickle ({name: {split: [(steps, episode)]}}, steps a dict of key
+to the list of its values, episode a dict of key to value; images are their encoded bytes).
 """
 
 import pickle
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from rlds_layouts import LAYOUTS
 
 # One step, fewer than a chunk of 16, exactly one, one more, and longer ones.
 EPISODE_STEPS = {"train": (1, 2, 5, 16, 17, 33, 40, 3, 21), "val": (4, 30, 18)}
@@ -142,12 +145,62 @@ def example_messages():
     return {"message": message.SerializeToString(), "values": values}
 
 
+def read_layout(builder):
+    """Every feature of every step and episode, as {split: [(steps, episode)]}."""
+    decoders = keep_encoded(builder.info.features)
+    read_config = tfds.ReadConfig(interleave_cycle_length=1)
+    out = {}
+    for split in builder.info.splits:
+        dataset = builder.as_dataset(split=split, decoders=decoders, read_config=read_config)
+        out[split] = []
+        for episode in dataset:
+            steps = [flatten_step(step) for step in episode.pop("steps")]
+            columns = {key: [step[key] for step in steps] for key in steps[0]}
+            out[split].append((columns, flatten_step(episode)))
+    return out
+
+
+def keep_encoded(features):
+    """Decoders that leave every image, however deep, as its bytes."""
+    if isinstance(features, tfds.features.Image):
+        return tfds.decode.SkipDecoding()
+    if isinstance(features, tfds.features.FeaturesDict):
+        inner = {key: keep_encoded(feature) for key, feature in features.items()}
+        return {key: value for key, value in inner.items() if value} or None
+    if isinstance(features, tfds.features.Dataset):
+        return keep_encoded(features.feature)
+    return None
+
+
+def flatten_step(node, prefix=""):
+    out = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            out |= flatten_step(value, f"{prefix}{key}/")
+        elif isinstance(value, tf.data.Dataset):
+            out[prefix + key] = None
+        else:
+            out[prefix + key] = value.numpy()
+    return out
+
+
+def write_layouts(folder):
+    truth = {}
+    for name, layout in LAYOUTS.items():
+        builder = layout(data_dir=folder)
+        config = tfds.download.DownloadConfig(num_shards=2 if name != "bridge" else 1)
+        builder.download_and_prepare(download_config=config)
+        truth[name] = read_layout(builder)
+    (folder / "layouts.pickle").write_bytes(pickle.dumps(truth))
+
+
 def main(folder):
     config = tfds.download.DownloadConfig(num_shards=SHARDS)
     builder = ToyArm(data_dir=folder)
     builder.download_and_prepare(download_config=config)
     (folder / "truth.pickle").write_bytes(pickle.dumps(read_back(builder)))
     (folder / "examples.pickle").write_bytes(pickle.dumps(example_messages()))
+    write_layouts(folder)
 
 
 if __name__ == "__main__":
