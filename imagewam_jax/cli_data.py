@@ -42,9 +42,12 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         help="read every byte of RLDS datasets and report what is wrong",
         description="Verifies every checksum, decodes every image, and reports what is bad: frames "
         "that cannot be read, black images, numbers that are not finite, empty instructions, "
-        "episodes of an odd length. The exit code is 1 when a byte is wrong.",
+        "episodes of an odd length; an index is compared where there is one. The exit code is 1 "
+        "when something cannot be read.",
     )
-    check.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="with an index")
+    check.add_argument(
+        "directories", type=Path, nargs="+", metavar="DIR", help="with features.json"
+    )
     check.add_argument("--workers", type=int, help="processes; default: one per core")
     check.set_defaults(run=_check)
 
@@ -121,7 +124,7 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
         if arguments.beam:
             from imagewam_jax.data.index_beam import build_index_with_beam
 
-            index = build_index_with_beam(directory, arguments.output, pipeline_options=rest)
+            index = build_index_with_beam(directory, arguments.output, options=rest)
         else:
             index = build_index(directory, arguments.output, workers=arguments.workers)
         for name, split in index.splits.items():
@@ -133,14 +136,13 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.data.check import check_dataset
-    from imagewam_jax.data.index import open_index
 
-    failed = False
+    bad = False
     for directory in arguments.directories:
-        report = check_dataset(open_index(directory), workers=arguments.workers)
+        report = check_dataset(directory, workers=arguments.workers)
         print(report.text())
-        failed |= report.failed
-    return int(failed)
+        bad |= report.bad
+    return int(bad)
 
 
 def _list(arguments: argparse.Namespace, rest: list[str]) -> int:

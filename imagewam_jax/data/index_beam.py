@@ -6,6 +6,7 @@ Needs the extra `beam`.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from imagewam_jax.data.errors import DataError
@@ -19,16 +20,17 @@ def build_index_with_beam(
     dataset_dir: Path | str,
     index_dir: Path | str | None = None,
     *,
-    pipeline_options=None,
+    options: Sequence[str] = (),
 ) -> DatasetIndex:
     """Indexes a TFDS version folder as `build_index` does, with the same result.
 
-    pipeline_options: a `PipelineOptions` of Beam, by default its local runner. Finished shards are
-    kept, and are not read again by the next run. Raises DataError as `build_index` does; a worker's
-    error is among Beam's own message.
+    options: of Beam's pipeline, as on a command line; without, its local runner. Finished shards
+    are kept, and are not read again by the next run. Raises DataError as `build_index` does; a
+    worker's error is among Beam's own message.
     """
     try:
         import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise DataError(
             f"indexing with Beam needs the extra beam: pip install 'imagewam-jax[beam]' ({error})"
@@ -41,7 +43,7 @@ def build_index_with_beam(
     work = functools.partial(_index_one, features=folder.features, parts_dir=str(parts_dir))
     try:
         parts_dir.mkdir(parents=True, exist_ok=True)
-        with beam.Pipeline(options=pipeline_options) as pipeline:
+        with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
             _ = (
                 pipeline
                 | "shards" >> beam.Create([str(path) for path in shards])

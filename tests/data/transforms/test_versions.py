@@ -63,7 +63,7 @@ def _digest(name: str) -> str:
     spec, features = REGISTRY[name], features_of(name, 13)
     transform = find_transform(spec.transform)
     action, state = transform(features, spec)
-    filters = [find_filter(filter_name) for filter_name in spec.filters]
+    filters = [find_filter(filter_name) for filter_name in spec.filters + spec.cuts]
     parts = [action, state, *(f(features, spec, action, state) for f in filters)]
     # Adding 0 makes -0 a 0.
     content = b"".join((np.round(part * 1e4) + 0.0).astype("<i8").tobytes() for part in parts)
