@@ -151,6 +151,8 @@ def _delimited_fields(record: bytes, start: int, end: int) -> Iterator[tuple[int
 
 def _varint(record: bytes, start: int, end: int) -> tuple[int, int]:
     """The unsigned varint at `start` and the position after it."""
+    if start < end and record[start] < 0x80:
+        return record[start], start + 1
     value = shift = 0
     stop = min(end, start + _MAX_VARINT_BYTES)
     while start < stop:
