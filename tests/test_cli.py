@@ -1,9 +1,14 @@
 """The command line: verbs, overrides, and one line for what a user got wrong."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from imagewam_jax import cli
+from imagewam_jax.data.index import open_index
 from imagewam_jax.data.text import open_text_table
 from imagewam_jax.policies.config_file import load_config
 from imagewam_jax.policies.errors import ConfigError
@@ -18,13 +23,14 @@ def dataset(tmp_path_factory):
     return copy_sample(tmp_path_factory.mktemp("rlds"))
 
 
-VERBS = ["train", "evaluate", "index", "encode-text", "convert", "export", "verify", "record"]
+VERBS = ["train", "evaluate", "data", "encode-text", "convert", "export", "verify", "record"]
+DATA_VERBS = ["index", "check", "list", "show", "stats", "import-lerobot"]
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", VERBS + [f"data {verb}" for verb in DATA_VERBS])
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main([verb, "--help"])
+        cli.main([*verb.split(), "--help"])
     assert end.value.code == 0
     assert f"imagewam {verb}" in capsys.readouterr().out
 
@@ -77,17 +83,61 @@ def test_an_error_inside_a_config_file_keeps_its_traceback(tmp_path):
         load_config(str(path), [])
 
 
-def test_index(dataset, capsys):
-    assert cli.main(["index", str(dataset), "--dataset=metaworld_faucet"]) == 0
+def test_index(dataset, tmp_path, capsys):
+    """Beside the dataset, or elsewhere."""
+    assert cli.main(["data", "index", str(dataset), f"--output={tmp_path / 'index'}"]) == 0
     out = capsys.readouterr().out
     assert "metaworld_faucet/train: 6 episodes, 380 steps" in out
     assert "metaworld_faucet/val: 2 episodes" in out
-    assert (dataset / "imagewam_index" / "metaworld_faucet" / "meta.json").is_file()
+    assert (tmp_path / "index" / "meta.json").is_file()
+    assert cli.main(["data", "index", str(dataset)]) == 0
+    assert (dataset / "imagewam_index" / "meta.json").is_file()
 
 
-def test_index_of_what_is_no_dataset(tmp_path, capsys):
-    assert cli.main(["index", str(tmp_path), "--dataset=metaworld_faucet"]) == 1
-    assert f"imagewam index: {tmp_path}: not a TFDS version folder" in capsys.readouterr().err
+def test_what_cannot_be_indexed(dataset, tmp_path, capsys):
+    assert cli.main(["data", "index", str(tmp_path)]) == 1
+    assert f"imagewam data: {tmp_path}: not a TFDS version folder" in capsys.readouterr().err
+    assert cli.main(["data", "index", str(dataset), "--runner=Direct"]) == 1
+    assert "unknown arguments: --runner=Direct" in capsys.readouterr().err
+    assert cli.main(["data", "index", str(dataset), str(dataset), "--output=x"]) == 1
+    assert "--output is the index of one DIR" in capsys.readouterr().err
+
+
+def test_check(dataset, tmp_path, capsys):
+    """The exit code says whether every byte is what it should be."""
+    assert cli.main(["data", "check", str(dataset)]) == 0
+    assert "8 episodes, 512 frames, 512 images\nnothing is bad" in capsys.readouterr().out
+    damaged = Path(shutil.copytree(dataset, tmp_path / "1.0.0"))
+    shard = sorted(damaged.glob("*tfrecord*"))[0]
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    assert cli.main(["data", "check", str(dataset), str(damaged)]) == 1
+    out = capsys.readouterr().out
+    assert "nothing is bad" in out and "something is bad" in out and shard.name in out
+
+
+def test_list(capsys):
+    assert cli.main(["data", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (faucet,) = (line for line in lines if line.startswith("metaworld_faucet "))
+    assert "80" in faucet and "primary=image" in faucet
+    assert sum("oxe_magic_soup_plus" in line for line in lines) == 27
+
+
+def test_stats(dataset, tmp_path, capsys):
+    official = tmp_path / "dataset_stats.json"
+    config = [f"--config={QUICKSTART}", f"--config.data.directory={dataset}"]
+    assert cli.main(["data", "stats", *config, f"--official={official}"]) == 0
+    out = capsys.readouterr().out
+    assert "metaworld_faucet: 6 episodes, 380 steps" in out
+    steps = open_index(dataset).splits["train"].steps
+    mean = steps["observation/state"][:].astype(np.float64).mean(0)
+    (line,) = (x for x in out.split("state ")[1].splitlines() if x.startswith("gripper"))
+    assert float(line.split()[3]) == pytest.approx(mean[3], rel=1e-4)
+    found = json.loads(official.read_text())
+    assert found["num_transition"] == 380
+    assert len(found["action"]["default"]["stepwise_mean"]) == 16
 
 
 def test_encoded_text_is_what_training_would_encode(dataset, tmp_path, capsys):

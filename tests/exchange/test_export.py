@@ -266,7 +266,7 @@ def test_a_training_run_in_the_official_layout_and_back(weights, tmp_path, capsy
     stats = json.loads((tmp_path / "out" / "dataset_stats.json").read_text())
     assert stats["num_transition"] == about["statistics"]["metaworld_faucet"]["source"]["frames"]
     action = stats["action"]["default"]
-    assert action["global_q01"] == about["statistics"]["action"]["q01"]
+    assert action["global_q01"] == about["statistics"]["metaworld_faucet"]["action"]["q01"]
     assert action["stepwise_q01"] == [action["global_q01"]] * 4
 
 

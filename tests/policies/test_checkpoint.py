@@ -131,11 +131,11 @@ def test_a_damaged_about(tmp_path, content):
 
 
 def test_a_checkpoint_of_another_version(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1, 10)
     checkpoints.wait()
     checkpoints.close()
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="checkpoint format 3, this version reads 2"):
+    with pytest.raises(CheckpointError, match="checkpoint format 2, this version reads 3"):
         open_checkpoint(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import logging
 
-from imagewam_jax.cli_data import add_data_verbs
+from imagewam_jax.cli.data import add_data_verbs
 from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
@@ -339,7 +339,3 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     )
     print(f"report: {report}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
