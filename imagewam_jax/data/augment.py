@@ -249,10 +249,11 @@ def adjust_hue(
     value = images.max(axis=-3)
     chroma = value - images.min(axis=-3)
     some = jnp.where(chroma > 0, chroma, 1.0)
+    # Not by equality with the largest: a compiler may compute that anew, and round it otherwise.
     sector = jnp.where(  # 0 to 6: red, yellow, green, cyan, blue, magenta, red
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / some,
-        jnp.where(value == green, 2.0 + (blue - red) / some, 4.0 + (red - green) / some),
+        jnp.where(green >= blue, 2.0 + (blue - red) / some, 4.0 + (red - green) / some),
     )
     sector = sector + 6.0 * turns
 
