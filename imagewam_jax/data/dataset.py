@@ -179,10 +179,11 @@ def _mixture(section: Mapping[str, Any]) -> Mixture:
         raise DataError("give either data.dataset, one dataset, or data.mixture, several")
     if single:
         return Mixture((Entry(single, 1.0),))
-    if not isinstance(named, str):
-        return mixture_from_config(named)
+    own = section["mixtures"]
+    if named in own:
+        return mixture_from_config(own[named])
     if named not in MIXTURES:
-        raise DataError(f"no mixture {named!r}, there are {sorted(MIXTURES)}")
+        raise DataError(f"no mixture {named!r}, there are {sorted([*own, *MIXTURES])}")
     return MIXTURES[named]
 
 

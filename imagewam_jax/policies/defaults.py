@@ -14,9 +14,10 @@ def defaults() -> ConfigDict:
             "data": {
                 "directory": "",  # of one TFDS dataset version; of a mixture, the folder of all
                 "dataset": "",  # its row in data.registry, or in `rows`
-                "mixture": "",  # instead of it: one of data.mixtures, or a list of its entries
+                "mixture": "",  # instead of it: one of data.mixtures, or of `mixtures`
                 "scale_by_size": True,  # the weights of a mixture are multiplied by samples
                 "rows": {},  # of datasets that the registry has not: name -> row
+                "mixtures": {},  # of your own: name -> list of dataset, weight and blank_language
                 "index_directory": "",  # of all indexes; empty: each beside its dataset
                 "train_split": "train",  # or some episodes of it: "train[:95%]"
                 "eval_split": "val",

@@ -17,6 +17,9 @@ OTHER_ROW = TOY_ROW | {
 }
 
 
+ENTRIES = [{"dataset": "toy_arm", "weight": 3.0}, {"dataset": "other", "weight": 1.0}]
+
+
 @pytest.fixture(scope="module")
 def root(toy, tmp_path_factory):
     """Two datasets in one folder: the set, and the same bytes read by another row."""
@@ -27,9 +30,10 @@ def root(toy, tmp_path_factory):
 
 
 def mixture(root, **changes):
-    entries = [{"dataset": "toy_arm", "weight": 3.0}, {"dataset": "other", "weight": 1.0}]
+    entries = changes.pop("entries", ENTRIES)
     rows = {"toy_arm": TOY_ROW, "other": OTHER_ROW}
-    section = {"dataset": "", "mixture": entries, "rows": rows, "scale_by_size": False}
+    section = {"dataset": "", "mixture": "mine", "mixtures": {"mine": entries}}
+    section |= {"rows": rows, "scale_by_size": False}
     return toy_data(root, **section | changes)
 
 
@@ -65,7 +69,7 @@ def test_shares_by_size_and_blank_language(root):
         {"dataset": "toy_arm", "weight": 1.0, "blank_language": True},
         {"dataset": "other", "weight": 1.0},
     ]
-    data = mixture(root, mixture=entries, scale_by_size=True, sample_every=4)
+    data = mixture(root, entries=entries, scale_by_size=True, sample_every=4)
     first, second = data.sources("train[:50%]")
     total = len(first.anchors) + len(second.anchors)
     assert first.share == len(first.anchors) / total
@@ -105,6 +109,10 @@ def test_mixtures_that_do_not_fit(root, tmp_path):
         mixture(root, action_dim=7)
     with pytest.raises(DataError, match=r"toy_arm: \[\] are its versions with a features.json"):
         mixture(tmp_path)
+    with pytest.raises(
+        DataError, match=r"no mixture 'soup', .*'libero', 'mine', 'oxe_ma"
+    ):
+        mixture(root, mixture="soup")
 
 
 def test_an_index_elsewhere(toy, tmp_path):

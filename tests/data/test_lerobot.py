@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imagewam_jax.data.dataset import open_data
 from imagewam_jax.data.tfds_folder import read_tfds_folder
+from imagewam_jax.policies.defaults import defaults
 from tests.data import write_lerobot as lerobot
 
 pytest.importorskip("tensorflow_datasets")
@@ -159,11 +161,43 @@ def test_the_folder_is_complete_and_alone(imported):
     ]
 
 
+def told(result):
+    """The name of the dataset and the rows that are printed at the end."""
+    name, rows = result["said"][-1].split("\n#")[0].split("\n", 1)
+    return ast.literal_eval(name.split(" = ")[1]), ast.literal_eval(rows.split(" = ", 1)[1])
+
+
+def test_samples_of_it_with_that_row(imported, tmp_path):
+    """Indexed and standardised, from the video's frames to the batch."""
+    _, written, results = imported
+    name, rows = told(results["v30"])
+    sizes = {"horizon": 3, "action_dim": 4, "state_dim": 3}
+    section = defaults().data.to_dict() | {"directory": str(results["v30"]["path"]), "rows": rows}
+    section |= {"dataset": name, "cameras": ("primary", "wrist")}
+    (dataset,) = open_data(section | {"index_directory": str(tmp_path)}, **sizes).datasets
+    reader, anchors = dataset.reader("train"), dataset.anchors("train")
+    assert len(anchors) == sum(LENGTHS)
+    batch = reader.read(anchors)
+    numbers = dataset.index.splits["train"].episodes["episode_metadata/episode_index"][:]
+    for row in range(len(anchors)):
+        episode = written["v30"][int(numbers[batch["episode"][row]])]
+        step, last = int(batch["step"][row]), episode.length - 1
+        for k, camera in enumerate(("image", "wrist_image")):
+            numbers_of = episode.frame_numbers(CAMERAS[camera])
+            expected = [numbers_of[step], numbers_of[min(step + 3, last)]]
+            height, width = batch["image_size"][row, k]
+            images = batch["images"][row, k, :, :height, :width]
+            assert [lerobot.number_of(image) for image in images] == expected
+        np.testing.assert_array_equal(batch["proprio"][row], episode.state[step])
+        chunk = episode.action[np.minimum(step + np.arange(3), last)]
+        np.testing.assert_array_equal(batch["actions"][row], chunk)
+
+
 def test_the_row_to_read_it_with_is_told(imported):
     _, _, results = imported
-    text = results["v30"]["said"][-1]
-    assert ast.literal_eval(text.split("\n#")[0].removeprefix("row = ")) == {
-        "name": "shared_files",
+    dataset, rows = told(results["v30"])
+    assert dataset == "shared_files"
+    assert rows[dataset] == {
         "cameras": {"primary": "observation/image", "wrist": "observation/wrist_image"},
         "action": {
             "name": "as_recorded",

@@ -11,8 +11,8 @@ from imagewam_jax.data.lerobot.layout import Layout
 _ON_THE_HAND = re.compile(r"wrist|hand|gripper")
 
 
-def suggested_row(folder: LeRobotFolder, layout: Layout, name: str) -> dict[str, Any]:
-    """A `row` section for `imagewam_jax.data.registry.spec_from_config`.
+def suggested_row(folder: LeRobotFolder, layout: Layout) -> dict[str, Any]:
+    """A section of `data.rows`.
 
     Guessed, for a person to check: the roles of cameras (by their names), and that no dimension of
     the action is relative, which LeRobot does not record.
@@ -21,7 +21,6 @@ def suggested_row(folder: LeRobotFolder, layout: Layout, name: str) -> dict[str,
     state = _laid_side_by_side(layout, "observation/state")
     dims = _dims(layout, action)
     return {
-        "name": name,
         "cameras": _roles(layout.cameras),
         "action": {"name": "as_recorded", "dims": dims, "relative": [False] * len(dims)},
         "state": {"name": "as_recorded", "dims": _dims(layout, state)},
@@ -33,8 +32,8 @@ def suggested_row(folder: LeRobotFolder, layout: Layout, name: str) -> dict[str,
 
 
 def describe_row(folder: LeRobotFolder, layout: Layout, name: str) -> str:
-    """The row as text, with what has to be checked in it."""
-    row = suggested_row(folder, layout, name)
+    """What to put into a config, with what has to be checked in it."""
+    row = suggested_row(folder, layout)
     unused = sorted(set(layout.cameras.values()) - set(row["cameras"].values()))
     notes = [
         "check: `relative` is True for dimensions of the action that are displacements;",
@@ -42,8 +41,9 @@ def describe_row(folder: LeRobotFolder, layout: Layout, name: str) -> str:
     ]
     if unused:
         notes.append(f"       cameras without a role: {unused}")
-    body = pprint.pformat(row, width=96, sort_dicts=False, compact=True)
-    return "row = " + body.replace("\n", "\n      ") + "".join(f"\n# {note}" for note in notes)
+    body = pprint.pformat({name: row}, width=96, sort_dicts=False, compact=True)
+    lines = [f"config.data.dataset = {name!r}", f"config.data.rows = {body}"]
+    return "\n".join([*lines, *(f"# {note}" for note in notes)])
 
 
 def _roles(cameras: Mapping[str, str]) -> dict[str, str]:
