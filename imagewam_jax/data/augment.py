@@ -125,39 +125,47 @@ def draw_sample(
 
 
 def draw_clip(key: Key[Array, ""], size: tuple[int, int], augmentation: Augmentation) -> Draw:
-    """The parameters of one camera's clip of `size` rows and columns."""
-    keys = jax.random.split(key, 8)
-    kind = jax.random.randint(keys[0], (), 0, len(augmentation.kinds))
+    """The parameters of one camera's clip of `size` rows and columns.
+
+    The crop keeps the same part of both sides, rounded to whole pixels, at any place with equal
+    chance.
+    """
+    noise_key, key = jax.random.split(key)
+    # All numbers at once, for each draw of its own takes the compiler a third of a second.
+    uniform = jax.random.uniform(key, (15,))
+    kind, gamma, exposure, angle, kept = uniform[:5]
     factors = jnp.asarray(
         [augmentation.brightness, augmentation.contrast, augmentation.saturation], jnp.float32
     )
     low = jnp.append(jnp.maximum(1 - factors, 0), -augmentation.hue)
     high = jnp.append(1 + factors, augmentation.hue)
-    exposure, angle = augmentation.exposure, augmentation.rotation
+    kind = _whole_below(kind, len(augmentation.kinds))
+    whole = jnp.asarray(size, jnp.int32)
+    kept = jnp.round(whole * _between(kept, *augmentation.crop)).astype(jnp.int32)
+    kept = jnp.clip(kept, 1, whole)
     return Draw(
         color=jnp.asarray([name != CORRUPT for name in augmentation.kinds])[kind],
         corrupt=jnp.asarray([name != COLOR for name in augmentation.kinds])[kind],
-        order=jax.random.permutation(keys[1], 4),
-        jitter=jax.random.uniform(keys[2], (4,), minval=low, maxval=high),
-        gamma=_between(keys[3], *augmentation.gamma),
-        exposure=_between(keys[4], -exposure, exposure),
-        noise_key=keys[5],
-        crop=_draw_crop(keys[6], size, augmentation.crop),
-        angle=_between(keys[7], -angle, angle),
+        order=jnp.argsort(uniform[5:9]).astype(jnp.int32),
+        jitter=_between(uniform[9:13], low, high),
+        gamma=_between(gamma, *augmentation.gamma),
+        exposure=_between(exposure, -augmentation.exposure, augmentation.exposure),
+        noise_key=noise_key,
+        crop=Region(_whole_below(uniform[13:15], whole - kept + 1), kept),
+        angle=_between(angle, -augmentation.rotation, augmentation.rotation),
     )
 
 
-def _between(key: Key[Array, ""], low: float, high: float) -> Float32[Array, ""]:
-    return jax.random.uniform(key, (), jnp.float32, low, high)
+Bound = Float32[Array, "*n"] | Int[Array, "*n"] | float
 
 
-def _draw_crop(key: Key[Array, ""], size: tuple[int, int], factors: tuple[float, float]) -> Region:
-    """One factor for both sides, rounded to whole pixels; each place in the image as likely."""
-    factor_key, place_key = jax.random.split(key)
-    whole = jnp.asarray(size, jnp.int32)
-    kept = jnp.round(whole * _between(factor_key, *factors)).astype(jnp.int32)
-    kept = jnp.clip(kept, 1, whole)
-    return Region(jax.random.randint(place_key, (2,), 0, whole - kept + 1), kept)
+def _between(uniform: Float32[Array, "*n"], low: Bound, high: Bound) -> Float32[Array, "*n"]:
+    return low + uniform * (high - low)
+
+
+def _whole_below(uniform: Float32[Array, "*n"], bound: Bound) -> Int32[Array, "*n"]:
+    """0, 1, ... bound - 1. `uniform` is at most 1 - 2^-23, so that rounding never gives `bound`."""
+    return jnp.floor(uniform * bound).astype(jnp.int32)
 
 
 def augment_clip(
@@ -246,10 +254,11 @@ def adjust_hue(
 ) -> Float[Array, "*n 3 h w"]:
     """The hue of HSV moved by a part of the color circle."""
     red, green, blue = (images[..., channel, :, :] for channel in range(3))
-    value = images.max(axis=-3)
-    chroma = value - images.min(axis=-3)
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     some = jnp.where(chroma > 0, chroma, 1.0)
-    # Not by equality with the largest: a compiler may compute that anew, and round it otherwise.
+    # The largest channel is found by comparing channels, not as the one that equals the largest
+    # value: XLA may compute that value apart, rounded otherwise, and then no channel equals it.
     sector = jnp.where(  # 0 to 6: red, yellow, green, cyan, blue, magenta, red
         (red >= green) & (red >= blue),
         (green - blue) / some,

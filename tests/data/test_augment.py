@@ -195,6 +195,51 @@ def test_whole_samples():
         np.testing.assert_allclose(again, found[rows], atol=1e-6)
 
 
+def test_the_generator_is_not_a_setting():
+    """Under another default of JAX the draws stay what they are."""
+
+    def angles():
+        coin = functools.partial(
+            draw_sample, cameras=1, size=(24, 32), augmentation=AUGMENTATIONS["libero"]
+        )
+        return jax.vmap(lambda seed: coin(seed)[1].angle)(jnp.array([3, 2**31], jnp.uint32))
+
+    expected = angles()
+    with jax.default_prng_impl("rbg"):
+        np.testing.assert_array_equal(angles(), expected)
+
+
+def test_presets_are_those_of_the_specification():
+    """Spec imagewam_flux2, 7.4."""
+    libero, robotwin = (dataclasses.asdict(AUGMENTATIONS[n]) for n in ("libero", "robotwin"))
+    assert libero.pop("kinds") == ("corrupt_only", "color_only", "both", "both")
+    assert robotwin.pop("kinds") == ("corrupt_only", "color_only", "both")
+    assert [*libero.values()] == [
+        0.65,
+        0.3,
+        0.3,
+        0.25,
+        0.04,
+        (0.8, 1.25),
+        0.25,
+        0.015,
+        (0.92, 1.0),
+        8.0,
+    ]
+    assert [*robotwin.values()] == [
+        0.5,
+        0.2,
+        0.2,
+        0.2,
+        0.03,
+        (0.9, 1.1),
+        0.0,
+        0.01,
+        (0.95, 1.0),
+        5.0,
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -109,9 +109,7 @@ def test_mixtures_that_do_not_fit(root, tmp_path):
         mixture(root, action_dim=7)
     with pytest.raises(DataError, match=r"toy_arm: \[\] are its versions with a features.json"):
         mixture(tmp_path)
-    with pytest.raises(
-        DataError, match=r"no mixture 'soup', .*'libero', 'mine', 'oxe_ma"
-    ):
+    with pytest.raises(DataError, match=r"no mixture 'soup', .*'libero', 'mine', 'oxe_ma"):
         mixture(root, mixture="soup")
 
 
