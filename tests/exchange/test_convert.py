@@ -271,9 +271,11 @@ def test_settings_and_statistics_beside_an_official_checkpoint(tmp_path):
     assert about["official"]["statistics"] == stats
     mean = np.array(stats["action"]["default"]["global_mean"])
     np.testing.assert_allclose(about["statistics"]["official"]["action"]["mean"], mean)
-    np.testing.assert_allclose(trees["normalizers"]["actions"]["center"], mean, rtol=1e-6)
+    np.testing.assert_allclose(trees["normalizers"]["actions"]["center"][0], mean, rtol=1e-6)
     std = np.array(stats["state"]["default"]["global_std"])
-    np.testing.assert_allclose(trees["normalizers"]["state"]["scale"], 1 / (std + 1e-8), rtol=1e-6)
+    np.testing.assert_allclose(
+        trees["normalizers"]["state"]["scale"][0], 1 / (std + 1e-8), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

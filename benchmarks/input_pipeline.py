@@ -1,0 +1,299 @@
+"""Samples per second and core of the input pipeline, against a tf.data reader.
+
+    python benchmarks/input_pipeline.py [--folder DIR] [--rounds 7] [--json result.json]
+
+Each reader lives in a process of its own and they take turns, so that a busy machine slows all of
+them. A sample is a chunk of 16 actions and two cameras now and 16 steps on: four JPEGs. Samples
+per core-second are samples over the CPU time of the process with all its threads.
+
+Our pipeline resizes on the accelerator, so its batches are of stored size; the line with our own
+resize runs that on the CPU, where a product of matrices is dear.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+BATCH, SHUFFLE = 64, 2000
+DRAINED = 12  # batches that were read ahead while others were measured, and do not count
+# Name: (what reads, how it resizes).
+READERS = {
+    "tf.data": ("tf", None),
+    "tf.data, bilinear": ("tf", "bilinear"),
+    "tf.data, lanczos3": ("tf", "lanczos3"),
+    "ours": ("ours", None),
+    "ours, resized by the CPU": ("ours", "device"),
+}
+# Ratio of ours over theirs, and the aim.
+RATIOS = {
+    "without resizing": ("ours", "tf.data", 1.3),
+    "with resizing (ours on the accelerator) over bilinear": ("ours", "tf.data, bilinear", 5.0),
+    "with resizing (ours on the accelerator) over lanczos3": ("ours", "tf.data, lanczos3", 5.0),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="keeps the set for other runs")
+    parser.add_argument("--episodes", type=int, default=72)
+    parser.add_argument("--steps", type=int, default=118, help="of an episode, on average")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each reader")
+    parser.add_argument("--batches", type=int, default=20, help="of a measurement")
+    parser.add_argument("--soak-steps", type=int, default=10_000, help="of 16 samples each")
+    parser.add_argument("--json", type=Path, help="a file for the result")
+    args = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        dataset = run("write", str(folder), args.episodes, args.steps)
+        result = {
+            "machine": platform.processor() or platform.machine(),
+            "versions": {n: version(n) for n in ("jax", "grain", "simplejpeg", "tensorflow-cpu")},
+            "index": run("index", dataset),
+            "readers": measure(dataset, args.rounds, args.batches),
+            "first_batch_seconds": statistics.median(run("first", dataset) for _ in range(3)),
+            "soak": run("soak", dataset, args.soak_steps),
+        }
+    medians = {n: r["samples_per_core_second"] for n, r in result["readers"].items()}
+    result["ratios"] = {
+        name: {"ratio": medians[ours] / medians[theirs], "aim": aim}
+        for name, (ours, theirs, aim) in RATIOS.items()
+    }
+    print(table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def run(task: str, *arguments: Any) -> Any:
+    """The result of a task in a new process."""
+    with contextlib.closing(Side(task, *arguments)) as side:
+        return side.ask()
+
+
+def measure(dataset: str, rounds: int, batches: int) -> dict[str, dict[str, float]]:
+    """Medians of interleaved measurements."""
+    with contextlib.ExitStack() as stack:
+        sides = {}
+        for name, (kind, resize) in READERS.items():
+            sides[name] = stack.enter_context(contextlib.closing(Side(kind, dataset, resize)))
+            sides[name].ask(1)  # warm: threads, buffers, the page cache
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+        for _ in tqdm(range(rounds), desc="measure", unit="round"):
+            for name, side in sides.items():
+                found[name].append(side.ask(batches))
+    return {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+        for name, rows in found.items()
+    }
+
+
+class Side:
+    """A process that answers."""
+
+    def __init__(self, task: str, *arguments: Any):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, task, arguments))
+        self._process.start()
+        theirs.close()
+
+    def ask(self, *question: Any) -> Any:
+        self._pipe.send(question)
+        answer = self._pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+
+def _serve(pipe: Any, task: str, arguments: tuple) -> None:
+    try:
+        answer = TASKS[task](*arguments)
+        with contextlib.suppress(EOFError):
+            while True:
+                pipe.send(answer(*pipe.recv()))
+    except Exception as error:
+        pipe.send(error)
+
+
+def _once(function):
+    """A task that has its answer after one question."""
+    return lambda *arguments: lambda: function(*arguments)
+
+
+def _write(folder: str, episodes: int, steps: int) -> str:
+    sys.path.insert(0, str(Path(__file__).parent))
+    import tf_pipeline  # not from a package: TFDS looks for its builder's files there
+
+    found = sorted(Path(folder).glob("synthetic/*/features.json"))
+    return str(found[0].parent if found else tf_pipeline.write(Path(folder), episodes, steps))
+
+
+def _index(dataset: str) -> dict[str, float]:
+    """Bytes indexed per second in one process, and bytes of index per step."""
+    import shutil
+
+    from imagewam_jax.data.index_builder import build_index
+
+    index_dir = Path(dataset) / "imagewam_index"
+    shutil.rmtree(index_dir, ignore_errors=True)
+    size = sum(path.stat().st_size for path in Path(dataset).glob("*.tfrecord*"))
+    start = time.perf_counter()
+    index = build_index(dataset, workers=1, progress=False)
+    seconds = time.perf_counter() - start
+    held = sum(path.stat().st_size for path in index_dir.rglob("*") if path.is_file())
+    frames = index.splits["train"].num_frames
+    return {"gb_per_second": size / seconds / 1e9, "bytes_per_step": held / frames, "steps": frames}
+
+
+def _data(dataset: str):
+    from imagewam_jax.data.dataset import open_data
+    from imagewam_jax.policies.defaults import defaults
+
+    row = {
+        "cameras": {"primary": "observation/image", "wrist": "observation/wrist_image"},
+        "action": "eef_delta",
+        "state": {"name": "joints", "dims": [f"j{n}" for n in range(8)]},
+        "control_hz": 10.0,
+        "action_keys": ["action"],
+        "state_keys": ["observation/state"],
+    }
+    section = defaults().data.to_dict() | {
+        "directory": dataset,
+        "dataset": "synthetic",
+        "rows": {"synthetic": row},
+        "cameras": ("primary", "wrist"),
+    }
+    return open_data(section, horizon=16, action_dim=7, state_dim=8)
+
+
+def _stream(dataset: str, batch: int):
+    from imagewam_jax.data.loader import TrainIterator
+
+    return TrainIterator(_data(dataset).sources("train"), global_batch=batch, seed=0)
+
+
+def _ours(dataset: str, resize: str | None):
+    stream, finish = _stream(dataset, BATCH), lambda batch: batch
+    if resize:
+        import jax
+
+        from imagewam_jax.data.device import ImageSpec, prepare_images
+
+        spec = ImageSpec("row", (224, 224))
+        finish = jax.jit(lambda images: prepare_images(images, None, spec, None))
+        return _counted(lambda: finish(next(stream)["images"]).block_until_ready())
+    found = {"tensorflow", "torch"} & sys.modules.keys()
+    assert not found, f"{found} are in the training process"
+    return _counted(lambda: next(stream))
+
+
+def _tf(dataset: str, resize: str | None):
+    from benchmarks import tf_pipeline
+
+    batches = iter(tf_pipeline.reader(Path(dataset), BATCH, SHUFFLE, resize))
+    return _counted(lambda: next(batches))
+
+
+def _counted(step):
+    def answer(count: int) -> dict[str, float]:
+        for _ in range(DRAINED):
+            step()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+        for _ in range(count):
+            step()
+        after, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter() - start
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        samples = count * BATCH
+        return {
+            "samples_per_core_second": samples / cpu,
+            "samples_per_second": samples / wall,
+            "rss_mb": _rss_mb(),
+        }
+
+    return answer
+
+
+def _first(dataset: str) -> float:
+    """Seconds from an indexed dataset to its first batch, after the imports."""
+    _data(dataset)  # imports, and the standard form, which is made once
+    from imagewam_jax.data import loader  # noqa: F401
+
+    start = time.perf_counter()
+    stream = _stream(dataset, BATCH)
+    next(stream)
+    seconds = time.perf_counter() - start
+    stream.close()
+    return seconds
+
+
+def _soak(dataset: str, steps: int) -> dict[str, Any]:
+    """Resident memory through many steps."""
+    stream, resident = _stream(dataset, 16), []
+    for step in tqdm(range(steps), desc="soak", unit="step"):
+        next(stream)
+        if step % max(1, steps // 20) == 0:
+            resident.append(_rss_mb())
+    stream.close()
+    settled = resident[2:]
+    return {
+        "steps": steps,
+        "rss_mb": [round(x, 1) for x in resident],
+        "growth_mb": round(settled[-1] - settled[0], 1) if settled else 0.0,
+    }
+
+
+def _rss_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
+
+
+TASKS = {
+    "write": _once(_write),
+    "index": _once(_index),
+    "ours": _ours,
+    "tf": _tf,
+    "first": _once(_first),
+    "soak": _once(_soak),
+}
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [f"{'reader':28}{'samples/core-s':>16}{'samples/s':>12}{'RSS MB':>10}"]
+    for name, row in result["readers"].items():
+        lines.append(
+            f"{name:28}{row['samples_per_core_second']:16.0f}{row['samples_per_second']:12.0f}"
+            f"{row['rss_mb']:10.0f}"
+        )
+    lines.append("")
+    for name, row in result["ratios"].items():
+        lines.append(f"ratio {name}: {row['ratio']:.2f} (aim {row['aim']})")
+    index, soak = result["index"], result["soak"]
+    lines += [
+        f"first batch after imports: {result['first_batch_seconds']:.2f} s",
+        f"index: {index['gb_per_second']:.2f} GB/s in one process, "
+        f"{index['bytes_per_step']:.0f} bytes a step",
+        f"soak: {soak['steps']} steps, resident {soak['rss_mb'][0]:.0f} MB at first, "
+        f"{soak['rss_mb'][-1]:.0f} MB at last, {soak['growth_mb']:+.0f} MB after a tenth of them",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
