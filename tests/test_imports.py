@@ -11,11 +11,12 @@ PACKAGE = Path(imagewam_jax.__file__).parent
 # Each room, and the other rooms that it may import from.
 ALLOWED = {
     "models": set(),
-    "data": {"models"},
+    "pages": set(),
+    "data": {"models", "pages"},
     "conversion": {"models"},
     "policies": {"data", "conversion", "models"},
     "training": {"policies", "data", "conversion", "models"},
-    "evaluation": {"policies", "data", "conversion", "models"},
+    "evaluation": {"policies", "data", "conversion", "models", "pages"},
     "exchange": {"policies", "data", "conversion", "models"},
     "cli": {"training", "evaluation", "exchange", "policies", "data", "conversion", "models"},
 }

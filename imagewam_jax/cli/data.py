@@ -155,12 +155,12 @@ def _list(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.data.show import write_page
+    from imagewam_jax.data.show import write_data_page
     from imagewam_jax.policies.dataset import config_data
 
     config = load_config(arguments.config, rest).to_dict()
     part = arguments.part or config["data"]["train_split"]
-    page = write_page(
+    page = write_data_page(
         config_data(config),
         part,
         arguments.output,

@@ -14,6 +14,7 @@ from imagewam_jax.evaluation.offline import (
     recorded_observations,
     sample_noise,
 )
+from imagewam_jax.pages.page import write_page
 from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 from imagewam_jax.policies.policy import Policy, load_policy
@@ -68,7 +69,7 @@ def evaluate(
     (output / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     title = f"{dataset.index.name}: step {policy.step}"
     subtitle = f"{Path(checkpoint)}; dataset {dataset.index.name} {dataset.index.version}"
-    report.write_report(output / "report.html", title, subtitle, sections)
+    write_page(output / "report.html", title, subtitle, sections)
     print(_summary(results))
     return output / "report.html"
 

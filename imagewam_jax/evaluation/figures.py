@@ -1,24 +1,13 @@
 """The pictures of a report, as PNG files in memory."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-ACCENT, MUTED, SECOND = "#2563eb", "#9ca3af", "#ea580c"
-_PIXEL_SCALE = 2  # small camera images are shown larger
-
-
-def data_uri(png: bytes) -> str:
-    """A PNG as it stands in an HTML page."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+from imagewam_jax.pages.pictures import ACCENT, MUTED, SECOND, figure_png, image_png
 
 
 def training_curves(rows: Sequence[Mapping]) -> bytes:
@@ -31,7 +20,7 @@ def training_curves(rows: Sequence[Mapping]) -> bytes:
                 axis.plot(*zip(*points, strict=True), color=color, label=kind)
         axis.set(title=name.replace("_", " "), xlabel="step", yscale="log")
         axis.legend(frameon=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def success_bars(rates: Mapping[str, tuple[float, float, float]]) -> bytes:
@@ -42,7 +31,7 @@ def success_bars(rates: Mapping[str, tuple[float, float, float]]) -> bytes:
         axis.plot([low, high], [row, row], color="black", lw=1.5)
     axis.set(yticks=range(len(rates)), yticklabels=list(rates), xlim=(0, 1), xlabel="success rate")
     axis.invert_yaxis()
-    return _png(figure)
+    return figure_png(figure)
 
 
 def action_errors(errors: Mapping[str, Float[np.ndarray, "horizon a"]]) -> bytes:
@@ -52,7 +41,7 @@ def action_errors(errors: Mapping[str, Float[np.ndarray, "horizon a"]]) -> bytes
         axis.plot(range(1, len(error) + 1), error.mean(1), color=color, label=name)
     axis.set(xlabel="steps ahead", ylabel="mean absolute error", ylim=(0, None))
     axis.legend(frameon=False)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def action_chunks(
@@ -78,24 +67,13 @@ def action_chunks(
             if i == 0:
                 axes[i, d].set_title(names[d], fontsize=9)
     axes[0, 0].legend(frameon=False, fontsize=7)
-    return _png(figure)
+    return figure_png(figure)
 
 
 def film_strip(frames: UInt8[np.ndarray, "t h w 3"], count: int = 10) -> bytes:
     """Some frames of an episode side by side, first and last included."""
     chosen = frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)]
     return image_png(np.concatenate(list(chosen), axis=1))
-
-
-def image_grid(rows: Sequence[Sequence[UInt8[np.ndarray, "h w 3"]]]) -> bytes:
-    """Images of one size in rows, with a thin white gap."""
-    padded = [
-        np.concatenate(
-            [np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=255) for image in row], axis=1
-        )
-        for row in rows
-    ]
-    return image_png(np.concatenate(padded, axis=0))
 
 
 def overlay(
@@ -110,19 +88,3 @@ def overlay(
     heat = np.asarray(shown, np.float32)[..., None] / 255
     color = np.array([255, 215, 0], np.float32)
     return (image * (0.55 + 0.1 * heat) + color * 0.45 * heat**2).clip(0, 255).astype(np.uint8)
-
-
-def image_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """An enlarged image, its pixels kept sharp."""
-    height, width, _ = image.shape
-    size = (width * _PIXEL_SCALE, height * _PIXEL_SCALE)
-    buffer = io.BytesIO()
-    Image.fromarray(image).resize(size, Image.Resampling.NEAREST).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _png(figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    return buffer.getvalue()

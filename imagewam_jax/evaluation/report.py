@@ -1,10 +1,7 @@
-"""A self-contained HTML page about a trained policy: numbers first, then pictures."""
+"""The sections of a page about a trained policy: numbers first, then pictures."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
-import jinja2
 import numpy as np
 
 from imagewam_jax.evaluation import figures
@@ -12,29 +9,9 @@ from imagewam_jax.evaluation.closed_loop import POLICY, SWAPPED, Success
 from imagewam_jax.evaluation.offline import OfflineResult, Predictions
 from imagewam_jax.evaluation.rollout import RolloutResult
 from imagewam_jax.models.autoencoders import to_uint8
+from imagewam_jax.pages.page import Section, picture
+from imagewam_jax.pages.pictures import image_grid
 from imagewam_jax.policies.policy import Policy
-
-
-class Picture(NamedTuple):
-    uri: str
-    caption: str = ""
-
-
-class Section(NamedTuple):
-    """One heading of the page; the first row of a table is its header."""
-
-    title: str
-    text: str = ""
-    table: Sequence[Sequence[str]] = ()
-    pictures: Sequence[Picture] = ()
-
-
-def write_report(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("imagewam_jax", "evaluation"), autoescape=True
-    )
-    page = environment.get_template("report.html")
-    path.write_text(page.render(title=title, subtitle=subtitle, sections=sections))
 
 
 def success_section(success: Mapping[str, Success]) -> Section:
@@ -55,7 +32,7 @@ def success_section(success: Mapping[str, Success]) -> Section:
         "All ways play the same episodes, from start states that no demonstration has. Intervals "
         "are Wilson's.",
         rows,
-        [_picture(figures.success_bars(rates))],
+        [picture(figures.success_bars(rates))],
     )
 
 
@@ -68,7 +45,7 @@ def episode_section(results: Mapping[str, RolloutResult], instructions: Mapping[
             task, _ = result.episodes[episode]
             outcome = "success" if result.success[episode] else "no success"
             caption = f"{name}: task '{instructions[task]}', {outcome} in {result.steps[episode]}"
-            pictures.append(_picture(figures.film_strip(frames[:, 0]), f"{caption} steps"))
+            pictures.append(picture(figures.film_strip(frames[:, 0]), f"{caption} steps"))
     return Section("Episodes", pictures=pictures)
 
 
@@ -84,7 +61,7 @@ def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Secti
         f"imagined latent {imagined:.3f}, of copying the current frame {copied:.3f} "
         f"(ratio {imagined / copied:.2f})."
     )
-    pictures = [_picture(figures.action_errors(result.action_error))]
+    pictures = [picture(figures.action_errors(result.action_error))]
     return Section("Held-out demonstrations", text, rows, pictures)
 
 
@@ -107,20 +84,16 @@ def prediction_section(
     return Section(
         "Predictions",
         pictures=[
-            _picture(
-                figures.image_grid(rows),
+            picture(
+                image_grid(rows),
                 "Columns: current image; true image at the end of the chunk; the same through "
                 "the autoencoder, which is the best that can be imagined; the imagined image; "
                 "where the action stream attends in the current image",
             ),
-            _picture(chunks, "Predicted and recorded action chunks of the same samples"),
+            picture(chunks, "Predicted and recorded action chunks of the same samples"),
         ],
     )
 
 
 def training_section(rows: Sequence[Mapping]) -> Section:
-    return Section("Training", pictures=[_picture(figures.training_curves(rows))])
-
-
-def _picture(png: bytes, caption: str = "") -> Picture:
-    return Picture(figures.data_uri(png), caption)
+    return Section("Training", pictures=[picture(figures.training_curves(rows))])

@@ -11,11 +11,8 @@ SIZES = [
     ((256, 256), (224, 224)),
     ((480, 640), (240, 320)),
     ((240, 320), (192, 256)),
-    ((240, 320), (96, 128)),
     ((180, 320), (240, 320)),
-    ((224, 224), (224, 224)),
     ((37, 53), (224, 31)),
-    ((101, 64), (7, 255)),
     ((1, 5), (3, 1)),
 ]
 jitted = jax.jit(resize, static_argnames="size")
@@ -112,7 +109,7 @@ def test_where_a_letterboxed_image_lies():
     )
 
 
-@pytest.mark.parametrize("size", [(480, 640), (256, 256), (180, 320), (100, 31), (97, 400)])
+@pytest.mark.parametrize("size", [(256, 256), (100, 31), (97, 400)])
 def test_a_letterbox_is_the_image_alone_and_zeros(size):
     image = noise(*size, 3)
     factor = min(240 / size[0], 320 / size[1])
@@ -121,7 +118,7 @@ def test_a_letterbox_is_the_image_alone_and_zeros(size):
     expected = np.zeros((240, 320, 3), np.float32)
     expected[top : top + inner[0], left : left + inner[1]] = torch_resize(image[None], inner)[0]
     np.testing.assert_allclose(jitted_letterbox(image, (240, 320)), expected, rtol=0, atol=1e-6)
-    buffer, true_size = in_one_buffer([image], 500, 640)
+    buffer, true_size = in_one_buffer([image], 256, 400)
     found = jitted_letterbox(buffer, (240, 320), true_size)[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 

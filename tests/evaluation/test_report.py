@@ -13,9 +13,11 @@ from PIL import Image
 
 from imagewam_jax.evaluation.closed_loop import BLANK, POLICY, RANDOM, REPLAY, SWAPPED, Success
 from imagewam_jax.evaluation.evaluate import evaluate
-from imagewam_jax.evaluation.figures import film_strip, image_grid, overlay
-from imagewam_jax.evaluation.report import episode_section, success_section, write_report
+from imagewam_jax.evaluation.figures import film_strip, overlay
+from imagewam_jax.evaluation.report import episode_section, success_section
 from imagewam_jax.evaluation.rollout import RolloutResult
+from imagewam_jax.pages.page import write_page
+from imagewam_jax.pages.pictures import image_grid
 from imagewam_jax.policies.errors import CheckpointError
 from tests.training.tiny import trained_run
 
@@ -102,7 +104,7 @@ def test_sections_of_the_simulator(tmp_path):
         success_section(success),
         episode_section({POLICY: result, SWAPPED: result}, {"open": "open <it> & see"}),
     ]
-    write_report(tmp_path / "report.html", "<title>", "of http", sections)
+    write_page(tmp_path / "report.html", "<title>", "of http", sections)
     page = Page(tmp_path / "report.html")
     check_self_contained(page)
     row = page.cells.index(SWAPPED)

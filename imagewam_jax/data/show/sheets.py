@@ -1,0 +1,79 @@
+"""Contact sheets: what the samples of an episode look like."""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+from imagewam_jax.data.errors import BadFrameError
+from imagewam_jax.data.samples import SampleReader
+
+MOMENTS = 8  # of an episode
+TILE = 112  # pixels of a tile's longer side
+BAR = 12  # pixels below a tile, for its step
+
+
+class Sheet(NamedTuple):
+    """A JPEG, and what was wrong with the frames that it shows as grey."""
+
+    jpeg: bytes
+    problems: list[str]
+
+
+def contact_sheet(reader: SampleReader, start: int, steps: int) -> Sheet:
+    """Moments of the episode of `steps` steps that begins at `start` in the standard form.
+
+    Above each other are the cameras, of each the current image and the target; a target behind the
+    episode's end has an orange bar.
+    """
+    anchors = start + np.unique(np.linspace(0, steps - 1, MOMENTS).astype(int))
+    columns, problems = [], []
+    for anchor in anchors:
+        try:
+            batch = reader.read(np.array([anchor]))
+        except BadFrameError as error:
+            problems.append(str(error))
+            batch = None
+        columns.append(_column(batch, len(reader.sample.cameras), int(anchor) - start))
+    height = max(column.shape[0] for column in columns)
+    width = max(column.shape[1] for column in columns)
+    grid = np.full((height, width * len(columns), 3), 255, np.uint8)
+    for number, column in enumerate(columns):
+        left = number * width
+        grid[: column.shape[0], left : left + column.shape[1]] = column
+    out = io.BytesIO()
+    Image.fromarray(grid).save(out, "JPEG", quality=80)
+    return Sheet(out.getvalue(), problems)
+
+
+def _column(batch: dict[str, np.ndarray] | None, cameras: int, step: int) -> np.ndarray:
+    """One sample: a tile for each camera and moment, above each other."""
+    tiles = []
+    for camera in range(cameras):
+        for moment in range(2):
+            if batch is None:
+                image = np.full((TILE, TILE, 3), 128, np.uint8)
+            else:
+                rows, columns = batch["image_size"][0, camera]
+                image = batch["images"][0, camera, moment, :rows, :columns]
+            padded = batch is not None and moment == 1 and bool(batch["target_is_pad"][0])
+            label = "unreadable" if batch is None else ("target" if moment else f"step {step}")
+            tiles.append(_tile(image, label, padded))
+    width = max(tile.shape[1] for tile in tiles)
+    return np.concatenate(
+        [np.pad(t, ((0, 0), (0, width - t.shape[1]), (0, 0)), constant_values=255) for t in tiles]
+    )
+
+
+def _tile(image: UInt8[np.ndarray, "h w 3"], label: str, padded: bool) -> np.ndarray:
+    small = Image.fromarray(image)
+    small.thumbnail((TILE, TILE))
+    tile = Image.new("RGB", (small.width + 2, small.height + BAR), "white")
+    tile.paste(small, (1, 0))
+    draw = ImageDraw.Draw(tile)
+    if padded:
+        draw.rectangle((0, small.height, tile.width, tile.height), fill="#ea580c")
+    draw.text((2, small.height), label, fill="white" if padded else "#6b7280")
+    return np.asarray(tile)

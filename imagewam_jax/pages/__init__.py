@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: `page` puts sections together, `pictures` makes what is in them."""
