@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument(
         "--text-table", type=Path, help="of encode-text, where a converted policy has no text"
     )
-    evaluate.add_argument("--data", help="the dataset's folder, if it is not where it was")
+    evaluate.add_argument("--data", help="the data's folder, if it is not where it was")
+    evaluate.add_argument("--dataset", help="of several that it was trained on, the one to take")
     evaluate.add_argument("--episodes", type=int, default=100, help="played for each way to act")
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
     evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
@@ -332,6 +333,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         arguments.output,
         autoencoder=arguments.autoencoder,
         text_table=arguments.text_table,
+        dataset=arguments.dataset,
         data_directory=arguments.data,
         simulate=not arguments.no_simulator,
         episodes=arguments.episodes,

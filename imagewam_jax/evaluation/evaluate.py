@@ -28,6 +28,7 @@ def evaluate(
     *,
     autoencoder: Path | None = None,
     text_table: Path | None = None,
+    dataset: str | None = None,
     data_directory: str | None = None,
     simulate: bool = True,
     episodes: int = 100,
@@ -37,21 +38,24 @@ def evaluate(
 
     output: a folder; by default `evaluation` beside the checkpoints.
     autoencoder, text_table: what a converted policy lacks (`load_policy`).
-    data_directory: where the dataset is now, if not where it was trained on.
+    dataset: on which of several that it was trained on.
+    data_directory: where the data is now, if not where it was trained on.
     """
-    policy = load_policy(checkpoint, autoencoder=autoencoder, text_table=text_table)
+    policy = load_policy(
+        checkpoint, autoencoder=autoencoder, text_table=text_table, dataset=dataset
+    )
     config = policy.config
     output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
     output.mkdir(parents=True, exist_ok=True)
     section = config["data"] | ({"directory": data_directory} if data_directory else {})
-    dataset = config_data({**config, "data": section})[policy.dataset]
+    opened = config_data({**config, "data": section})[policy.dataset]
     results: dict = {"checkpoint_step": policy.step}
     sections = []
     simulator = config["evaluation"]["simulator"]
     names = [f"action {i}" for i in range(policy.action_dim)]
     if simulate and simulator:
         success, rollouts, spec = evaluate_closed_loop(
-            policy, dataset, simulator, episodes=episodes, workers=workers
+            policy, opened, simulator, episodes=episodes, workers=workers
         )
         names = list(spec.action_names)
         results["closed_loop"] = {name: s._asdict() for name, s in success.items()}
@@ -59,16 +63,16 @@ def evaluate(
             report.success_section(success),
             report.episode_section(rollouts, spec.instructions),
         ]
-    offline = evaluate_offline(policy, dataset, section["eval_split"])
+    offline = evaluate_offline(policy, opened, section["eval_split"])
     results["offline"] = offline.summary()
     sections.append(report.offline_section(offline, names))
-    sections.append(report.prediction_section(policy, *_examples(policy, dataset), names))
+    sections.append(report.prediction_section(policy, *_examples(policy, opened), names))
     metrics = read_metrics(_run_folder(Path(checkpoint)) / METRICS_FILE)
     if metrics:
         sections.append(report.training_section(metrics))
     (output / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
-    title = f"{dataset.index.name}: step {policy.step}"
-    subtitle = f"{Path(checkpoint)}; dataset {dataset.index.name} {dataset.index.version}"
+    title = f"{opened.name}: step {policy.step}"
+    subtitle = f"{Path(checkpoint)}; dataset {opened.index.name} {opened.index.version}"
     write_page(output / "report.html", title, subtitle, sections)
     print(_summary(results))
     return output / "report.html"
