@@ -7,7 +7,7 @@ import pytest
 import simplejpeg
 
 from imagewam_jax.data.errors import BadFrameError, DataError
-from imagewam_jax.data.frames import ShardFiles
+from imagewam_jax.data.frames import ShardFiles, _decode_jpeg
 from imagewam_jax.data.index import open_index
 from imagewam_jax.data.registry import Camera
 from imagewam_jax.data.samples import SampleReader, augmentation_seeds, empty_batch
@@ -146,6 +146,22 @@ def test_cameras_that_are_stored_otherwise(toy, toy_index, of_val):
     found = toy_reader(toy_index, toy.dataset_dir, "val", spec).read(np.arange(4))["images"]
     np.testing.assert_array_equal(found[:, 0], plain[:, 0, :, ::-1, ::-1, ::-1])
     np.testing.assert_array_equal(found[:, 1], plain[:, 1, :, ::-1, ::-1])
+    larger = dataclasses.replace(TOY_SAMPLE, buffer_size=(40, 64))
+    reader = toy_reader(toy_index, toy.dataset_dir, "val", spec, sample=larger)
+    np.testing.assert_array_equal(reader.read(np.arange(4))["images"][..., :32, :48, :], found)
+
+
+@pytest.mark.parametrize("rows, columns", [(7, 8), (31, 15), (1, 1)])
+def test_turning_an_image_of_any_size(rows, columns):
+    """Of as many bytes as whole words of 8 hold, and not."""
+    image = np.random.default_rng(0).integers(0, 256, (rows, columns, 3)).astype(np.uint8)
+    content = simplejpeg.encode_jpeg(image)
+    for buffer_size in ((rows, columns), (40, 48)):
+        upright, turned = (np.zeros((*buffer_size, 3), np.uint8) for _ in range(2))
+        assert _decode_jpeg(content, Camera("x"), upright) == (rows, columns)
+        assert _decode_jpeg(content, Camera("x", upside_down=True), turned) == (rows, columns)
+        found, expected = (i[:rows, :columns] for i in (turned, upright))
+        np.testing.assert_array_equal(found, expected[::-1, ::-1])
 
 
 @pytest.mark.parametrize(
