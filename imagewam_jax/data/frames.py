@@ -67,7 +67,7 @@ def decode_frame(
     out: UInt8[np.ndarray, "h w 3"],
 ) -> tuple[int, int]:
     """Decodes one frame of a camera as an upright RGB image into the top left of `out`, a
-    contiguous buffer; returns its height and width.
+    contiguous buffer, black beyond it; returns its height and width.
 
     Raises BadFrameError, naming the file, episode and step, when the stored bytes differ from their
     checksum, are neither JPEG nor PNG, or are of an image that is larger than the buffer.
@@ -79,10 +79,13 @@ def decode_frame(
         raise _bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
     kind, decode = ("PNG", _decode_png) if encoded.startswith(PNG) else ("JPEG", _decode_jpeg)
     try:
-        return decode(encoded, camera, out)
+        height, width = decode(encoded, camera, out)
     except (ValueError, OSError, SyntaxError) as error:  # Pillow raises all of these
         what = f"cannot be decoded as {kind}: {error}"
         raise _bad_frame(split, camera.key, frame, what) from error
+    out[height:] = 0
+    out[:height, width:] = 0
+    return height, width
 
 
 def _decode_jpeg(encoded: bytes, camera: Camera, out: np.ndarray) -> tuple[int, int]:

@@ -15,8 +15,15 @@ import numpy as np
 from jaxtyping import Int, Int64, UInt32
 
 from imagewam_jax.data.bad_frames import BadFrames
+from imagewam_jax.data.buffers import ImageBuffers
 from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.samples import Batch, SampleReader, augmentation_seeds, empty_batch
+from imagewam_jax.data.samples import (
+    Batch,
+    SampleReader,
+    augmentation_seeds,
+    empty_batch,
+    images_shape,
+)
 
 # Samples of the stream whose order is part of the fingerprint.
 _ORDER_PROBE = 64
@@ -65,11 +72,14 @@ class TrainIterator:
         for source in sources:
             if not len(source.anchors):
                 raise DataError(f"{source.reader.dataset.name}: no anchors to iterate over")
-        self._reader = _MixedReader(sources)
+        rows = np.arange(global_batch // num_hosts)
+        sample = sources[0].reader.sample
+        # As many as there can be batches on their way.
+        buffers = ImageBuffers(images_shape(len(rows), sample), keep=num_threads + prefetch + 2)
+        self._reader = _MixedReader(sources, buffers)
         self.bad_frames = BadFrames(bad_share, sum(len(s.anchors) for s in sources))
         order = _order(sources, seed)
         self._fingerprint = _fingerprint(sources, order, global_batch, seed)
-        rows = np.arange(global_batch // num_hosts)
 
         def read(batch_number: int, positions: np.ndarray) -> Batch:
             index = (batch_number * len(rows) + rows) * num_hosts + host
@@ -118,8 +128,8 @@ class _MixedReader:
     A position numbers the anchors of all of them, dataset after dataset.
     """
 
-    def __init__(self, sources: Sequence[Source]):
-        self._sources = sources
+    def __init__(self, sources: Sequence[Source], buffers: ImageBuffers):
+        self._sources, self._buffers = sources, buffers
         self._starts = _starts(sources)
 
     def read(
@@ -128,7 +138,8 @@ class _MixedReader:
         seeds: UInt32[np.ndarray, " b"],
         bad_frames: BadFrames,
     ) -> Batch:
-        batch = empty_batch(len(positions), self._sources[0].reader.sample)
+        sample = self._sources[0].reader.sample
+        batch = empty_batch(len(positions), sample, self._buffers.take())
         source_of_row = np.searchsorted(self._starts, positions, "right") - 1
         for number, (source, start) in enumerate(zip(self._sources, self._starts, strict=False)):
             rows = np.flatnonzero(source_of_row == number)

@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64, UInt32
+from jaxtyping import Int, Int32, Int64, UInt8, UInt32
 
 from imagewam_jax.data.errors import BadFrameError, DataError
 from imagewam_jax.data.frames import ShardFiles, decode_frame
@@ -104,7 +104,8 @@ class SampleReader:
         anchors: Int64[np.ndarray, " n"],
         seeds: UInt32[np.ndarray, " n"] | None = None,
     ) -> list[BadSample]:
-        """Reads samples into some rows of a batch; and which of them could not be read."""
+        """Reads samples into some rows of a batch, whatever its images hold. Returns those that
+        could not be read."""
         episode = self.split.frame_episode[anchors]
         first = self.split.episode_start[episode]
         last = first + self.standard.episode_steps[episode] - 1
@@ -169,6 +170,7 @@ class SampleReader:
             try:
                 for number, camera in enumerate(self._cameras):
                     if camera is None:
+                        images[number] = 0
                         continue
                     for moment, frame in enumerate(pair):
                         sizes[number] = decode_frame(
@@ -179,8 +181,10 @@ class SampleReader:
         return bad
 
 
-def empty_batch(size: int, sample: SampleSpec) -> Batch:
-    """A batch to be filled.
+def empty_batch(
+    size: int, sample: SampleSpec, images: UInt8[np.ndarray, "b c 2 h w 3"] | None = None
+) -> Batch:
+    """A batch to be filled; `images` is memory for its images, new without.
 
     images uint8 [b, camera, 2, h, w, 3] (current, target), image_size int32 [b, camera, 2] (rows
     and columns of the stored images), camera_mask bool [b, camera], target_is_pad bool [b], actions
@@ -188,9 +192,8 @@ def empty_batch(size: int, sample: SampleSpec) -> Batch:
     [b, P], proprio_mask bool [b, P]; and int32 [b] text_id, dataset_id, episode, step, norm_id.
     True in a dim or camera mask means present; in `*_is_pad` it means beyond the episode.
     """
-    cameras, (height, width) = len(sample.cameras), sample.buffer_size
+    cameras = len(sample.cameras)
     shapes = {
-        "images": (np.uint8, cameras, 2, height, width, 3),
         "image_size": (np.int32, cameras, 2),
         "camera_mask": (bool, cameras),
         "target_is_pad": (bool,),
@@ -202,9 +205,15 @@ def empty_batch(size: int, sample: SampleSpec) -> Batch:
     }
     shapes |= dict.fromkeys(("text_id", "dataset_id", "episode", "step", "norm_id"), (np.int32,))
     batch = {key: np.zeros((size, *shape), dtype) for key, (dtype, *shape) in shapes.items()}
+    batch["images"] = np.empty(images_shape(size, sample), np.uint8) if images is None else images
     # Of a missing camera: a black image that fills the buffer.
     batch["image_size"][:] = sample.buffer_size
     return batch
+
+
+def images_shape(size: int, sample: SampleSpec) -> tuple[int, int, int, int, int, int]:
+    """Of the images of a batch."""
+    return (size, len(sample.cameras), 2, *sample.buffer_size, 3)
 
 
 def augmentation_seeds(seed: int, index: Int64[np.ndarray, " b"]) -> UInt32[np.ndarray, " b"]:

@@ -85,6 +85,16 @@ def test_threads_do_not_change_the_stream(make):
     assert_batches_equal(take(make(num_threads=1), 6), take(make(num_threads=4, prefetch=6), 6))
 
 
+def test_a_batch_that_is_kept_stays_as_it_is(make):
+    """Others are read into the memory of those that are not."""
+    stream, same = make(), make()
+    kept, first = next(stream), next(same)
+    copy = {key: value.copy() for key, value in first.items()}
+    for _ in range(20):
+        next(stream)
+    assert_batches_equal([kept], [copy])
+
+
 def test_the_seed_changes_the_order(split, make):
     one, other = (take(make(seed=seed), 1)[0] for seed in (0, 1))
     assert frames(one, split) != frames(other, split)

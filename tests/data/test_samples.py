@@ -135,6 +135,17 @@ def test_a_larger_buffer_and_a_camera_that_is_not_there(of_val):
     np.testing.assert_array_equal(batch["camera_mask"], [[False, True]] * 3)
 
 
+def test_memory_that_holds_other_images(of_val):
+    """What it holds is neither seen beside smaller images, nor in place of a missing camera."""
+    reader = of_val(cameras=("secondary", "wrist"), buffer_size=(40, 64))
+    sample = reader.sample
+    used = empty_batch(3, sample, np.full((3, 2, 2, 40, 64, 3), 77, np.uint8))
+    assert reader.fill(used, np.arange(3), np.arange(3)) == []
+    new = reader.read(np.arange(3))
+    assert not new["images"][:, 1, :, 32:].any() and not new["images"][:, 0].any()
+    np.testing.assert_array_equal(used["images"], new["images"])
+
+
 def test_cameras_that_are_stored_otherwise(toy, toy_index, of_val):
     """Blue first, or turned by 180 degrees, or both: samples are upright RGB."""
     plain = of_val().read(np.arange(4))["images"]
