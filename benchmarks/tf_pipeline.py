@@ -85,11 +85,19 @@ def write(folder: Path, episodes: int, steps: int) -> Path:
     return Path(builder.data_dir)
 
 
-def reader(folder: Path, batch_size: int, shuffle: int, resize: str | None) -> tf.data.Dataset:
-    """Endless batches: chunks of 16 actions, and both cameras now and 16 steps on.
+def reader(
+    folder: Path,
+    batch_size: int,
+    shuffle: int,
+    resize: str | None,
+    *,
+    exact: bool = False,
+    endless: bool = True,
+) -> tf.data.Dataset:
+    """Batches, endless or of one epoch: chunks of 16 actions, and both cameras now and 16 steps on.
 
     Encoded images go through the shuffle buffer and are decoded behind it. `resize` is a method
-    of tf.image.resize, antialiased, to 224 x 224.
+    of tf.image.resize, antialiased, to 224 x 224. `exact`: not TensorFlow's own choice of a DCT.
     """
     shards = sorted(str(path) for path in folder.glob("*.tfrecord*"))
     keys = {f"steps/observation/{name}": tf.string for name in CAMERAS}
@@ -116,9 +124,14 @@ def reader(folder: Path, batch_size: int, shuffle: int, resize: str | None) -> t
             sample[name] = tf.stack([encoded, tf.gather(encoded, target)], axis=1)
         return sample
 
+    method = "INTEGER_ACCURATE" if exact else ""
+
+    def picture(encoded):
+        return tf.io.decode_jpeg(encoded, channels=3, dct_method=method)
+
     def decode(sample):
         for name in CAMERAS:
-            pair = [tf.io.decode_jpeg(sample[name][moment], channels=3) for moment in (0, 1)]
+            pair = [picture(sample[name][moment]) for moment in (0, 1)]
             images = tf.stack(pair)
             images.set_shape((2, SIDE, SIDE, 3))
             if resize:
@@ -127,11 +140,15 @@ def reader(folder: Path, batch_size: int, shuffle: int, resize: str | None) -> t
             sample[name] = images
         return sample
 
-    data = tf.data.Dataset.from_tensor_slices(shards).shuffle(len(shards)).repeat()
+    data = tf.data.Dataset.from_tensor_slices(shards).shuffle(len(shards))
+    data = data.repeat() if endless else data
     data = data.interleave(
         tf.data.TFRecordDataset, cycle_length=len(shards), num_parallel_calls=tf.data.AUTOTUNE
     )
     data = data.map(chunks, num_parallel_calls=tf.data.AUTOTUNE)
     data = data.flat_map(tf.data.Dataset.from_tensor_slices).shuffle(shuffle)
     data = data.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-    return data.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    data = data.batch(batch_size, drop_remainder=endless).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.deterministic = False  # it is shuffled, so no thread needs to wait for another
+    return data.with_options(options)
