@@ -166,6 +166,7 @@ def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
         arguments.output,
         episodes=arguments.episodes,
         normalization=config["data"]["normalization"],
+        pooled=config["data"]["pool_statistics"],
     )
     print(f"open {page}")
     return 0

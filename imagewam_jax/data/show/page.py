@@ -1,7 +1,7 @@
 """The page about a dataset or a mixture."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from imagewam_jax.data.anchors import parse_part
 from imagewam_jax.data.dataset import Data, Dataset
-from imagewam_jax.data.dataset_statistics import dataset_statistics
+from imagewam_jax.data.dataset_statistics import dataset_statistics, statistics_by_dataset
 from imagewam_jax.data.loader import Source
-from imagewam_jax.data.normalization import make_normalizer
+from imagewam_jax.data.normalization import Normalizer, make_normalizer
 from imagewam_jax.data.show import plots
 from imagewam_jax.data.show.sheets import contact_sheet
 from imagewam_jax.data.standardize import NO_TEXT
@@ -22,17 +22,23 @@ HISTOGRAM_STEPS = 200_000  # more are thinned out evenly
 
 
 def write_data_page(
-    data: Data, part: str, output: Path, *, episodes: int, normalization: str
+    data: Data, part: str, output: Path, *, episodes: int, normalization: str, pooled: bool = False
 ) -> Path:
     """Writes one self-contained HTML file about a part of each dataset; returns its path.
 
     `episodes` of each dataset are drawn, spread over the part; `normalization` is a mode of
-    `normalization.make_normalizer`. Frames that cannot be read are grey, and listed.
+    `normalization.make_normalizer`, with statistics of each dataset or, `pooled`, of all. Frames
+    that cannot be read are grey, and listed.
     """
     sources = data.sources(part)
+    statistics = statistics_by_dataset(data, part, pooled=pooled)
     sections = [_mixture(sources)] if len(sources) > 1 else []
     for dataset, source in zip(data.datasets, tqdm(sources, desc="datasets"), strict=True):
-        sections += _dataset(dataset, source, part, episodes, normalization)
+        normalizers = {
+            field: make_normalizer(statistics[dataset.name][field], normalization)
+            for field in ("action", "state")
+        }
+        sections += _dataset(dataset, source, part, episodes, normalizers)
         source.reader.close()
     names = ", ".join(dataset.name for dataset in data.datasets)
     write_page(output, names, f"{part} of each, normalised by {normalization}", sections)
@@ -58,12 +64,16 @@ def _mixture(sources: list[Source]) -> Section:
 
 
 def _dataset(
-    dataset: Dataset, source: Source, part: str, episodes: int, normalization: str
+    dataset: Dataset,
+    source: Source,
+    part: str,
+    episodes: int,
+    normalizers: Mapping[str, Normalizer],
 ) -> Iterator[Section]:
     yield _facts(dataset, source, part)
     yield _sheets(dataset, source, part, episodes)
     yield _instructions(dataset, source)
-    yield from _numbers(dataset, source, part, episodes, normalization)
+    yield from _numbers(dataset, source, part, episodes, normalizers)
 
 
 def _facts(dataset: Dataset, source: Source, part: str) -> Section:
@@ -148,7 +158,11 @@ def _instructions(dataset: Dataset, source: Source) -> Section:
 
 
 def _numbers(
-    dataset: Dataset, source: Source, part: str, episodes: int, normalization: str
+    dataset: Dataset,
+    source: Source,
+    part: str,
+    episodes: int,
+    normalizers: Mapping[str, Normalizer],
 ) -> Iterator[Section]:
     """Actions and states: curves of some episodes, and all steps before and after normalising."""
     standard = source.reader.standard
@@ -162,7 +176,7 @@ def _numbers(
         if not dims:
             continue
         sample = values[frames]
-        normalized = make_normalizer(statistics[field], normalization).normalize(sample)
+        normalized = normalizers[field].normalize(sample)
         found = statistics[field]
         rows = [("", "min", "q01", "mean", "q99", "max", "std", "beyond [-1, 1]")]
         for number, dim in enumerate(dims):
