@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from imagewam_jax.models import imagewam
 from imagewam_jax.models.flow_matching import sampling_schedule
 from tests.goldens import golden
 from tests.models import official
@@ -258,3 +259,12 @@ def test_the_loss_in_bfloat16_is_near_that_in_float32(coordinates):
     loss, _ = official.training_loss(in_bfloat16(policy, coordinates), sample, draws)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, io["loss_total"], rtol=0.03)
+
+
+def test_targets_behind_the_end_of_an_episode_do_not_count():
+    """The mean is over the others alone; there is no loss where there are none."""
+    loss_b = jnp.array([1.0, jnp.nan, 4.0])
+    of_others = imagewam._mean_of_targets(loss_b, jnp.array([False, True, False]))
+    assert of_others == 2.5
+    assert imagewam._mean_of_targets(loss_b, jnp.array([True] * 3)) == 0
+    assert imagewam._mean_of_targets(loss_b[::2], None) == 2.5
