@@ -10,7 +10,7 @@ from jaxtyping import Int32, Int64
 
 from imagewam_jax.data.anchors import frame_anchors, parse_part
 from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.index import DatasetIndex, default_index_dir, open_index
+from imagewam_jax.data.index import META_FILE, DatasetIndex, default_index_dir, open_index
 from imagewam_jax.data.index_builder import build_index
 from imagewam_jax.data.loader import Source
 from imagewam_jax.data.mixtures import MIXTURES, Entry, Mixture, mixture_from_config, shares
@@ -198,7 +198,7 @@ def _open_one(
     index_folder = default_index_dir(folder)
     if section["index_directory"]:  # for datasets that lie where nothing can be written
         index_folder = Path(section["index_directory"]) / spec.name
-    if (index_folder / "meta.json").exists():
+    if (index_folder / META_FILE).exists():
         index = open_index(folder, index_folder)
     else:
         index = build_index(folder, index_folder)

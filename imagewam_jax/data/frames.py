@@ -13,10 +13,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from imagewam_jax.data.errors import BadFrameError, DataError
+from imagewam_jax.data.image_header import PNG_START
 from imagewam_jax.data.index import SplitIndex
 from imagewam_jax.data.registry import Camera
-
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class ShardFiles:
@@ -77,7 +76,7 @@ def decode_frame(
     encoded = files.read(shard, int(column.offset[frame]), int(column.length[frame]))
     if google_crc32c.value(encoded) != column.crc32c[frame]:
         raise _bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
-    kind, decode = ("PNG", _decode_png) if encoded.startswith(PNG) else ("JPEG", _decode_jpeg)
+    kind, decode = ("PNG", _decode_png) if encoded.startswith(PNG_START) else ("JPEG", _decode_jpeg)
     try:
         height, width = decode(encoded, camera, out)
     except (ValueError, OSError, SyntaxError) as error:  # Pillow raises all of these

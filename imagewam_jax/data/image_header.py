@@ -4,12 +4,12 @@ import struct
 
 import simplejpeg
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) of a JPEG or a PNG; None when the bytes are neither."""
-    if data[:8] == _PNG_START:
+    if data.startswith(PNG_START):
         if len(data) < 24 or data[12:16] != b"IHDR":
             return None
         width, height = struct.unpack(">II", data[16:24])
