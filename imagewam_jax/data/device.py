@@ -52,12 +52,12 @@ def prepare_images(
     seeds: what each sample's augmentation is drawn from, the same for all moments; None: there is
     no augmentation. A sample's images depend on its own pixels and seed alone.
     """
-    true_size = None if sizes is None else sizes[:, :, None]
-    found = resize(to_unit_range(images), spec.image_size, true_size)
-    for camera in spec.letterbox:
-        size = None if true_size is None else true_size[:, camera]
-        boxed = letterbox(to_unit_range(images[:, camera]), spec.image_size, size)
-        found = found.at[:, camera].set(boxed)
+    cameras = []
+    for camera in range(images.shape[1]):
+        bring = letterbox if camera in spec.letterbox else resize
+        true_size = None if sizes is None else sizes[:, camera, None]
+        cameras.append(bring(to_unit_range(images[:, camera]), spec.image_size, true_size))
+    found = jnp.stack(cameras, axis=1)
     if spec.augmentation and seeds is not None:
         planes = augment(jnp.moveaxis(found, -1, -3), seeds, AUGMENTATIONS[spec.augmentation])
         found = jnp.moveaxis(planes, -3, -1)
