@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from imagewam_jax.data.bad_frames import BadFrames
 from imagewam_jax.data.dataset import Data
-from imagewam_jax.data.loader import TrainIterator
+from imagewam_jax.data.loader import Source, TrainIterator
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.policies.checkpoint import Checkpoints, check_space, tree_bytes
 from imagewam_jax.policies.config import policy_config
@@ -65,7 +65,8 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
         )
     data = config_data(config)
     trainer = make_trainer(config, policy)
-    batches = train_iterator(config, data)
+    sources = data.sources(config["data"]["train_split"])
+    batches = train_iterator(config, sources)
     if newest is None:
         frozen, about = make_frozen(config, data)
         weights, start = _initial(config["train"]["initial_weights"], policy)
@@ -81,7 +82,7 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
     check_space(workdir, needed, copies=config["train"]["keep_checkpoints"] + 1)
     run = _Run(config, data, trainer, checkpoints, frozen, about)
     writer = MetricsWriter(workdir, first_step=int(state.step))
-    print(_summary(state, data, config))
+    print(_summary(state, sources, config))
     ahead = DeviceBatches(batches, model_keys(data))
     try:
         run.steps(state, ahead, writer, batches.bad_frames)
@@ -269,8 +270,7 @@ def model_keys(data: Data) -> tuple[str, ...]:
     return MODEL_KEYS if data.fills_buffer else (*MODEL_KEYS, "image_size")
 
 
-def _summary(state: TrainState, data: Data, config: Mapping[str, Any]) -> str:
-    sources = data.sources(config["data"]["train_split"])
+def _summary(state: TrainState, sources: Sequence[Source], config: Mapping[str, Any]) -> str:
     anchors = sum(len(source.anchors) for source in sources)
     shares = ", ".join(f"{s.reader.dataset.name} {s.share:.1%}" for s in sources)
     sizes = {

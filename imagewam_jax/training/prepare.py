@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from imagewam_jax.data.dataset import Data, Dataset
 from imagewam_jax.data.dataset_statistics import statistics_by_dataset
 from imagewam_jax.data.device import prepare_images
-from imagewam_jax.data.loader import TrainIterator
+from imagewam_jax.data.loader import Source, TrainIterator
 from imagewam_jax.data.normalization import Normalizer, make_normalizer, stack_normalizers
 from imagewam_jax.data.statistics import statistics_to_json
 from imagewam_jax.data.text import TextTable, bucket_length, open_text_table, text_table
@@ -67,11 +67,11 @@ def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
         ) from error
 
 
-def train_iterator(config: Mapping[str, Any], data: Data) -> TrainIterator:
+def train_iterator(config: Mapping[str, Any], sources: Sequence[Source]) -> TrainIterator:
     """This host's part of the training stream."""
     section = config["data"]
     return TrainIterator(
-        data.sources(section["train_split"]),
+        sources,
         global_batch=config["train"]["batch_size"],
         seed=config["seed"],
         host=jax.process_index(),
