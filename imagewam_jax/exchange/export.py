@@ -33,6 +33,7 @@ from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.policies.checkpoint import Checkpoints, check_space, open_checkpoint
 from imagewam_jax.policies.config import DTYPES, choose
 from imagewam_jax.policies.errors import CheckpointError
+from imagewam_jax.policies.lora import NO_LORA, saved_policy, without_lora
 from imagewam_jax.policies.tree_reader import SavedTree
 
 MAX_SHARD_BYTES = 10 * 10**9
@@ -142,6 +143,9 @@ def plan(
     parts = parts_of(about, trees, where)
     targets = TARGETS[format]
     jobs, absent = [], []
+    lora = NO_LORA  # what these layouts have no place for, and kernels do
+    if "policy" in parts:
+        lora, parts["policy"] = parts["policy"].lora, without_lora(parts["policy"])
     if "backbone" in parts and "expert" in about["config"].get("model", {}):
         absent.append("first weights of the action expert")
     if "policy" in parts and ImageWAMConfig not in targets:
@@ -155,7 +159,9 @@ def plan(
         tree = PARTS[name].tree
         if tree == "params":
             tree = checkpoints.weights(step, weights)
-        saved = SavedTree(checkpoints, step, tree)
+            saved = saved_policy(checkpoints, step, tree, lora)
+        else:
+            saved = SavedTree(checkpoints, step, tree)
         source = _source(saved, name, config, target.layout, dtype, about, f"{where}/{tree}")
         jobs.append(Job(config, target, source))
     if not jobs:
