@@ -144,7 +144,9 @@ class Side:
         return answer
 
     def stop(self) -> None:
+        """Returns when none of its threads runs any more."""
         os.kill(self._process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def go_on(self) -> None:
         os.kill(self._process.pid, signal.SIGCONT)

@@ -14,7 +14,7 @@ from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
 from imagewam_jax.evaluation.simulators.pool import SimulatorWorkerError
 from imagewam_jax.exchange.settable import SETTABLE
 from imagewam_jax.policies.config_file import load_config
-from imagewam_jax.policies.errors import CheckpointError, ConfigError
+from imagewam_jax.policies.errors import CheckpointError, ConfigError, HostsError
 
 CONVERT = """\
 Makes a checkpoint of weights in the layouts of others. A SOURCE is a safetensors file, a folder
@@ -70,6 +70,7 @@ USER_ERRORS = (
     ConfigError,
     ConversionError,
     DataError,
+    HostsError,
     OpenGLUnavailable,
     SimulatorWorkerError,
 )
@@ -83,11 +84,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train",
         help="train a policy on RLDS demonstrations",
         description="Trains a policy. Any field of the config can be changed: "
-        "--config.train.steps=100",
+        "--config.train.steps=100. SIGTERM makes it save and end with exit code 75.",
     )
     train.add_argument("--config", required=True, help="such as configs/quickstart.py")
     train.add_argument("--workdir", required=True, type=Path, help="the folder of the run")
-    train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    train.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint, if any"
+    )
+    hosts = train.add_argument_group(
+        "several hosts", "The same command runs on each; process 0 writes."
+    )
+    hosts.add_argument(
+        "--distributed",
+        action="store_true",
+        help="they find each other: on Cloud TPU, GKE and Slurm",
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="otherwise: where process 0 is")
+    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
     train.set_defaults(run=_train)
     evaluate = verbs.add_parser(
         "evaluate",
@@ -236,9 +250,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = load_config(arguments.config, rest)
+    from imagewam_jax.training import distributed
     from imagewam_jax.training.loop import train
+    from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
 
-    train(config, arguments.workdir, resume=arguments.resume)
+    distributed.initialize(
+        automatic=arguments.distributed,
+        coordinator=arguments.coordinator,
+        processes=arguments.processes,
+        process=arguments.process,
+    )
+    try:
+        train(config, arguments.workdir, resume=arguments.resume)
+    except Preempted as error:
+        print(f"imagewam train: {error}; go on with --resume", file=sys.stderr)
+        return EXIT_STATUS
     return 0
 
 

@@ -2,8 +2,8 @@
 
 Each dataset is one permutation of its anchors per epoch, epoch after epoch; a mixture takes from
 them in a fixed pattern that keeps their shares at every moment. The n-th sample of the stream
-carries index n. Global batch k is samples k*G .. (k+1)*G - 1, and host h of N takes every N-th of
-them from the h-th, so every number of hosts sees the same global batches.
+carries index n. Global batch k is samples k*G .. (k+1)*G - 1, of which each host reads the rows
+that its devices hold, so every number of hosts sees the same global batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,8 +42,9 @@ class Source(NamedTuple):
 class TrainIterator:
     """Endless iterator over this host's part of the training stream, with exact resume.
 
-    Batches are those of `samples.empty_batch` plus `index` int64 [b], the sample's place in the
-    global stream, and `aug_seed` uint32 [b]. Whole batches are read ahead by threads.
+    `rows` of every global batch are that part; all of them, if not given. Batches are those of
+    `samples.empty_batch` plus `index` int64 [b], the sample's place in the global stream, and
+    `aug_seed` uint32 [b]. Whole batches are read ahead by threads.
 
     A sample whose images cannot be read is replaced by that of the dataset's next anchor, counted
     in `bad_frames` and logged; more bad frames than it allows stop the run.
@@ -55,24 +56,21 @@ class TrainIterator:
         *,
         global_batch: int,
         seed: int,
-        host: int = 0,
-        num_hosts: int = 1,
+        rows: Int64[np.ndarray, " b"] | None = None,
         num_threads: int = 4,
         prefetch: int = 8,
         bad_share: float = 0.0,
     ):
         """num_threads batches are read at a time, prefetch batches are held ready. `bad_share`
         of the frames may be bad."""
-        if global_batch < 1 or global_batch % num_hosts:
-            raise DataError(
-                f"a global batch of {global_batch} does not split over {num_hosts} hosts"
-            )
-        if not 0 <= host < num_hosts:
-            raise DataError(f"host {host} of {num_hosts}")
+        if global_batch < 1:
+            raise DataError(f"a global batch of {global_batch} samples")
+        rows = np.arange(global_batch) if rows is None else rows
+        if not len(rows) or rows.min() < 0 or rows.max() >= global_batch:
+            raise DataError(f"rows {rows.tolist()} of a global batch of {global_batch}")
         for source in sources:
             if not len(source.anchors):
                 raise DataError(f"{source.reader.dataset.name}: no anchors to iterate over")
-        rows = np.arange(global_batch // num_hosts)
         sample = sources[0].reader.sample
         # As many as there can be batches on their way.
         buffers = ImageBuffers(images_shape(len(rows), sample), keep=num_threads + prefetch + 2)
@@ -82,12 +80,12 @@ class TrainIterator:
         self._fingerprint = _fingerprint(sources, order, global_batch, seed)
 
         def read(batch_number: int, positions: np.ndarray) -> Batch:
-            index = (batch_number * len(rows) + rows) * num_hosts + host
+            index = batch_number * global_batch + rows
             seeds = augmentation_seeds(seed, index)
-            batch = self._reader.read(positions, seeds, self.bad_frames)
+            batch = self._reader.read(positions[rows], seeds, self.bad_frames)
             return batch | {"index": index, "aug_seed": seeds}
 
-        batches = order[host::num_hosts].batch(len(rows)).map_with_index(read)
+        batches = order.batch(global_batch).map_with_index(read)
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
         self._batches = iter(batches.to_iter_dataset(options))
         self._next_batch = 0

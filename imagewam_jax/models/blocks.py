@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.attention import KV, Attend
 from imagewam_jax.models.layers import GatedMLP, Linear, Modulation, RMSNorm, Rope, modulate, rotate
+from imagewam_jax.models.partitioning import constrain
 
 Heads = Float[Array, "b s n h"]
 Tokens = Float[Array, "b s d"]
@@ -47,6 +48,7 @@ class _Flux2Block(nnx.Module):
 
     def project(self, x: Tokens, condition: tuple[Modulation, ...]) -> tuple[Heads, Heads, Heads]:
         """Normed queries and keys, and values; not yet rotated."""
+        x = constrain(x, "batch", "tokens", None)
         z = modulate(x, condition[0].shift, condition[0].scale)
         return self.q_norm(self.q(z)), self.k_norm(self.k(z)), self.v(z)
 
@@ -83,6 +85,9 @@ class Streams(NamedTuple):
 def attend_streams(q: Heads, k: Heads, v: Heads, streams: Streams) -> tuple[Heads, KV]:
     """Rotates and attends: target to everything, context to itself; also the context's KV."""
     q, k = rotate(q, streams.rope), rotate(k, streams.rope)
+    # Queries stay where their tokens are; every device sees all keys.
+    q = constrain(q, "batch", "tokens", "heads", None)
+    k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
     n, length_b = streams.n_target, streams.context_length_b
     context = KV(k[:, n:], v[:, n:])
     outputs = []
@@ -106,7 +111,8 @@ def action_layer(
 ) -> Tokens:
     """One layer of the action stream, which sees itself and the context."""
     q, k, v = block.project(x, condition)
-    own = KV(rotate(k, rope), v)
+    k, v = (constrain(x, "batch", None, "heads", None) for x in (rotate(k, rope), v))
+    own = KV(k, v)
     length_b = None if context_length_b is None else x.shape[1] + context_length_b
     attended = attend(rotate(q, rope), [own, context], length_b)
     return block.finish(x, attended, condition)

@@ -27,6 +27,8 @@ from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.blocks import Streams, action_layer
 from imagewam_jax.models.flow_matching import FlowConfig, Schedule
 from imagewam_jax.models.layers import Linear, Rope
+from imagewam_jax.models.lora import LoRAConfig, add_lora
+from imagewam_jax.models.partitioning import constrain
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class ImageWAMConfig:
     action_flow: FlowConfig = field(default_factory=FlowConfig)
     target_loss_weight: float = 0.5
     action_loss_weight: float = 1.0
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     coordinate_dtype: str = "float32"
     attention: str = "xla"
     remat: str = "full"
@@ -90,14 +93,17 @@ class Context(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A training batch: actions are normalised; a missing mask means all entries are valid."""
+    """A training batch: actions are normalised; a missing mask means all entries are valid.
+
+    `target_weight` is of each sample's target loss, relative to the others: its mean is 1.
+    """
 
     context: Context
     target: Float[Array, "b h w c"]
     actions: Float[Array, "b s a"]
     action_is_pad: Bool[Array, "b s"] | None = None
     action_dim_is_pad: Bool[Array, "b a"] | None = None
-    target_is_pad: Bool[Array, " b"] | None = None
+    target_weight: Float[Array, " b"] | None = None
 
 
 class Draws(NamedTuple):
@@ -148,6 +154,10 @@ class ImageWAM(nnx.Module):
             )
         )
 
+        if config.lora.rank:
+            for layers in self.backbone.groups:
+                add_lora(layers, config.lora, rngs)
+
     def training_loss(
         self, sample: Sample, draws: Draws
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
@@ -178,7 +188,10 @@ class ImageWAM(nnx.Module):
         action_error = predicted_actions.astype(jnp.float32) - action.velocity
         target_loss_b = jnp.square(target_error).mean((1, 2, 3))
         action_loss_b = _valid_mean(jnp.square(action_error), sample)
-        target_loss = _mean_of_targets(target.weight_b * target_loss_b, sample.target_is_pad)
+        weight_b = target.weight_b
+        if sample.target_weight is not None:
+            weight_b = weight_b * sample.target_weight
+        target_loss = (weight_b * target_loss_b).mean()
         action_loss = (action.weight_b * action_loss_b).mean()
         loss = config.target_loss_weight * target_loss + config.action_loss_weight * action_loss
         return loss, {
@@ -222,6 +235,7 @@ class ImageWAM(nnx.Module):
                 a = self._act_layer(
                     expert_layer, a, a_on, context_kv, rope, streams.context_length_b
                 )
+                x, a = (constrain(x, "batch", "tokens", None) for x in (x, a))
                 return (x, a), None
 
             step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
@@ -407,15 +421,6 @@ def sample_draws(key: Key[Array, ""], sample: Sample) -> Draws:
 
 def _flatten(latent: Float[Array, "b *grid c"]) -> Float[Array, "b n c"]:
     return latent.reshape(latent.shape[0], -1, latent.shape[-1])
-
-
-def _mean_of_targets(
-    loss_b: Float[Array, " b"], is_pad: Bool[Array, " b"] | None
-) -> Float[Array, ""]:
-    """Over the samples whose target image lies in their episode; 0 where none does."""
-    if is_pad is None:
-        return loss_b.mean()
-    return jnp.where(is_pad, 0.0, loss_b).sum() / jnp.maximum((~is_pad).sum(), 1)
 
 
 def _valid_mean(error_bsa: Float[Array, "b s a"], sample: Sample) -> Float[Array, " b"]:

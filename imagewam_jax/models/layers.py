@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from imagewam_jax.models.partitioning import constrain, is_divided
+
 M = TypeVar("M", bound=nnx.Module)
 
 # Uniform in +-1/sqrt(fan_in): what the official code leaves its linear layers at.
@@ -49,6 +51,7 @@ class Linear(nnx.Module):
             else None
         )
         self.n_in = len(in_shape)
+        self.lora: LowRank | None = nnx.data(None)  # see `models.lora`
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         # A product of two matrices: with more axes, the gradient of the kernel is several times
@@ -57,9 +60,25 @@ class Linear(nnx.Module):
         kernel = self.kernel[...]
         outputs, leading = kernel.shape[self.n_in :], x.shape[: x.ndim - self.n_in]
         matrix = kernel.reshape(math.prod(kernel.shape[: self.n_in]), -1)
-        y = x.astype(kernel.dtype).reshape(-1, matrix.shape[0]) @ matrix
+        # The same holds of the input's axes: divided tokens must not be merged with the batch.
+        rows = leading if is_divided("tokens") else (-1,)
+        x = x.astype(kernel.dtype).reshape(*rows, matrix.shape[0])
+        y = x @ matrix if self.lora is None else x @ matrix + self.lora(x)
         y = y.reshape(*leading, *outputs)
         return y if self.bias is None else y + self.bias[...]
+
+
+class LowRank(nnx.Module):
+    """What is added to a kernel `[*inputs, *outputs]`: `scale` times the product of two thin
+    matrices, `a` [*inputs, rank] and `b` [rank, *outputs]."""
+
+    def __init__(self, a: nnx.Param, b: nnx.Param, scale: float):
+        self.a, self.b, self.scale = a, b, scale
+
+    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
+        a, b = self.a[...], self.b[...]
+        rank = a.shape[-1]
+        return self.scale * (x @ a.reshape(-1, rank) @ b.reshape(rank, -1))
 
 
 def layer_norm(x: Float[Array, "... d"], eps: float = 1e-6) -> Float[Array, "... d"]:
@@ -91,8 +110,9 @@ class GatedMLP(nnx.Module):
         self.up = Linear({"embed": dim}, {"mlp": hidden}, rngs=rngs)
         self.out = Linear({"mlp": hidden}, {"embed": dim}, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        return self.out(jax.nn.silu(self.gate(x)) * self.up(x))
+    def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
+        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        return self.out(constrain(hidden, "batch", "tokens", "mlp"))
 
 
 class TimeEmbedding(nnx.Module):

@@ -13,6 +13,7 @@ how to rebuild what is there. A step is complete or absent: Orbax writes it unde
 renames it.
 """
 
+import itertools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
-from imagewam_jax.policies.errors import CheckpointError
+from imagewam_jax.policies.errors import CheckpointError, Unreadable
 
 FORMAT = 3
 JSON_ITEMS = ("about", "data", "tokenizer")
@@ -32,10 +33,18 @@ JSON_ITEMS = ("about", "data", "tokenizer")
 class Checkpoints:
     """The checkpoints of one run, written in the background."""
 
-    def __init__(self, directory: Path | str, *, keep: int | None = 2, read_only: bool = False):
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        keep: int | None = 2,
+        read_only: bool = False,
+        placement: Sharding | None = None,
+    ):
         """Unless it is only read, the folder is made, and what a killed run left half-written in
-        it is removed."""
+        it is removed. `placement` is where arrays are restored to, by default the first device."""
         self.directory = Path(directory).absolute()
+        self._placement = placement or SingleDeviceSharding(jax.local_devices()[0])
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
             create=not read_only,
@@ -50,6 +59,22 @@ class Checkpoints:
     @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Of all complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def set_aside(self, step: int) -> Path:
+        """Renames a checkpoint that cannot be used, so that the run can write its step again;
+        returns where it is then. To be called by one process; the others `reload` after it."""
+        folder = self.directory / str(step)
+        names = (folder.with_name(f"{step}.unreadable{n or ''}") for n in itertools.count())
+        return folder.rename(next(name for name in names if not name.exists()))
+
+    def reload(self) -> None:
+        """Looks again at what is on disk."""
+        self._manager.reload()
 
     def save(
         self,
@@ -91,26 +116,34 @@ class Checkpoints:
         return which or ("ema" if "ema" in self.trees(step) else "params")
 
     def abstract(self, step: int, tree: str) -> dict[str, Any]:
-        """Shapes and dtypes of a tree as it was saved. CheckpointError: it was not."""
+        """Shapes and dtypes of a tree as it was saved.
+
+        CheckpointError: it was not. Unreadable: what says so is damaged.
+        """
         if tree not in self.trees(step):
             raise CheckpointError(
                 f"{self.directory / str(step)}: no {tree!r} in it; it has "
                 f"{sorted(self.trees(step))}"
             )
-        with ocp.StandardCheckpointer() as reader:
-            saved = reader.metadata(self.directory / str(step) / tree).item_metadata.tree
+        folder = self.directory / str(step) / tree
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                saved = reader.metadata(folder).item_metadata.tree
+        except (KeyError, OSError, ValueError) as error:
+            raise Unreadable(f"{folder} cannot be read: {error}") from error
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
 
     def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """The named trees of a step, in the shapes, dtypes and shardings of `abstract`.
 
-        Where it has no sharding, an array goes to the first device, whatever it was saved from.
-        CheckpointError: a tree, or an array of it, is not there, has another shape or cannot be
-        read.
+        Where it has no sharding, an array goes to `placement`, whatever it was saved from.
+        CheckpointError: a tree, or an array of it, is not there or has another shape. Unreadable:
+        it is there and damaged.
         """
-        here = SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here),
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=x.sharding or self._placement
+            ),
             dict(abstract),
         )
         for name, tree in abstract.items():
@@ -120,17 +153,17 @@ class Checkpoints:
             return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
         except Exception as error:  # of several kinds, plain `Exception` among them
             where = f"{self.directory / str(step)}: {', '.join(sorted(abstract))}"
-            raise CheckpointError(f"{where} could not be read: {error}") from error
+            raise Unreadable(f"{where} could not be read: {error}") from error
 
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
-        """`about`, `data` or `tokenizer` of a step. CheckpointError: it is not there, or it is an
-        `about` of another version."""
+        """`about`, `data` or `tokenizer` of a step. Unreadable: it is not there, or damaged.
+        CheckpointError: it is an `about` of another version."""
         where = self.directory / str(step)
         items = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
         try:
             found = self._manager.restore(step, args=items)[name]
         except (KeyError, OSError, ValueError) as error:
-            raise CheckpointError(f"{where}: {name} cannot be read: {error}") from error
+            raise Unreadable(f"{where}: {name} cannot be read: {error}") from error
         if name == "about" and found.get("format") != FORMAT:
             raise CheckpointError(
                 f"{where}: checkpoint format {found.get('format')}, this version reads {FORMAT}"

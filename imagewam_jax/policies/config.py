@@ -10,6 +10,7 @@ from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.flow_matching import FlowConfig
 from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.models.lora import LoRAConfig
 from imagewam_jax.policies.errors import ConfigError
 
 # What numbers can be computed in, as the names in configs.
@@ -23,6 +24,7 @@ def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
         "expert": from_fields(ActionExpertConfig, model["expert"], "model.expert"),
         "target_flow": from_fields(FlowConfig, model["target_flow"], "model.target_flow"),
         "action_flow": from_fields(FlowConfig, model["action_flow"], "model.action_flow"),
+        "lora": from_fields(LoRAConfig, model.get("lora", {}), "model.lora"),
     }
     config = from_fields(ImageWAMConfig, {**model, **parts}, "model")
     choose(DTYPES, config.coordinate_dtype, "model.coordinate_dtype")

@@ -56,6 +56,7 @@ def defaults() -> ConfigDict:
                 "action_flow": {"train_shift": 5.0, "sample_shift": 5.0},
                 "target_loss_weight": 0.5,
                 "action_loss_weight": 1.0,
+                "lora": {"rank": 0, "alpha": 0.0},  # of the backbone, which is frozen then
                 "coordinate_dtype": "float32",  # bfloat16 repeats the official code's rounding
                 "attention": "xla",
                 "remat": "full",
@@ -65,6 +66,8 @@ def defaults() -> ConfigDict:
                 "initial_weights": "",  # a checkpoint to start from, converted or trained
                 "steps": 10_000,
                 "batch_size": 80,  # over all hosts
+                "accumulate": 1,  # parts of a batch that run one after another
+                "frozen": (),  # parts of the policy that stay as they are: "backbone", ...
                 "compute_dtype": "bfloat16",  # master weights are always float32
                 "log_every": 20,
                 "validate_every": 500,  # 0: never
@@ -72,6 +75,13 @@ def defaults() -> ConfigDict:
                 "mask_padded_targets": False,  # no target loss beyond the end of an episode
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,
+            },
+            "mesh": {  # how many devices share what: training.sharding; -1: what is left of them
+                "data": 1,
+                "fsdp": -1,
+                "tensor": 1,
+                "context": 1,
+                "slices": 1,  # of a multi-slice pod
             },
             "optimizer": {
                 "learning_rate": 1e-4,
@@ -82,7 +92,7 @@ def defaults() -> ConfigDict:
                 "eps": 1e-8,
                 "weight_decay": 0.01,
                 "clip_norm": 1.0,
-                "ema_decay": 0.999,
+                "ema_decay": 0.999,  # of the moving average; 0: none
             },
             "acting": {
                 "euler_steps": 10,

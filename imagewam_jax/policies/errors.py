@@ -11,3 +11,11 @@ class MissingWeights(ConfigError):
 
 class CheckpointError(Exception):
     """A checkpoint is missing, of something else, or cannot be written."""
+
+
+class Unreadable(CheckpointError):
+    """A checkpoint that is there is damaged."""
+
+
+class HostsError(Exception):
+    """Processes that train together lost one of them."""

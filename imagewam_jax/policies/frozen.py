@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from imagewam_jax.data.device import REFERENCES, ImageSpec, prepare_images
 from imagewam_jax.data.errors import DataError
@@ -94,10 +95,10 @@ def make_sample(
     batch: Mapping[str, Array],
     *,
     augment: bool = False,
-    mask_padded_targets: bool = False,
 ) -> Sample:
     """A training sample from a batch of the loader; without `image_size` all images fill their
-    buffer. The target is the first camera's future, or that of the whole mosaic."""
+    buffer, without `target_weight` (see `target_weights`) all targets count. The target is the
+    first camera's future, or that of the whole mosaic."""
     seeds = batch["aug_seed"] if augment and spec.augmentation else None
     latents = encode_images(frozen, spec, batch["images"], batch.get("image_size"), seeds)
     action_dim_is_pad = ~batch["action_dim_mask"]
@@ -110,8 +111,14 @@ def make_sample(
         actions=zero_missing_dims(actions, action_dim_is_pad[:, None]),
         action_is_pad=batch["action_is_pad"],
         action_dim_is_pad=action_dim_is_pad,
-        target_is_pad=batch["target_is_pad"] if mask_padded_targets else None,
+        target_weight=batch.get("target_weight"),
     )
+
+
+def target_weights(is_pad: Bool[Array, " b"]) -> Float[Array, " b"]:
+    """1 for targets within their episode and 0 behind it, over the mean of these (if not 0)."""
+    valid = (~is_pad).astype(jnp.float32)
+    return valid / jnp.maximum(valid.mean(), 1 / valid.size)
 
 
 def frozen_trees(frozen: Frozen) -> dict[str, dict[str, Any]]:

@@ -31,8 +31,10 @@ class Initial(NamedTuple):
     provenance: dict[str, Any]
 
 
-def initial_weights(path: Path | str, policy: ImageWAMConfig) -> Initial:
-    """The parameters of a checkpoint for a policy.
+def initial_weights(
+    path: Path | str, policy: ImageWAMConfig, abstract: Params | None = None
+) -> Initial:
+    """The parameters of a checkpoint for a policy, laid out as `abstract` says, if it is given.
 
     Those of a training run are its moving average. CheckpointError: an array of it is not one of
     the policy's, it is of another backbone, or it lacks more than `FRESH`.
@@ -41,7 +43,7 @@ def initial_weights(path: Path | str, policy: ImageWAMConfig) -> Initial:
     with contextlib.closing(checkpoints):
         about = checkpoints.restore_json(step, "about")
         tree = checkpoints.weights(step)
-        wanted = flatten(abstract_params(policy))
+        wanted = flatten(abstract or abstract_params(policy))
         saved = flatten(checkpoints.abstract(step, tree))
         differences = _differences(about["config"], policy, path)
         random = _random(saved, wanted, path)

@@ -31,6 +31,17 @@ def abstract_params(config: ImageWAMConfig) -> Params:
     return jax.eval_shape(lambda: initial_params(config, 0))
 
 
+def parameter_axes(config: ImageWAMConfig) -> Params:
+    """The logical names of the axes of each parameter, in their places."""
+
+    def named(node):
+        if isinstance(node, nnx.Variable):
+            return node.get_metadata("axes")
+        return {str(key): named(value) for key, value in node.items()}
+
+    return named(nnx.state(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))))
+
+
 def policy_builder(config: ImageWAMConfig) -> Callable[[Params], ImageWAM]:
     """A function from parameters to the module that computes with them."""
     graph, abstract = nnx.split(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0))))

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,12 +14,18 @@ from imagewam_jax.data.samples import Batch
 class DeviceBatches:
     """The batches of a stream, of which a thread puts the next ones on the device.
 
-    Only `keys` of them are; `ahead` batches wait there. The state is that of the batches that were
-    taken, whatever was read ahead.
+    `put` does that; `ahead` batches wait there. The state is that of the batches that were taken,
+    whatever was read ahead.
     """
 
-    def __init__(self, batches: TrainIterator, keys: tuple[str, ...], *, ahead: int = 2):
-        self._batches, self._keys = batches, keys
+    def __init__(
+        self,
+        batches: TrainIterator,
+        put: Callable[[Batch], Mapping[str, jax.Array]],
+        *,
+        ahead: int = 2,
+    ):
+        self._batches, self._put = batches, put
         self._next_batch = batches.get_state()["next_batch"]
         self._ready: queue.Queue[Mapping[str, jax.Array] | BaseException] = queue.Queue(ahead)
         self._stopping = threading.Event()
@@ -56,10 +62,7 @@ class DeviceBatches:
     def _fill(self) -> None:
         try:
             while not self._stopping.is_set():
-                self._ready.put(self._on_device(next(self._batches)))
+                # Complete when it is taken, so that waiting for data is seen where it happens.
+                self._ready.put(jax.block_until_ready(self._put(next(self._batches))))
         except BaseException as error:
             self._ready.put(error)
-
-    def _on_device(self, batch: Batch) -> Mapping[str, jax.Array]:
-        # Complete when it is taken, so that waiting for data is seen where it happens.
-        return jax.block_until_ready(jax.device_put({key: batch[key] for key in self._keys}))

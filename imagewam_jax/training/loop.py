@@ -4,10 +4,13 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -19,71 +22,78 @@ from imagewam_jax.policies.checkpoint import Checkpoints, check_space, tree_byte
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.errors import CheckpointError
-from imagewam_jax.policies.frozen import Frozen, frozen_trees, restore_frozen
+from imagewam_jax.policies.frozen import Frozen
 from imagewam_jax.policies.initial import initial_weights
-from imagewam_jax.policies.parameters import Params
+from imagewam_jax.policies.parameters import Params, abstract_params
 from imagewam_jax.training.device_batches import DeviceBatches
-from imagewam_jax.training.metrics import MetricsWriter
-from imagewam_jax.training.prepare import (
-    check_fits,
-    make_frozen,
-    train_iterator,
+from imagewam_jax.training.distributed import first_alone, from_first, is_first, replicate
+from imagewam_jax.training.metrics import MetricsWriter, NoMetrics
+from imagewam_jax.training.preemption import Notice, Preempted
+from imagewam_jax.training.prepare import check_fits, make_frozen, train_iterator
+from imagewam_jax.training.resume import resume as resume_run
+from imagewam_jax.training.resume import save
+from imagewam_jax.training.sharding import (
+    batch_rows,
+    make_mesh,
+    param_shardings,
+    put_batch,
+    replicated,
+    with_shardings,
 )
-from imagewam_jax.training.step import Metrics, Trainer, TrainState, make_trainer
-
-# What a run may change about itself when it resumes: nothing that its numbers depend on.
-RESUMABLE = {
-    "train": {
-        "log_every",
-        "validate_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-        "initial_weights",
-    },
-    "data": {"directory", "index_directory", "threads", "prefetch", "bad_frames"},
-    "text": {"weights", "table"},
-    "autoencoder": {"weights"},
-}
+from imagewam_jax.training.state import TrainState, whole_policy
+from imagewam_jax.training.step import Metrics, Trainer, make_trainer
 
 
 def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> Path:
     """Trains to the config's last step; returns the folder of checkpoints.
 
-    `resume` continues from the newest checkpoint and repeats exactly what an uninterrupted run
-    would have done. Everything that can be wrong with config, data, disk or the folder is an
-    error before the first step.
+    `resume` continues from the newest checkpoint that can be read and repeats exactly what an
+    uninterrupted run would have done; where there is none, the run begins. Everything that can be
+    wrong with config, devices, data, disk or the folder is an error before the first step.
+    Preempted: the run was told to stop, and saved where it is.
     """
     workdir = Path(workdir)
     config = json.loads(config.to_json())
     policy = policy_config(config["model"])
     check_fits(config, policy)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config["train"]["keep_checkpoints"])
-    newest = checkpoints.latest_step
-    if newest is not None and not resume:
+    mesh = make_mesh(config["mesh"])
+    rows = batch_rows(mesh, config["train"]["batch_size"], config["train"]["accumulate"])
+    trainer = make_trainer(config, policy, mesh)
+    everywhere = replicated(mesh)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", keep=config["train"]["keep_checkpoints"], placement=everywhere
+    )
+    if checkpoints.steps and not resume:
         raise CheckpointError(
-            f"{workdir} has checkpoints up to step {newest}: resume it or choose another folder"
+            f"{workdir} has checkpoints up to step {checkpoints.steps[-1]}: resume it or choose "
+            "another folder"
         )
-    data = config_data(config)
-    trainer = make_trainer(config, policy)
-    sources = data.sources(config["data"]["train_split"])
-    batches = train_iterator(config, sources)
-    if newest is None:
-        frozen, about = make_frozen(config, data)
-        weights, start = _initial(config["train"]["initial_weights"], policy)
-        about = {"config": config, **about, **start}
-        state = jax.jit(trainer.init, donate_argnums=1)(config["seed"], weights)
-        del weights  # or it would stay in memory for as long as the run
+    resumed = resume_run(checkpoints, trainer, config)
+    with first_alone("preparing the data"):
+        data = config_data(config)
+        sources = data.sources(config["data"]["train_split"])
+        made = None if resumed else make_frozen(config, data)
+    batches = train_iterator(config, sources, rows)
+    if resumed:
+        _, state, frozen, about, position = resumed
+        batches.set_state(position)
     else:
-        about = checkpoints.restore_json(newest, "about")
-        check_same(about["config"], config, workdir)
-        state, frozen = restore(checkpoints, newest, trainer, about)
-        batches.set_state(checkpoints.restore_json(newest, "data"))
+        frozen, about = made
+        frozen = replicate(from_first(frozen), everywhere)
+        weights, start = _initial(config["train"]["initial_weights"], policy, mesh)
+        about = {"config": config, **about, **start}
+        init = jax.jit(trainer.init, donate_argnums=1, out_shardings=trainer.shardings)
+        state = init(config["seed"], weights)
+        del weights  # or it would stay in memory for as long as the run
     needed = tree_bytes((state, frozen))
     check_space(workdir, needed, copies=config["train"]["keep_checkpoints"] + 1)
-    run = _Run(config, data, trainer, checkpoints, frozen, about)
-    writer = MetricsWriter(workdir, first_step=int(state.step))
-    print(_summary(state, sources, config))
-    ahead = DeviceBatches(batches, model_keys(data))
+    put = partial(_put, mesh, model_keys(data), rows, config["train"]["batch_size"])
+    validation = [put(batch) for batch in _validation_batches(config, data, rows)]
+    run = _Run(config["train"], trainer, checkpoints, frozen, about, validation)
+    writer = MetricsWriter(workdir, first_step=int(state.step)) if is_first() else NoMetrics()
+    if is_first():
+        print(_summary(state, sources, config, mesh))
+    ahead = DeviceBatches(batches, put)
     try:
         run.steps(state, ahead, writer, batches.bad_frames)
     finally:
@@ -93,14 +103,21 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
     return checkpoints.directory
 
 
-def _initial(path: str, policy: ImageWAMConfig) -> tuple[Params, dict[str, Any]]:
+def _initial(path: str, policy: ImageWAMConfig, mesh: Mesh) -> tuple[Params, dict[str, Any]]:
     """What training starts from, and what a checkpoint says about it."""
     if not path:
         return {}, {}
-    initial = initial_weights(path, policy)
+    abstract = with_shardings(abstract_params(policy), param_shardings(mesh, policy))
+    initial = initial_weights(path, policy, abstract)
     random = f", at random: {', '.join(initial.random)}" if initial.random else ""
-    print("; ".join([f"starts from {path}{random}", *initial.differences]))
+    if is_first():
+        print("; ".join([f"starts from {path}{random}", *initial.differences]))
     return initial.params, {"initial_weights": initial.provenance}
+
+
+def _put(mesh, keys, rows, global_batch, batch) -> dict[str, jax.Array]:
+    """On the devices, what the train step takes of a batch."""
+    return put_batch(mesh, {key: batch[key] for key in keys}, rows, global_batch)
 
 
 class _Run:
@@ -109,67 +126,77 @@ class _Run:
     def __init__(
         self,
         config: Mapping[str, Any],
-        data: Data,
         trainer: Trainer,
         checkpoints: Checkpoints,
         frozen: Frozen,
         about: Mapping[str, Any],
+        validation: Sequence[Mapping[str, jax.Array]],
     ):
-        self.config, self.trainer = config["train"], trainer
+        self.config, self.validation = config, validation
         self.checkpoints, self.frozen, self.about = checkpoints, frozen, about
-        self.step = jax.jit(trainer.step, donate_argnums=0)
-        self.validate = jax.jit(trainer.validate)
-        self.validation = _validation_batches(config, data)
+        results = trainer.shardings, trainer.shardings.step  # metrics, like the step, everywhere
+        self.step = jax.jit(trainer.step, donate_argnums=0, out_shardings=results)
+        self.validate = jax.jit(trainer.validate, out_shardings=trainer.shardings.step)
 
     def steps(
         self,
         state: TrainState,
         batches: DeviceBatches,
-        writer: MetricsWriter,
+        writer: MetricsWriter | NoMetrics,
         bad_frames: BadFrames,
     ) -> None:
         config, first = self.config, int(state.step)
         window, running = _Window(config["batch_size"]), None
-        bar = tqdm(range(first, config["steps"]), initial=first, total=config["steps"], unit="step")
-        for number in bar:
-            with window.waiting():
-                batch = next(batches)
-            state, metrics = self.step(state, batch, self.frozen)
-            # One step runs while the next is prepared; no more, or times would mean nothing.
-            jax.block_until_ready(running)
-            running = metrics
-            window.rows.append(metrics)
-            done = number + 1
-            last = done == config["steps"]
-            if done % config["log_every"] == 0 or last:
-                extra = window.speed() | {"bad_frames": len(bad_frames)}
-                writer.write("train", done, window.rows, extra)
-                shown = ("target_loss", "action_loss", "samples_per_second")
-                bar.set_postfix({k: f"{v:.3g}" for k, v in writer.latest.items() if k in shown})
-                window = _Window(config["batch_size"])
-            if self.validation and (done % config["validate_every"] == 0 or last):
-                with window.paused():
-                    writer.write("validation", done, self.validation_losses(state))
-            if done % config["checkpoint_every"] == 0 or last:
-                with window.paused():
-                    self.save(state, done, batches.get_state())
+        bar = tqdm(
+            range(first, config["steps"]),
+            initial=first,
+            total=config["steps"],
+            unit="step",
+            disable=not is_first(),
+        )
+        with Notice() as notice:
+            for number in bar:
+                with window.waiting():
+                    batch = next(batches)
+                state, metrics = self.step(state, batch, self.frozen)
+                # One step runs while the next is prepared; no more, or times would mean nothing.
+                jax.block_until_ready(running)
+                running = metrics
+                window.rows.append(metrics)
+                done = number + 1
+                last = done == config["steps"]
+                stop = notice.stops_after(done) and not last
+                if done % config["log_every"] == 0 or last or stop:
+                    extra = window.speed() | {"bad_frames": len(bad_frames)}
+                    writer.write("train", done, window.rows, extra)
+                    shown = ("target_loss", "action_loss", "samples_per_second")
+                    bar.set_postfix({k: f"{v:.3g}" for k, v in writer.latest.items() if k in shown})
+                    window = _Window(config["batch_size"])
+                if self.validation and (done % config["validate_every"] == 0 or last):
+                    with window.paused():
+                        writer.write("validation", done, self.validation_losses(state))
+                if done % config["checkpoint_every"] == 0 or last or stop:
+                    with window.paused():
+                        save(
+                            self.checkpoints,
+                            done,
+                            state,
+                            self.frozen,
+                            self.about,
+                            batches.get_state(),
+                        )
+                if stop:
+                    self.checkpoints.wait()
+                    raise Preempted(f"told to stop, saved after step {done} of {config['steps']}")
         self.checkpoints.wait()
 
     def validation_losses(self, state: TrainState) -> list[Metrics]:
         """Of the averaged weights, on each batch of held-out samples."""
+        params = whole_policy(state, average=True)
         return [
-            self.validate(state.ema, batch, self.frozen, number)
+            self.validate(params, batch, self.frozen, number)
             for number, batch in enumerate(self.validation)
         ]
-
-    def save(self, state: TrainState, step: int, data: Mapping[str, Any]) -> None:
-        trees = {
-            "params": state.params,
-            "ema": state.ema,
-            "optimizer": state.optimizer,
-            **frozen_trees(self.frozen),
-        }
-        self.checkpoints.save(step, trees, self.about, data)
 
 
 class _Window:
@@ -202,53 +229,21 @@ class _Window:
         }
 
 
-def restore(
-    checkpoints: Checkpoints, step: int, trainer: Trainer, about: Mapping[str, Any]
-) -> tuple[TrainState, Frozen]:
-    """State and frozen parts as they were saved."""
-    abstract = jax.eval_shape(trainer.init, 0, {})
-    trees = checkpoints.restore(
-        step,
-        {
-            "params": abstract.params,
-            "ema": abstract.ema,
-            "optimizer": abstract.optimizer,
-        },
-    )
-    frozen = restore_frozen(checkpoints, step, about["config"]["autoencoder"])
-    return TrainState(step=jax.numpy.asarray(step, jax.numpy.int32), **trees), frozen
-
-
-def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """CheckpointError, naming each field, unless a run's numbers stay what they were."""
-    saved, now = _fixed(saved), _fixed(now)
-    changed = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
-    if changed:
-        details = "; ".join(f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in changed)
-        raise CheckpointError(f"{where}: the checkpoint is of another config ({details})")
-
-
-def _fixed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _fixed(value, f"{prefix}{key}.")
-        elif key not in RESUMABLE.get(prefix.rstrip("."), ()):
-            flat[prefix + key] = value
-    return flat
-
-
-def _validation_batches(config: Mapping[str, Any], data: Data) -> list[dict[str, Any]]:
-    """Held-out samples in full batches, mixed as in training."""
+def _validation_batches(
+    config: Mapping[str, Any], data: Data, rows: np.ndarray
+) -> list[dict[str, Any]]:
+    """This host's part of held-out samples in full batches, mixed as in training."""
     size, section = config["train"]["batch_size"], config["data"]
     count = config["train"]["validation_samples"] // size
     if not config["train"]["validate_every"] or not count:
         return []
     sources = data.sources(section["eval_split"])
-    stream = TrainIterator(sources, global_batch=size, seed=0, bad_share=section["bad_frames"])
+    stream = TrainIterator(
+        sources, global_batch=size, rows=rows, seed=0, bad_share=section["bad_frames"]
+    )
     batches = [next(stream) for _ in range(count)]
     stream.close()
-    return [{key: batch[key] for key in model_keys(data)} for batch in batches]
+    return batches
 
 
 # What the train step takes of a batch; the rest says where samples come from.
@@ -270,16 +265,23 @@ def model_keys(data: Data) -> tuple[str, ...]:
     return MODEL_KEYS if data.fills_buffer else (*MODEL_KEYS, "image_size")
 
 
-def _summary(state: TrainState, sources: Sequence[Source], config: Mapping[str, Any]) -> str:
+def _summary(
+    state: TrainState, sources: Sequence[Source], config: Mapping[str, Any], mesh: Mesh
+) -> str:
     anchors = sum(len(source.anchors) for source in sources)
     shares = ", ".join(f"{s.reader.dataset.name} {s.share:.1%}" for s in sources)
     sizes = {
-        name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()
+        name: sum(x.size for x in jax.tree.leaves(tree))
+        for name, tree in whole_policy(state).items()
     }
     parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    fixed = sum(x.size for x in jax.tree.leaves(state.fixed))
+    frozen = f", of which {fixed:,} are frozen" if fixed else ""
+    shared = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     epochs = config["train"]["steps"] * config["train"]["batch_size"] / anchors
     return (
-        f"parameters: {sum(sizes.values()):,} ({parts})\n"
+        f"parameters: {sum(sizes.values()):,} ({parts}){frozen}\n"
         f"data: {anchors:,} samples, {epochs:.1f} epochs of them ({shares}); "
         f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}"
+        f"{f' ({shared})' if shared else ''}"
     )

@@ -4,12 +4,25 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
 
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 from imagewam_jax.training.tensorboard import EventFile
+
+
+class NoMetrics:
+    """In place of a `MetricsWriter` on all hosts but the first."""
+
+    latest: Mapping[str, float] = MappingProxyType({})
+
+    def write(self, *_) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class MetricsWriter:

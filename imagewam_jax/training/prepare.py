@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from imagewam_jax.data.dataset import Data, Dataset
 from imagewam_jax.data.dataset_statistics import statistics_by_dataset
@@ -43,7 +43,14 @@ FIT_BATCH = 100  # of these in memory as they are stored
 def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
     """ConfigError, or DataError, unless counts are counts and the policy can take the images."""
     train = config["train"]
-    for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+    for name in (
+        "steps",
+        "batch_size",
+        "accumulate",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ):
         if train[name] < 1:
             raise ConfigError(f"train.{name} is {train[name]}, expected at least 1")
     autoencoder = jax.eval_shape(lambda: new_autoencoder(config["autoencoder"]))
@@ -67,15 +74,16 @@ def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
         ) from error
 
 
-def train_iterator(config: Mapping[str, Any], sources: Sequence[Source]) -> TrainIterator:
-    """This host's part of the training stream."""
+def train_iterator(
+    config: Mapping[str, Any], sources: Sequence[Source], rows: Int64[np.ndarray, " rows"]
+) -> TrainIterator:
+    """This host's part of the training stream: `rows` of each global batch."""
     section = config["data"]
     return TrainIterator(
         sources,
         global_batch=config["train"]["batch_size"],
         seed=config["seed"],
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
+        rows=rows,
         num_threads=section["threads"],
         prefetch=section["prefetch"],
         bad_share=section["bad_frames"],

@@ -6,86 +6,144 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
-from imagewam_jax.models.imagewam import ImageWAMConfig, sample_draws
+from imagewam_jax.models.imagewam import Draws, ImageWAMConfig, sample_draws
+from imagewam_jax.models.partitioning import constrain, partitioned
 from imagewam_jax.policies.config import DTYPES, choose
-from imagewam_jax.policies.frozen import Frozen, image_spec, make_sample
+from imagewam_jax.policies.frozen import Frozen, image_spec, make_sample, target_weights
 from imagewam_jax.policies.initial import overlay
 from imagewam_jax.policies.parameters import Params, initial_params, policy_builder
 from imagewam_jax.training.optimizer import learning_rate, make_optimizer, update_ema
+from imagewam_jax.training.sharding import RULES, optimizer_shardings, param_shardings, replicated
+from imagewam_jax.training.state import TrainState, cast, joined, parted, trained_paths
 
+Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 
 
-class TrainState(NamedTuple):
-    """Everything that changes; float32 master weights."""
-
-    step: Int[Array, ""]
-    params: Params
-    ema: Params
-    optimizer: optax.OptState
-
-
 class Trainer(NamedTuple):
-    """The pure functions of a run.
+    """The functions of a run, to be jitted, and where their results lie.
 
     `init(seed, weights)` makes a state; `weights` takes the place of those random parameters that
-    it has. `step(state, batch, frozen)` the next one and its metrics,
-    `validate(params, batch, frozen, number)` the losses of parameters on a batch.
+    it has. `step(state, batch, frozen)` makes the next one and its metrics,
+    `validate(params, batch, frozen, number)` the losses of all parameters of a policy on a batch.
+    `shardings` are of a state.
     """
 
     init: Callable[[int, Params], TrainState]
-    step: Callable[[TrainState, Mapping[str, Array], Frozen], tuple[TrainState, Metrics]]
-    validate: Callable[[Params, Mapping[str, Array], Frozen, int], Metrics]
+    step: Callable[[TrainState, Batch, Frozen], tuple[TrainState, Metrics]]
+    validate: Callable[[Params, Batch, Frozen, int], Metrics]
+    shardings: TrainState
 
 
-def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig) -> Trainer:
-    """The functions for a config; `policy` is its `model` section. All are to be jitted."""
-    steps = config["train"]["steps"]
-    optimizer = make_optimizer(config["optimizer"], steps)
-    rate = learning_rate(config["optimizer"], steps)
+def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig, mesh: Mesh) -> Trainer:
+    """The functions for a config on a mesh; `policy` is its `model` section.
+
+    ConfigError: the mesh cannot divide the policy, or what is frozen is no part of it.
+    """
+    steps, section = config["train"]["steps"], config["optimizer"]
+    optimizer, rate = make_optimizer(section, steps), learning_rate(section, steps)
     dtype = choose(DTYPES, config["train"]["compute_dtype"], "train.compute_dtype")
-    spec, seed = image_spec(config["data"]), config["seed"]
+    spec, seed, parts = image_spec(config["data"]), config["seed"], config["train"]["accumulate"]
     masked = config["train"]["mask_padded_targets"]
+    trained = trained_paths(policy, config["train"]["frozen"])
+    shardings, fixed_shardings = parted(param_shardings(mesh, policy), trained)
     rebuild = policy_builder(policy)
 
-    def loss(params, sample, draws):
+    def loss(params: Params, fixed: Params, frozen: Frozen, batch: Batch, draws: Draws, augment):
         # Cast before anything else, so that what is sent between devices is of this dtype.
-        model = rebuild(jax.tree.map(lambda p: p.astype(dtype), params))
+        model = rebuild(joined(cast(fixed, dtype), cast(params, dtype)))
+        sample = make_sample(frozen, spec, batch, augment=augment)
         return model.training_loss(sample, draws)
 
-    def init(seed: int, weights: Params) -> TrainState:
-        params = overlay(initial_params(policy, seed), weights)
-        return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    def complete(frozen: Frozen, batch: Batch, key: Array) -> tuple[Batch, Draws]:
+        """What a whole batch decides, whatever parts it runs in."""
+        if masked:
+            batch = {**batch, "target_weight": target_weights(batch["target_is_pad"])}
+        shapes = jax.eval_shape(lambda: make_sample(frozen, spec, batch))
+        draws = sample_draws(key, shapes)
+        return jax.tree.map(_by_sample, (batch, draws))
 
-    def step(state: TrainState, batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
-        sample = make_sample(frozen, spec, batch, augment=True, mask_padded_targets=masked)
-        draws = sample_draws(jax.random.fold_in(jax.random.key(seed), state.step), sample)
-        (total, parts), grads = jax.value_and_grad(loss, has_aux=True)(state.params, sample, draws)
+    def gradients(state: TrainState, frozen: Frozen, batch: Batch, draws: Draws):
+        def of(batch, draws):
+            losses = jax.value_and_grad(loss, has_aux=True)
+            (total, parts), grads = losses(state.params, state.fixed, frozen, batch, draws, True)
+            grads = jax.lax.with_sharding_constraint(grads, shardings)
+            return _scalars(total, parts), grads
+
+        if parts == 1:
+            return of(batch, draws)
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, of(*part)), None
+
+        # Every `parts`-th sample, so that each part is spread over the devices as the batch is.
+        split = jax.tree.map(
+            lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
+            (batch, draws),
+        )
+        first = jax.tree.map(lambda x: x[0], split)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, *first))
+        sums, _ = jax.lax.scan(add, zeros, split)
+        return jax.tree.map(lambda x: x / parts, sums)
+
+    def init(seed: int, weights: Params) -> TrainState:
+        params, fixed = parted(overlay(initial_params(policy, seed), weights), trained)
+        ema = params if section["ema_decay"] else None
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, cast(fixed, dtype), ema, optimizer.init(params)
+        )
+
+    def step(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
+        with partitioned(mesh, RULES):
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
+            losses, grads = gradients(state, frozen, *complete(frozen, batch, key))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = update_ema(state.ema, params, state.step, config["optimizer"]["ema_decay"])
+        ema = state.ema
+        if ema is not None:
+            ema = update_ema(ema, params, state.step, section["ema_decay"])
         metrics = {
-            "loss": total,
-            "target_loss": parts["target_loss"],
-            "action_loss": parts["action_loss"],
+            **losses,
             "grad_norm": optax.tree.norm(grads),
-            "grad_norm_backbone": optax.tree.norm(grads["backbone"]),
-            "grad_norm_expert": optax.tree.norm(grads["expert"]),
+            "grad_norm_backbone": optax.tree.norm(grads.get("backbone", {})),
+            "grad_norm_expert": optax.tree.norm(grads.get("expert", {})),
             "learning_rate": rate(state.step),
         }
-        return TrainState(state.step + 1, params, ema, optimizer_state), metrics
+        state = TrainState(state.step + 1, params, state.fixed, ema, optimizer_state)
+        return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-    def validate(params: Params, batch, frozen: Frozen, number: int) -> Metrics:
+    def validate(params: Params, batch: Batch, frozen: Frozen, number: int) -> Metrics:
         # The draws depend on the batch alone, so that curves over training are smooth.
-        sample = make_sample(frozen, spec, batch, mask_padded_targets=masked)
-        draws = sample_draws(jax.random.key(number), sample)
-        total, parts = loss(params, sample, draws)
-        return {
-            "loss": total,
-            "target_loss": parts["target_loss"],
-            "action_loss": parts["action_loss"],
-        }
+        with partitioned(mesh, RULES):
+            batch, draws = complete(frozen, batch, jax.random.key(number))
+            return _scalars(*loss(params, {}, frozen, batch, draws, False))
 
-    return Trainer(init, step, validate)
+    return Trainer(
+        init,
+        step,
+        validate,
+        TrainState(
+            step=replicated(mesh),
+            params=shardings,
+            fixed=fixed_shardings,
+            ema=shardings if section["ema_decay"] else None,
+            optimizer=optimizer_shardings(
+                mesh, optimizer, jax.eval_shape(init, 0, {}).params, shardings
+            ),
+        ),
+    )
+
+
+def _scalars(total: Array, parts: Mapping[str, Array]) -> Metrics:
+    return {
+        "loss": total,
+        "target_loss": parts["target_loss"],
+        "action_loss": parts["action_loss"],
+    }
+
+
+def _by_sample(x: Array) -> Array:
+    return constrain(x, "batch", *(None,) * (x.ndim - 1))

@@ -101,11 +101,17 @@ def test_the_seed_changes_the_order(split, make):
     assert (one["aug_seed"] != other["aug_seed"]).all()
 
 
+def rows_of(host, num_hosts):
+    """What a host reads of each global batch, where hosts share it equally."""
+    each = GLOBAL_BATCH // num_hosts
+    return np.arange(host * each, (host + 1) * each)
+
+
 def global_batches(make, num_hosts, count, start=None):
     """Each global batch as {index: (aug_seed, episode, step, actions)}, gathered over the hosts."""
     hosts = []
     for host in range(num_hosts):
-        iterator = make(host=host, num_hosts=num_hosts)
+        iterator = make(rows=rows_of(host, num_hosts))
         if start:
             iterator.set_state(start)
         hosts.append(take(iterator, count))
@@ -149,7 +155,7 @@ def test_an_iterator_can_go_back(make):
 
 
 def test_resume_on_another_number_of_hosts_is_exact(make):
-    state = make(host=1, num_hosts=4).get_state() | {"next_batch": 5}
+    state = make(rows=rows_of(1, 4)).get_state() | {"next_batch": 5}
     assert global_batches(make, 2, 4, start=state) == global_batches(make, 1, 9)[5:]
 
 
@@ -220,9 +226,10 @@ def test_allowed_bad_frames_are_replaced_by_the_next_counted_and_logged(
             assert frames(one, split)[row] == wanted
     assert replaced >= 4
     assert_batches_equal(take(make(bad, bad_share=0.02), count), found)
-    hosts = [take(make(bad, bad_share=0.02, host=h, num_hosts=2), count) for h in range(2)]
-    for row, index in enumerate(found[7]["index"]):
-        part, place = hosts[index % 2][7], row // 2
+    rows = np.arange(GLOBAL_BATCH)  # of which hosts need not hold neighbours
+    hosts = [take(make(bad, bad_share=0.02, rows=rows[h::2]), count) for h in range(2)]
+    for row in rows:
+        part, place = hosts[row % 2][7], row // 2
         np.testing.assert_array_equal(part["images"][place], found[7]["images"][row])
 
 
@@ -278,20 +285,22 @@ def test_a_mixture_on_any_number_of_hosts_and_after_a_resume(source, make, num_h
         return make(*mixed(source, (100, 138, 7), (0.2, 0.7, 0.1)), **options)
 
     whole = take(stream(), 12)
-    state = json.loads(json.dumps(stream(host=1, num_hosts=8).get_state())) | {"next_batch": 5}
+    state = json.loads(json.dumps(stream(rows=rows_of(1, 8)).get_state())) | {"next_batch": 5}
     for host in range(num_hosts):
-        resumed = stream(host=host, num_hosts=num_hosts)
+        rows = rows_of(host, num_hosts)
+        resumed = stream(rows=rows)
         resumed.set_state(state)
         for found, expected in zip(take(resumed, 7), whole[5:], strict=True):
             for key in expected:
-                np.testing.assert_array_equal(found[key], expected[key][host::num_hosts], key)
+                np.testing.assert_array_equal(found[key], expected[key][rows], key)
 
 
 @pytest.mark.parametrize(
     "options, complaint",
     [
-        ({"num_hosts": 3}, "a global batch of 8 does not split over 3 hosts"),
-        ({"host": 2, "num_hosts": 2}, "host 2 of 2"),
+        ({"global_batch": 0}, "a global batch of 0 samples"),
+        ({"rows": np.arange(4, 9)}, r"rows \[4, 5, 6, 7, 8\] of a global batch of 8"),
+        ({"rows": np.arange(0)}, r"rows \[\] of a global batch of 8"),
         ({"bad_share": 1.5}, "the share of bad frames is 1.5"),
     ],
 )

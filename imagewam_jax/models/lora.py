@@ -1,0 +1,63 @@
+"""Low-rank additions to frozen kernels (LoRA; spec imagewam_flux2, 8.2).
+
+    y = x W + (alpha / rank) (x A) B
+
+They are on every linear layer of the backbone's stacked layers. The official code has one A for
+the fused q, k and v (and gate and up) of a layer, here each has its own, which can only express
+more.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from imagewam_jax.models.layers import Linear, LowRank, fan_in_uniform
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """`rank` 0 is none; officially `alpha` is the rank, 16 for FLUX.2 klein 4B and 32 for 9B."""
+
+    rank: int = 0
+    alpha: float = 0.0
+
+    def __post_init__(self):
+        if self.rank < 0 or (self.rank and self.alpha <= 0):
+            raise ValueError(f"rank {self.rank} with alpha {self.alpha}, expected positive numbers")
+
+
+def add_lora(layers: nnx.Module, config: LoRAConfig, rngs: nnx.Rngs) -> None:
+    """Gives every linear layer of a stack of layers its addition; at first it adds nothing."""
+    for _, module in list(nnx.iter_graph(layers)):
+        if isinstance(module, Linear):
+            module.lora = _low_rank(module, config, rngs)
+
+
+def _low_rank(linear: Linear, config: LoRAConfig, rngs: nnx.Rngs) -> LowRank:
+    shape, axes = linear.kernel.shape, linear.kernel.get_metadata("axes")
+    count, inputs, outputs = shape[0], shape[1 : 1 + linear.n_in], shape[1 + linear.n_in :]
+    n_in = jnp.zeros(inputs).size
+    keys = jax.random.split(rngs.params(), count)
+    a = jax.vmap(lambda key: fan_in_uniform(key, (n_in, config.rank), jnp.float32))(keys)
+    return LowRank(
+        a=nnx.Param(
+            a.reshape(count, *inputs, config.rank), axes=(*axes[: 1 + linear.n_in], "rank")
+        ),
+        b=nnx.Param(
+            jnp.zeros((count, config.rank, *outputs)),
+            axes=("layer", "rank", *axes[1 + linear.n_in :]),
+        ),
+        scale=config.alpha / config.rank,
+    )
+
+
+def merged_kernel(
+    kernel: Float[Array, "*shape"], a: Float[Array, "..."], b: Float[Array, "..."], scale: float
+) -> Float[Array, "*shape"]:
+    """The kernel that computes the same alone, of one layer; float32 inside."""
+    rank = a.shape[-1]
+    added = a.reshape(-1, rank).astype(jnp.float32) @ b.reshape(rank, -1).astype(jnp.float32)
+    return (kernel.astype(jnp.float32) + scale * added.reshape(kernel.shape)).astype(kernel.dtype)

@@ -1,0 +1,108 @@
+"""Several hosts that train together: how they find each other, and what one does before others."""
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+from imagewam_jax.policies.errors import ConfigError, HostsError
+
+T = TypeVar("T")
+# Of waiting for a host that indexes a dataset, fits an autoencoder or encodes text.
+TIMEOUT_S = 3600
+
+_barriers = itertools.count()
+
+
+def initialize(
+    *,
+    automatic: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> None:
+    """Joins the processes of a run; without arguments this one is all of it.
+
+    automatic: as Cloud TPU, GKE or Slurm say. Otherwise `coordinator` is HOST:PORT of process 0,
+    and this is number `process` of `processes`. To be called before any array is made.
+    ConfigError: only some of these are given. HostsError: a process did not come.
+    """
+    given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        if not automatic:
+            return
+    elif missing or automatic:
+        raise ConfigError(
+            "give --coordinator, --processes and --process together, or --distributed alone"
+        )
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (RuntimeError, ValueError) as error:
+        raise HostsError(f"the processes of the run did not find each other: {error}") from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str, timeout_s: int = TIMEOUT_S) -> None:
+    """Until every process is here. HostsError names those that did not come in time."""
+    if jax.process_count() == 1:
+        return
+    everyone = set(range(jax.process_count()))
+    name = f"{what} {next(_barriers)}"  # each barrier is used once
+    try:
+        multihost.sync_global_processes(name, timeout=timeout_s, processes=everyone)
+    except Exception as error:
+        late = sorted(set(map(int, re.findall(r"task:(\d+)", _names_of_late(str(error))))))
+        who = f"process {', '.join(map(str, late))}" if late else "some process"
+        raise HostsError(
+            f"{who} of {len(everyone)} did not come to {what!r} within {timeout_s} s; "
+            f"its own log says why ({error})"
+        ) from error
+
+
+def _names_of_late(message: str) -> str:
+    _, _, names = message.partition("timed out task names")
+    return names
+
+
+@contextlib.contextmanager
+def first_alone(what: str) -> Iterator[None]:
+    """The first process does what is within, then the others do: they find what it left on disk,
+    and nothing is made twice in one place."""
+    if not is_first():
+        wait_for_all(f"{what}, by the first process")
+    yield
+    if is_first():
+        wait_for_all(f"{what}, by the first process")
+
+
+def from_first(tree: T) -> T:
+    """The first process's arrays, on all of them: none differs in a last bit."""
+    return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
+
+def all_agree(value: bool) -> bool:
+    """Whether it is true in every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.all(multihost_utils.process_allgather(np.array(value))))
+
+
+def replicate(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Arrays that every process holds, as global ones that lie on every device."""
+
+    def put(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)

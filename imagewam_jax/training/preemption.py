@@ -1,0 +1,45 @@
+"""Machines that are taken away: SIGTERM says so, some time before."""
+
+import signal
+import threading
+
+import jax
+from jax.experimental import multihost_utils
+
+# What a process ends with that was told to stop and can go on elsewhere: EX_TEMPFAIL.
+EXIT_STATUS = 75
+
+
+class Preempted(Exception):
+    """The run was told to stop; everything up to its last step is saved."""
+
+
+class Notice:
+    """Notices SIGTERM while it is entered.
+
+    On several hosts all of them save after the same step, whichever was told: JAX's coordination
+    service hears the signal and agrees on one.
+    """
+
+    def __init__(self):
+        self._told = False
+        self._before = None
+
+    def __enter__(self) -> "Notice":
+        # Python only lets the main thread listen; a run in another one is told nothing.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._hear)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def stops_after(self, step: int) -> bool:
+        """Whether this step is the last; to be asked after every one, on every host."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._told
+
+    def _hear(self, *_) -> None:
+        self._told = True

@@ -1,0 +1,131 @@
+"""Goes on from a checkpoint: as if nothing had happened, or not at all."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from imagewam_jax.conversion.trees import flatten
+from imagewam_jax.policies.checkpoint import Checkpoints
+from imagewam_jax.policies.errors import CheckpointError, Unreadable
+from imagewam_jax.policies.frozen import Frozen, frozen_trees, restore_frozen
+from imagewam_jax.training.distributed import all_agree, is_first, wait_for_all
+from imagewam_jax.training.sharding import with_shardings
+from imagewam_jax.training.state import TrainState, parted, whole_policy
+from imagewam_jax.training.step import Trainer
+
+# What a run may change about itself when it resumes: nothing that its numbers depend on. A mesh
+# and parts of a batch change the order of sums, and with it last bits.
+RESUMABLE = {
+    "mesh": {"data", "fsdp", "tensor", "context", "slices"},
+    "train": {
+        "accumulate",
+        "log_every",
+        "validate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "initial_weights",
+    },
+    "data": {"directory", "index_directory", "threads", "prefetch", "bad_frames"},
+    "text": {"weights", "table"},
+    "autoencoder": {"weights"},
+}
+
+
+class Resumed(NamedTuple):
+    """What a checkpoint holds of a run; `data` is the position in its stream."""
+
+    step: int
+    state: TrainState
+    frozen: Frozen
+    about: dict[str, Any]
+    data: dict[str, Any]
+
+
+def save(
+    checkpoints: Checkpoints,
+    step: int,
+    state: TrainState,
+    frozen: Frozen,
+    about: Mapping[str, Any],
+    data: Mapping[str, Any],
+) -> None:
+    """Starts to write a checkpoint; what it has of the parameters is a whole policy each."""
+    trees = {"params": whole_policy(state), "optimizer": state.optimizer, **frozen_trees(frozen)}
+    if state.ema is not None:
+        trees["ema"] = whole_policy(state, average=True)
+    checkpoints.save(step, trees, about, data)
+
+
+def resume(checkpoints: Checkpoints, trainer: Trainer, config: Mapping[str, Any]) -> Resumed | None:
+    """The newest checkpoint that can be read, or None where there is none.
+
+    One that cannot, since a disk was full or a file was lost, is reported and set aside, on all
+    hosts if one of them cannot read it. CheckpointError: they are of another config, or none can
+    be read.
+    """
+    steps = checkpoints.steps
+    for step in reversed(steps):
+        found, problem = None, "another host cannot read it"
+        try:
+            found = restore(checkpoints, step, trainer, config)
+        except Unreadable as error:
+            problem = str(error)
+        if all_agree(found is not None):
+            return found
+        if is_first():
+            where = checkpoints.set_aside(step)
+            print(f"the checkpoint of step {step} is not used and was moved to {where}: {problem}")
+        wait_for_all(f"setting aside the checkpoint of step {step}")
+        checkpoints.reload()
+    if steps:
+        raise CheckpointError(f"{checkpoints.directory}: none of the checkpoints can be read")
+    return None
+
+
+def restore(
+    checkpoints: Checkpoints, step: int, trainer: Trainer, config: Mapping[str, Any]
+) -> Resumed:
+    """A checkpoint of a run with this config, on the devices of the trainer's mesh.
+
+    CheckpointError: it is of another config. Unreadable: it cannot be read.
+    """
+    about = checkpoints.restore_json(step, "about")
+    check_same(about["config"], config, checkpoints.directory.parent)
+    abstract = with_shardings(jax.eval_shape(trainer.init, 0, {}), trainer.shardings)
+    wanted = {"params": whole_policy(abstract), "optimizer": abstract.optimizer}
+    if abstract.ema is not None:
+        wanted["ema"] = whole_policy(abstract, average=True)
+    try:
+        trees = checkpoints.restore(step, wanted)
+        frozen = restore_frozen(checkpoints, step, config["autoencoder"])
+        data = checkpoints.restore_json(step, "data")
+    except CheckpointError as error:  # of the same config, so that it can only be damaged
+        raise Unreadable(str(error)) from error
+    trained = frozenset(flatten(abstract.params))
+    params, fixed = parted(trees["params"], trained)
+    ema = parted(trees["ema"], trained)[0] if "ema" in trees else None
+    number = jax.device_put(jnp.asarray(step, jnp.int32), trainer.shardings.step)
+    state = TrainState(number, params, fixed, ema, trees["optimizer"])
+    return Resumed(step, state, frozen, about, data)
+
+
+def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """CheckpointError, naming each field, unless a run's numbers stay what they were."""
+    saved, now = _fixed(saved), _fixed(now)
+    changed = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
+    if changed:
+        details = "; ".join(f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in changed)
+        raise CheckpointError(f"{where}: the checkpoint is of another config ({details})")
+
+
+def _fixed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _fixed(value, f"{prefix}{key}.")
+        elif key not in RESUMABLE.get(prefix.rstrip("."), ()):
+            flat[prefix + key] = value
+    return flat

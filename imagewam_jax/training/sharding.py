@@ -1,0 +1,182 @@
+"""Where the arrays of a run lie: a mesh of devices, and one table from logical axes to its axes.
+
+    data      copies of the model; batches are divided
+    fsdp      batches are divided, and parameters too: each layer's are gathered when it runs
+    tensor    heads and MLP channels are divided
+    context   tokens are divided; every device sees all keys
+
+Slices of a multi-slice pod are whole parts of `data`, the axis that communicates least.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int64
+
+from imagewam_jax.conversion.trees import flatten, unflatten
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.models.partitioning import Rules
+from imagewam_jax.policies.errors import ConfigError
+from imagewam_jax.policies.parameters import abstract_params, parameter_axes
+
+AXES = ("data", "fsdp", "tensor", "context")
+
+# Activations have `batch` and `tokens`, parameters the rest; both have `heads` and `mlp`.
+RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "tokens": ("context",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "modulation": ("tensor",),
+    "embed": ("fsdp",),
+    # Small, or the axis of a scan.
+    "layer": (),
+    "head_dim": (),
+    "branch": (),
+    "shift_scale_gate": (),
+    "shift_scale": (),
+    "channels": (),
+    "text": (),
+    "time": (),
+    "action": (),
+    "proprio": (),
+    "rank": (),
+}
+
+
+def make_mesh(section: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config's `mesh` section over all devices of all hosts.
+
+    One axis can be -1: what the others leave. ConfigError: the sizes are not those of the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: section[axis] for axis in AXES}
+    slices = section["slices"]
+    if unknown := sorted(set(section) - {*AXES, "slices"}):
+        raise ConfigError(f"mesh has unknown fields {unknown}; it has {[*AXES, 'slices']}")
+    for name, size in {**sizes, "slices": slices}.items():
+        if type(size) is not int or not (size > 0 or (size == -1 and name != "slices")):
+            raise ConfigError(f"mesh.{name} is {size!r}, expected a positive number")
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise ConfigError(f"mesh has -1 for {free}; only one axis can take what the others leave")
+    given = math.prod(size for size in sizes.values() if size != -1)
+    shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    if len(devices) % given or (not free and given != len(devices)):
+        raise ConfigError(f"a mesh of {shown} is not one of {len(devices)} devices")
+    for axis in free:
+        sizes[axis] = len(devices) // given
+    if sizes["data"] % slices:
+        raise ConfigError(f"mesh.data {sizes['data']} does not divide over {slices} slices")
+    try:
+        array = _arrange(tuple(sizes.values()), slices, devices)
+    except (ValueError, NotImplementedError, AssertionError) as error:
+        raise ConfigError(f"a mesh of {shown} cannot be made: {error}") from error
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(sizes: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices such that axes that communicate much are near each other."""
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices)
+    within = (sizes[0] // slices, *sizes[1:])
+    between = (slices, *(1 for _ in sizes[1:]))
+    # Hosts without TPUs have no slices; there processes stand for them.
+    by_process = not hasattr(devices[0], "slice_index")
+    return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, process_is_granule=by_process
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The samples of a batch, the leading axis of all its arrays."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def batch_rows(mesh: Mesh, global_batch: int, accumulate: int) -> Int64[np.ndarray, " rows"]:
+    """The samples of a global batch that this host's devices hold, in order.
+
+    ConfigError: the batch cannot be divided over the devices and `accumulate` parts.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    if global_batch % (parts * accumulate):
+        sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in RULES["batch"])
+        raise ConfigError(
+            f"train.batch_size {global_batch} does not divide over {sizes} of the mesh and "
+            f"{accumulate} of train.accumulate"
+        )
+    held = batch_sharding(mesh).addressable_devices_indices_map((global_batch,))
+    rows = np.arange(global_batch)
+    return np.unique(np.concatenate([rows[index] for index in held.values()]))
+
+
+def put_batch(
+    mesh: Mesh, batch: Mapping[str, np.ndarray], rows: Int64[np.ndarray, " rows"], global_batch: int
+) -> dict[str, jax.Array]:
+    """Global arrays of a batch of which this host has `rows`."""
+    sharding = batch_sharding(mesh)
+
+    def put(array: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(global_batch)
+            first = np.searchsorted(rows, start)  # a device's rows are neighbours here too
+            return array[first : first + stop - start]
+
+        return jax.make_array_from_callback((global_batch, *array.shape[1:]), sharding, part)
+
+    return {key: put(array) for key, array in batch.items()}
+
+
+def param_shardings(mesh: Mesh, policy: ImageWAMConfig) -> dict[str, Any]:
+    """Of each parameter. ConfigError names one that cannot be divided."""
+    axes, shapes = flatten(parameter_axes(policy)), flatten(abstract_params(policy))
+    return unflatten(
+        {path: _sharding(mesh, path, names, shapes[path].shape) for path, names in axes.items()}
+    )
+
+
+def _sharding(mesh: Mesh, path: str, names: Sequence[str], shape: Sequence[int]) -> NamedSharding:
+    for name, size in zip(names, shape, strict=True):
+        parts = math.prod(mesh.shape[axis] for axis in RULES[name])
+        if size % parts:
+            raise ConfigError(
+                f"{path} has {size} {name}, which do not divide over "
+                f"{', '.join(f'mesh.{axis} {mesh.shape[axis]}' for axis in RULES[name])}"
+            )
+    return NamedSharding(mesh, PartitionSpec(*(RULES[name] or None for name in names)))
+
+
+def optimizer_shardings(
+    mesh: Mesh, optimizer: optax.GradientTransformation, params: Any, shardings: Any
+) -> Any:
+    """Of an optimizer's state: what it keeps of each parameter lies where the parameter does.
+
+    `params` are abstract.
+    """
+    return optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        shardings,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """Abstract arrays that say where they lie."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
