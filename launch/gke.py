@@ -23,6 +23,8 @@ from launch.slices import Slice, SliceError, parse_slice
 
 PREEMPTED = 75  # EX_TEMPFAIL, as `imagewam train` exits when it was told to stop
 BUCKET_PATH, CLAIM_PATH = "/bucket", "/data"
+# What one host writes the others see at once: they make a checkpoint together.
+MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
 JOB = "slice"  # of the replicated job, and CONTAINER of the one in its pods
 CONTAINER = "imagewam"
 
@@ -160,7 +162,7 @@ def _mount(pod: dict[str, Any], *, bucket: str, bucket_cache: str, claim: str) -
     """Adds volumes to a pod; returns the annotations that it then needs."""
     volumes, mounts, annotations = [], [], {}
     if bucket:
-        attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs"}
+        attributes = {"bucketName": bucket, "mountOptions": MOUNT_OPTIONS}
         if bucket_cache:
             # Frames are read as ranges of files, which alone would not fill the cache.
             attributes |= {"fileCacheCapacity": bucket_cache, "fileCacheForRangeRead": "true"}
@@ -193,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--name", required=True, help="of the JobSet; its pods are called NAME-slice-0-0")
     add("--topology", required=True, help="of a slice, such as v5p:2x2x4 or v6e:4x4")
     add("--chips-per-host", type=int, help="8 for a 2x4 of one machine; default: as documented")
-    add("--slices", type=int, default=1, help="default: 1")
+    add("--slices", type=int, default=1, help="mesh.data is a multiple of it; default: 1")
     add("--image", required=True, help="made of launch/Dockerfile")
     add("--bucket", default="", help=f"mounted at {BUCKET_PATH} through GCS FUSE")
     add("--bucket-cache", default="", help="of each host for the bucket's files, such as 200Gi")

@@ -111,6 +111,7 @@ cd imagewam
 ~/.local/bin/uv venv --quiet --python 3.11 .venv
 ~/.local/bin/uv pip install --quiet --constraint constraints.txt --editable ".[text]" "jax[tpu]"'
   if [[ -n $bucket ]]; then
+    # What one host writes the others see at once: they make a checkpoint together.
     script+="
 if ! command -v gcsfuse >/dev/null; then
   curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg \\
@@ -123,7 +124,8 @@ if ! command -v gcsfuse >/dev/null; then
 fi
 if ! mountpoint -q /bucket; then
   sudo mkdir -p /bucket && sudo chown \"\$USER\" /bucket
-  gcsfuse --implicit-dirs $(printf %q "$bucket") /bucket
+  gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \\
+    $(printf %q "$bucket") /bucket
 fi"
   fi
   if [[ -n $nfs ]]; then

@@ -140,7 +140,7 @@ def test_volumes(capsys):
         "driver": "gcsfuse.csi.storage.gke.io",
         "volumeAttributes": {
             "bucketName": "robots",
-            "mountOptions": "implicit-dirs",
+            "mountOptions": gke.MOUNT_OPTIONS,
             "fileCacheCapacity": "200Gi",
             "fileCacheForRangeRead": "true",
             "hostNetworkPodKSA": "true",

@@ -100,7 +100,7 @@ def test_install(commands):
 
 def test_install_mounts_what_is_given(commands):
     _, script = ssh(commands("install", "--bucket=robots", "--nfs=10.0.0.2:/vol1")[-1])
-    assert "gcsfuse --implicit-dirs robots /bucket" in script
+    assert "gcsfuse --implicit-dirs" in script and " robots /bucket\n" in script
     assert "mount -t nfs 10.0.0.2:/vol1 /data" in script
     assert subprocess.run(["bash", "-n", "-c", script]).returncode == 0
 
