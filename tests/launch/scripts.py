@@ -4,8 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.training.tiny import ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 
 

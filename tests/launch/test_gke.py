@@ -6,9 +6,8 @@ import sys
 import pytest
 import yaml
 
-from imagewam_jax.policies.config_file import load_config
 from launch import gke
-from tests.training.tiny import ROOT
+from tests.launch.scripts import ROOT
 
 TRAIN = ["train", "--config=configs/libero.py:4b", "--workdir=/bucket/runs/libero"]
 NEEDED = ["--name=libero", "--topology=v5p:2x2x4", "--image=registry/imagewam:1"]
@@ -187,11 +186,6 @@ def test_mistakes_are_told_before_anything_is_printed(options, message, capsys):
         gke.main(options)
     out, err = capsys.readouterr()
     assert end.value.code == 2 and message in err and not out
-
-
-def test_the_config_of_the_example_exists():
-    """The image has the configs where the command looks for them."""
-    assert load_config(str(ROOT / TRAIN[1].split("=")[1]), []).data.mixture == "libero"
 
 
 def test_it_runs_as_a_module():
