@@ -2,8 +2,7 @@
 
 import re
 
-from tests.launch.scripts import LAUNCH
-from tests.training.tiny import ROOT
+from tests.launch.scripts import LAUNCH, ROOT
 
 DOCKERFILE = (LAUNCH / "Dockerfile").read_text()
 IGNORED = (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
