@@ -43,6 +43,7 @@ def jobset(
     service_account: str = "",
     queue: str = "",
     spot: bool = False,
+    env: Sequence[str] = (),
     max_restarts: int = 5,
     grace_seconds: int = 600,
 ) -> dict[str, Any]:
@@ -62,6 +63,8 @@ def jobset(
         image=image,
         spot=spot,
         service_account=service_account,
+        # Without a TPU JAX fails, rather than train on the CPU.
+        env=["JAX_PLATFORMS=tpu,cpu", *env],
         grace_seconds=grace_seconds,
         host_network=slices > 1,
     )
@@ -126,6 +129,7 @@ def _pod(
     image: str,
     spot: bool,
     service_account: str,
+    env: Sequence[str],
     grace_seconds: int,
     host_network: bool,
 ) -> dict[str, Any]:
@@ -150,8 +154,7 @@ def _pod(
             "name": CONTAINER,
             "image": image,
             "command": ["imagewam", *arguments],
-            # Without a TPU JAX fails, rather than train on the CPU.
-            "env": [{"name": "JAX_PLATFORMS", "value": "tpu,cpu"}],
+            "env": [dict(zip(("name", "value"), one.split("=", 1), strict=True)) for one in env],
             "resources": {"requests": chips, "limits": dict(chips)},
         }
     ]
@@ -202,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--claim", default="", help=f"a PersistentVolumeClaim that is mounted at {CLAIM_PATH}")
     add("--namespace", default="")
     add("--service-account", default="", help="of Kubernetes; may read and write the bucket")
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="can be repeated")
     add("--queue", default="", help="of Kueue")
     add("--spot", action="store_true", help="on Spot nodes")
     add("--max-restarts", type=int, default=5, help="after failures; default: 5")
@@ -218,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--name={given['name']}: lower-case letters, digits and -, at most 45")
     if given["slices"] < 1:
         parser.error("--slices is at least 1")
+    if bad := [one for one in given["env"] if "=" not in one]:
+        parser.error(f"--env={bad[0]}: expected NAME=VALUE")
     if given["bucket_cache"] and not given["bucket"]:
         parser.error("--bucket-cache is of a --bucket")
     try:

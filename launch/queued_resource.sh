@@ -7,7 +7,7 @@
 #   wait     until it is there
 #   install  this checkout's commit into ~/imagewam of every worker, with Python and JAX for TPUs;
 #            mounts [--bucket=NAME] at /bucket and [--nfs=ADDRESS:/SHARE] at /data
-#   start    -- train --config=configs/libero.py:4b --workdir=/data/runs/libero
+#   start    [--env=NAME=VALUE]... -- train --config=configs/libero.py:4b --workdir=/data/runs/libero
 #            without --distributed, --resume and the number of slices, which are added
 #   log      follows what the first worker writes
 #   stop     tells all to save a checkpoint and end, and waits for them; `start` goes on from there
@@ -151,7 +151,7 @@ start() {
 fi
 cat >imagewam.sh <<'END'
 cd ~/imagewam
-export JAX_PLATFORMS=tpu,cpu
+export$(printf ' %q' "${env[@]}")
 .venv/bin/imagewam$quoted &
 echo \$! >~/imagewam.pid
 wait \$!
@@ -172,6 +172,8 @@ sleep 0.5 && tail -n 1 imagewam.log'
 action=$1
 shift
 name="" zone="" project="" topology="" slices=1 bucket="" nfs="" dry_run="" kind=()
+# Without a TPU JAX fails, rather than train on the CPU.
+env=("JAX_PLATFORMS=tpu,cpu")
 while [[ $# -gt 0 && $1 != -- ]]; do
   case $1 in
     --name=*) name=${1#*=} ;;
@@ -181,6 +183,7 @@ while [[ $# -gt 0 && $1 != -- ]]; do
     --slices=*) slices=${1#*=} ;;
     --bucket=*) bucket=${1#*=} ;;
     --nfs=*) nfs=${1#*=} ;;
+    --env=*=*) env+=("${1#*=}") ;;
     --spot | --reserved) kind+=("$1") ;;
     --dry-run) dry_run=yes ;;
     *) fail "no such option: $1" ;;

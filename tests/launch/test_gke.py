@@ -20,6 +20,7 @@ ALL = [
     "--namespace=robots",
     "--service-account=trainer",
     "--queue=research",
+    "--env=A=b=c",
     "--spot",
 ]
 
@@ -157,6 +158,7 @@ def test_who_and_where(capsys):
     assert found["metadata"]["namespace"] == "robots"
     assert found["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
     assert pod["serviceAccountName"] == "trainer"
+    assert {"name": "A", "value": "b=c"} in pod["containers"][0]["env"]
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
 
 
@@ -176,6 +178,7 @@ def test_nothing_that_was_not_asked_for(capsys):
         ([*NEEDED, "--topology=v6e:2x2", "--slices=2", "--", *TRAIN], "of several hosts each"),
         ([*NEEDED, "--name=Libero_4b", "--", *TRAIN], "lower-case letters"),
         ([*NEEDED, f"--name={'a' * 46}", "--", *TRAIN], "at most 45"),
+        ([*NEEDED, "--env=HOME", "--", *TRAIN], "--env=HOME: expected NAME=VALUE"),
         ([*NEEDED, "--bucket-cache=1Gi", "--", *TRAIN], "--bucket-cache is of a --bucket"),
         ([*NEEDED, *TRAIN[1:]], "unrecognized arguments"),
         (NEEDED, "what to run goes behind --"),

@@ -27,7 +27,7 @@ done
 IMAGEWAM = """
 trap 'sleep 0.3; echo saved; exit 75' TERM
 echo "$@" >arguments
-echo "$JAX_PLATFORMS" >platforms
+echo "$JAX_PLATFORMS $A" >variables
 echo started
 while true; do sleep 0.1; done
 """
@@ -140,7 +140,7 @@ def log_of(home: Path) -> str:
 def test_start_and_stop(cluster):
     """On all workers of all nodes, detached; what was one argument here is one there."""
     workers, action = cluster
-    done = action("start", *TRAIN)
+    done = action("start", "--env=A=b c", *TRAIN)
     assert done.returncode == 0, done.stdout
     homes = sorted(workers.iterdir())
     assert len(homes) == 4
@@ -151,7 +151,7 @@ def test_start_and_stop(cluster):
     expected = [*TRAIN[1:], "--distributed", "--resume", "--config.mesh.slices=2"]
     for home in homes:
         assert (home / "imagewam" / "arguments").read_text().rstrip() == " ".join(expected)
-        assert (home / "imagewam" / "platforms").read_text() == "tpu,cpu\n"
+        assert (home / "imagewam" / "variables").read_text() == "tpu,cpu b c\n"
     again = action("start", *TRAIN)
     assert again.returncode == 1 and "it runs already" in again.stdout
     done = action("stop")
