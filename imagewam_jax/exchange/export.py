@@ -25,6 +25,7 @@ from imagewam_jax.conversion.torch_files import write_torch_file
 from imagewam_jax.conversion.trees import flatten
 from imagewam_jax.conversion.views import ForeignView
 from imagewam_jax.conversion.writing import Progress, source_bytes
+from imagewam_jax.data.partial import partial_path
 from imagewam_jax.exchange.official import files_beside
 from imagewam_jax.exchange.parts import PARTS, parts_of
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
@@ -242,7 +243,7 @@ def _appearing(to: Path, needed: int) -> Iterator[Path]:
     """
     to = to.absolute()
     check_space(to.parent, needed)
-    partial = to.with_name(f".{to.name}.partial-{os.getpid()}")
+    partial = partial_path(to)
     try:
         partial.mkdir(parents=True)
         yield partial / to.name
