@@ -79,8 +79,7 @@ def test_gradients_and_parameters_are_the_same_leaf_by_leaf(folder, name):
 
 def gradients(workdir, step):
     """Of the last step: the first moments of an optimizer that forgets all others at once."""
-    optimizer = saved(workdir, step, "optimizer")
-    moments = optimizer[1][0]["mu"] if isinstance(optimizer[1][0], dict) else optimizer[1][0].mu
+    moments = saved(workdir, step, "optimizer")[1][0]["mu"]
     return {path: np.asarray(leaf) for path, leaf in flatten(moments).items()}
 
 
