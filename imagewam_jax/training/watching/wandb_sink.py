@@ -18,7 +18,7 @@ def import_wandb(project: str) -> ModuleType:
     except ImportError as error:
         raise ConfigError(
             f"watch.wandb is {project!r}, and the library is not installed: "
-            "pip install 'imagewam-jax[wandb]'"
+            "pip install wandb"
         ) from error
     online = wandb.setup().settings.mode == "online"
     try:

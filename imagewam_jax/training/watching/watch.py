@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 
+from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.training.tensorboard import EventFile
 from imagewam_jax.training.watching.goodput import WallTime, earlier_seconds, table
 from imagewam_jax.training.watching.memory import memory
 from imagewam_jax.training.watching.profiler import Profiler
 from imagewam_jax.training.watching.progress import progress_bar, show
 from imagewam_jax.training.watching.sinks import JsonLines, Sink
-from imagewam_jax.training.watching.wandb_sink import WandbSink
+from imagewam_jax.training.watching.wandb_sink import WandbSink, import_wandb
 from imagewam_jax.training.watching.window import Window, Work
 from imagewam_jax.training.watching.writer import MetricsWriter
 
@@ -125,6 +126,18 @@ class Watch:
             jax.block_until_ready(self._running)
             self._running = None
             self._wall.step_done()
+
+
+def check_watch(section: Mapping[str, Any]) -> None:
+    """ConfigError unless a run can be watched as the config says."""
+    profile, on_signal = section["profile"], section["profile_on_signal"]
+    if len(profile) != 2 or min(*profile, on_signal) < 0:
+        raise ConfigError(
+            f"watch.profile is {tuple(profile)} and watch.profile_on_signal {on_signal}, expected "
+            "a first step and a number of steps, and a number of steps"
+        )
+    if section["wandb"] and jax.process_index() == 0:
+        import_wandb(section["wandb"])
 
 
 def open_sinks(

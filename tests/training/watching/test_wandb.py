@@ -39,7 +39,7 @@ def test_each_folder_is_a_run_of_its_own(tmp_path):
 
 def test_what_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"watch.wandb is 'faucets', .* pip install 'imagewam"):
+    with pytest.raises(ConfigError, match=r"watch.wandb is 'faucets', .* pip install wandb"):
         import_wandb("faucets")
 
 
