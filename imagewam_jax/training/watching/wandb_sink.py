@@ -17,8 +17,7 @@ def import_wandb(project: str) -> ModuleType:
         import wandb
     except ImportError as error:
         raise ConfigError(
-            f"watch.wandb is {project!r}, and the library is not installed: "
-            "pip install wandb"
+            f"watch.wandb is {project!r}, and the library is not installed: pip install wandb"
         ) from error
     online = wandb.setup().settings.mode == "online"
     try:
