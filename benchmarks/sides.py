@@ -16,6 +16,7 @@ from benchmarks.workload import Workload
 from imagewam_jax.policies.frozen import frozen_trees
 from imagewam_jax.policies.parameters import policy_builder
 from imagewam_jax.policies.policy import Policy
+from imagewam_jax.training.sharding import make_mesh
 from imagewam_jax.training.step import make_trainer
 
 Calls = dict[str, Callable[[], np.ndarray]]
@@ -25,7 +26,8 @@ def jax_calls(work: Workload) -> Calls:
     """`act` and `train` as `imagewam evaluate` and `imagewam train` run them."""
     about = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
     policy = Policy(policy_builder(work.policy)(work.params), work.frozen, about, 0)
-    trainer = make_trainer(work.config, work.policy)
+    mesh = make_mesh(work.config["mesh"], jax.devices()[:1])
+    trainer = make_trainer(work.config, work.policy, mesh)
     step = jax.jit(trainer.step, donate_argnums=0)
     state = jax.jit(trainer.init)(work.config["seed"], {})
 

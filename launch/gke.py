@@ -23,6 +23,8 @@ from launch.slices import Slice, SliceError, parse_slice
 
 PREEMPTED = 75  # EX_TEMPFAIL, as `imagewam train` exits when it was told to stop
 BUCKET_PATH, CLAIM_PATH = "/bucket", "/data"
+# What one host writes the others see at once: they make a checkpoint together.
+MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
 JOB = "slice"  # of the replicated job, and CONTAINER of the one in its pods
 CONTAINER = "imagewam"
 
@@ -41,6 +43,7 @@ def jobset(
     service_account: str = "",
     queue: str = "",
     spot: bool = False,
+    env: Sequence[str] = (),
     max_restarts: int = 5,
     grace_seconds: int = 600,
 ) -> dict[str, Any]:
@@ -60,6 +63,8 @@ def jobset(
         image=image,
         spot=spot,
         service_account=service_account,
+        # Without a TPU JAX fails, rather than train on the CPU.
+        env=["JAX_PLATFORMS=tpu,cpu", *env],
         grace_seconds=grace_seconds,
         host_network=slices > 1,
     )
@@ -124,6 +129,7 @@ def _pod(
     image: str,
     spot: bool,
     service_account: str,
+    env: Sequence[str],
     grace_seconds: int,
     host_network: bool,
 ) -> dict[str, Any]:
@@ -148,8 +154,7 @@ def _pod(
             "name": CONTAINER,
             "image": image,
             "command": ["imagewam", *arguments],
-            # Without a TPU JAX fails, rather than train on the CPU.
-            "env": [{"name": "JAX_PLATFORMS", "value": "tpu,cpu"}],
+            "env": [dict(zip(("name", "value"), one.split("=", 1), strict=True)) for one in env],
             "resources": {"requests": chips, "limits": dict(chips)},
         }
     ]
@@ -160,7 +165,7 @@ def _mount(pod: dict[str, Any], *, bucket: str, bucket_cache: str, claim: str) -
     """Adds volumes to a pod; returns the annotations that it then needs."""
     volumes, mounts, annotations = [], [], {}
     if bucket:
-        attributes = {"bucketName": bucket, "mountOptions": "implicit-dirs"}
+        attributes = {"bucketName": bucket, "mountOptions": MOUNT_OPTIONS}
         if bucket_cache:
             # Frames are read as ranges of files, which alone would not fill the cache.
             attributes |= {"fileCacheCapacity": bucket_cache, "fileCacheForRangeRead": "true"}
@@ -193,13 +198,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--name", required=True, help="of the JobSet; its pods are called NAME-slice-0-0")
     add("--topology", required=True, help="of a slice, such as v5p:2x2x4 or v6e:4x4")
     add("--chips-per-host", type=int, help="8 for a 2x4 of one machine; default: as documented")
-    add("--slices", type=int, default=1, help="default: 1")
+    add("--slices", type=int, default=1, help="mesh.data is a multiple of it; default: 1")
     add("--image", required=True, help="made of launch/Dockerfile")
     add("--bucket", default="", help=f"mounted at {BUCKET_PATH} through GCS FUSE")
     add("--bucket-cache", default="", help="of each host for the bucket's files, such as 200Gi")
     add("--claim", default="", help=f"a PersistentVolumeClaim that is mounted at {CLAIM_PATH}")
     add("--namespace", default="")
     add("--service-account", default="", help="of Kubernetes; may read and write the bucket")
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="can be repeated")
     add("--queue", default="", help="of Kueue")
     add("--spot", action="store_true", help="on Spot nodes")
     add("--max-restarts", type=int, default=5, help="after failures; default: 5")
@@ -216,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--name={given['name']}: lower-case letters, digits and -, at most 45")
     if given["slices"] < 1:
         parser.error("--slices is at least 1")
+    if bad := [one for one in given["env"] if "=" not in one]:
+        parser.error(f"--env={bad[0]}: expected NAME=VALUE")
     if given["bucket_cache"] and not given["bucket"]:
         parser.error("--bucket-cache is of a --bucket")
     try:

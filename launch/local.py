@@ -84,9 +84,10 @@ class LocalProcesses:
 
     def _read(self, number: int) -> None:
         for line in self.processes[number].stdout:
-            line = line.rstrip("\n")
-            self._tails[number].append(line)
-            self._output(f"[{number}] {line}")
+            line = line.rstrip()
+            if line:  # progress bars write many that are not
+                self._tails[number].append(line)
+                self._output(f"[{number}] {line}")
 
     def send(self, signal_number: int) -> None:
         """Sends a signal to every process that still runs, and not to what they started."""

@@ -1,5 +1,20 @@
 """Settings that hold for every test."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Most of the suite's time is compiling tiny models, many of them the same: what one process has
+# compiled, the others and those that they start find in a folder that lives as long as the suite.
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_owned = _CACHE not in os.environ
+if _owned:
+    os.environ[_CACHE] = tempfile.mkdtemp(prefix="imagewam-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_unconfigure(config):
+    if _owned and not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ[_CACHE], ignore_errors=True)

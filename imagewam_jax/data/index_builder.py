@@ -14,6 +14,7 @@ from tqdm import tqdm
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.index import DatasetIndex, default_index_dir, open_index
 from imagewam_jax.data.index_writer import write_index
+from imagewam_jax.data.partial import partial_path
 from imagewam_jax.data.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.tfds_folder import TfdsFolder, check_shards, read_tfds_folder
 
@@ -51,7 +52,7 @@ def build_index(
 
 def finish_index(folder: TfdsFolder, index_dir: Path) -> DatasetIndex:
     """Merges the parts of all shards, puts the index in its place, removes them, and opens it."""
-    partial = index_dir.with_name(f".{index_dir.name}.partial-{os.getpid()}")
+    partial = partial_path(index_dir)
     try:
         write_index(folder, index_dir / PARTS_DIR, partial)
         _replace_folder(partial, index_dir)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from imagewam_jax.data.columns import Coded, Column, Text
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.index import DatasetIndex, SplitIndex
+from imagewam_jax.data.partial import partial_path
 from imagewam_jax.data.registry import DatasetSpec
 from imagewam_jax.data.transforms import EpisodeFeatures, find_filter, find_transform
 from imagewam_jax.data.transforms.language import text_of_codes
@@ -70,7 +71,7 @@ def standardize(
     digest = standard_digest(index, spec)
     target = folder / "standard" / f"{spec.name}-{digest}"
     if not target.is_dir():
-        partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+        partial = partial_path(target)
         try:
             partial.mkdir(parents=True)
             _write(index, spec, partial, progress)

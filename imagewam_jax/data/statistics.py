@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Num
 
 from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.partial import partial_path
 
 # "min", "max", "mean", "std", "q01", "q99": float64 [..., dim]
 FieldStatistics = dict[str, np.ndarray]
@@ -44,7 +45,7 @@ def write_statistics(path: Path, statistics: dict) -> None:
     path, content = Path(path), statistics_to_json(statistics)
     if path.exists() and statistics_to_json(read_statistics(path)) != content:
         raise DataError(f"{path}: holds other statistics; they are never changed, remove the file")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(content, indent=2))

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Int32
 from safetensors import SafetensorError, safe_open
 
 from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.partial import partial_path
 
 FORMAT = "2"
 
@@ -162,7 +163,7 @@ def write_text_table(
     }
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = partial_path(path)
     tokens = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

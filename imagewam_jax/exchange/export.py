@@ -25,6 +25,7 @@ from imagewam_jax.conversion.torch_files import write_torch_file
 from imagewam_jax.conversion.trees import flatten
 from imagewam_jax.conversion.views import ForeignView
 from imagewam_jax.conversion.writing import Progress, source_bytes
+from imagewam_jax.data.partial import partial_path
 from imagewam_jax.exchange.official import files_beside
 from imagewam_jax.exchange.parts import PARTS, parts_of
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
@@ -33,6 +34,7 @@ from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.policies.checkpoint import Checkpoints, check_space, open_checkpoint
 from imagewam_jax.policies.config import DTYPES, choose
 from imagewam_jax.policies.errors import CheckpointError
+from imagewam_jax.policies.lora import NO_LORA, saved_policy, without_lora
 from imagewam_jax.policies.tree_reader import SavedTree
 
 MAX_SHARD_BYTES = 10 * 10**9
@@ -142,6 +144,9 @@ def plan(
     parts = parts_of(about, trees, where)
     targets = TARGETS[format]
     jobs, absent = [], []
+    lora = NO_LORA  # what these layouts have no place for, and kernels do
+    if "policy" in parts:
+        lora, parts["policy"] = parts["policy"].lora, without_lora(parts["policy"])
     if "backbone" in parts and "expert" in about["config"].get("model", {}):
         absent.append("first weights of the action expert")
     if "policy" in parts and ImageWAMConfig not in targets:
@@ -155,7 +160,9 @@ def plan(
         tree = PARTS[name].tree
         if tree == "params":
             tree = checkpoints.weights(step, weights)
-        saved = SavedTree(checkpoints, step, tree)
+            saved = saved_policy(checkpoints, step, tree, lora)
+        else:
+            saved = SavedTree(checkpoints, step, tree)
         source = _source(saved, name, config, target.layout, dtype, about, f"{where}/{tree}")
         jobs.append(Job(config, target, source))
     if not jobs:
@@ -236,7 +243,7 @@ def _appearing(to: Path, needed: int) -> Iterator[Path]:
     """
     to = to.absolute()
     check_space(to.parent, needed)
-    partial = to.with_name(f".{to.name}.partial-{os.getpid()}")
+    partial = partial_path(to)
     try:
         partial.mkdir(parents=True)
         yield partial / to.name

@@ -6,7 +6,6 @@ A folder for each part that the checkpoint has, each as `verify` reads it.
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 import imagewam_jax
 from imagewam_jax.conversion.imagewam_checkpoint import official_settings
 from imagewam_jax.conversion.tensors import ArraySource
+from imagewam_jax.data.partial import partial_path
 from imagewam_jax.exchange.references import KINDS
 from imagewam_jax.exchange.references.base import Output, Sizes
 from imagewam_jax.exchange.references.folder import CONFIG, NORMS, Folder, Tensors
@@ -76,7 +76,7 @@ def record(
         for part in loaded.configs:
             rng, config = np.random.default_rng(seed), settings(loaded, part, sizes)
             folders.append(_record_case(loaded, CASES[part], sizes, rng, config))
-    partial = to.with_name(f".{to.name}.partial-{os.getpid()}")
+    partial = partial_path(to)
     try:
         for folder in folders:
             _write(folder, partial / folder.path.name)

@@ -57,7 +57,8 @@ def _low_rank(linear: Linear, config: LoRAConfig, rngs: nnx.Rngs) -> LowRank:
 def merged_kernel(
     kernel: Float[Array, "*shape"], a: Float[Array, "..."], b: Float[Array, "..."], scale: float
 ) -> Float[Array, "*shape"]:
-    """The kernel that computes the same alone, of one layer; float32 inside."""
-    rank = a.shape[-1]
-    added = a.reshape(-1, rank).astype(jnp.float32) @ b.reshape(rank, -1).astype(jnp.float32)
-    return (kernel.astype(jnp.float32) + scale * added.reshape(kernel.shape)).astype(kernel.dtype)
+    """The kernel of one layer that computes the same alone, in its dtype; float32 inside, as
+    officially. NumPy arrays stay NumPy arrays."""
+    rank, float32 = a.shape[-1], jnp.float32
+    added = a.reshape(-1, rank).astype(float32) @ b.reshape(rank, -1).astype(float32)
+    return (kernel.astype(float32) + scale * added.reshape(kernel.shape)).astype(kernel.dtype)

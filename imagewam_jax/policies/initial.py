@@ -14,7 +14,8 @@ from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.parameters import Params, abstract_params
 
 # What a checkpoint may lack, each as a whole: the rest of a policy is of no use half random.
-FRESH = ("expert", "expert.action_in", "expert.head", "proprio_in")
+# Low-rank additions are in many places and count as one part.
+FRESH = ("expert", "expert.action_in", "expert.head", "proprio_in", "lora")
 
 
 # What changes the numbers of a policy and is in none of its arrays.
@@ -84,6 +85,7 @@ def _random(
     if lost:
         raise CheckpointError(f"{path}: lacks {len(lost)} arrays of the policy, such as {lost[0]}")
     present = {name.split(".")[0] for name in wanted}  # a policy without a robot state has no part
+    present |= {"lora"} if any(_in(name, "lora") for name in wanted) else set()
     return tuple(part for part in random if part.split(".")[0] in present)
 
 
@@ -93,4 +95,4 @@ def overlay(params: Params, over: Mapping[str, Any]) -> Params:
 
 
 def _in(name: str, part: str) -> bool:
-    return name.startswith(f"{part}.")
+    return f".{part}." in name if part == "lora" else name.startswith(f"{part}.")

@@ -27,6 +27,7 @@ from imagewam_jax.policies.frozen import (
     read_autoencoder,
     restore_frozen,
 )
+from imagewam_jax.policies.lora import merged_params, without_lora
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
 from imagewam_jax.policies.text import check_kind, check_width, make_prompt
 
@@ -139,7 +140,8 @@ def load_policy(
     `average` takes the moving average of the weights, where there is one. A converted policy can
     lack frozen parts: `autoencoder` is a checkpoint and `text_table` a file to take them from;
     prompts are then those of the table. `dataset` is the one in whose units it acts, where it was
-    trained on several. Weights are in the dtype that they were saved in.
+    trained on several. Weights are in the dtype that they were saved in; low-rank additions become
+    part of them.
     CheckpointError: there is no policy, or it is not whole.
     """
     checkpoints, step = open_checkpoint(path)
@@ -152,6 +154,7 @@ def load_policy(
         saved = checkpoints.abstract(step, which)
         check_arrays(abstract_params(config), saved, f"{path}: {which}")
         params = checkpoints.restore(step, {which: saved})[which]
+        params, config = merged_params(params, config.lora), without_lora(config)
         section, instead = about["config"]["autoencoder"], {}
         if autoencoder is not None:
             instead["autoencoder"] = read_autoencoder(autoencoder, section)

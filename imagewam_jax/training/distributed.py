@@ -62,7 +62,7 @@ def wait_for_all(what: str, timeout_s: int = TIMEOUT_S) -> None:
     try:
         multihost.sync_global_processes(name, timeout=timeout_s, processes=everyone)
     except Exception as error:
-        late = sorted(set(map(int, re.findall(r"task:(\d+)", _names_of_late(str(error))))))
+        late = _late(str(error))
         who = f"process {', '.join(map(str, late))}" if late else "some process"
         raise HostsError(
             f"{who} of {len(everyone)} did not come to {what!r} within {timeout_s} s; "
@@ -70,9 +70,12 @@ def wait_for_all(what: str, timeout_s: int = TIMEOUT_S) -> None:
         ) from error
 
 
-def _names_of_late(message: str) -> str:
-    _, _, names = message.partition("timed out task names")
-    return names
+def _late(message: str) -> list[int]:
+    """The processes that a barrier waited for in vain: the coordination service ends each line of
+    their names with a number."""
+    _, _, names = message.partition("timed out task names:\n")
+    found = (re.search(r"(\d+)$", line) for line in names.partition("\n\n")[0].splitlines())
+    return sorted(int(match[0]) for match in found if match)
 
 
 @contextlib.contextmanager

@@ -53,11 +53,20 @@ def save(
     about: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> None:
-    """Starts to write a checkpoint; what it has of the parameters is a whole policy each."""
-    trees = {"params": whole_policy(state), "optimizer": state.optimizer, **frozen_trees(frozen)}
-    if state.ema is not None:
-        trees["ema"] = whole_policy(state, average=True)
-    checkpoints.save(step, trees, about, data)
+    """Starts to write a checkpoint."""
+    checkpoints.save(step, state_trees(state) | frozen_trees(frozen), about, data)
+
+
+def state_trees(state: TrainState) -> dict[str, Any]:
+    """The trees of a checkpoint that change. Those of parameters are of a whole policy each, so
+    that each alone is enough to act."""
+    trees = {"params": whole_policy(state), "optimizer": state.optimizer}
+    return trees if state.ema is None else trees | {"ema": whole_policy(state, average=True)}
+
+
+def abstract_state(trainer: Trainer) -> TrainState:
+    """Shapes, dtypes and shardings of a state."""
+    return with_shardings(jax.eval_shape(trainer.init, 0, {}), trainer.shardings)
 
 
 def resume(checkpoints: Checkpoints, trainer: Trainer, config: Mapping[str, Any]) -> Resumed | None:
@@ -95,12 +104,9 @@ def restore(
     """
     about = checkpoints.restore_json(step, "about")
     check_same(about["config"], config, checkpoints.directory.parent)
-    abstract = with_shardings(jax.eval_shape(trainer.init, 0, {}), trainer.shardings)
-    wanted = {"params": whole_policy(abstract), "optimizer": abstract.optimizer}
-    if abstract.ema is not None:
-        wanted["ema"] = whole_policy(abstract, average=True)
+    abstract = abstract_state(trainer)
     try:
-        trees = checkpoints.restore(step, wanted)
+        trees = checkpoints.restore(step, state_trees(abstract))
         frozen = restore_frozen(checkpoints, step, config["autoencoder"])
         data = checkpoints.restore_json(step, "data")
     except CheckpointError as error:  # of the same config, so that it can only be damaged

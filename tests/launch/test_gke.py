@@ -6,9 +6,8 @@ import sys
 import pytest
 import yaml
 
-from imagewam_jax.policies.config_file import load_config
 from launch import gke
-from tests.training.tiny import ROOT
+from tests.launch.scripts import ROOT
 
 TRAIN = ["train", "--config=configs/libero.py:4b", "--workdir=/bucket/runs/libero"]
 NEEDED = ["--name=libero", "--topology=v5p:2x2x4", "--image=registry/imagewam:1"]
@@ -21,6 +20,7 @@ ALL = [
     "--namespace=robots",
     "--service-account=trainer",
     "--queue=research",
+    "--env=A=b=c",
     "--spot",
 ]
 
@@ -140,7 +140,7 @@ def test_volumes(capsys):
         "driver": "gcsfuse.csi.storage.gke.io",
         "volumeAttributes": {
             "bucketName": "robots",
-            "mountOptions": "implicit-dirs",
+            "mountOptions": gke.MOUNT_OPTIONS,
             "fileCacheCapacity": "200Gi",
             "fileCacheForRangeRead": "true",
             "hostNetworkPodKSA": "true",
@@ -158,6 +158,7 @@ def test_who_and_where(capsys):
     assert found["metadata"]["namespace"] == "robots"
     assert found["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "research"}
     assert pod["serviceAccountName"] == "trainer"
+    assert {"name": "A", "value": "b=c"} in pod["containers"][0]["env"]
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
 
 
@@ -177,6 +178,7 @@ def test_nothing_that_was_not_asked_for(capsys):
         ([*NEEDED, "--topology=v6e:2x2", "--slices=2", "--", *TRAIN], "of several hosts each"),
         ([*NEEDED, "--name=Libero_4b", "--", *TRAIN], "lower-case letters"),
         ([*NEEDED, f"--name={'a' * 46}", "--", *TRAIN], "at most 45"),
+        ([*NEEDED, "--env=HOME", "--", *TRAIN], "--env=HOME: expected NAME=VALUE"),
         ([*NEEDED, "--bucket-cache=1Gi", "--", *TRAIN], "--bucket-cache is of a --bucket"),
         ([*NEEDED, *TRAIN[1:]], "unrecognized arguments"),
         (NEEDED, "what to run goes behind --"),
@@ -187,11 +189,6 @@ def test_mistakes_are_told_before_anything_is_printed(options, message, capsys):
         gke.main(options)
     out, err = capsys.readouterr()
     assert end.value.code == 2 and message in err and not out
-
-
-def test_the_config_of_the_example_exists():
-    """The image has the configs where the command looks for them."""
-    assert load_config(str(ROOT / TRAIN[1].split("=")[1]), []).data.mixture == "libero"
 
 
 def test_it_runs_as_a_module():

@@ -10,7 +10,7 @@ import pytest
 
 from launch import local
 from launch.local import LocalProcesses
-from tests.training.tiny import ROOT
+from tests.launch.scripts import ROOT
 
 # Says that it is there, then waits for a signal; what it does with it comes before.
 WAIT = "print('ready', flush=True); import time; time.sleep(60)"
@@ -40,7 +40,7 @@ def gone(pid: int) -> bool:
 
 def test_output_comes_behind_the_number_of_its_process():
     lines = []
-    program = "import sys; print('a\\rb'); print('c', file=sys.stderr)"
+    program = "import sys; print('a\\r\\rb\\n'); print('c', file=sys.stderr)"
     with job(program, "print('d')", lines=lines) as running:
         assert running.wait(10) == 0
     assert sorted(lines) == ["[0] a", "[0] b", "[0] c", "[1] d"]

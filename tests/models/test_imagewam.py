@@ -10,7 +10,6 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from imagewam_jax.models import imagewam
 from imagewam_jax.models.flow_matching import sampling_schedule
 from tests.goldens import golden
 from tests.models import official
@@ -261,10 +260,17 @@ def test_the_loss_in_bfloat16_is_near_that_in_float32(coordinates):
     np.testing.assert_allclose(loss, io["loss_total"], rtol=0.03)
 
 
-def test_targets_behind_the_end_of_an_episode_do_not_count():
-    """The mean is over the others alone; there is no loss where there are none."""
-    loss_b = jnp.array([1.0, jnp.nan, 4.0])
-    of_others = imagewam._mean_of_targets(loss_b, jnp.array([False, True, False]))
-    assert of_others == 2.5
-    assert imagewam._mean_of_targets(loss_b, jnp.array([True] * 3)) == 0
-    assert imagewam._mean_of_targets(loss_b[::2], None) == 2.5
+def test_a_target_of_no_weight_does_not_count():
+    """What is left is the loss of the other samples alone."""
+    folder = golden("imagewam_flux2")
+    policy = official.load_policy(folder)
+    _, sample, draws = official.train_case(folder)
+    batch = sample.actions.shape[0]
+    assert batch > 1
+    first = jax.nn.one_hot(0, batch) * batch
+    _, found = official.training_loss(policy, sample._replace(target_weight=first), draws)
+    alone = jax.tree.map(lambda x: x[:1], (sample, draws))
+    _, expected = official.training_loss(policy, *alone)
+    np.testing.assert_allclose(found["target_loss"], expected["target_loss"], rtol=1e-5)
+    nothing = sample._replace(target_weight=jnp.zeros(batch))
+    assert official.training_loss(policy, nothing, draws)[1]["target_loss"] == 0

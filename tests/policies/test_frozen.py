@@ -18,6 +18,7 @@ from imagewam_jax.policies.frozen import (
     frozen_trees,
     make_sample,
     new_autoencoder,
+    target_weights,
 )
 from tests.training.tiny import tiny_config
 
@@ -103,9 +104,12 @@ def test_numbers_are_normalised_and_missing_ones_are_zero(frozen, batch):
     np.testing.assert_array_equal(sample.action_dim_is_pad, ~batch["action_dim_mask"])
     np.testing.assert_array_equal(sample.context.text, frozen.text[batch["text_id"]])
     np.testing.assert_array_equal(sample.context.text_length, [3, 7, 3])
-    assert sample.target_is_pad is None
-    masked = make_sample(frozen, images_in("row"), batch, mask_padded_targets=True)
-    np.testing.assert_array_equal(masked.target_is_pad, batch["target_is_pad"])
+    assert sample.target_weight is None
+    weight = target_weights(batch["target_is_pad"])
+    np.testing.assert_allclose(weight, [1.5, 0, 1.5], rtol=1e-6)
+    masked = make_sample(frozen, images_in("row"), batch | {"target_weight": weight})
+    np.testing.assert_array_equal(masked.target_weight, weight)
+    np.testing.assert_array_equal(target_weights(np.ones(3, bool)), np.zeros(3))
 
 
 @pytest.mark.parametrize("layout", ["references", "row"])

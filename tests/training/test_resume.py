@@ -12,10 +12,10 @@ from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.frozen import frozen_trees
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
-from imagewam_jax.training.loop import restore
+from imagewam_jax.training.resume import restore
 from imagewam_jax.training.step import make_trainer
 from tests.training.commands import finish, start
-from tests.training.tiny import copy_sample
+from tests.training.tiny import copy_sample, one_device
 
 STEPS, CHECKPOINT_EVERY = 120, 40
 TRACED = 100  # and the steps behind it, by the run that goes on after the kill
@@ -131,10 +131,11 @@ def saved(workdir: Path) -> list[jax.Array]:
     checkpoints, step = open_checkpoint(workdir)
     assert step == STEPS
     about = checkpoints.restore_json(step, "about")
-    trainer = make_trainer(about["config"], policy_config(about["config"]["model"]))
-    state, frozen = restore(checkpoints, step, trainer, about)
+    config = about["config"]
+    trainer = make_trainer(config, policy_config(config["model"]), one_device())
+    restored = restore(checkpoints, step, trainer, config)
     checkpoints.close()
-    return jax.tree.leaves((state, frozen_trees(frozen)))
+    return jax.tree.leaves((restored.state, frozen_trees(restored.frozen)))
 
 
 def test_training_imports_neither_tensorflow_nor_torch(runs):

@@ -11,10 +11,11 @@ from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 from imagewam_jax.policies.parameters import policy_builder
-from imagewam_jax.training.loop import restore
 from imagewam_jax.training.optimizer import learning_rate, update_ema
+from imagewam_jax.training.resume import restore
+from imagewam_jax.training.state import whole_policy
 from imagewam_jax.training.step import make_trainer
-from tests.training.tiny import trained_run
+from tests.training.tiny import one_device, trained_run
 
 
 class Run:
@@ -25,8 +26,9 @@ class Run:
         about = checkpoints.restore_json(step, "about")
         self.config = about["config"]
         self.policy = policy_config(self.config["model"])
-        self.trainer = make_trainer(self.config, self.policy)
-        self.state, self.frozen = restore(checkpoints, step, self.trainer, about)
+        self.trainer = make_trainer(self.config, self.policy, one_device())
+        restored = restore(checkpoints, step, self.trainer, self.config)
+        self.state, self.frozen = restored.state, restored.frozen
         checkpoints.close()
         (self.dataset,) = config_data(self.config).datasets
         reader = self.dataset.reader("train")
@@ -101,15 +103,16 @@ def test_a_step_repeats_exactly_and_depends_on_its_number(run):
 
 def test_validation_does_not_depend_on_the_step_but_on_the_batch_number(run):
     validate = jax.jit(run.trainer.validate)
+    params = whole_policy(run.state, average=True)
     first, again, other = (
-        float(validate(run.state.ema, run.batch, run.frozen, n)["loss"]) for n in (0, 0, 1)
+        float(validate(params, run.batch, run.frozen, n)["loss"]) for n in (0, 0, 1)
     )
     assert first == again != other
 
 
 def test_master_weights_stay_float32_when_computing_in_bfloat16(run):
     config = {**run.config, "train": {**run.config["train"], "compute_dtype": "bfloat16"}}
-    trainer = make_trainer(config, run.policy)
+    trainer = make_trainer(config, run.policy, one_device())
     before = run.state
     after, metrics = jax.jit(trainer.step)(before, run.batch, run.frozen)
     for name in ("params", "ema", "optimizer"):
@@ -172,3 +175,50 @@ def test_the_rate_and_clipping_of_a_step(run):
         rate = float(metrics["learning_rate"])
         expected = before - rate * (direction + section["weight_decay"] * before)
         np.testing.assert_allclose(now, expected, rtol=1e-4, atol=1e-6)
+
+
+def changed(config, section, **fields):
+    return {**config, section: {**config[section], **fields}}
+
+
+def test_a_batch_in_parts_is_the_same_batch(run):
+    """Also where some of its targets do not count, more of them in one part than in another."""
+    config = changed(run.config, "train", mask_padded_targets=True)
+    batch = {**run.batch, "target_is_pad": np.array([True, False, True, False])}
+
+    def step(parts):
+        trainer = make_trainer(changed(config, "train", accumulate=parts), run.policy, one_device())
+        return jax.jit(trainer.step)(run.state, batch, run.frozen)
+
+    expected, found = step(1), step(2)
+    assert expected[1]["target_loss"] != run.step(run.state, batch, run.frozen)[1]["target_loss"]
+    for key, value in expected[1].items():
+        np.testing.assert_allclose(found[1][key], value, rtol=1e-5, err_msg=key)
+
+
+def test_what_is_frozen_stays_and_has_no_moments(run):
+    config = changed(run.config, "train", frozen=["backbone", "expert.head"])
+    trainer = make_trainer(config, run.policy, one_device())
+    state = jax.jit(trainer.init)(0, {})
+    assert state.params.keys() == {"expert", "proprio_in"} and "head" in state.fixed["expert"]
+    assert jax.tree.structure(state.ema) == jax.tree.structure(state.params)
+    moments = state.optimizer[1][0].mu
+    assert jax.tree.structure(moments) == jax.tree.structure(state.params)
+    after, metrics = jax.jit(trainer.step)(state, run.batch, run.frozen)
+    for old, new in zip(*(jax.tree.leaves(s.fixed) for s in (state, after)), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert (
+        metrics["grad_norm_backbone"] == 0 and metrics["grad_norm"] == metrics["grad_norm_expert"]
+    )
+    assert np.isfinite(metrics["loss"])
+
+
+def test_an_average_is_kept_only_where_one_is_wanted(run):
+    config = changed(run.config, "optimizer", ema_decay=0.0)
+    trainer = make_trainer(config, run.policy, one_device())
+    state, _ = jax.jit(trainer.step)(jax.jit(trainer.init)(0, {}), run.batch, run.frozen)
+    assert state.ema is None and trainer.shardings.ema is None
+    for one, other in zip(
+        *(jax.tree.leaves(whole_policy(state, average=a)) for a in (True, False)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)

@@ -6,10 +6,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagewam_jax.policies.defaults import defaults
 from imagewam_jax.training.loop import train
+from imagewam_jax.training.sharding import make_mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "data" / "metaworld_faucet" / "sample" / "metaworld_faucet" / "1.0.0"
@@ -56,6 +59,11 @@ def tiny_config(dataset: Path) -> ConfigDict:
     config.optimizer.learning_rate = 1e-2
     config.acting = {"euler_steps": 2, "execute_steps": 4}
     return config
+
+
+def one_device() -> Mesh:
+    """The mesh of a run on the first device."""
+    return make_mesh(defaults().mesh.to_dict(), jax.devices()[:1])
 
 
 @functools.cache

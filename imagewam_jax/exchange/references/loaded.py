@@ -16,6 +16,7 @@ from imagewam_jax.conversion.views import ForeignView
 from imagewam_jax.exchange.parts import PARTS, parts_of
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.config import DTYPES, choose
+from imagewam_jax.policies.lora import NO_LORA, merged_params
 
 
 class Loaded:
@@ -41,9 +42,12 @@ class Loaded:
         self.configs = parts_of(self.about, trees, str(self.path))
         self._modules: dict[str, nnx.Module] = {}
         self._trees: dict[str, dict[str, Any]] = {}
+        self._lora = NO_LORA
         if "policy" in self.configs:
+            self._lora = self.configs["policy"].lora
             self.configs["policy"] = dataclasses.replace(
                 self.configs["policy"],
+                lora=NO_LORA,  # it is merged when it is read
                 coordinate_dtype=dtype,
                 attention="xla",
                 remat="full",
@@ -103,12 +107,16 @@ class Loaded:
         abstract = self._checkpoints.abstract(self._step, saved)
         for part in self.configs:
             if PARTS[part].tree == name:
-                expected, path = PARTS[part].abstract(self.configs[part]), PARTS[part].path
+                config, path = self.configs[part], PARTS[part].path
+                if part == "policy":
+                    config = dataclasses.replace(config, lora=self._lora)
+                expected = PARTS[part].abstract(config)
                 # What else is beside a backbone, an expert's first weights, is as it was saved.
                 abstract = abstract | {path: expected} if path else expected
         dtype = DTYPES[self.dtype]
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract)
-        return self._checkpoints.restore(self._step, {saved: abstract})[saved]
+        restored = self._checkpoints.restore(self._step, {saved: abstract})[saved]
+        return merged_params(restored, self._lora) if name == "params" else restored
 
 
 def foreign_view(rules: list[Rule], tree: Mapping[str, Any], where: str) -> ForeignView:

@@ -1,0 +1,64 @@
+"""Trains the tiny policy on several meshes, one run after another, in the processes of one job.
+
+    python -m tests.training.mesh_runs FOLDER DATASET RUN... [--coordinator=HOST:PORT ...]
+
+Each run is a name in `RUNS`; its folder is FOLDER/RUN.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from tests.training.tiny import tiny_config
+
+STEPS, HALF = 20, 10
+# The mesh of eight devices, and other fields of the config.
+RUNS = {
+    "one": {},
+    "data": {"mesh.data": 8, "mesh.fsdp": 1},
+    "fsdp": {},
+    "fsdp_tensor": {"mesh.tensor": 2},
+    "context": {"mesh.context": 2},
+    "all": {"mesh.data": 2, "mesh.fsdp": 1, "mesh.tensor": 2, "mesh.context": 2},
+    "in_parts": {"mesh.data": 2, "train.accumulate": 2},
+}
+
+
+def config_of(run: str, dataset: Path):
+    """Without a moving average of gradients, so that the optimizer's state is that of one step."""
+    config = tiny_config(dataset)
+    config.train.update(steps=STEPS, batch_size=16, checkpoint_every=HALF, keep_checkpoints=2)
+    config.optimizer.b1 = 0.0
+    config.update_from_flattened_dict(RUNS[run])
+    return config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("runs", nargs="+", choices=RUNS)
+    parser.add_argument("--resume-from", help="the run whose first half each of them continues")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int)
+    parser.add_argument("--process", type=int)
+    given = parser.parse_args()
+    from imagewam_jax.training import distributed
+    from imagewam_jax.training.loop import train
+
+    distributed.initialize(
+        coordinator=given.coordinator, processes=given.processes, process=given.process
+    )
+    for run in given.runs:
+        workdir = given.folder / run
+        if given.resume_from:
+            workdir = given.folder / f"{given.resume_from}_then_{run}"
+            with distributed.first_alone("copying the first half"):
+                if distributed.is_first():
+                    half = Path("checkpoints") / str(HALF)
+                    shutil.copytree(given.folder / given.resume_from / half, workdir / half)
+        train(config_of(run, given.dataset), workdir, resume=bool(given.resume_from))
+
+
+if __name__ == "__main__":
+    main()

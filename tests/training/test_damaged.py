@@ -1,0 +1,115 @@
+"""The newest checkpoint may be damaged: by a full disk, a lost file, an object store."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from imagewam_jax.policies.errors import CheckpointError
+from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from imagewam_jax.training.loop import train
+from tests.training.tiny import copy_sample, tiny_config
+
+STEPS, HALF = 8, 4
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged")
+    config = tiny_config(copy_sample(folder))
+    config.train.update(steps=STEPS, checkpoint_every=HALF, keep_checkpoints=5)
+    train(config, folder / "run")
+    return config, folder / "run"
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def cut(checkpoint):
+    file = largest(checkpoint / "optimizer")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def without_a_tree(checkpoint):
+    shutil.rmtree(checkpoint / "params")
+
+
+def without_its_metadata(checkpoint):
+    (checkpoint / "ema" / "_METADATA").unlink()
+
+
+def without_arrays(checkpoint):
+    shutil.rmtree(checkpoint / "text" / "d", ignore_errors=True)
+    shutil.rmtree(checkpoint / "text" / "ocdbt.process_0", ignore_errors=True)
+
+
+def half_a_description(checkpoint):
+    file = largest(checkpoint / "about")
+    file.write_text(file.read_text()[:100])
+
+
+def empty_metadata(checkpoint):
+    (checkpoint / "params" / "_METADATA").write_text("")
+
+
+def without_a_position(checkpoint):
+    shutil.rmtree(checkpoint / "data")
+
+
+DAMAGES = [
+    cut,
+    without_a_tree,
+    without_its_metadata,
+    without_arrays,
+    half_a_description,
+    empty_metadata,
+    without_a_position,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_it_is_named_and_the_one_before_is_taken(finished, tmp_path, capsys, damage):
+    config, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    damage(checkpoints / str(STEPS))
+    train(config, tmp_path / "run", resume=True)
+    said = capsys.readouterr().out
+    assert f"the checkpoint of step {STEPS} is not used and was moved to" in said
+    assert {p.name for p in checkpoints.iterdir()} == {"4", "8", "8.unreadable"}
+    rows = {
+        folder: [
+            (row["step"], row["loss"])
+            for row in read_metrics(folder / METRICS_FILE)
+            if row["kind"] == "train"
+        ]
+        for folder in (run, tmp_path / "run")
+    }
+    assert rows[run] == rows[tmp_path / "run"]
+
+
+def test_none_of_them_can_be_read(finished, tmp_path):
+    config, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    for step in (HALF, STEPS):
+        cut(tmp_path / "run" / "checkpoints" / str(step))
+    with pytest.raises(CheckpointError, match="none of the checkpoints can be read"):
+        train(config, tmp_path / "run", resume=True)
+    left = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert left == {"4.unreadable", "8.unreadable"}
+
+
+def test_another_version_is_not_damage(finished, tmp_path):
+    """It is left where it is: a program that is too old must not move what it cannot read."""
+    config, run = finished
+    shutil.copytree(run, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / str(STEPS)
+    file = largest(newest / "about")
+    about = json.loads(file.read_text())
+    assert np.isfinite(about["format"])
+    file.write_text(json.dumps({**about, "format": 99}))
+    with pytest.raises(CheckpointError, match="checkpoint format 99"):
+        train(config, tmp_path / "run", resume=True)
+    assert newest.is_dir()

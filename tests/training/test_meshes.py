@@ -1,0 +1,98 @@
+"""Two processes of four devices each compute what one process with one device does."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from imagewam_jax.conversion.trees import flatten
+from imagewam_jax.policies.checkpoint import open_checkpoint
+from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from launch.local import LocalProcesses, free_port, with_virtual_devices
+from tests.training.mesh_runs import HALF, RUNS, STEPS
+from tests.training.tiny import ROOT, copy_sample
+
+pytestmark = pytest.mark.slow
+TOLERANCE = 1e-5  # of losses, relative
+MESHES = sorted(RUNS.keys() - {"one"})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of all runs, and of runs that were begun on one number of devices and ended on another."""
+    folder = tmp_path_factory.mktemp("meshes")
+    dataset = str(copy_sample(folder))
+    run(folder, dataset, "one", processes=1, devices=1)
+    run(folder, dataset, *MESHES, processes=2, devices=4)
+    run(folder, dataset, "fsdp_tensor", "--resume-from=one", processes=2, devices=2)
+    run(folder, dataset, "one", "--resume-from=fsdp_tensor", processes=1, devices=1)
+    return folder
+
+
+def run(folder, *arguments: str, processes: int, devices: int) -> None:
+    module = [sys.executable, "-m", "tests.training.mesh_runs", str(folder), *arguments]
+    together = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}"]
+    commands = [
+        [*module, *together, f"--process={n}"] if processes > 1 else module
+        for n in range(processes)
+    ]
+    environment = with_virtual_devices({**os.environ, "PYTHONPATH": str(ROOT)}, devices)
+    lines: list[str] = []
+    with LocalProcesses(commands, environment=environment, output=lines.append) as job:
+        assert job.wait(timeout=900) == 0, "\n".join(lines[-60:])
+
+
+def losses(workdir, key="loss"):
+    rows = [row for row in read_metrics(workdir / METRICS_FILE) if row["kind"] == "train"]
+    return {row["step"]: row[key] for row in rows}
+
+
+@pytest.mark.parametrize("name", sorted(MESHES))
+def test_losses_are_those_of_one_device(folder, name):
+    for key in ("loss", "target_loss", "action_loss", "grad_norm"):
+        expected, found = losses(folder / "one", key), losses(folder / name, key)
+        assert list(found) == list(range(1, STEPS + 1))
+        np.testing.assert_allclose(
+            list(found.values()), list(expected.values()), rtol=TOLERANCE, err_msg=key
+        )
+
+
+def saved(workdir, step, tree):
+    """A tree of a checkpoint, on the first device, whatever it was saved from."""
+    checkpoints, step = open_checkpoint(workdir / "checkpoints" / str(step))
+    found = checkpoints.restore(step, {tree: checkpoints.abstract(step, tree)})[tree]
+    checkpoints.close()
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(MESHES))
+def test_gradients_and_parameters_are_the_same_leaf_by_leaf(folder, name):
+    for step in (HALF, STEPS):
+        expected = gradients(folder / "one", step)
+        found = gradients(folder / name, step)
+        assert expected.keys() == found.keys() and len(expected) > 60
+        for path, gradient in expected.items():
+            error = np.linalg.norm(found[path] - gradient) / np.linalg.norm(gradient)
+            assert error < 1e-4, (step, path, error)
+
+
+def gradients(workdir, step):
+    """Of the last step: the first moments of an optimizer that forgets all others at once."""
+    optimizer = saved(workdir, step, "optimizer")
+    moments = optimizer[1][0]["mu"] if isinstance(optimizer[1][0], dict) else optimizer[1][0].mu
+    return {path: np.asarray(leaf) for path, leaf in flatten(moments).items()}
+
+
+@pytest.mark.parametrize("name", ["one_then_fsdp_tensor", "fsdp_tensor_then_one"])
+def test_a_run_goes_on_with_other_devices(folder, name):
+    expected, found = losses(folder / "one"), losses(folder / name)
+    assert list(found) == list(range(HALF + 1, STEPS + 1))
+    np.testing.assert_allclose(list(found.values()), list(expected.values())[HALF:], rtol=TOLERANCE)
+
+
+def test_only_the_first_process_writes(folder):
+    """Rows of both would be there twice."""
+    rows = read_metrics(folder / "fsdp" / METRICS_FILE)
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert len(list((folder / "fsdp" / "tensorboard").iterdir())) == 1
