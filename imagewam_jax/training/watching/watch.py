@@ -9,12 +9,12 @@ from typing import Any
 import jax
 
 from imagewam_jax.policies.errors import ConfigError
-from imagewam_jax.training.tensorboard import EventFile
 from imagewam_jax.training.watching.goodput import WallTime, earlier_seconds, table
 from imagewam_jax.training.watching.memory import memory
 from imagewam_jax.training.watching.profiler import Profiler
 from imagewam_jax.training.watching.progress import progress_bar, show
 from imagewam_jax.training.watching.sinks import JsonLines, Sink
+from imagewam_jax.training.watching.tensorboard import EventFile
 from imagewam_jax.training.watching.wandb_sink import WandbSink, import_wandb
 from imagewam_jax.training.watching.window import Window, Work
 from imagewam_jax.training.watching.writer import MetricsWriter
