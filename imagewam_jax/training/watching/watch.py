@@ -55,7 +55,9 @@ class Watch:
         self._running: Mapping[str, jax.Array] | None = None  # of the step on the device
         self._done = first_step
         self._bar = None
-        self._accounted = False
+        self._logged = False
+        if any(earlier.values()):  # what was lost is known from rows that are not there any more
+            self.account(first_step)
 
     def __enter__(self) -> "Watch":
         return self
@@ -107,8 +109,9 @@ class Watch:
         self._window = Window(self._wall, self._work)
         if self._bar is not None:
             show(self._bar, self._writer.latest.get("train", {}))
-        if not self._accounted:
+        if not self._logged:
             self.account(step)  # of a start-up, even if nothing else comes of it
+        self._logged = True
 
     def write(self, kind: str, step: int, rows: Sequence[Mapping[str, jax.Array]]) -> None:
         """Writes the means of `rows`."""
@@ -117,7 +120,7 @@ class Watch:
     def account(self, step: int) -> dict[str, float]:
         """Writes where the time has gone until now, and returns it: with each checkpoint, for a run
         that is resumed knows of its earlier processes by what they wrote."""
-        self._accounted, row = True, self._wall.row()
+        row = self._wall.row()
         self._writer.write("goodput", step, extra=row)
         return row
 

@@ -75,6 +75,9 @@ def test_what_a_killed_process_repeats_is_lost(tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     assert '"goodput", "step": 17' in lines[-1]
     path.write_text("".join(lines[:-1]))  # nobody writes an account when killed
+    killed_soon = Watch({"watch": WATCH}, tmp_path, 10, Work(4), time.perf_counter())
+    killed_soon._writer.close()
+    assert len(read_metrics(path)) == len([r for r in first if r["step"] <= 10]) + 1
     rows = run(tmp_path, 10, 20)
     assert [r["step"] for r in of_kind(rows, "train")] == [5, 10, 15, 20]
     saved = next(row for row in of_kind(first, "goodput") if row["step"] == 10)
