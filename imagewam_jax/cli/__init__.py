@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -253,7 +254,9 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.training import distributed
     from imagewam_jax.training.loop import train
     from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
+    from imagewam_jax.training.watching.goodput import process_seconds
 
+    began = time.perf_counter() - process_seconds()
     distributed.initialize(
         automatic=arguments.distributed,
         coordinator=arguments.coordinator,
@@ -261,7 +264,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         process=arguments.process,
     )
     try:
-        train(config, arguments.workdir, resume=arguments.resume)
+        train(config, arguments.workdir, resume=arguments.resume, began=began)
     except Preempted as error:
         print(f"imagewam train: {error}; go on with --resume", file=sys.stderr)
         return EXIT_STATUS

@@ -94,6 +94,11 @@ def defaults() -> ConfigDict:
                 "clip_norm": 1.0,
                 "ema_decay": 0.999,  # of the moving average; 0: none
             },
+            "watch": {  # docs/training.md
+                "profile": (0, 0),  # the first step to trace, and how many; 0: none
+                "profile_on_signal": 5,  # steps to trace at SIGUSR1; 0: the signal is not heard
+                "wandb": "",  # a project of Weights & Biases; empty: none
+            },
             "acting": {
                 "euler_steps": 10,
                 "execute_steps": 12,  # of each chunk, before the next decision

@@ -1,6 +1,5 @@
 """The training run: from a config to a folder of checkpoints and metrics."""
 
-import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from imagewam_jax.data.bad_frames import BadFrames
 from imagewam_jax.data.dataset import Data
@@ -27,7 +25,6 @@ from imagewam_jax.policies.initial import initial_weights
 from imagewam_jax.policies.parameters import Params, abstract_params
 from imagewam_jax.training.device_batches import DeviceBatches
 from imagewam_jax.training.distributed import first_alone, from_first, is_first, replicate
-from imagewam_jax.training.metrics import MetricsWriter, NoMetrics
 from imagewam_jax.training.preemption import Notice, Preempted
 from imagewam_jax.training.prepare import check_fits, make_frozen, train_iterator
 from imagewam_jax.training.resume import resume as resume_run
@@ -42,20 +39,27 @@ from imagewam_jax.training.sharding import (
 )
 from imagewam_jax.training.state import TrainState, whole_policy
 from imagewam_jax.training.step import Metrics, Trainer, make_trainer
+from imagewam_jax.training.watching.watch import Watch, check_watch
+from imagewam_jax.training.watching.window import Work
 
 
-def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> Path:
+def train(
+    config: ConfigDict, workdir: Path | str, *, resume: bool = False, began: float | None = None
+) -> Path:
     """Trains to the config's last step; returns the folder of checkpoints.
 
     `resume` continues from the newest checkpoint that can be read and repeats exactly what an
     uninterrupted run would have done; where there is none, the run begins. Everything that can be
     wrong with config, devices, data, disk or the folder is an error before the first step.
-    Preempted: the run was told to stop, and saved where it is.
+    Preempted: the run was told to stop, and saved where it is. `began` is the
+    `time.perf_counter()` at which the start-up did, if not now.
     """
+    began = time.perf_counter() if began is None else began
     workdir = Path(workdir)
     config = json.loads(config.to_json())
     policy = policy_config(config["model"])
     check_fits(config, policy)
+    check_watch(config["watch"])
     mesh = make_mesh(config["mesh"])
     rows = batch_rows(mesh, config["train"]["batch_size"], config["train"]["accumulate"])
     trainer = make_trainer(config, policy, mesh)
@@ -90,15 +94,15 @@ def train(config: ConfigDict, workdir: Path | str, *, resume: bool = False) -> P
     put = partial(_put, mesh, model_keys(data), rows, config["train"]["batch_size"])
     validation = [put(batch) for batch in _validation_batches(config, data, rows)]
     run = _Run(config["train"], trainer, checkpoints, frozen, about, validation)
-    writer = MetricsWriter(workdir, first_step=int(state.step)) if is_first() else NoMetrics()
+    watch = Watch(config, workdir, int(state.step), Work(config["train"]["batch_size"]), began)
     if is_first():
         print(_summary(state, sources, config, mesh))
     ahead = DeviceBatches(batches, put)
     try:
-        run.steps(state, ahead, writer, batches.bad_frames)
+        with watch:
+            run.steps(state, ahead, watch, batches.bad_frames)
     finally:
         ahead.close()
-        writer.close()
         checkpoints.close()
     return checkpoints.directory
 
@@ -142,53 +146,36 @@ class _Run:
         self,
         state: TrainState,
         batches: DeviceBatches,
-        writer: MetricsWriter | NoMetrics,
+        watch: Watch,
         bad_frames: BadFrames,
     ) -> None:
-        config, first = self.config, int(state.step)
-        window, running = _Window(config["batch_size"]), None
-        bar = tqdm(
-            range(first, config["steps"]),
-            initial=first,
-            total=config["steps"],
-            unit="step",
-            disable=not is_first(),
-        )
+        config, steps = self.config, self.config["steps"]
+        stop = False
         with Notice() as notice:
-            for number in bar:
-                with window.waiting():
+            for done in watch.steps(steps):
+                with watch.phase("data_wait"):
                     batch = next(batches)
                 state, metrics = self.step(state, batch, self.frozen)
-                # One step runs while the next is prepared; no more, or times would mean nothing.
-                jax.block_until_ready(running)
-                running = metrics
-                window.rows.append(metrics)
-                done = number + 1
-                last = done == config["steps"]
+                watch.dispatched(metrics)
+                last = done == steps
                 stop = notice.stops_after(done) and not last
                 if done % config["log_every"] == 0 or last or stop:
-                    extra = window.speed() | {"bad_frames": len(bad_frames)}
-                    writer.write("train", done, window.rows, extra)
-                    shown = ("target_loss", "action_loss", "samples_per_second")
-                    bar.set_postfix({k: f"{v:.3g}" for k, v in writer.latest.items() if k in shown})
-                    window = _Window(config["batch_size"])
+                    watch.log(done, {"bad_frames": len(bad_frames)})
                 if self.validation and (done % config["validate_every"] == 0 or last):
-                    with window.paused():
-                        writer.write("validation", done, self.validation_losses(state))
+                    with watch.pause("validation"):
+                        losses = jax.block_until_ready(self.validation_losses(state))
+                    watch.write("validation", done, losses)
                 if done % config["checkpoint_every"] == 0 or last or stop:
-                    with window.paused():
-                        save(
-                            self.checkpoints,
-                            done,
-                            state,
-                            self.frozen,
-                            self.about,
-                            batches.get_state(),
-                        )
+                    position = batches.get_state()
+                    with watch.pause("checkpoints"):
+                        save(self.checkpoints, done, state, self.frozen, self.about, position)
+                    watch.account(done)
                 if stop:
-                    self.checkpoints.wait()
-                    raise Preempted(f"told to stop, saved after step {done} of {config['steps']}")
-        self.checkpoints.wait()
+                    break
+            with watch.pause("checkpoints"):
+                self.checkpoints.wait()
+        if stop:
+            raise Preempted(f"told to stop, saved after step {done} of {steps}")
 
     def validation_losses(self, state: TrainState) -> list[Metrics]:
         """Of the averaged weights, on each batch of held-out samples."""
@@ -197,36 +184,6 @@ class _Run:
             self.validate(params, batch, self.frozen, number)
             for number, batch in enumerate(self.validation)
         ]
-
-
-class _Window:
-    """The steps since metrics were last written, and what their time went to."""
-
-    def __init__(self, batch_size: int):
-        self.rows: list[Metrics] = []
-        self._batch_size = batch_size
-        self._started, self._waited = time.perf_counter(), 0.0
-
-    @contextlib.contextmanager
-    def waiting(self):
-        """The time within counts as waiting for data."""
-        before = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - before
-
-    @contextlib.contextmanager
-    def paused(self):
-        """The time within is not part of a step."""
-        before = time.perf_counter()
-        yield
-        self._started += time.perf_counter() - before
-
-    def speed(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self._started
-        return {
-            "samples_per_second": len(self.rows) * self._batch_size / seconds,
-            "data_wait": self._waited / seconds,  # share of the time
-        }
 
 
 def _validation_batches(

@@ -31,6 +31,7 @@ RESUMABLE = {
     "data": {"directory", "index_directory", "threads", "prefetch", "bad_frames"},
     "text": {"weights", "table"},
     "autoencoder": {"weights"},
+    "watch": {"profile", "profile_on_signal", "wandb"},
 }
 
 

@@ -96,6 +96,8 @@ def train(dataset, tmp_path, capsys):
         ("train.log_every=0", "train.log_every is 0, expected at least 1"),
         ("train.steps=many", "--config.train.steps=many"),
         ("train.stepz=3", "has no field 'train.stepz': no 'stepz' among"),
+        ("watch.profile=(5,)", "watch.profile is (5,) and watch.profile_on_signal 5, expected"),
+        ("watch.profile_on_signal=-1", "watch.profile_on_signal -1, expected a first step"),
         ("trian.steps=3", "has no field 'trian.steps': no 'trian' among ['acting'"),
         ("seed.value=3", "has no field 'seed.value'"),
     ],

@@ -18,8 +18,9 @@ from tests.training.commands import finish, start
 from tests.training.tiny import copy_sample, one_device
 
 STEPS, CHECKPOINT_EVERY = 120, 40
+TRACED = 100  # and the steps behind it, by the run that goes on after the kill
 # These say how fast a run was, not what it computed.
-TIMES = {"samples_per_second", "data_wait"}
+TIMES = {"seconds_per_step", "samples_per_second", "data_wait"}
 CONFIG = """
 from tests.training.tiny import tiny_config
 
@@ -52,7 +53,7 @@ def runs(tmp_path_factory):
     whole, killed = folder / "whole", folder / "killed"
     printed = finish(begin(whole))
     kill_behind_a_checkpoint(begin(killed), killed)
-    finish(begin(killed, "--resume"))
+    finish(begin(killed, "--resume", f"--config.watch.profile=({TRACED}, 3)"))
     return whole, killed, printed
 
 
@@ -84,11 +85,17 @@ def last_step(workdir: Path) -> int:
 
 
 def numbers(workdir: Path) -> list[dict]:
-    rows = read_metrics(workdir / METRICS_FILE)
+    rows = [r for r in read_metrics(workdir / METRICS_FILE) if r["kind"] != "goodput"]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
+def goodput(workdir: Path) -> dict:
+    rows = read_metrics(workdir / METRICS_FILE)
+    return next(row for row in reversed(rows) if row["kind"] == "goodput")
+
+
 def test_every_row_of_numbers_is_the_same(runs):
+    """Whatever was traced."""
     whole, killed, _ = runs
     expected, found = numbers(whole), numbers(killed)
     steps = [row["step"] for row in expected if row["kind"] == "train"]
@@ -97,6 +104,19 @@ def test_every_row_of_numbers_is_the_same(runs):
     assert {"loss", "grad_norm", "grad_norm_backbone", "grad_norm_expert"} <= expected[0].keys()
     for a, b in zip(expected, found, strict=True):
         assert a == b
+    assert [path.name for path in (killed / "profile").iterdir()] == [str(TRACED)]
+    assert len(list(killed.rglob("profile/*/plugins/profile/*/*.xplane.pb"))) == 1
+
+
+def test_what_the_kill_cost_is_accounted_for(runs):
+    whole, killed, printed = runs
+    assert f"goodput {goodput(whole)['goodput']:.1%} of" in printed
+    assert goodput(whole)["lost_seconds"] == 0 < goodput(killed)["lost_seconds"]
+    for workdir in (whole, killed):
+        row = goodput(workdir)
+        assert row["step"] == STEPS and 0 < row["goodput"] < 1
+        parts = [v for k, v in row.items() if k.endswith("_seconds") and k != "wall_seconds"]
+        assert sum(parts) == pytest.approx(row["wall_seconds"]) and min(parts) >= 0
 
 
 def test_the_last_checkpoint_is_the_same_bit_for_bit(runs):

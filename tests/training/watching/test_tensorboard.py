@@ -8,7 +8,7 @@ import pytest
 
 from imagewam_jax.data.tfrecord import walk_records
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
-from imagewam_jax.training.tensorboard import EventFile
+from imagewam_jax.training.watching.tensorboard import EventFile
 from tests.training.tiny import trained_run
 
 # TensorFlow must not enter the process of the tests.

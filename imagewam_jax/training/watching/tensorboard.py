@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from imagewam_jax.data.tfrecord import masked_crc32c
@@ -28,6 +29,12 @@ class EventFile:
         number = b"\x15" + struct.pack("<f", value)  # field 2, a float
         summary = _bytes_field(1, _bytes_field(1, tag.encode()) + number)
         self._write(_int_field(2, step) + _bytes_field(5, summary))
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """A row of numbers, under <kind>/<name>; it can be seen at once."""
+        for name, value in values.items():
+            self.add_scalar(f"{kind}/{name}", value, step)
+        self.flush()
 
     def flush(self) -> None:
         self._file.flush()
