@@ -19,8 +19,6 @@ RUNS = {
     "fsdp": {},
     "fsdp_tensor": {"mesh.tensor": 2},
     "context": {"mesh.context": 2},
-    "all": {"mesh.data": 2, "mesh.fsdp": 1, "mesh.tensor": 2, "mesh.context": 2},
-    "in_parts": {"mesh.data": 2, "train.accumulate": 2},
 }
 
 
