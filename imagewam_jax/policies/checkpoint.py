@@ -128,10 +128,12 @@ class Checkpoints:
         folder = self.directory / str(step) / tree
         try:
             with ocp.StandardCheckpointer() as reader:
-                saved = reader.metadata(folder).item_metadata.tree
+                saved = reader.metadata(folder).item_metadata
         except (KeyError, OSError, ValueError) as error:
             raise Unreadable(f"{folder} cannot be read: {error}") from error
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+        if saved is None:
+            raise Unreadable(f"{folder} cannot be read: its description is not whole")
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved.tree)
 
     def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """The named trees of a step, in the shapes, dtypes and shardings of `abstract`.

@@ -27,8 +27,8 @@ from imagewam_jax.training.device_batches import DeviceBatches
 from imagewam_jax.training.distributed import first_alone, from_first, is_first, replicate
 from imagewam_jax.training.preemption import Notice, Preempted
 from imagewam_jax.training.prepare import check_fits, make_frozen, train_iterator
+from imagewam_jax.training.resume import abstract_state, save, state_trees
 from imagewam_jax.training.resume import resume as resume_run
-from imagewam_jax.training.resume import save
 from imagewam_jax.training.sharding import (
     batch_rows,
     make_mesh,
@@ -72,6 +72,8 @@ def train(
             f"{workdir} has checkpoints up to step {checkpoints.steps[-1]}: resume it or choose "
             "another folder"
         )
+    needed = tree_bytes(state_trees(abstract_state(trainer)))
+    check_space(workdir, needed, copies=config["train"]["keep_checkpoints"] + 1)
     resumed = resume_run(checkpoints, trainer, config)
     with first_alone("preparing the data"):
         data = config_data(config)
@@ -89,8 +91,6 @@ def train(
         init = jax.jit(trainer.init, donate_argnums=1, out_shardings=trainer.shardings)
         state = init(config["seed"], weights)
         del weights  # or it would stay in memory for as long as the run
-    needed = tree_bytes((state, frozen))
-    check_space(workdir, needed, copies=config["train"]["keep_checkpoints"] + 1)
     put = partial(_put, mesh, model_keys(data), rows, config["train"]["batch_size"])
     validation = [put(batch) for batch in _validation_batches(config, data, rows)]
     run = _Run(config["train"], trainer, checkpoints, frozen, about, validation)
