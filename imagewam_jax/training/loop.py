@@ -25,6 +25,7 @@ from imagewam_jax.policies.initial import initial_weights
 from imagewam_jax.policies.parameters import Params, abstract_params
 from imagewam_jax.training.device_batches import DeviceBatches
 from imagewam_jax.training.distributed import first_alone, from_first, is_first, replicate
+from imagewam_jax.training.flat import FlatStep
 from imagewam_jax.training.preemption import Notice, Preempted
 from imagewam_jax.training.prepare import check_fits, make_frozen, train_iterator
 from imagewam_jax.training.resume import abstract_state, save, state_trees
@@ -93,14 +94,14 @@ def train(
         del weights  # or it would stay in memory for as long as the run
     put = partial(_put, mesh, model_keys(data), rows, config["train"]["batch_size"])
     validation = [put(batch) for batch in _validation_batches(config, data, rows)]
-    run = _Run(config["train"], trainer, checkpoints, frozen, about, validation)
+    run = _Run(config["train"], trainer, checkpoints, state, frozen, about, validation)
     watch = Watch(config, workdir, int(state.step), Work(config["train"]["batch_size"]), began)
     if is_first():
         print(_summary(state, sources, config, mesh))
     ahead = DeviceBatches(batches, put)
     try:
         with watch:
-            run.steps(state, ahead, watch, batches.bad_frames)
+            run.steps(ahead, watch, batches.bad_frames)
     finally:
         ahead.close()
         checkpoints.close()
@@ -132,43 +133,35 @@ class _Run:
         config: Mapping[str, Any],
         trainer: Trainer,
         checkpoints: Checkpoints,
+        state: TrainState,
         frozen: Frozen,
         about: Mapping[str, Any],
         validation: Sequence[Mapping[str, jax.Array]],
     ):
         self.config, self.validation = config, validation
         self.checkpoints, self.frozen, self.about = checkpoints, frozen, about
-        results = trainer.shardings, trainer.shardings.step  # metrics, like the step, everywhere
-        self.step = jax.jit(trainer.step, donate_argnums=0, out_shardings=results)
+        self.step = FlatStep(trainer, state, frozen)
         self.validate = jax.jit(trainer.validate, out_shardings=trainer.shardings.step)
 
-    def steps(
-        self,
-        state: TrainState,
-        batches: DeviceBatches,
-        watch: Watch,
-        bad_frames: BadFrames,
-    ) -> None:
+    def steps(self, batches: DeviceBatches, watch: Watch, bad_frames: BadFrames) -> None:
         config, steps = self.config, self.config["steps"]
         stop = False
         with Notice() as notice:
             for done in watch.steps(steps):
                 with watch.phase("data_wait"):
                     batch = next(batches)
-                state, metrics = self.step(state, batch, self.frozen)
-                watch.dispatched(metrics)
+                watch.dispatched(self.step(batch))
                 last = done == steps
                 stop = notice.stops_after(done) and not last
                 if done % config["log_every"] == 0 or last or stop:
                     watch.log(done, {"bad_frames": len(bad_frames)})
                 if self.validation and (done % config["validate_every"] == 0 or last):
                     with watch.pause("validation"):
-                        losses = jax.block_until_ready(self.validation_losses(state))
+                        losses = jax.block_until_ready(self.validation_losses(self.step.state))
                     watch.write("validation", done, losses)
                 if done % config["checkpoint_every"] == 0 or last or stop:
-                    position = batches.get_state()
                     with watch.pause("checkpoints"):
-                        save(self.checkpoints, done, state, self.frozen, self.about, position)
+                        self.save(done, batches.get_state())
                     watch.account(done)
                 if stop:
                     break
@@ -176,6 +169,9 @@ class _Run:
                 self.checkpoints.wait()
         if stop:
             raise Preempted(f"told to stop, saved after step {done} of {steps}")
+
+    def save(self, step: int, position: Mapping[str, Any]) -> None:
+        save(self.checkpoints, step, self.step.state, self.frozen, self.about, position)
 
     def validation_losses(self, state: TrainState) -> list[Metrics]:
         """Of the averaged weights, on each batch of held-out samples."""

@@ -84,7 +84,8 @@ def table(row: Mapping[str, float]) -> str:
     """A `WallTime.row`, to be read."""
     wall = max(row["wall_seconds"], 1e-9)
     seconds = {name: row[f"{name}_seconds"] for name in PHASES}
-    lines = [f"  {PHASES[k]:18}{v:10.1f} s{v / wall:8.1%}" for k, v in seconds.items() if v]
+    shown = {name: value for name, value in seconds.items() if value >= 0.05}
+    lines = [f"  {PHASES[k]:18}{v:10.1f} s{v / wall:8.1%}" for k, v in shown.items()]
     return "\n".join([f"goodput {row['goodput']:.1%} of {wall:.1f} s", *lines])
 
 

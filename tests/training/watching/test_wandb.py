@@ -1,11 +1,14 @@
 """Weights & Biases without their server."""
 
 import sys
+import time
 
 import pytest
 
 from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.training.watching.wandb_sink import WandbSink, import_wandb, run_id
+from imagewam_jax.training.watching.watch import Watch, check_watch
+from imagewam_jax.training.watching.window import Work
 
 
 @pytest.fixture
@@ -24,10 +27,18 @@ def test_rows_are_kept_for_a_later_upload(offline, tmp_path):
         for step in steps:
             sink.write("train", step, {"loss": 0.5 / step})
         sink.close()
-    (tmp_path / "wandb" / "latest-run").unlink()
-    files = list((tmp_path / "wandb").rglob("*.wandb"))
+    files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert [path.name for path in files] == [f"run-{run_id(tmp_path)}.wandb"] * 2
     assert all(b"train/loss" in path.read_bytes() for path in files)
+
+
+def test_a_run_writes_to_it_if_its_config_says_so(offline, tmp_path):
+    config = {"watch": {"profile": (0, 0), "profile_on_signal": 0, "wandb": "faucets"}}
+    check_watch(config["watch"])
+    with Watch(config, tmp_path, 0, Work(1), time.perf_counter()):
+        pass
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"goodput/startup_seconds" in file.read_bytes()
 
 
 def test_each_folder_is_a_run_of_its_own(tmp_path):
