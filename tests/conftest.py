@@ -6,11 +6,14 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Most of the suite's time is compiling tiny models, many of them the same: what one process has
-# compiled, the others and those that they start find in a folder that lives as long as the suite.
-# Unoptimised machine code is as right, takes half the time to make, and tiny models do not run long.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+# Most of the suite's time is compiling tiny models. Machine code that is not optimised is as right
+# and takes half the time to make, and what one process has compiled, the others and those that they
+# start find in a folder that lives as long as the suite.
+_UNOPTIMISED = "--xla_backend_optimization_level=0"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
+_flags = os.environ.get("XLA_FLAGS", "").split()
+if _UNOPTIMISED not in _flags:
+    os.environ["XLA_FLAGS"] = " ".join([*_flags, _UNOPTIMISED])
 _owned = _CACHE not in os.environ
 if _owned:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="imagewam-compiled-")
