@@ -5,7 +5,7 @@ backbone's keys; its residual width is its own.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -46,6 +46,18 @@ class ActionCondition(NamedTuple):
 
 class ActionExpert(nnx.Module):
     """Embedding, stacked layers and head of the action stream, for a FLUX.2 backbone."""
+
+    # See `Flux2.ROWS`.
+    ROWS: ClassVar = {
+        "action_in": ("action",),
+        "time_in": ("sample",),
+        "double_modulation": ("sample",),
+        "single_modulation": ("sample",),
+        "double_layers": ("action",),
+        "single_layers": ("action",),
+        "head.modulation": ("sample",),
+        "head.linear": ("action",),
+    }
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ the double layers, text has its own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -125,6 +125,22 @@ class SingleLayer(nnx.Module):
 
 class Flux2(nnx.Module):
     """Embeddings, stacked layers and head; how they are run is the policy's affair."""
+
+    # The rows that pass the kernels of each part, which `models.flops` counts: of tokens, or one
+    # for each sample. The longest name that fits counts.
+    ROWS: ClassVar = {
+        "image_in": ("reference", "target"),
+        "text_in": ("text",),
+        "time_in": ("sample",),
+        "double_modulation_image": ("sample",),
+        "double_modulation_text": ("sample",),
+        "single_modulation": ("sample",),
+        "double_layers.image": ("reference", "target"),
+        "double_layers.text": ("text",),
+        "single_layers": ("text", "reference", "target"),
+        "head.modulation": ("sample",),
+        "head.linear": ("target",),
+    }
 
     def __init__(self, config: Flux2Config, *, rngs: nnx.Rngs):
         self.config = config

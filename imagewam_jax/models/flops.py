@@ -1,0 +1,245 @@
+"""How many FLOPs the policy's useful work takes: counted from its sizes, not from a program.
+
+Counted are the products of matrices, 2 FLOPs for each multiplication and addition. A product with
+parameters costs 2 x the kernel's size for every row that passes it; which rows pass which kernels
+a module says in its table `ROWS`, so that another backbone needs no change here. An attention
+costs 4 x queries x keys x heads x head_dim in each layer: what `blocks` lets a stream see, and no
+more.
+
+These are the "model FLOPs" that model FLOPs utilisation (MFU) is defined by: a training step is
+three forward passes, and what a compiler recomputes, pads or computes for nothing does not count.
+The rows of the text are those of its bucket. All layers count as full ones, although nothing
+reads what the context becomes in the last. The autoencoder is not part of the policy.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
+
+OFFICIAL_TEXT_TOKENS = 512  # what the official code pads every text to
+CONTEXT = ("text", "reference")  # the kinds of rows that are the context
+BACKWARD = 2  # forward passes that a backward pass costs: by inputs and by kernels
+
+Path = tuple[str, ...]
+
+
+class Sizes(NamedTuple):
+    """What a batch is made of besides the policy's own sizes.
+
+    `text_tokens` are the rows of the bucket, without the robot state's. Grids are rows and columns
+    of latent cells.
+    """
+
+    batch: int
+    text_tokens: int
+    target_grid: tuple[int, int]
+    reference_grid: tuple[int, int]
+    references: int = 1
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs by (stream, kind).
+
+    Streams are context, target and action; kinds are projections (queries, keys, values and what
+    is made of the attended), attention, mlp, modulation, embeddings (with the heads) and lora.
+    """
+
+    parts: Mapping[tuple[str, str], float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+    def by_stream(self) -> dict[str, float]:
+        return self._summed(0)
+
+    def by_kind(self) -> dict[str, float]:
+        return self._summed(1)
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(_add(self.parts, other.parts))
+
+    def __mul__(self, factor: float) -> "Flops":
+        return Flops({part: factor * flops for part, flops in self.parts.items()})
+
+    def _summed(self, index: int) -> dict[str, float]:
+        sums: Counter[str] = Counter()
+        for part, flops in self.parts.items():
+            sums[part[index]] += flops
+        return dict(sums)
+
+
+class Kernel(NamedTuple):
+    """One matrix of a policy, or the stack of its layers' ones."""
+
+    path: Path
+    size: int  # with all layers of a stack
+    kind: str
+    rows: tuple[str, ...]  # the kinds of rows that pass it
+
+
+def forward(config: ImageWAMConfig, sizes: Sizes) -> Flops:
+    """One pass of all three streams: `ImageWAM.velocities`."""
+    rows = _rows(config, sizes)
+    return _products(config, rows, kernels(config)) + _attention(config, sizes, rows)
+
+
+def training_step(
+    config: ImageWAMConfig, sizes: Sizes, is_trained: Callable[[Path], bool] = lambda path: True
+) -> Flops:
+    """A forward and a backward pass, without the optimizer's elementwise work.
+
+    Kernels that are not trained take half of a backward pass: gradients go through them.
+    """
+    rows, found = _rows(config, sizes), kernels(config)
+    trained = [kernel for kernel in found if is_trained(kernel.path)]
+    frozen = [kernel for kernel in found if not is_trained(kernel.path)]
+    whole = _products(config, rows, trained) + _attention(config, sizes, rows)
+    return whole * (1 + BACKWARD) + _products(config, rows, frozen) * (1 + BACKWARD / 2)
+
+
+def prefill(config: ImageWAMConfig, sizes: Sizes) -> Flops:
+    """The context alone: `ImageWAM.prefill`. The target's grid plays no part."""
+    rows = _rows(config, sizes) | {"target": 0, "action": 0}
+    found = [k for k in kernels(config) if k.path[0] != "expert" and "head" not in k.path]
+    return _products(config, rows, found) + _attention(config, sizes, rows)
+
+
+def euler_steps(config: ImageWAMConfig, sizes: Sizes, steps: int) -> Flops:
+    """The action's steps against the context's keys and values: `ImageWAM.act`."""
+    every = _rows(config, sizes)
+    found = [k for k in kernels(config) if k.path[0] == "expert"]
+    # Times are the same for all samples of a batch, so their modulations are made once.
+    once = every | {"sample": 1}
+    work = _products(config, once, found) + _attention(config, sizes, every, ("action",))
+    return work * steps
+
+
+def acting(config: ImageWAMConfig, sizes: Sizes, steps: int = 10) -> Flops:
+    """One decision: prefill and Euler steps."""
+    return prefill(config, sizes) + euler_steps(config, sizes, steps)
+
+
+def dense_forward(
+    config: ImageWAMConfig, sizes: Sizes, text_tokens: int = OFFICIAL_TEXT_TOKENS
+) -> Flops:
+    """What `forward` would take with text padded to `text_tokens` and one attention over all
+    rows of all streams, most of it masked: how the official code trains."""
+    rows = _rows(config, sizes._replace(text_tokens=text_tokens))
+    joint = sum(rows[name] for name in (*CONTEXT, "target", "action"))
+    queries = {"context": sum(rows[name] for name in CONTEXT)}
+    queries |= {name: rows[name] for name in ("target", "action")}
+    attention = {
+        (stream, "attention"): _pairs(config) * count * joint / sizes.batch
+        for stream, count in queries.items()
+    }
+    return _products(config, rows, kernels(config)) + Flops(attention)
+
+
+def kernels(config: ImageWAMConfig) -> tuple[Kernel, ...]:
+    """Every matrix of a policy. ValueError: a module does not say which rows pass one."""
+    model = jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))
+    tables = {
+        "backbone": model.backbone.ROWS,
+        "expert": model.expert.ROWS,
+        "proprio_in": {"": ("sample",)},
+    }
+    found = []
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        axes = variable.get_metadata("axes")
+        # Norms have a vector in each layer, and a bias may be kept with several axes.
+        if path[-1] == "bias" or sum(axis != "layer" for axis in axes) < 2:
+            continue
+        path = tuple(map(str, path))
+        rows = _rows_of(path, tables[path[0]])
+        found.append(Kernel(path, math.prod(variable.shape), _kind(axes), rows))
+    return tuple(found)
+
+
+def _rows_of(path: Path, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The entry of the longest name in `table` that a path begins with, behind its module's."""
+    inner = ".".join(path[1:]) + "."
+    names = [name for name in table if not name or inner.startswith(f"{name}.")]
+    if not names:
+        raise ValueError(f"no rows are known to pass {'.'.join(path)}; ROWS has {sorted(table)}")
+    return table[max(names, key=len)]
+
+
+# What a kernel is for, by an axis that it has; the first that fits.
+_KINDS = {
+    "rank": "lora",
+    "mlp": "mlp",
+    "modulation": "modulation",
+    "time": "modulation",
+    "heads": "projections",
+}
+
+
+def _kind(axes: tuple[str, ...]) -> str:
+    return next((kind for axis, kind in _KINDS.items() if axis in axes), "embeddings")
+
+
+def _rows(config: ImageWAMConfig, sizes: Sizes) -> dict[str, int]:
+    """Rows of each kind in the whole batch."""
+    references = sizes.references * math.prod(sizes.reference_grid)
+    counts = {
+        "text": sizes.text_tokens + (config.proprio_dim is not None),
+        "reference": references,
+        "target": math.prod(sizes.target_grid),
+        "action": config.horizon,
+        "sample": 1,
+    }
+    return {name: sizes.batch * count for name, count in counts.items()}
+
+
+def _products(config: ImageWAMConfig, rows: Mapping[str, int], found) -> Flops:
+    """Of rows with kernels."""
+    parts: Counter[tuple[str, str]] = Counter()
+    for kernel in found:
+        for name in kernel.rows:
+            parts[_stream(name, kernel), kernel.kind] += 2 * kernel.size * rows[name]
+    return Flops(parts)
+
+
+def _stream(rows: str, kernel: Kernel) -> str:
+    """What is made once per sample belongs to the stream whose module it is in."""
+    if rows in CONTEXT:
+        return "context"
+    if rows == "sample":
+        return "action" if kernel.path[0] == "expert" else "context"
+    return rows
+
+
+def _attention(
+    config: ImageWAMConfig,
+    sizes: Sizes,
+    rows: Mapping[str, int],
+    streams: tuple[str, ...] = ("context", "target", "action"),
+) -> Flops:
+    context = sum(rows[name] for name in CONTEXT)
+    queries = {"context": context, "target": rows["target"], "action": rows["action"]}
+    keys = {name: context + (0 if name == "context" else queries[name]) for name in streams}
+    return Flops(
+        {
+            (name, "attention"): _pairs(config) * queries[name] * keys[name] / sizes.batch
+            for name in streams
+        }
+    )
+
+
+def _pairs(config: ImageWAMConfig) -> int:
+    """FLOPs for each pair of a query and a key, in all layers."""
+    backbone = config.backbone
+    return 4 * backbone.heads * backbone.head_dim * sum(backbone.group_sizes)
+
+
+def _add(a: Mapping, b: Mapping) -> dict:
+    return {key: a.get(key, 0) + b.get(key, 0) for key in {**a, **b}}
