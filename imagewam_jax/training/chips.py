@@ -1,0 +1,87 @@
+"""What accelerators can do at most, as their vendors say: a row each.
+
+The numbers are peaks. Model FLOPs utilisation (MFU) is relative to `flops`, estimates of step
+times to all of them. A chip that is not here has no MFU; none is guessed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+GB, GIB = 1e9, 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    flops: bfloat16 with float32 sums, per second, without structured sparsity.
+    hbm: bytes of memory that a program can have; of TPUs from v5e on that is what their compiler
+    gives. hbm_bandwidth: bytes per second.
+    interconnect: bytes per second that a chip receives over all its links to its neighbours (half
+    of what vendors call bidirectional).
+    kinds: `jax.Device.device_kind`, as a device and as a topology without devices call it.
+    """
+
+    name: str
+    flops: float
+    hbm: float
+    hbm_bandwidth: float
+    interconnect: float
+    kinds: tuple[str, ...]
+    source: str
+
+
+_TPU = "https://cloud.google.com/tpu/docs"
+_NVIDIA = "https://www.nvidia.com/en-us/data-center"
+
+CHIPS = (
+    Chip("v4", 275e12, 32 * GIB, 1228 * GB, 300 * GB, ("TPU v4",), f"{_TPU}/v4"),
+    Chip("v5e", 197e12, 15.75 * GIB, 819 * GB, 200 * GB, ("TPU v5 lite", "TPU v5e"), f"{_TPU}/v5e"),
+    Chip("v5p", 459e12, 95.73 * GIB, 2765 * GB, 600 * GB, ("TPU v5", "TPU v5p"), f"{_TPU}/v5p"),
+    Chip(
+        "v6e", 918e12, 31.24 * GIB, 1640 * GB, 400 * GB, ("TPU v6 lite", "TPU v6e"), f"{_TPU}/v6e"
+    ),
+    Chip(
+        "A100 40GB",
+        312e12,
+        40 * GB,
+        1555 * GB,
+        300 * GB,
+        ("NVIDIA A100-SXM4-40GB",),
+        f"{_NVIDIA}/a100",
+    ),
+    Chip(
+        "A100 80GB",
+        312e12,
+        80 * GB,
+        2039 * GB,
+        300 * GB,
+        ("NVIDIA A100-SXM4-80GB",),
+        f"{_NVIDIA}/a100",
+    ),
+    Chip(
+        "H100", 989e12, 80 * GB, 3350 * GB, 450 * GB, ("NVIDIA H100 80GB HBM3",), f"{_NVIDIA}/h100"
+    ),
+    Chip("H200", 989e12, 141 * GB, 4800 * GB, 450 * GB, ("NVIDIA H200",), f"{_NVIDIA}/h200"),
+)
+
+
+def chip_of_kind(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so; None for one that is not known."""
+    return next((chip for chip in CHIPS if device_kind in chip.kinds), None)
+
+
+def chip_named(name: str) -> Chip:
+    """The chip of a name such as "v5e"; KeyError names those that are known."""
+    for chip in CHIPS:
+        if chip.name == name:
+            return chip
+    raise KeyError(f"no chip {name!r}; known are {[chip.name for chip in CHIPS]}")
+
+
+def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+    """FLOPs per second of all devices together; None where one of them is not known."""
+    chips = [chip_of_kind(device.device_kind) for device in devices]
+    return None if None in chips else sum(chip.flops for chip in chips)
