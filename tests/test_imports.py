@@ -18,7 +18,17 @@ ALLOWED = {
     "training": {"policies", "data", "conversion", "models"},
     "evaluation": {"policies", "data", "conversion", "models", "pages"},
     "exchange": {"policies", "data", "conversion", "models"},
-    "cli": {"training", "evaluation", "exchange", "policies", "data", "conversion", "models"},
+    "aot": {"training", "policies", "data", "conversion", "models"},
+    "cli": {
+        "training",
+        "evaluation",
+        "exchange",
+        "aot",
+        "policies",
+        "data",
+        "conversion",
+        "models",
+    },
 }
 FORBIDDEN = {"tensorflow", "tensorflow_datasets", "torch", "torchvision"}
 # Reading and writing `.pt` files needs PyTorch; it is imported when one is opened.
