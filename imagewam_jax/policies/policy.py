@@ -89,7 +89,8 @@ class Policy:
     ) -> Float[np.ndarray, "b s a"]:
         """Action chunks in real units from standard normal noise."""
         steps = euler_steps or self.config["acting"]["euler_steps"]
-        return np.asarray(_act(self._model, self._frozen, observations, noise, self._images, steps))
+        arguments = self._model, self._frozen, observations, noise, self._images, steps
+        return np.asarray(compute_actions(*arguments))
 
     def imagine(
         self,
@@ -211,7 +212,15 @@ def _context(frozen: Frozen, observations: Observations, images: ImageSpec) -> C
 
 
 @partial(jax.jit, static_argnames=("images", "euler_steps"))
-def _act(model, frozen, observations, noise, images, euler_steps):
+def compute_actions(
+    model: ImageWAM,
+    frozen: Frozen,
+    observations: Observations,
+    noise: Float[Array, "b s a"],
+    images: ImageSpec,
+    euler_steps: int,
+) -> Float[Array, "b s a"]:
+    """What `Policy.act` computes, in real units."""
     cache = model.prefill(_context(frozen, observations, images))
     actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
     return frozen.actions.of(0).denormalize(actions)
