@@ -8,6 +8,8 @@ from pathlib import Path
 
 from absl import logging
 
+from imagewam_jax.aot.errors import PlanError
+from imagewam_jax.cli.aot import add_aot_verb
 from imagewam_jax.cli.data import add_data_verbs
 from imagewam_jax.conversion.errors import ConversionError
 from imagewam_jax.data.errors import DataError
@@ -73,6 +75,7 @@ USER_ERRORS = (
     DataError,
     HostsError,
     OpenGLUnavailable,
+    PlanError,
     SimulatorWorkerError,
 )
 
@@ -126,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
     evaluate.set_defaults(run=_evaluate)
     add_data_verbs(verbs)
+    add_aot_verb(verbs)
 
     encode = verbs.add_parser(
         "encode-text",
