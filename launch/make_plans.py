@@ -1,0 +1,186 @@
+"""Compiles the plans of `plans/` that are not there, and writes its pages.
+
+    python -m launch.make_plans [NAME ...]
+
+Each is one `imagewam aot` command, in a process of its own; it takes minutes and a few GB.
+Whatever mesh, batch and rematerialisation a plan has, it is chosen here, with the reason.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from imagewam_jax.aot.report import index_rows, plan_from_json
+
+PLANS = Path(__file__).parent / "plans"
+ROOT = PLANS.parents[1]
+IMAGEWAM = (sys.executable, "-c", "import sys; from imagewam_jax.cli import main; sys.exit(main())")
+
+
+class Wanted(NamedTuple):
+    """fields: of the config, changed. why: of these choices; it begins the page."""
+
+    title: str
+    config: str
+    topology: str
+    fields: dict[str, str | int]
+    why: str
+    options: tuple[str, ...] = ()
+
+
+# LIBERO's images are stored so.
+STORED = ("--stored-size", "256", "256")
+
+WANTED = {
+    "4b-full-v5p-2x2x1": Wanted(
+        "4B, all of it, on 4 chips of v5p",
+        "libero:4b",
+        "v5p:2x2x1",
+        {"model.remat": "save_matmuls"},
+        "The smallest slice of v5p, one host, with the official batch of 80. The results of matrix "
+        "products are kept, as there is room: the backward pass computes only attention again.",
+    ),
+    "4b-full-v5e-4x4": Wanted(
+        "4B, all of it, on 16 chips of v5e",
+        "libero:4b",
+        "v5e:4x4",
+        {},
+        "The official batch of 80, 5 samples a chip. Each layer is computed again in the backward "
+        "pass: what would be kept of it does not fit beside the rest in 16 GB.",
+    ),
+    "4b-full-v6e-4x4": Wanted(
+        "4B, all of it, on 16 chips of v6e",
+        "libero:4b",
+        "v6e:4x4",
+        {"model.remat": "save_matmuls"},
+        "The official batch of 80, 5 samples a chip; twice the memory of v5e has room for the "
+        "results of matrix products.",
+    ),
+    "4b-act-v5e-1x1": Wanted(
+        "4B acting on 1 chip of v5e",
+        "libero:4b",
+        "v5e:1x1",
+        {},
+        "One robot, weights in bfloat16 (imagewam convert --dtype=bfloat16): from two images to a "
+        "chunk of actions in 10 Euler steps. Float32 weights do not fit one chip.",
+        ("--what=act",),
+    ),
+    "4b-full-v5p-4x4x4": Wanted(
+        "4B, all of it, on 64 chips of v5p",
+        "libero:4b",
+        "v5p:4x4x4",
+        {
+            "model.remat": "save_matmuls",
+            "mesh.data": 4,
+            "mesh.fsdp": 16,
+            "train.batch_size": 256,
+        },
+        "4 copies of the parameters, each over 16 chips, so that layers are gathered among "
+        "neighbours; only gradients go between copies. The official batch of 80 is too small for "
+        "64 chips: with 4 samples each computing still takes longer than sending.",
+    ),
+    "4b-lora-v5e-2x4": Wanted(
+        "4B with LoRA on 8 chips of v5e",
+        "libero:4b",
+        "v5e:2x4",
+        {"model.lora.rank": 16, "model.lora.alpha": 16.0},
+        "The official rank of 16 on the smallest slice of v5e that the batch of 80 fits well: the "
+        "backbone is frozen, in bfloat16, without moments; the expert is trained whole.",
+    ),
+    "9b-full-v5p-2x2x1": Wanted(
+        "9B, all of it, on 4 chips of v5p",
+        "libero:9b",
+        "v5p:2x2x1",
+        {},
+        "One host with the official batch of 96. Parameters and moments take a third of the "
+        "memory; each layer is computed again in the backward pass.",
+    ),
+    "4b-full-v6e-8x8": Wanted(
+        "4B, all of it, on 64 chips of v6e",
+        "libero:4b",
+        "v6e:8x8",
+        {"model.remat": "save_matmuls", "train.batch_size": 256},
+        "4 samples a chip, as this chip computes fast for its links: with fewer, gathering layers "
+        "takes longer than computing them.",
+    ),
+    "9b-full-v5e-4x4": Wanted(
+        "9B, all of it, on 16 chips of v5e",
+        "libero:9b",
+        "v5e:4x4",
+        {"train.batch_size": 64},
+        "Parameters and moments take half of each chip, which leaves room for 4 samples.",
+    ),
+    "4b-lora-v6e-2x2": Wanted(
+        "4B with LoRA on 4 chips of v6e",
+        "libero:4b",
+        "v6e:2x2",
+        {"model.lora.rank": 16, "model.lora.alpha": 16.0},
+        "The official rank and batch on half a host.",
+    ),
+    "9b-full-v6e-4x4": Wanted(
+        "9B, all of it, on 16 chips of v6e",
+        "libero:9b",
+        "v6e:4x4",
+        {},
+        "The official batch of 96, 6 samples a chip.",
+    ),
+}
+
+INDEX = """\
+# Plans
+
+What `imagewam train` and acting would take on TPU slices, computed by the TPU compiler without a
+TPU: each page has the command that makes it again. Recipes are those of LIBERO: two cameras, text
+in 64 rows. `python -m launch.make_plans` makes all of them; the choices and their reasons are in
+it.
+
+{table}
+
+Seconds and MFU (model FLOPs utilisation) are bounds, not measurements: the faster at the chips'
+peaks with everything at once, the slower at usual shares of them and one after another; each page
+says what is assumed. Samples are of one step on all chips.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(WANTED)}")
+    names = parser.parse_args().names
+    if unknown := sorted(set(names) - set(WANTED)):
+        parser.error(f"no plans {unknown}")
+    for name, wanted in WANTED.items():
+        is_there = (PLANS / f"{name}.json").exists()
+        if name in names or (not names and not is_there):
+            subprocess.run(command(name, wanted), cwd=ROOT, check=False)
+        write_pages()
+
+
+def command(name: str, wanted: Wanted) -> list[str]:
+    """What makes a plan; run in the project's folder, so that its page can be followed."""
+    config, _, size = wanted.config.partition(":")
+    return [
+        *IMAGEWAM,
+        "aot",
+        f"--config=configs/{config}.py:{size}",
+        f"--topology={wanted.topology}",
+        *STORED,
+        *wanted.options,
+        *(f"--config.{field}={value}" for field, value in wanted.fields.items()),
+        *("--output", str(PLANS.relative_to(ROOT)), "--name", name),
+        *("--title", wanted.title, "--note", wanted.why),
+    ]
+
+
+def write_pages() -> None:
+    """The page of each plan that is there, and an index of them."""
+    found = {}
+    for path in sorted(PLANS.glob("*.json")):
+        found[path.stem] = plan_from_json(path.read_text())
+        path.with_suffix(".md").write_text(found[path.stem].markdown())
+    (PLANS / "README.md").write_text(INDEX.format(table=index_rows(found)))
+
+
+if __name__ == "__main__":
+    main()
