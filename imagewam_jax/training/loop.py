@@ -41,7 +41,7 @@ from imagewam_jax.training.sharding import (
 from imagewam_jax.training.state import TrainState, whole_policy
 from imagewam_jax.training.step import Metrics, Trainer, make_trainer
 from imagewam_jax.training.watching.watch import Watch, check_watch
-from imagewam_jax.training.watching.window import Work
+from imagewam_jax.training.watching.work import step_work
 
 
 def train(
@@ -95,7 +95,8 @@ def train(
     put = partial(_put, mesh, model_keys(data), rows, config["train"]["batch_size"])
     validation = [put(batch) for batch in _validation_batches(config, data, rows)]
     run = _Run(config["train"], trainer, checkpoints, state, frozen, about, validation)
-    watch = Watch(config, workdir, int(state.step), Work(config["train"]["batch_size"]), began)
+    work = step_work(config, policy, frozen, mesh)
+    watch = Watch(config, workdir, int(state.step), work, began)
     if is_first():
         print(_summary(state, sources, config, mesh))
     ahead = DeviceBatches(batches, put)

@@ -1,0 +1,40 @@
+"""How much a training step has to do."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from imagewam_jax.models.flops import Sizes, training_step
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.policies.frozen import Frozen, encode_images, image_spec
+from imagewam_jax.training.chips import chip_of_kind
+from imagewam_jax.training.state import trained_paths
+from imagewam_jax.training.watching.window import Work
+
+
+def step_work(
+    config: Mapping[str, Any], policy: ImageWAMConfig, frozen: Frozen, mesh: Mesh
+) -> Work:
+    """Of the policy alone: not of the autoencoder, nor of what is computed again or for padding.
+
+    The peak is that of all devices of the mesh, where their kind is known.
+    """
+    data, train = config["data"], config["train"]
+    images = (1, len(data["cameras"]), 1, *data["image_size"], 3)
+    latents = jax.eval_shape(
+        lambda frozen, images: encode_images(frozen, image_spec(data), images),
+        frozen,
+        jax.ShapeDtypeStruct(images, jnp.uint8),
+    )
+    _, _, references, rows, columns, _ = latents.shape
+    grid, tokens = (rows, columns), frozen.text.shape[1]
+    sizes = Sizes(train["batch_size"], tokens, grid, grid, references)
+    trained = trained_paths(policy, train["frozen"])
+    flops = training_step(policy, sizes, lambda path: ".".join(path) in trained)
+    chip = chip_of_kind(mesh.devices.flat[0].device_kind)
+    peak = chip.flops * math.prod(mesh.devices.shape) if chip else None
+    return Work(train["batch_size"], flops.total, peak)
