@@ -91,7 +91,7 @@ def train(
         about = {"config": config, **about, **start}
         init = jax.jit(trainer.init, donate_argnums=1, out_shardings=trainer.shardings)
         state = init(config["seed"], weights)
-        del weights  # or it would stay in memory for as long as the run
+        del weights, made  # or they would stay in memory for as long as the run
     put = partial(_put, mesh, model_keys(data), rows, config["train"]["batch_size"])
     validation = [put(batch) for batch in _validation_batches(config, data, rows)]
     run = _Run(config["train"], trainer, checkpoints, state, frozen, about, validation)
