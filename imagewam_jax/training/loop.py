@@ -56,7 +56,11 @@ def train(
     `time.perf_counter()` at which the start-up did, if not now.
     """
     began = time.perf_counter() if began is None else began
-    workdir = Path(workdir)
+    with Notice() as notice:
+        return _train(config, Path(workdir), resume, began, notice)
+
+
+def _train(config: ConfigDict, workdir: Path, resume: bool, began: float, notice: Notice) -> Path:
     config = json.loads(config.to_json())
     policy = policy_config(config["model"])
     check_fits(config, policy)
@@ -102,7 +106,7 @@ def train(
     ahead = DeviceBatches(batches, put)
     try:
         with watch:
-            run.steps(ahead, watch, batches.bad_frames)
+            run.steps(ahead, watch, batches.bad_frames, notice)
     finally:
         ahead.close()
         checkpoints.close()
@@ -144,30 +148,31 @@ class _Run:
         self.step = FlatStep(trainer, state, frozen)
         self.validate = jax.jit(trainer.validate, out_shardings=trainer.shardings.step)
 
-    def steps(self, batches: DeviceBatches, watch: Watch, bad_frames: BadFrames) -> None:
+    def steps(
+        self, batches: DeviceBatches, watch: Watch, bad_frames: BadFrames, notice: Notice
+    ) -> None:
         config, steps = self.config, self.config["steps"]
         stop = False
-        with Notice() as notice:
-            for done in watch.steps(steps):
-                with watch.phase("data_wait"):
-                    batch = next(batches)
-                watch.dispatched(self.step(batch))
-                last = done == steps
-                stop = notice.stops_after(done) and not last
-                if done % config["log_every"] == 0 or last or stop:
-                    watch.log(done, {"bad_frames": len(bad_frames)})
-                if self.validation and (done % config["validate_every"] == 0 or last):
-                    with watch.pause("validation"):
-                        losses = jax.block_until_ready(self.validation_losses(self.step.state))
-                    watch.write("validation", done, losses)
-                if done % config["checkpoint_every"] == 0 or last or stop:
-                    with watch.pause("checkpoints"):
-                        self.save(done, batches.get_state())
-                    watch.account(done)
-                if stop:
-                    break
-            with watch.pause("checkpoints"):
-                self.checkpoints.wait()
+        for done in watch.steps(steps):
+            with watch.phase("data_wait"):
+                batch = next(batches)
+            watch.dispatched(self.step(batch))
+            last = done == steps
+            stop = notice.stops_after(done) and not last
+            if done % config["log_every"] == 0 or last or stop:
+                watch.log(done, {"bad_frames": len(bad_frames)})
+            if self.validation and (done % config["validate_every"] == 0 or last):
+                with watch.pause("validation"):
+                    losses = jax.block_until_ready(self.validation_losses(self.step.state))
+                watch.write("validation", done, losses)
+            if done % config["checkpoint_every"] == 0 or last or stop:
+                with watch.pause("checkpoints"):
+                    self.save(done, batches.get_state())
+                watch.account(done)
+            if stop:
+                break
+        with watch.pause("checkpoints"):
+            self.checkpoints.wait()
         if stop:
             raise Preempted(f"told to stop, saved after step {done} of {steps}")
 

@@ -10,19 +10,21 @@ from jax.experimental import multihost_utils
 EXIT_STATUS = 75
 
 
-class Preempted(Exception):
-    """The run was told to stop; everything up to its last step is saved."""
+class Preempted(BaseException):
+    """The run was told to stop; what it did is saved. Like an interrupt from the keyboard it is no
+    `Exception`: it can come anywhere, and no handler of errors is to take it for one."""
 
 
 class Notice:
-    """Notices SIGTERM while it is entered.
+    """Notices SIGTERM while it is entered: before the first step it ends the run at once, as there
+    is nothing to save.
 
     On several hosts all of them save after the same step, whichever was told: JAX's coordination
     service hears the signal and agrees on one.
     """
 
     def __init__(self):
-        self._told = False
+        self._stepping = self._told = False
         self._before = None
 
     def __enter__(self) -> "Notice":
@@ -37,9 +39,12 @@ class Notice:
 
     def stops_after(self, step: int) -> bool:
         """Whether this step is the last; to be asked after every one, on every host."""
+        self._stepping = True
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._told
 
     def _hear(self, *_) -> None:
         self._told = True
+        if not self._stepping:
+            raise Preempted("told to stop before its first step")

@@ -159,7 +159,7 @@ def test_a_loop_until_something_holds_is_an_error():
 
 
 def test_a_sharded_map_is_what_all_its_devices_do():
-    mesh = jax.sharding.AbstractMesh((4,), ("data",))
+    mesh = jax.sharding.AbstractMesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("data")
     mapped = jax.shard_map(
         lambda rows, matrix: rows @ matrix,

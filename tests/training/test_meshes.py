@@ -37,7 +37,8 @@ def run(folder, *arguments: str, processes: int, devices: int) -> None:
         [*module, *together, f"--process={n}"] if processes > 1 else module
         for n in range(processes)
     ]
-    environment = with_virtual_devices({**os.environ, "PYTHONPATH": str(ROOT)}, devices)
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = with_virtual_devices({**os.environ, "PYTHONPATH": paths}, devices)
     lines: list[str] = []
     with LocalProcesses(commands, environment=environment, output=lines.append) as job:
         assert job.wait(timeout=900) == 0, "\n".join(lines[-60:])

@@ -207,10 +207,8 @@ def test_what_is_frozen_stays_and_has_no_moments(run):
     after, metrics = jax.jit(trainer.step)(state, run.batch, run.frozen)
     for old, new in zip(*(jax.tree.leaves(s.fixed) for s in (state, after)), strict=True):
         np.testing.assert_array_equal(old, new)
-    assert (
-        metrics["grad_norm_backbone"] == 0 and metrics["grad_norm"] == metrics["grad_norm_expert"]
-    )
-    assert np.isfinite(metrics["loss"])
+    assert metrics["grad_norm_backbone"] == 0 < metrics["grad_norm_expert"]
+    assert metrics["grad_norm"] >= metrics["grad_norm_expert"] and np.isfinite(metrics["loss"])
 
 
 def test_an_average_is_kept_only_where_one_is_wanted(run):
