@@ -14,7 +14,7 @@ reads what the context becomes in the last. The autoencoder is not part of the p
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,7 +89,7 @@ class Kernel(NamedTuple):
 def forward(config: ImageWAMConfig, sizes: Sizes) -> Flops:
     """One pass of all three streams: `ImageWAM.velocities`."""
     rows = _rows(config, sizes)
-    return _products(config, rows, kernels(config)) + _attention(config, sizes, rows)
+    return _products(rows, kernels(config)) + _attention(config, sizes, rows)
 
 
 def training_step(
@@ -102,15 +102,15 @@ def training_step(
     rows, found = _rows(config, sizes), kernels(config)
     trained = [kernel for kernel in found if is_trained(kernel.path)]
     frozen = [kernel for kernel in found if not is_trained(kernel.path)]
-    whole = _products(config, rows, trained) + _attention(config, sizes, rows)
-    return whole * (1 + BACKWARD) + _products(config, rows, frozen) * (1 + BACKWARD / 2)
+    whole = _products(rows, trained) + _attention(config, sizes, rows)
+    return whole * (1 + BACKWARD) + _products(rows, frozen) * (1 + BACKWARD / 2)
 
 
 def prefill(config: ImageWAMConfig, sizes: Sizes) -> Flops:
     """The context alone: `ImageWAM.prefill`. The target's grid plays no part."""
     rows = _rows(config, sizes) | {"target": 0, "action": 0}
     found = [k for k in kernels(config) if k.path[0] != "expert" and "head" not in k.path]
-    return _products(config, rows, found) + _attention(config, sizes, rows)
+    return _products(rows, found) + _attention(config, sizes, rows)
 
 
 def euler_steps(config: ImageWAMConfig, sizes: Sizes, steps: int) -> Flops:
@@ -119,7 +119,7 @@ def euler_steps(config: ImageWAMConfig, sizes: Sizes, steps: int) -> Flops:
     found = [k for k in kernels(config) if k.path[0] == "expert"]
     # Times are the same for all samples of a batch, so their modulations are made once.
     once = every | {"sample": 1}
-    work = _products(config, once, found) + _attention(config, sizes, every, ("action",))
+    work = _products(once, found) + _attention(config, sizes, every, ("action",))
     return work * steps
 
 
@@ -141,7 +141,7 @@ def dense_forward(
         (stream, "attention"): _pairs(config) * count * joint / sizes.batch
         for stream, count in queries.items()
     }
-    return _products(config, rows, kernels(config)) + Flops(attention)
+    return _products(rows, kernels(config)) + Flops(attention)
 
 
 def kernels(config: ImageWAMConfig) -> tuple[Kernel, ...]:
@@ -200,7 +200,7 @@ def _rows(config: ImageWAMConfig, sizes: Sizes) -> dict[str, int]:
     return {name: sizes.batch * count for name, count in counts.items()}
 
 
-def _products(config: ImageWAMConfig, rows: Mapping[str, int], found) -> Flops:
+def _products(rows: Mapping[str, int], found: Iterable[Kernel]) -> Flops:
     """Of rows with kernels."""
     parts: Counter[tuple[str, str]] = Counter()
     for kernel in found:

@@ -4,10 +4,7 @@ The numbers are peaks. Model FLOPs utilisation (MFU) is relative to `flops`, est
 times to all of them. A chip that is not here has no MFU; none is guessed.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import jax
 
 GB, GIB = 1e9, 2**30
 
@@ -79,9 +76,3 @@ def chip_named(name: str) -> Chip:
         if chip.name == name:
             return chip
     raise KeyError(f"no chip {name!r}; known are {[chip.name for chip in CHIPS]}")
-
-
-def peak_flops(devices: Sequence[jax.Device]) -> float | None:
-    """FLOPs per second of all devices together; None where one of them is not known."""
-    chips = [chip_of_kind(device.device_kind) for device in devices]
-    return None if None in chips else sum(chip.flops for chip in chips)

@@ -20,20 +20,23 @@ from imagewam_jax.models.imagewam import Context, Sample, sample_draws
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.parameters import abstract_params, policy_builder
 from imagewam_jax.policies.recipes import klein_recipe
+from imagewam_jax.training.state import joined, parted, trained_paths
 
 # Two cameras of 224 x 224 beside each other; the smallest bucket that holds LIBERO's prompts.
 SIZES = Sizes(batch=2, text_tokens=64, target_grid=(14, 28), reference_grid=(14, 28))
 
 
 @functools.cache
-def policy(size: str):
-    return policy_config(klein_recipe(size).to_dict()["model"])
+def policy(size: str, rank: int = 0):
+    config = klein_recipe(size)
+    config.model.lora = {"rank": rank, "alpha": float(rank)}
+    return policy_config(config.to_dict()["model"])
 
 
 @functools.cache
-def computed(size: str, remat: str) -> int:
-    """FLOPs of the loss and its gradient, per batch."""
-    config, shape = dataclasses.replace(policy(size), remat=remat), jax.ShapeDtypeStruct
+def computed(size: str, remat: str, rank: int = 0) -> int:
+    """FLOPs of the loss and its gradient by what is trained, per batch."""
+    config, shape = dataclasses.replace(policy(size, rank), remat=remat), jax.ShapeDtypeStruct
     batch, channels = SIZES.batch, config.backbone.in_channels
     rebuild = policy_builder(config)
     params = jax.tree.map(lambda p: shape(p.shape, jnp.bfloat16), abstract_params(config))
@@ -48,8 +51,13 @@ def computed(size: str, remat: str) -> int:
         actions=shape((batch, config.horizon, config.expert.action_dim), jnp.float32),
     )
     draws = jax.eval_shape(lambda sample: sample_draws(jax.random.key(0), sample), sample)
-    loss = jax.value_and_grad(lambda *x: rebuild(x[0]).training_loss(*x[1:]), has_aux=True)
-    return function_flops(loss, params, sample, draws)
+    trained, fixed = parted(params, trained_paths(config, ()))
+
+    def loss(trained, fixed, sample, draws):
+        return rebuild(joined(trained, fixed)).training_loss(sample, draws)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    return function_flops(gradient, trained, fixed, sample, draws)
 
 
 @pytest.mark.parametrize("size", ["4b", "9b"])
@@ -57,6 +65,14 @@ def test_a_step_computes_the_useful_work_and_no_more(size):
     useful = flops.training_step(policy(size), SIZES).total
     # Only what embeds inputs has less than a whole backward pass.
     assert 0.999 < computed(size, "none") / useful <= 1
+
+
+def test_low_rank_additions_save_the_gradients_of_frozen_kernels():
+    config = policy("4b", rank=16)
+    trained = trained_paths(config, ())
+    useful = flops.training_step(config, SIZES, lambda path: ".".join(path) in trained).total
+    assert computed("4b", "none", rank=16) / useful == pytest.approx(1, abs=0.01)
+    assert useful / flops.training_step(policy("4b"), SIZES).total < 0.7
 
 
 @pytest.mark.parametrize("size", ["4b", "9b"])

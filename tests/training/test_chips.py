@@ -1,16 +1,8 @@
 """What accelerators can do: found by the names that JAX has for them."""
 
-from types import SimpleNamespace
-
-import jax
 import pytest
 
-from imagewam_jax.training.chips import (
-    CHIPS,
-    chip_named,
-    chip_of_kind,
-    peak_flops,
-)
+from imagewam_jax.training.chips import CHIPS, chip_named, chip_of_kind
 
 
 def test_every_kind_is_one_chip():
@@ -22,12 +14,5 @@ def test_every_kind_is_one_chip():
 
 def test_unknown_chips_are_not_guessed():
     assert chip_of_kind("cpu") is None
-    assert peak_flops(jax.devices()) is None
     with pytest.raises(KeyError, match="v5e"):
         chip_named("v99")
-
-
-def test_the_peak_is_that_of_all_devices():
-    device = SimpleNamespace(device_kind="TPU v5 lite")
-    assert peak_flops([device] * 16) == 16 * 197e12
-    assert peak_flops([device, *jax.devices()]) is None

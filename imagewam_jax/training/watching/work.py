@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from imagewam_jax.models.flops import Sizes, training_step
+from imagewam_jax.models.flops import training_step
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.policies.frozen import Frozen, encode_images, image_spec
+from imagewam_jax.policies.frozen import Frozen
+from imagewam_jax.policies.sizes import work_sizes
 from imagewam_jax.training.chips import chip_of_kind
 from imagewam_jax.training.state import trained_paths
 from imagewam_jax.training.watching.window import Work
@@ -24,15 +23,9 @@ def step_work(
     The peak is that of all devices of the mesh, where their kind is known.
     """
     data, train = config["data"], config["train"]
-    images = (1, len(data["cameras"]), 1, *data["image_size"], 3)
-    latents = jax.eval_shape(
-        lambda frozen, images: encode_images(frozen, image_spec(data), images),
-        frozen,
-        jax.ShapeDtypeStruct(images, jnp.uint8),
-    )
-    _, _, references, rows, columns, _ = latents.shape
-    grid, tokens = (rows, columns), frozen.text.shape[1]
-    sizes = Sizes(train["batch_size"], tokens, grid, grid, references)
+    # Cells of a latent depend on what images are brought to, not on how they are stored.
+    images = (train["batch_size"], len(data["cameras"]), 2, *data["image_size"], 3)
+    sizes = work_sizes(data, frozen, images)
     trained = trained_paths(policy, train["frozen"])
     flops = training_step(policy, sizes, lambda path: ".".join(path) in trained)
     chip = chip_of_kind(mesh.devices.flat[0].device_kind)
