@@ -44,7 +44,7 @@ def start(dataset: str, workdir: Path):
 
 
 def finish(process) -> None:
-    process.join(600)
+    process.join(1800)
     assert process.exitcode == 0
 
 

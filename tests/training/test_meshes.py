@@ -41,7 +41,7 @@ def run(folder, *arguments: str, processes: int, devices: int) -> None:
     environment = with_virtual_devices({**os.environ, "PYTHONPATH": paths}, devices)
     lines: list[str] = []
     with LocalProcesses(commands, environment=environment, output=lines.append) as job:
-        assert job.wait(timeout=900) == 0, "\n".join(lines[-60:])
+        assert job.wait(timeout=2400) == 0, "\n".join(lines[-60:])
 
 
 def losses(workdir, key="loss"):
