@@ -139,8 +139,8 @@ it.
 {table}
 
 Seconds and MFU (model FLOPs utilisation) are bounds, not measurements: the faster at the chips'
-peaks with everything at once, the slower at usual shares of them and one after another; each page
-says what is assumed. Samples are of one step on all chips.
+peaks with everything at once and no limit by memory, the slower at usual shares of them and one
+after another; each page says what is assumed. Samples are of one step on all chips.
 """
 
 
