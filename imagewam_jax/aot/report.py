@@ -148,7 +148,8 @@ class Plan:
     def _traffic(self) -> str:
         rows = [_volume_row(kind, volume) for kind, volume in self.compiled.collectives.items()]
         wire = sum(volume.wire for volume in self.compiled.collectives.values())
-        heading = f"## Traffic of a chip in a step\n\n{self.compiled.traffic / GB:.1f} GB from and "
+        traffic = f"{self.compiled.traffic / GB:.1f} GB at most from and "
+        heading = f"## Traffic of a chip in a step\n\n{traffic}"
         if not rows:
             return f"{heading}to its memory; chips send each other nothing."
         return f"{heading}to its memory; {wire / GB:.2f} GB from other chips:\n\n" + _table(
@@ -160,7 +161,7 @@ class Plan:
         low, high = bounds.utilization(self.counts.useful, self.chips, chip)
         rows = [
             ("computing", f"{bounds.computing:.4g}"),
-            ("reading and writing memory", f"{bounds.reading:.4g}"),
+            ("reading and writing memory, at most", f"{bounds.reading:.4g}"),
             ("receiving from other chips", f"{bounds.sending:.4g}"),
             ("**a step takes at least**", f"**{bounds.fastest:.4g}**"),
             ("and without overlap, at the usual shares of the peaks", f"{bounds.slow:.4g}"),
@@ -175,7 +176,8 @@ class Plan:
                 f"The first is at the peaks of {chip.name} ({chip.source}): "
                 f"{chip.flops / TERA:.0f} TFLOP/s in bfloat16, {chip.hbm_bandwidth / GB:.0f} GB/s "
                 f"of memory, {chip.interconnect / GB:.0f} GB/s from neighbours over all its links, "
-                f"with all three at once. The second assumes {COMPUTING:.0%}, {READING:.0%} and "
+                "with both at once and memory no limit. The second assumes "
+                f"{COMPUTING:.0%}, {READING:.0%} and "
                 f"{SENDING:.0%} of them, links along one side of the slice, and one after another. "
                 "Waiting for data is in neither.",
             ]
