@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
+from launch.local import PREEMPTED
 from launch.slices import Slice, SliceError, parse_slice
 
-PREEMPTED = 75  # EX_TEMPFAIL, as `imagewam train` exits when it was told to stop
 BUCKET_PATH, CLAIM_PATH = "/bucket", "/data"
 # What one host writes the others see at once: they make a checkpoint together.
 MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
