@@ -33,7 +33,6 @@ from imagewam_jax.training.resume import resume as resume_run
 from imagewam_jax.training.sharding import (
     batch_rows,
     make_mesh,
-    param_shardings,
     put_batch,
     replicated,
     with_shardings,
@@ -91,7 +90,9 @@ def _train(config: ConfigDict, workdir: Path, resume: bool, began: float, notice
     else:
         frozen, about = made
         frozen = replicate(from_first(frozen), everywhere)
-        weights, start = _initial(config["train"]["initial_weights"], policy, mesh)
+        weights, start = _initial(
+            config["train"]["initial_weights"], policy, whole_policy(trainer.shardings)
+        )
         about = {"config": config, **about, **start}
         init = jax.jit(trainer.init, donate_argnums=1, out_shardings=trainer.shardings)
         state = init(config["seed"], weights)
@@ -113,11 +114,11 @@ def _train(config: ConfigDict, workdir: Path, resume: bool, began: float, notice
     return checkpoints.directory
 
 
-def _initial(path: str, policy: ImageWAMConfig, mesh: Mesh) -> tuple[Params, dict[str, Any]]:
+def _initial(path: str, policy: ImageWAMConfig, shardings: Params) -> tuple[Params, dict[str, Any]]:
     """What training starts from, and what a checkpoint says about it."""
     if not path:
         return {}, {}
-    abstract = with_shardings(abstract_params(policy), param_shardings(mesh, policy))
+    abstract = with_shardings(abstract_params(policy), shardings)
     initial = initial_weights(path, policy, abstract)
     random = f", at random: {', '.join(initial.random)}" if initial.random else ""
     if is_first():
