@@ -144,9 +144,9 @@ class _MixedReader:
             places = positions[rows] - start
             for _ in range(len(source.anchors)):
                 bad = source.reader.fill(batch, rows, source.anchors[places], seeds[rows])
-                for sample in bad:
-                    bad_frames.count(sample.error)
-                again = np.isin(rows, [sample.row for sample in bad])
+                for image in bad:
+                    bad_frames.count(image.error)
+                again = np.isin(rows, [image.row for image in bad])
                 rows, places = rows[again], (places[again] + 1) % len(source.anchors)
                 if not len(rows):
                     break

@@ -20,6 +20,7 @@ from imagewam_jax.data.registry import Camera, DatasetSpec
 from imagewam_jax.data.standardize import Standard
 
 Batch = dict[str, np.ndarray]
+UNREADABLE = 128  # what an image that cannot be read is filled with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,12 @@ class SampleSpec:
     stride: int = 1
 
 
-class BadSample(NamedTuple):
-    """A row of a batch whose images could not be read; its arrays hold no sample."""
+class BadImage(NamedTuple):
+    """An image of a batch that could not be read: images[row, camera, moment]."""
 
     row: int
+    camera: int
+    moment: int
     error: BadFrameError
 
 
@@ -103,9 +106,9 @@ class SampleReader:
         rows: Int[np.ndarray, " n"],
         anchors: Int64[np.ndarray, " n"],
         seeds: UInt32[np.ndarray, " n"] | None = None,
-    ) -> list[BadSample]:
-        """Reads samples into some rows of a batch, whatever its images hold. Returns those that
-        could not be read."""
+    ) -> list[BadImage]:
+        """Reads samples into some rows of a batch, whatever its images hold. Returns the images
+        that could not be read, which are grey."""
         episode = self.split.frame_episode[anchors]
         first = self.split.episode_start[episode]
         last = first + self.standard.episode_steps[episode] - 1
@@ -163,21 +166,21 @@ class SampleReader:
         rows: Int[np.ndarray, " n"],
         current: Int64[np.ndarray, " n"],
         target: Int64[np.ndarray, " n"],
-    ) -> list[BadSample]:
+    ) -> list[BadImage]:
         bad = []
         for row, *pair in zip(rows.tolist(), current.tolist(), target.tolist(), strict=True):
             images, sizes = batch["images"][row], batch["image_size"][row]
-            try:
-                for number, camera in enumerate(self._cameras):
-                    if camera is None:
-                        images[number] = 0
-                        continue
-                    for moment, frame in enumerate(pair):
-                        sizes[number] = decode_frame(
-                            self.split, self._files, camera, frame, images[number, moment]
-                        )
-            except BadFrameError as error:
-                bad.append(BadSample(row, error))
+            for number, camera in enumerate(self._cameras):
+                if camera is None:
+                    images[number] = 0
+                    continue
+                for moment, frame in enumerate(pair):
+                    image = images[number, moment]
+                    try:
+                        sizes[number] = decode_frame(self.split, self._files, camera, frame, image)
+                    except BadFrameError as error:
+                        image[:] = UNREADABLE
+                        bad.append(BadImage(row, number, moment, error))
         return bad
 
 

@@ -109,8 +109,16 @@ def test_what_stands_in_the_data_is_escaped(toy, tmp_path):
 def test_frames_that_cannot_be_read_are_listed(toy_copy, tmp_path):
     column = open_index(toy_copy).splits["train"].images["observation/image"]
     flip_byte(train_shard(toy_copy, 0), int(column.offset[0]) + 100)
-    page = page_of(toy_data(toy_copy), tmp_path)
+    data = toy_data(toy_copy)
+    page = page_of(data, tmp_path)
     assert "Unreadable: bad image" in page and "episode 0, step 0" in page
+    (source,) = data.sources("train")
+    sheet = contact_sheet(source.reader, 0, 12)
+    assert len(sheet.problems) == 1
+    grid = np.asarray(Image.open(io.BytesIO(sheet.jpeg))).astype(float)
+    first_column = [grid[top + 8 : top + 24, 9:41] for top in range(0, grid.shape[0], 44)]
+    is_grey = [abs(tile - 128).max() < 20 for tile in first_column]
+    assert is_grey == [True, False, False, False]  # its target and the other camera are there
 
 
 def test_a_mixture_with_a_set_that_has_neither_state_nor_language(toy, tmp_path):

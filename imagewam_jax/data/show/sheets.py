@@ -1,14 +1,14 @@
 """Contact sheets: what the samples of an episode look like."""
 
 import io
+from collections.abc import Set
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from imagewam_jax.data.errors import BadFrameError
-from imagewam_jax.data.samples import SampleReader
+from imagewam_jax.data.samples import Batch, SampleReader, empty_batch
 
 MOMENTS = 8  # of an episode
 TILE = 112  # pixels of a tile's longer side
@@ -29,14 +29,12 @@ def contact_sheet(reader: SampleReader, start: int, steps: int) -> Sheet:
     episode's end has an orange bar.
     """
     anchors = start + np.unique(np.linspace(0, steps - 1, MOMENTS).astype(int))
-    columns, problems = [], []
-    for anchor in anchors:
-        try:
-            batch = reader.read(np.array([anchor]))
-        except BadFrameError as error:
-            problems.append(str(error))
-            batch = None
-        columns.append(_column(batch, len(reader.sample.cameras), int(anchor) - start))
+    batch = empty_batch(len(anchors), reader.sample)
+    bad = reader.fill(batch, np.arange(len(anchors)), anchors)
+    unreadable = {(image.row, image.camera, image.moment) for image in bad}
+    columns = [
+        _column(batch, row, int(anchor) - start, unreadable) for row, anchor in enumerate(anchors)
+    ]
     height = max(column.shape[0] for column in columns)
     width = max(column.shape[1] for column in columns)
     grid = np.full((height, width * len(columns), 3), 255, np.uint8)
@@ -45,22 +43,22 @@ def contact_sheet(reader: SampleReader, start: int, steps: int) -> Sheet:
         grid[: column.shape[0], left : left + column.shape[1]] = column
     out = io.BytesIO()
     Image.fromarray(grid).save(out, "JPEG", quality=80)
-    return Sheet(out.getvalue(), problems)
+    return Sheet(out.getvalue(), list(dict.fromkeys(str(image.error) for image in bad)))
 
 
-def _column(batch: dict[str, np.ndarray] | None, cameras: int, step: int) -> np.ndarray:
+def _column(
+    batch: Batch, row: int, step: int, unreadable: Set[tuple[int, int, int]]
+) -> UInt8[np.ndarray, "h w 3"]:
     """One sample: a tile for each camera and moment, above each other."""
     tiles = []
-    for camera in range(cameras):
-        for moment in range(2):
-            if batch is None:
-                image = np.full((TILE, TILE, 3), 128, np.uint8)
-            else:
-                rows, columns = batch["image_size"][0, camera]
-                image = batch["images"][0, camera, moment, :rows, :columns]
-            padded = batch is not None and moment == 1 and bool(batch["target_is_pad"][0])
-            label = "unreadable" if batch is None else ("target" if moment else f"step {step}")
-            tiles.append(_tile(image, label, padded))
+    for camera, moments in enumerate(batch["images"][row]):
+        height, width = batch["image_size"][row, camera]
+        for moment, image in enumerate(moments):
+            label = "target" if moment else f"step {step}"
+            if (row, camera, moment) in unreadable:
+                label = "unreadable"
+            padded = moment == 1 and bool(batch["target_is_pad"][row])
+            tiles.append(_tile(image[:height, :width], label, padded))
     width = max(tile.shape[1] for tile in tiles)
     return np.concatenate(
         [np.pad(t, ((0, 0), (0, width - t.shape[1]), (0, 0)), constant_values=255) for t in tiles]
