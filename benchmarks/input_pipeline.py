@@ -1,6 +1,6 @@
 """Samples per second and core of the input pipeline, against a tf.data reader.
 
-    python benchmarks/input_pipeline.py [--folder DIR] [--rounds 7] [--json result.json]
+    python benchmarks/input_pipeline.py [--folder DIR] [--rounds 25] [--json result.json]
 
 Each reader lives in a process of its own and they take turns, so that a busy machine slows all of
 them. A process is stopped while others have their turn: what it read ahead meanwhile would be
@@ -68,8 +68,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keeps the set for other runs")
     parser.add_argument("--episodes", type=int, default=72)
     parser.add_argument("--steps", type=int, default=118, help="of an episode, on average")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each reader")
-    parser.add_argument("--batches", type=int, default=30, help="of a measurement")
+    parser.add_argument("--rounds", type=int, default=25, help="measurements of each reader")
+    parser.add_argument("--batches", type=int, default=12, help="of a measurement")
     parser.add_argument(
         "--soak-steps", type=int, default=10_000, help=f"of {SOAK_BATCH} samples each"
     )
