@@ -3,42 +3,31 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagewam_jax.data.bad_frames import BadFrames
-from imagewam_jax.data.dataset import Data
-from imagewam_jax.data.loader import Source, TrainIterator
-from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.data.samples import Batch
 from imagewam_jax.policies.checkpoint import Checkpoints, check_space, tree_bytes
 from imagewam_jax.policies.config import policy_config
 from imagewam_jax.policies.dataset import config_data
 from imagewam_jax.policies.errors import CheckpointError
 from imagewam_jax.policies.frozen import Frozen
-from imagewam_jax.policies.initial import initial_weights
-from imagewam_jax.policies.parameters import Params, abstract_params
 from imagewam_jax.training.device_batches import DeviceBatches
 from imagewam_jax.training.distributed import first_alone, from_first, is_first, replicate
 from imagewam_jax.training.flat import FlatStep
 from imagewam_jax.training.preemption import Notice, Preempted
-from imagewam_jax.training.prepare import check_fits, make_frozen, train_iterator
+from imagewam_jax.training.prepare import check_fits, make_frozen, starting_weights
 from imagewam_jax.training.resume import abstract_state, save, state_trees
 from imagewam_jax.training.resume import resume as resume_run
-from imagewam_jax.training.sharding import (
-    batch_rows,
-    make_mesh,
-    put_batch,
-    replicated,
-    with_shardings,
-)
+from imagewam_jax.training.sharding import batch_rows, make_mesh, put_batch, replicated
 from imagewam_jax.training.state import TrainState, whole_policy
 from imagewam_jax.training.step import Metrics, Trainer, make_trainer
+from imagewam_jax.training.streams import model_keys, train_iterator, validation_batches
+from imagewam_jax.training.summary import summary
 from imagewam_jax.training.watching.watch import Watch, check_watch
 from imagewam_jax.training.watching.work import step_work
 
@@ -90,20 +79,24 @@ def _train(config: ConfigDict, workdir: Path, resume: bool, began: float, notice
     else:
         frozen, about = made
         frozen = replicate(from_first(frozen), everywhere)
-        weights, start = _initial(
+        weights, start = starting_weights(
             config["train"]["initial_weights"], policy, whole_policy(trainer.shardings)
         )
         about = {"config": config, **about, **start}
         init = jax.jit(trainer.init, donate_argnums=1, out_shardings=trainer.shardings)
         state = init(config["seed"], weights)
         del weights, made  # or they would stay in memory for as long as the run
-    put = partial(_put, mesh, model_keys(data), rows, config["train"]["batch_size"])
-    validation = [put(batch) for batch in _validation_batches(config, data, rows)]
+    keys, batch_size = model_keys(data), config["train"]["batch_size"]
+
+    def put(batch: Batch) -> dict[str, jax.Array]:
+        return put_batch(mesh, {key: batch[key] for key in keys}, rows, batch_size)
+
+    validation = [put(batch) for batch in validation_batches(config, data, rows)]
     run = _Run(config["train"], trainer, checkpoints, state, frozen, about, validation)
     work = step_work(config, policy, frozen, mesh)
     watch = Watch(config, workdir, int(state.step), work, began)
     if is_first():
-        print(_summary(state, sources, config, mesh))
+        print(summary(state, sources, config, mesh))
     ahead = DeviceBatches(batches, put)
     try:
         with watch:
@@ -112,23 +105,6 @@ def _train(config: ConfigDict, workdir: Path, resume: bool, began: float, notice
         ahead.close()
         checkpoints.close()
     return checkpoints.directory
-
-
-def _initial(path: str, policy: ImageWAMConfig, shardings: Params) -> tuple[Params, dict[str, Any]]:
-    """What training starts from, and what a checkpoint says about it."""
-    if not path:
-        return {}, {}
-    abstract = with_shardings(abstract_params(policy), shardings)
-    initial = initial_weights(path, policy, abstract)
-    random = f", at random: {', '.join(initial.random)}" if initial.random else ""
-    if is_first():
-        print("; ".join([f"starts from {path}{random}", *initial.differences]))
-    return initial.params, {"initial_weights": initial.provenance}
-
-
-def _put(mesh, keys, rows, global_batch, batch) -> dict[str, jax.Array]:
-    """On the devices, what the train step takes of a batch."""
-    return put_batch(mesh, {key: batch[key] for key in keys}, rows, global_batch)
 
 
 class _Run:
@@ -187,61 +163,3 @@ class _Run:
             self.validate(params, batch, self.frozen, number)
             for number, batch in enumerate(self.validation)
         ]
-
-
-def _validation_batches(
-    config: Mapping[str, Any], data: Data, rows: np.ndarray
-) -> list[dict[str, Any]]:
-    """This host's part of held-out samples in full batches, mixed as in training."""
-    size, section = config["train"]["batch_size"], config["data"]
-    count = config["train"]["validation_samples"] // size
-    if not config["train"]["validate_every"] or not count:
-        return []
-    sources = data.sources(section["eval_split"])
-    stream = TrainIterator(
-        sources, global_batch=size, rows=rows, seed=0, bad_share=section["bad_frames"]
-    )
-    batches = [next(stream) for _ in range(count)]
-    stream.close()
-    return batches
-
-
-# What the train step takes of a batch; the rest says where samples come from.
-MODEL_KEYS = (
-    "images",
-    "aug_seed",
-    "text_id",
-    "proprio",
-    "actions",
-    "action_is_pad",
-    "action_dim_mask",
-    "target_is_pad",
-    "norm_id",
-)
-
-
-def model_keys(data: Data) -> tuple[str, ...]:
-    """What the train step takes of a batch of some data."""
-    return MODEL_KEYS if data.fills_buffer else (*MODEL_KEYS, "image_size")
-
-
-def _summary(
-    state: TrainState, sources: Sequence[Source], config: Mapping[str, Any], mesh: Mesh
-) -> str:
-    anchors = sum(len(source.anchors) for source in sources)
-    shares = ", ".join(f"{s.reader.dataset.name} {s.share:.1%}" for s in sources)
-    sizes = {
-        name: sum(x.size for x in jax.tree.leaves(tree))
-        for name, tree in whole_policy(state).items()
-    }
-    parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    fixed = sum(x.size for x in jax.tree.leaves(state.fixed))
-    frozen = f", of which {fixed:,} are frozen" if fixed else ""
-    shared = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    epochs = config["train"]["steps"] * config["train"]["batch_size"] / anchors
-    return (
-        f"parameters: {sum(sizes.values()):,} ({parts}){frozen}\n"
-        f"data: {anchors:,} samples, {epochs:.1f} epochs of them ({shares}); "
-        f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}"
-        f"{f' ({shared})' if shared else ''}"
-    )

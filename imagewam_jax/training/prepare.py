@@ -1,4 +1,4 @@
-"""What training needs before its first step: an index, a stream of batches, frozen parts."""
+"""What training needs before its first step: a config that fits, weights, frozen parts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 
 from imagewam_jax.data.dataset import Data, Dataset
 from imagewam_jax.data.dataset_statistics import statistics_by_dataset
 from imagewam_jax.data.device import prepare_images
-from imagewam_jax.data.loader import Source, TrainIterator
 from imagewam_jax.data.normalization import Normalizer, make_normalizer, stack_normalizers
 from imagewam_jax.data.statistics import statistics_to_json
 from imagewam_jax.data.text import TextTable, bucket_length, open_text_table, text_table
@@ -28,6 +27,8 @@ from imagewam_jax.policies.frozen import (
     new_autoencoder,
     read_autoencoder,
 )
+from imagewam_jax.policies.initial import initial_weights
+from imagewam_jax.policies.parameters import Params, abstract_params
 from imagewam_jax.policies.text import (
     check_encoder,
     check_width,
@@ -35,6 +36,8 @@ from imagewam_jax.policies.text import (
     make_text_encoder,
     tokenize_prompts,
 )
+from imagewam_jax.training.distributed import is_first
+from imagewam_jax.training.sharding import with_shardings
 
 FIT_FRAMES = 1000  # of each dataset, that a patch autoencoder is fitted to
 FIT_BATCH = 100  # of these in memory as they are stored
@@ -74,20 +77,18 @@ def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
         ) from error
 
 
-def train_iterator(
-    config: Mapping[str, Any], sources: Sequence[Source], rows: Int64[np.ndarray, " rows"]
-) -> TrainIterator:
-    """This host's part of the training stream: `rows` of each global batch."""
-    section = config["data"]
-    return TrainIterator(
-        sources,
-        global_batch=config["train"]["batch_size"],
-        seed=config["seed"],
-        rows=rows,
-        num_threads=section["threads"],
-        prefetch=section["prefetch"],
-        bad_share=section["bad_frames"],
-    )
+def starting_weights(
+    path: str, policy: ImageWAMConfig, shardings: Params
+) -> tuple[Params, dict[str, Any]]:
+    """What training starts from, where `shardings` say, and what a checkpoint says about it."""
+    if not path:
+        return {}, {}
+    abstract = with_shardings(abstract_params(policy), shardings)
+    initial = initial_weights(path, policy, abstract)
+    random = f", at random: {', '.join(initial.random)}" if initial.random else ""
+    if is_first():
+        print("; ".join([f"starts from {path}{random}", *initial.differences]))
+    return initial.params, {"initial_weights": initial.provenance}
 
 
 def make_frozen(config: Mapping[str, Any], data: Data) -> tuple[Frozen, dict[str, Any]]:
