@@ -6,11 +6,12 @@
                        tokenizer                        its files, by name
                        data                             position of the data iterator
                        about                            config, prompts, statistics, provenance
+                       sums                             of the arrays' bits, by which damage shows
 
 The trees are of arrays and any of them can be absent: a training run has all but the text
-encoder, a converted autoencoder only itself. `tokenizer`, `data` and `about` are JSON; `about` says
-how to rebuild what is there. A step is complete or absent: Orbax writes it under another name and
-renames it.
+encoder, a converted autoencoder only itself. The last four are JSON; `about` says how to rebuild
+what is there, and a training run has `sums`. A step is complete or absent: Orbax writes it under
+another name and renames it.
 """
 
 import itertools
@@ -24,10 +25,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from imagewam_jax.policies.array_sums import array_sums, by_path, differing
 from imagewam_jax.policies.errors import CheckpointError, Unreadable
 
 FORMAT = 3
-JSON_ITEMS = ("about", "data", "tokenizer")
+JSON_ITEMS = ("about", "data", "tokenizer", "sums")
 
 
 class Checkpoints:
@@ -92,7 +94,9 @@ class Checkpoints:
         self.wait()
         check_space(self.directory, tree_bytes(trees))
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        sums = {name: array_sums(tree) for name, tree in trees.items()}
         json_items = {"about": {"format": FORMAT, **about}, "data": data, "tokenizer": tokenizer}
+        json_items["sums"] = sums
         items |= {k: ocp.args.JsonSave(dict(v)) for k, v in json_items.items() if v is not None}
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -152,14 +156,32 @@ class Checkpoints:
             check_arrays(tree, self.abstract(step, name), f"{self.directory / str(step)}: {name}")
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         try:
-            return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
+            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
         except Exception as error:  # of several kinds, plain `Exception` among them
             where = f"{self.directory / str(step)}: {', '.join(sorted(abstract))}"
             raise Unreadable(f"{where} could not be read: {error}") from error
+        self._check_sums(step, restored)
+        return restored
+
+    def _check_sums(self, step: int, restored: Mapping[str, Any]) -> None:
+        """Unreadable: an array is not what was saved. One in another dtype cannot be told."""
+        folder = self.directory / str(step)
+        if not (folder / "sums").is_dir():
+            return
+        sums = self.restore_json(step, "sums")
+        for name, tree in restored.items():
+            saved = {path: x.dtype for path, x in by_path(self.abstract(step, name)).items()}
+            same = {path: x for path, x in by_path(tree).items() if x.dtype == saved[path]}
+            damaged = differing(same, sums.get(name, {}))
+            if damaged:
+                raise Unreadable(
+                    f"{folder}: {len(damaged)} arrays of {name} are not what was saved, such as "
+                    f"{damaged[0]}"
+                )
 
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
-        """`about`, `data` or `tokenizer` of a step. Unreadable: it is not there, or damaged.
-        CheckpointError: it is an `about` of another version."""
+        """One of JSON_ITEMS of a step. Unreadable: it is not there, or damaged. CheckpointError: it
+        is an `about` of another version."""
         where = self.directory / str(step)
         items = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
         try:
@@ -222,11 +244,7 @@ def check_space(directory: Path, needed: int, copies: int = 1) -> None:
 def check_arrays(wanted: Any, saved: Any, where: str) -> None:
     """CheckpointError unless both have the same arrays; their dtypes may differ."""
     wanted, saved = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape
-            for path, leaf in leaves
-        }
-        for leaves in map(jax.tree.leaves_with_path, (wanted, saved))
+        {path: leaf.shape for path, leaf in by_path(tree).items()} for tree in (wanted, saved)
     )
     differing = [path for path in sorted({*wanted, *saved}) if wanted.get(path) != saved.get(path)]
     if differing:

@@ -3,7 +3,10 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from imagewam_jax.policies.errors import CheckpointError
@@ -54,11 +57,25 @@ def empty_metadata(checkpoint):
     (checkpoint / "params" / "_METADATA").write_text("")
 
 
+def a_flipped_bit(checkpoint):
+    """In an array that stays readable: it is written again, by what the checkpoint was written by,
+    with one bit other than it was."""
+    tree, writer = checkpoint / "optimizer", ocp.StandardCheckpointer()
+    arrays, treedef = jax.tree.flatten(writer.restore(tree))
+    number = max(range(len(arrays)), key=lambda n: arrays[n].size)
+    changed = np.array(arrays[number])
+    changed.view(np.uint32).reshape(-1)[changed.size // 2] ^= 1
+    arrays[number] = jnp.asarray(changed)
+    writer.save(tree, jax.tree.unflatten(treedef, arrays), force=True)
+    writer.close()
+
+
 def without_a_position(checkpoint):
     shutil.rmtree(checkpoint / "data")
 
 
 DAMAGES = [
+    a_flipped_bit,
     cut,
     without_a_tree,
     without_its_metadata,
