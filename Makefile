@@ -46,7 +46,7 @@ $(RUN)/evaluation/report.html: $(RUN)/trained | opengl
 	$(BIN)/imagewam evaluate --checkpoint=$(RUN)
 
 test: .venv/test opengl
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/test
 	$(BIN)/ruff check .

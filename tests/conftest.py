@@ -1,5 +1,6 @@
 """Settings that hold for every test."""
 
+import collections
 import os
 import shutil
 import tempfile
@@ -18,6 +19,16 @@ _owned = _CACHE not in os.environ
 if _owned:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="imagewam-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes, `slow(minutes=...)`, begin first: at the end, one of them would keep
+    one process busy and the others waiting."""
+    minutes: dict = collections.defaultdict(int)
+    for item in items:
+        for mark in item.iter_markers("slow"):
+            minutes[item.path] = max(minutes[item.path], mark.kwargs.get("minutes", 0))
+    items.sort(key=lambda item: -minutes[item.path])
 
 
 def pytest_unconfigure(config):

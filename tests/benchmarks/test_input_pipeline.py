@@ -14,7 +14,7 @@ pytest.importorskip("tensorflow_datasets")
 from benchmarks import input_pipeline
 
 SCRIPT = Path(input_pipeline.__file__)
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=1)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
 from tests.training.tiny import copy_sample, tiny_config
 
-pytestmark = pytest.mark.slow
-KILLS, STEPS, CHECKPOINT_EVERY = 20, 1500, 10
+pytestmark = pytest.mark.slow(minutes=6)
+KILLS, STEPS, CHECKPOINT_EVERY = 20, 800, 10
 # A server that has imported what training needs, so that each of the runs begins at once.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["imagewam_jax.training.loop", "tests.training.tiny"])
@@ -83,7 +83,7 @@ def test_twenty_random_kills_lose_nothing(dataset, tmp_path):
         if told == signal.SIGKILL and chance.random() < 0.3:  # while it starts
             time.sleep(chance.uniform(0, 2))
         else:
-            wanted = begun + chance.randint(1, 50)
+            wanted = begun + chance.randint(1, 30)
             deadline = time.monotonic() + 300
             # A run that resumes first writes anew the rows that stay; others are of the one before.
             while rows_file(killed) == before or last_step(killed) < wanted:

@@ -39,6 +39,11 @@ class Run:
         self.step = jax.jit(self.trainer.step)
 
 
+def as_numpy(tree):
+    """Arithmetic on many small arrays would compile each operation for each shape."""
+    return jax.tree.map(np.asarray, tree)
+
+
 @pytest.fixture(scope="module")
 def run():
     return Run(trained_run())
@@ -97,7 +102,8 @@ def test_a_step_repeats_exactly_and_depends_on_its_number(run):
     first, second = (run.step(run.state, run.batch, run.frozen) for _ in range(2))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
-    later = run.state._replace(step=run.state.step + 1)
+    step = jax.device_put(np.int32(run.state.step + 1), run.state.step.sharding)
+    later = run.state._replace(step=step)
     assert run.step(later, run.batch, run.frozen)[1]["loss"] != first[1]["loss"]
 
 
@@ -119,7 +125,7 @@ def test_master_weights_stay_float32_when_computing_in_bfloat16(run):
         for leaf in jax.tree.leaves(getattr(after, name)):
             assert leaf.dtype == jnp.float32 or leaf.shape == (), name  # counters are integers
     # They hold updates that bfloat16 could not.
-    exact = jax.tree.leaves(after.params)
+    exact = jax.tree.leaves(as_numpy(after.params))
     assert any((leaf != leaf.astype(jnp.bfloat16)).any() for leaf in exact)
     assert all(value.dtype == jnp.float32 for value in metrics.values())
     # And the step computes in bfloat16 indeed: near the float32 loss, not equal to it.
@@ -141,7 +147,8 @@ def test_a_step_updates_the_average_from_the_new_parameters(run):
     state, step = run.step(run.state, run.batch, run.frozen)[0], int(run.state.step)
     decay = min(run.config["optimizer"]["ema_decay"], (1 + step) / (10 + step))
     for old, new, found in zip(
-        *(jax.tree.leaves(t) for t in (run.state.ema, state.params, state.ema)), strict=True
+        *(jax.tree.leaves(as_numpy(t)) for t in (run.state.ema, state.params, state.ema)),
+        strict=True,
     ):
         np.testing.assert_allclose(found, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-7)
 
@@ -160,9 +167,14 @@ def test_learning_rate(steps):
 
 def test_the_rate_and_clipping_of_a_step(run):
     """A first step of AdamW written out, on gradients whose norm is above the limit."""
-    fresh = jax.tree.map(jnp.zeros_like, run.state.optimizer)
-    state = run.state._replace(step=jnp.zeros((), jnp.int32), optimizer=fresh)
+
+    def zeros(x):
+        return jax.device_put(np.zeros(x.shape, x.dtype), x.sharding)
+
+    fresh = jax.tree.map(zeros, run.state.optimizer)
+    state = run.state._replace(step=zeros(run.state.step), optimizer=fresh)
     after, metrics = run.step(state, run.batch, run.frozen)
+    state, after = as_numpy((state, after))
     section = run.config["optimizer"]
     assert metrics["grad_norm"] > 1.1 * section["clip_norm"]
     adam = after.optimizer[1][0]
