@@ -2,7 +2,9 @@
 
     python -m tests.training.mesh_runs FOLDER DATASET RUN... [--coordinator=HOST:PORT ...]
 
-Each run is a name in `RUNS`; its folder is FOLDER/RUN.
+Each run is a name in `RUNS`; its folder is FOLDER/RUN. With --resume-from=OTHER or
+--start-from=OTHER it is, instead, FOLDER/OTHER_then_RUN, which goes on where OTHER was halfway, or
+FOLDER/OTHER_starts_RUN, a short new run from OTHER's weights.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from pathlib import Path
 from tests.training.tiny import tiny_config
 
 STEPS, HALF = 20, 10
+START = 3  # steps of a run that starts from the weights of another
 # The mesh of eight devices, and other fields of the config.
 RUNS = {
     "one": {},
@@ -36,7 +39,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("runs", nargs="+", choices=RUNS)
-    parser.add_argument("--resume-from", help="the run whose first half each of them continues")
+    parser.add_argument("--resume-from", choices=RUNS)
+    parser.add_argument("--start-from", choices=RUNS)
     parser.add_argument("--coordinator")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
@@ -48,14 +52,19 @@ def main() -> None:
         coordinator=given.coordinator, processes=given.processes, process=given.process
     )
     for run in given.runs:
-        workdir = given.folder / run
+        config, workdir = config_of(run, given.dataset), given.folder / run
         if given.resume_from:
+            half, other = Path("checkpoints") / str(HALF), given.folder / given.resume_from
             workdir = given.folder / f"{given.resume_from}_then_{run}"
             with distributed.first_alone("copying the first half"):
                 if distributed.is_first():
-                    half = Path("checkpoints") / str(HALF)
-                    shutil.copytree(given.folder / given.resume_from / half, workdir / half)
-        train(config_of(run, given.dataset), workdir, resume=bool(given.resume_from))
+                    shutil.copytree(other / half, workdir / half)
+            train(config, workdir, resume=True)
+        if given.start_from:
+            config.train.update(initial_weights=str(given.folder / given.start_from), steps=START)
+            train(config, given.folder / f"{given.start_from}_starts_{run}")
+        if not (given.resume_from or given.start_from):
+            train(config, workdir)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from imagewam_jax.conversion.trees import flatten
 from imagewam_jax.policies.checkpoint import open_checkpoint
 from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
 from launch.local import LocalProcesses, free_port, with_virtual_devices
-from tests.training.mesh_runs import HALF, RUNS, STEPS
+from tests.training.mesh_runs import HALF, RUNS, START, STEPS
 from tests.training.tiny import ROOT, copy_sample
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(minutes=5)
 TOLERANCE = 1e-5  # of losses, relative
 MESHES = sorted(RUNS.keys() - {"one"})
 
@@ -25,8 +25,9 @@ def folder(tmp_path_factory):
     dataset = str(copy_sample(folder))
     run(folder, dataset, "one", processes=1, devices=1)
     run(folder, dataset, *MESHES, processes=2, devices=4)
-    run(folder, dataset, "fsdp_tensor", "--resume-from=one", processes=2, devices=2)
-    run(folder, dataset, "one", "--resume-from=fsdp_tensor", processes=1, devices=1)
+    start = "--start-from=one"
+    run(folder, dataset, "fsdp_tensor", "--resume-from=one", start, processes=2, devices=2)
+    run(folder, dataset, "one", "--resume-from=fsdp_tensor", start, processes=1, devices=1)
     return folder
 
 
@@ -89,6 +90,17 @@ def test_a_run_goes_on_with_other_devices(folder, name):
     expected, found = losses(folder / "one"), losses(folder / name)
     assert list(found) == list(range(HALF + 1, STEPS + 1))
     np.testing.assert_allclose(list(found.values()), list(expected.values())[HALF:], rtol=TOLERANCE)
+
+
+def test_a_run_starts_from_the_weights_of_another(folder):
+    """They are read by two processes, each what its devices hold, or by one."""
+    for key in ("loss", "grad_norm"):
+        expected = losses(folder / "one_starts_one", key)
+        found = losses(folder / "one_starts_fsdp_tensor", key)
+        assert list(found) == list(range(1, START + 1)) == list(expected)
+        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=TOLERANCE)
+    # Not those that it would have begun with by itself.
+    assert abs(losses(folder / "one_starts_one")[1] / losses(folder / "one")[1] - 1) > 0.01
 
 
 def test_only_the_first_process_writes(folder):
