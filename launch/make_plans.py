@@ -31,8 +31,10 @@ class Wanted(NamedTuple):
 
 
 # Gathers layers whole, not in pieces beside the product that reads them: pieces multiply the
-# time to compile. A run takes it as LIBTPU_INIT_ARGS=--xla_jf_spmd_...=1000000.
-WHOLE = ("--compiler-option=xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",)
+# time to compile.
+WHOLE = {
+    "train.compiler_options": "('xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000',)",
+}
 # LIBERO's images are stored so.
 STORED = ("--stored-size", "256", "256")
 
@@ -49,10 +51,9 @@ WANTED = {
         "4B, all of it, on 16 chips of v5e",
         "libero:4b",
         "v5e:4x4",
-        {},
-        "The official batch of 80, 5 samples a chip. Each layer is computed again in the backward "
-        "pass: what would be kept of it does not fit beside the rest in 16 GB.",
         WHOLE,
+        "The official batch of 80, 5 samples a chip. Each layer is computed again in the backward "
+        "pass: with what could be kept of it, less than a tenth of 16 GB would be spare.",
     ),
     "4b-full-v6e-4x4": Wanted(
         "4B, all of it, on 16 chips of v6e",
@@ -71,6 +72,43 @@ WANTED = {
         "chunk of actions in 10 Euler steps. Float32 weights do not fit one chip.",
         ("--what=act",),
     ),
+    "4b-lora-v5e-2x4": Wanted(
+        "4B with LoRA on 8 chips of v5e",
+        "libero:4b",
+        "v5e:2x4",
+        {"model.lora.rank": 16, "model.lora.alpha": 16.0, **WHOLE},
+        "The official rank of 16 on the smallest slice of v5e that the batch of 80 fits well: the "
+        "backbone is frozen, in bfloat16, without moments; the expert is trained whole.",
+    ),
+    "9b-full-v5p-2x2x1": Wanted(
+        "9B, all of it, on 4 chips of v5p",
+        "libero:9b",
+        "v5p:2x2x1",
+        WHOLE,
+        "One host with the official batch of 96. Parameters and moments take a third of the "
+        "memory; each layer is computed again in the backward pass.",
+    ),
+    "9b-full-v5e-4x4": Wanted(
+        "9B, all of it, on 16 chips of v5e",
+        "libero:9b",
+        "v5e:4x4",
+        {"train.batch_size": 64, **WHOLE},
+        "Parameters and moments take half of each chip, which leaves room for 4 samples.",
+    ),
+    "4b-lora-v6e-2x2": Wanted(
+        "4B with LoRA on 4 chips of v6e",
+        "libero:4b",
+        "v6e:2x2",
+        {"model.lora.rank": 16, "model.lora.alpha": 16.0, **WHOLE},
+        "The official rank and batch on half a host.",
+    ),
+    "9b-full-v6e-4x4": Wanted(
+        "9B, all of it, on 16 chips of v6e",
+        "libero:9b",
+        "v6e:4x4",
+        WHOLE,
+        "The official batch of 96, 6 samples a chip.",
+    ),
     "4b-full-v5p-4x4x4": Wanted(
         "4B, all of it, on 64 chips of v5p",
         "libero:4b",
@@ -80,62 +118,19 @@ WANTED = {
             "mesh.data": 4,
             "mesh.fsdp": 16,
             "train.batch_size": 256,
+            **WHOLE,
         },
         "4 copies of the parameters, each over 16 chips, so that layers are gathered among "
         "neighbours; only gradients go between copies. The official batch of 80 is too small for "
         "64 chips: with 4 samples each computing still takes longer than sending.",
-        WHOLE,
-    ),
-    "4b-lora-v5e-2x4": Wanted(
-        "4B with LoRA on 8 chips of v5e",
-        "libero:4b",
-        "v5e:2x4",
-        {"model.lora.rank": 16, "model.lora.alpha": 16.0},
-        "The official rank of 16 on the smallest slice of v5e that the batch of 80 fits well: the "
-        "backbone is frozen, in bfloat16, without moments; the expert is trained whole.",
-        WHOLE,
-    ),
-    "9b-full-v5p-2x2x1": Wanted(
-        "9B, all of it, on 4 chips of v5p",
-        "libero:9b",
-        "v5p:2x2x1",
-        {},
-        "One host with the official batch of 96. Parameters and moments take a third of the "
-        "memory; each layer is computed again in the backward pass.",
-        WHOLE,
     ),
     "4b-full-v6e-8x8": Wanted(
         "4B, all of it, on 64 chips of v6e",
         "libero:4b",
         "v6e:8x8",
-        {"model.remat": "save_matmuls", "train.batch_size": 256},
+        {"model.remat": "save_matmuls", "train.batch_size": 256, **WHOLE},
         "4 samples a chip, as this chip computes fast for its links: with fewer, gathering layers "
         "takes longer than computing them.",
-        WHOLE,
-    ),
-    "9b-full-v5e-4x4": Wanted(
-        "9B, all of it, on 16 chips of v5e",
-        "libero:9b",
-        "v5e:4x4",
-        {"train.batch_size": 64},
-        "Parameters and moments take half of each chip, which leaves room for 4 samples.",
-        WHOLE,
-    ),
-    "4b-lora-v6e-2x2": Wanted(
-        "4B with LoRA on 4 chips of v6e",
-        "libero:4b",
-        "v6e:2x2",
-        {"model.lora.rank": 16, "model.lora.alpha": 16.0},
-        "The official rank and batch on half a host.",
-        WHOLE,
-    ),
-    "9b-full-v6e-4x4": Wanted(
-        "9B, all of it, on 16 chips of v6e",
-        "libero:9b",
-        "v6e:4x4",
-        {},
-        "The official batch of 96, 6 samples a chip.",
-        WHOLE,
     ),
 }
 

@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +48,14 @@ class DoesNotFit(PlanError):
     """The compiler found no way to stay within a chip's memory."""
 
 
-def compile_program(
-    traced: jax.stages.Traced, options: Mapping[str, Any], text_file: Path | None = None
-) -> Compiled:
+def compile_program(traced: jax.stages.Traced, text_file: Path | None = None) -> Compiled:
     """Compiles; minutes for a large policy. DoesNotFit: it needs more memory than there is.
 
-    `options` are the compiler's, such as {"optimization_level": 1}. The compiled program's text
-    goes to `text_file` too, compressed.
+    The compiled program's text goes to `text_file` too, compressed.
     """
     lowered, started = traced.lower(), time.perf_counter()
     try:
-        compiled = lowered.compile(dict(options) or None)
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -26,7 +26,6 @@ def make_plan(
     *,
     what: str = "train",
     batch: int = 1,
-    options: Mapping[str, Any] | None = None,
     text_file: Path | None = None,
     title: str = "",
     command: str = "",
@@ -50,7 +49,7 @@ def make_plan(
     try:
         chips = len(slice_.devices)
         with stage(f"compiling for {chips} x {slice_.chip.name}, which takes minutes"):
-            compiled = compile_program(program.traced, options or {}, text_file)
+            compiled = compile_program(program.traced, text_file)
     except DoesNotFit as error:
         shortage = str(error)
     return Plan(
@@ -60,7 +59,7 @@ def make_plan(
         topology=topology,
         chip=slice_.chip.name,
         chips=chips,
-        setup=_setup(config, program, slice_, mesh, options or {}),
+        setup=_setup(config, program, slice_, mesh),
         samples=program.sizes.batch,
         memory=program.memory,
         counts=program.counts,
@@ -71,18 +70,14 @@ def make_plan(
 
 
 def _setup(
-    config: Mapping[str, Any],
-    program: Program,
-    slice_: Topology,
-    mesh: Mesh,
-    options: Mapping[str, Any],
+    config: Mapping[str, Any], program: Program, slice_: Topology, mesh: Mesh
 ) -> dict[str, str]:
     sizes, train, model = program.sizes, config["train"], config["model"]
     chips = len(slice_.devices)
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     rows, columns = sizes.reference_grid
     setup = {
-        "slice": f"{chips} chips of {slice_.chip.name}, {slice_.name}",
+        "slice": f"{chips} x {slice_.chip.name}, {slice_.name}",
         "mesh": axes or "one chip",
         "samples": f"{sizes.batch}, {sizes.batch / chips:g} a chip",
         "rows of text": f"{sizes.text_tokens} (its bucket)",
@@ -99,8 +94,8 @@ def _setup(
         }
         if model["lora"]["rank"]:
             setup["LoRA"] = f"rank {model['lora']['rank']}, the rest of the backbone is frozen"
+        if train["compiler_options"]:
+            setup["compiler options"] = ", ".join(train["compiler_options"])
     else:
         setup["Euler steps"] = str(config["acting"]["euler_steps"])
-    if options:
-        setup["compiler options"] = ", ".join(f"{k}={v}" for k, v in options.items())
     return setup

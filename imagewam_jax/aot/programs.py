@@ -79,7 +79,12 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
     def step_of(policy: ImageWAMConfig) -> tuple[Callable, Any]:
         trainer = make_trainer(config, policy, mesh)
         results = trainer.shardings, trainer.shardings.step
-        step = jax.jit(trainer.step, donate_argnums=0, out_shardings=results)
+        step = jax.jit(
+            trainer.step,
+            donate_argnums=0,
+            out_shardings=results,
+            compiler_options=trainer.compiler_options,
+        )
         state = jax.eval_shape(trainer.init, 0, {})
         return step, with_shardings(state, trainer.shardings)
 

@@ -40,13 +40,6 @@ def add_aot_verb(verbs: argparse._SubParsersAction) -> None:
     aot.add_argument("--title", help="of the page; default: its name")
     aot.add_argument("--note", default="", help="what the page begins with")
     aot.add_argument(
-        "--compiler-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="such as optimization_level=1, which compiles faster and is not what runs",
-    )
-    aot.add_argument(
         "--program",
         type=Path,
         metavar="FILE",
@@ -77,7 +70,6 @@ def _aot(arguments: argparse.Namespace, rest: list[str]) -> int:
         inputs,
         what=arguments.what,
         batch=arguments.batch or 1,
-        options=dict(_option(text) for text in arguments.compiler_option),
         text_file=arguments.program,
         title=arguments.title or name,
         command=_command(arguments, rest),
@@ -96,13 +88,6 @@ def _name(arguments: argparse.Namespace) -> str:
     return "-".join(part for part in parts if part)
 
 
-def _option(text: str) -> tuple[str, int | str]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise ConfigError(f"--compiler-option {text!r} is no NAME=VALUE")
-    return name, int(value) if value.isdigit() else value
-
-
 def _command(arguments: argparse.Namespace, rest: list[str]) -> str:
     """What compiles the same again."""
     words = ["imagewam", "aot", f"--config={arguments.config}", f"--topology={arguments.topology}"]
@@ -113,5 +98,14 @@ def _command(arguments: argparse.Namespace, rest: list[str]) -> str:
             words.append(f"--{name.replace('_', '-')}={value}")
     if arguments.stored_size:
         words += ["--stored-size", *map(str, arguments.stored_size)]
-    words += [f"--compiler-option={option}" for option in arguments.compiler_option]
-    return shlex.join([*words, *rest]).replace(" --", " \\\n  --")
+    return " ".join(
+        f"\\\n  {_quoted(word)}" if word.startswith("--") else _quoted(word)
+        for word in [*words, *rest]
+    )
+
+
+def _quoted(word: str) -> str:
+    """For a shell; a tuple of strings in double quotes, which shlex would make unreadable."""
+    if "'" in word and not set(word) & set('"$`\\!'):
+        return f'"{word}"'
+    return shlex.quote(word)

@@ -69,6 +69,7 @@ def defaults() -> ConfigDict:
                 "accumulate": 1,  # parts of a batch that run one after another
                 "frozen": (),  # parts of the policy that stay as they are: "backbone", ...
                 "compute_dtype": "bfloat16",  # master weights are always float32
+                "compiler_options": (),  # of XLA, for the step: "name=value", ...
                 "log_every": 20,
                 "validate_every": 500,  # 0: never
                 "validation_samples": 256,

@@ -31,7 +31,12 @@ class FlatStep:
 
         shardings = jax.tree.leaves(trainer.shardings)
         results = shardings, trainer.shardings.step  # metrics, like the step, everywhere
-        self._step = jax.jit(step, donate_argnums=0, out_shardings=results)
+        self._step = jax.jit(
+            step,
+            donate_argnums=0,
+            out_shardings=results,
+            compiler_options=trainer.compiler_options,
+        )
 
     def __call__(self, batch: Mapping[str, Array]) -> Metrics:
         self._leaves, metrics = self._step(self._leaves, batch, self._frozen)

@@ -16,12 +16,13 @@ from imagewam_jax.training.sharding import with_shardings
 from imagewam_jax.training.state import TrainState, parted, whole_policy
 from imagewam_jax.training.step import Trainer
 
-# What a run may change about itself when it resumes: nothing that its numbers depend on. A mesh
-# and parts of a batch change the order of sums, and with it last bits.
+# What a run may change about itself when it resumes: nothing that its numbers depend on. A mesh,
+# parts of a batch and the compiler's options change the order of sums, and with it last bits.
 RESUMABLE = {
     "mesh": {"data", "fsdp", "tensor", "context", "slices"},
     "train": {
         "accumulate",
+        "compiler_options",
         "log_every",
         "validate_every",
         "checkpoint_every",

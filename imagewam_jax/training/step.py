@@ -1,6 +1,6 @@
 """One step of training: a pure function of state, batch and frozen parts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from imagewam_jax.models.imagewam import Draws, ImageWAMConfig, sample_draws
 from imagewam_jax.models.partitioning import constrain, partitioned
 from imagewam_jax.policies.config import DTYPES, choose
+from imagewam_jax.policies.errors import ConfigError
 from imagewam_jax.policies.frozen import Frozen, image_spec, make_sample, target_weights
 from imagewam_jax.policies.initial import overlay
 from imagewam_jax.policies.parameters import Params, initial_params, policy_builder
@@ -29,19 +30,21 @@ class Trainer(NamedTuple):
     `init(seed, weights)` makes a state; `weights` takes the place of those random parameters that
     it has. `step(state, batch, frozen)` makes the next one and its metrics,
     `validate(params, batch, frozen, number)` the losses of all parameters of a policy on a batch.
-    `shardings` are of a state.
+    `shardings` are of a state, `compiler_options` for the compiled step.
     """
 
     init: Callable[[int, Params], TrainState]
     step: Callable[[TrainState, Batch, Frozen], tuple[TrainState, Metrics]]
     validate: Callable[[Params, Batch, Frozen, int], Metrics]
     shardings: TrainState
+    compiler_options: dict[str, str]
 
 
 def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig, mesh: Mesh) -> Trainer:
     """The functions for a config on a mesh; `policy` is its `model` section.
 
-    ConfigError: the mesh cannot divide the policy, or what is frozen is no part of it.
+    ConfigError: the mesh cannot divide the policy, what is frozen is no part of it, or an option of
+    the compiler has no value.
     """
     steps, section = config["train"]["steps"], config["optimizer"]
     optimizer, rate = make_optimizer(section, steps), learning_rate(section, steps)
@@ -134,7 +137,19 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig, mesh: Mesh) 
                 mesh, optimizer, jax.eval_shape(init, 0, {}).params, shardings
             ),
         ),
+        compiler_options(config["train"]["compiler_options"]),
     )
+
+
+def compiler_options(given: Sequence[str]) -> dict[str, str]:
+    """Of "name=value" each. ConfigError: one is not."""
+    options = {}
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not (name and separator and value):
+            raise ConfigError(f"train.compiler_options: {text!r} is no NAME=VALUE")
+        options[name] = value
+    return options
 
 
 def _scalars(total: Array, parts: Mapping[str, Array]) -> Metrics:

@@ -25,7 +25,7 @@ pytestmark = [
 ]
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
 # Enough for a figure, and several times faster.
-FAST = {"optimization_level": 1}
+FAST = "--config.train.compiler_options=('optimization_level=1',)"
 
 
 def quickstart(*overrides: str) -> dict:
@@ -34,8 +34,8 @@ def quickstart(*overrides: str) -> dict:
 
 @pytest.fixture(scope="module")
 def plan():
-    config = quickstart("--config.mesh.fsdp=4", "--config.train.batch_size=8")
-    return make_plan(config, "v5e:2x2", default_inputs(config), options=FAST)
+    config = quickstart(FAST, "--config.mesh.fsdp=4", "--config.train.batch_size=8")
+    return make_plan(config, "v5e:2x2", default_inputs(config))
 
 
 def test_memory_of_a_tiny_step(plan):
@@ -73,8 +73,7 @@ def test_work_and_traffic_of_a_tiny_step(plan):
 
 def test_acting(tmp_path, capsys):
     arguments = [QUICKSTART, "--topology=v5e:1x1", "--what=act", "--batch=2"]
-    arguments += ["--compiler-option=optimization_level=1", f"--output={tmp_path}"]
-    arguments += ["--config.acting.euler_steps=3"]
+    arguments += ["--config.acting.euler_steps=3", f"--output={tmp_path}"]
     assert cli.main(["aot", *arguments]) == 0
     page = (tmp_path / "quickstart-act-v5e-1x1.md").read_text()
     assert page in capsys.readouterr().out
@@ -95,21 +94,20 @@ def test_what_cannot_run_is_an_error_before_compiling():
 
 
 def test_what_does_not_fit_is_a_plan_that_says_so():
-    config = quickstart("--config.train.batch_size=65536", "--config.model.remat=none")
-    plan = make_plan(config, "v5e:1x1", default_inputs(config), options=FAST)
+    config = quickstart(FAST, "--config.train.batch_size=65536", "--config.model.remat=none")
+    plan = make_plan(config, "v5e:1x1", default_inputs(config))
     assert plan.compiled is None and "exceeds available HBM (15.75G)" in plan.shortage
     assert "does not fit" in plan.markdown() and json.loads(plan.to_json())["compiled"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=4)
 def test_klein_4b_trains_on_eight_chips_of_v5e():
     """The official LIBERO step of FLUX.2 klein 4B: all layers, losses, AdamW. The autoencoder is a
     small one: the official one takes a third of the time to compile."""
-    config = load_config(
-        f"{ROOT / 'configs' / 'libero.py'}:4b", ["--config.train.batch_size=8"]
-    ).to_dict()
+    path = f"{ROOT / 'configs' / 'libero.py'}:4b"
+    config = load_config(path, [FAST, "--config.train.batch_size=8"]).to_dict()
     config["autoencoder"] = {"name": "patch", "factor": 16, "channels": 128, "weights": ""}
-    plan = make_plan(config, "v5e:2x4", default_inputs(config), options=FAST)
+    plan = make_plan(config, "v5e:2x4", default_inputs(config))
     assert plan.spare > 0.1
     counts = plan.counts
     once = counts.computed - counts.recomputed - counts.autoencoder
