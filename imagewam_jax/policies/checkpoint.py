@@ -131,9 +131,8 @@ class Checkpoints:
             )
         folder = self.directory / str(step) / tree
         try:
-            with ocp.StandardCheckpointer() as reader:
-                saved = reader.metadata(folder).item_metadata
-        except (KeyError, OSError, ValueError) as error:
+            saved = ocp.StandardCheckpointHandler().metadata(folder)
+        except Exception as error:  # of many kinds, where a file has other bytes than it had
             raise Unreadable(f"{folder} cannot be read: {error}") from error
         if saved is None:
             raise Unreadable(f"{folder} cannot be read: its description is not whole")
@@ -146,6 +145,13 @@ class Checkpoints:
         CheckpointError: a tree, or an array of it, is not there or has another shape. Unreadable:
         it is there and damaged.
         """
+        restored = self.read(step, abstract)
+        self.check(step, restored)
+        return restored
+
+    def read(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """As `restore`, without checking that numbers are those that were saved: a process reads
+        what its devices hold and waits for no other."""
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=x.sharding or self._placement
@@ -154,17 +160,23 @@ class Checkpoints:
         )
         for name, tree in abstract.items():
             check_arrays(tree, self.abstract(step, name), f"{self.directory / str(step)}: {name}")
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        try:
-            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
-        except Exception as error:  # of several kinds, plain `Exception` among them
-            where = f"{self.directory / str(step)}: {', '.join(sorted(abstract))}"
-            raise Unreadable(f"{where} could not be read: {error}") from error
-        self._check_sums(step, restored)
+        # Not the manager's own way, in which processes wait for each other: one that cannot read
+        # would leave the others there.
+        handler, restored = ocp.StandardCheckpointHandler(), {}
+        for name, tree in abstract.items():
+            folder = self.directory / str(step) / name
+            try:
+                wanted = ocp.args.StandardRestore(tree)
+                restored[name] = handler.restore(folder, args=wanted)
+            except Exception as error:  # of several kinds, plain `Exception` among them
+                if "RESOURCE_EXHAUSTED" in str(error):  # the devices are too small for it
+                    raise
+                raise Unreadable(f"{folder} could not be read: {error}") from error
         return restored
 
-    def _check_sums(self, step: int, restored: Mapping[str, Any]) -> None:
-        """Unreadable: an array is not what was saved. One in another dtype cannot be told."""
+    def check(self, step: int, restored: Mapping[str, Any]) -> None:
+        """Unreadable, in all processes alike: an array is not what was saved. One that was restored
+        in another dtype cannot be told."""
         folder = self.directory / str(step)
         if not (folder / "sums").is_dir():
             return
@@ -183,9 +195,8 @@ class Checkpoints:
         """One of JSON_ITEMS of a step. Unreadable: it is not there, or damaged. CheckpointError: it
         is an `about` of another version."""
         where = self.directory / str(step)
-        items = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
         try:
-            found = self._manager.restore(step, args=items)[name]
+            found = ocp.JsonCheckpointHandler().restore(where / name)
         except (KeyError, OSError, ValueError) as error:
             raise Unreadable(f"{where}: {name} cannot be read: {error}") from error
         if name == "about" and found.get("format") != FORMAT:

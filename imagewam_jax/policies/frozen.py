@@ -6,7 +6,7 @@ it runs inside jit, the same way for training and for acting.
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -158,10 +158,24 @@ def restore_frozen(
     """The frozen parts of a checkpoint; `autoencoder` is that section of its config, and `instead`
     has trees that are taken in place of its own."""
     names = [name for name in FROZEN_TREES if name not in instead]
+    abstract = abstract_frozen_trees(checkpoints, step, autoencoder, names)
+    return frozen_from_trees({**checkpoints.restore(step, abstract), **instead}, autoencoder)
+
+
+def abstract_frozen_trees(
+    checkpoints: Checkpoints,
+    step: int,
+    autoencoder: Mapping[str, Any],
+    names: Sequence[str] = FROZEN_TREES,
+) -> dict[str, Any]:
+    """Shapes and dtypes of these trees of a checkpoint; those of the autoencoder are its section's.
+
+    CheckpointError: one is not there. Unreadable: what describes it is damaged.
+    """
     abstract = {name: checkpoints.abstract(step, name) for name in names}
     if "autoencoder" in abstract:
         abstract["autoencoder"] = abstract_autoencoder(autoencoder)
-    return frozen_from_trees({**checkpoints.restore(step, abstract), **instead}, autoencoder)
+    return abstract
 
 
 def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, Any]:

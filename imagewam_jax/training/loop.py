@@ -66,7 +66,8 @@ def _train(config: ConfigDict, workdir: Path, resume: bool, began: float, notice
             "another folder"
         )
     needed = tree_bytes(state_trees(abstract_state(trainer)))
-    check_space(workdir, needed, copies=config["train"]["keep_checkpoints"] + 1)
+    keep = config["train"]["keep_checkpoints"]
+    check_space(workdir, needed, copies=max(1, keep + 1 - len(checkpoints.steps)))
     resumed = resume_run(checkpoints, trainer, config)
     with first_alone("preparing the data"):
         data = config_data(config)

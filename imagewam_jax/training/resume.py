@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from imagewam_jax.conversion.trees import flatten
 from imagewam_jax.policies.checkpoint import Checkpoints
 from imagewam_jax.policies.errors import CheckpointError, Unreadable
-from imagewam_jax.policies.frozen import Frozen, frozen_trees, restore_frozen
+from imagewam_jax.policies.frozen import (
+    Frozen,
+    abstract_frozen_trees,
+    frozen_from_trees,
+    frozen_trees,
+)
 from imagewam_jax.training.distributed import all_agree, is_first, wait_for_all
 from imagewam_jax.training.sharding import with_shardings
 from imagewam_jax.training.state import TrainState, parted, whole_policy
@@ -74,26 +79,42 @@ def resume(checkpoints: Checkpoints, trainer: Trainer, config: Mapping[str, Any]
     """The newest checkpoint that can be read, or None where there is none.
 
     One that cannot, since a disk was full or a file was lost, is reported and set aside, on all
-    hosts if one of them cannot read it. CheckpointError: they are of another config, or none can
-    be read.
+    hosts if one of them cannot read it, once an older one is there to go on from. CheckpointError:
+    they are of another config, or none can be read.
     """
-    steps = checkpoints.steps
-    for step in reversed(steps):
-        found, problem = None, "another host cannot read it"
+    problems: dict[int, str] = {}
+    for step in reversed(checkpoints.steps):
+        trees, problems[step] = None, "another host cannot read it"
         try:
-            found = restore(checkpoints, step, trainer, config)
+            trees = _read(checkpoints, step, trainer, config)
         except Unreadable as error:
-            problem = str(error)
-        if all_agree(found is not None):
-            return found
+            problems[step] = str(error)
+        if not all_agree(trees is not None):
+            continue
+        try:
+            found = _checked(checkpoints, step, trainer, config, trees)
+        except Unreadable as error:  # on all hosts alike
+            problems[step] = str(error)
+            continue
+        del problems[step]
+        _set_aside(checkpoints, problems)
+        return found
+    if problems:
+        raise CheckpointError(
+            f"{checkpoints.directory}: none of the checkpoints can be read: "
+            + "; ".join(problems.values())
+        )
+    return None
+
+
+def _set_aside(checkpoints: Checkpoints, problems: Mapping[int, str]) -> None:
+    for step, problem in problems.items():
         if is_first():
             where = checkpoints.set_aside(step)
             print(f"the checkpoint of step {step} is not used and was moved to {where}: {problem}")
-        wait_for_all(f"setting aside the checkpoint of step {step}")
+    if problems:
+        wait_for_all("setting unreadable checkpoints aside")
         checkpoints.reload()
-    if steps:
-        raise CheckpointError(f"{checkpoints.directory}: none of the checkpoints can be read")
-    return None
 
 
 def restore(
@@ -103,21 +124,45 @@ def restore(
 
     CheckpointError: it is of another config. Unreadable: it cannot be read.
     """
+    trees = _read(checkpoints, step, trainer, config)
+    return _checked(checkpoints, step, trainer, config, trees)
+
+
+def _read(
+    checkpoints: Checkpoints, step: int, trainer: Trainer, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All trees, as far as this process holds them; it waits for no other."""
     about = checkpoints.restore_json(step, "about")
     check_same(about["config"], config, checkpoints.directory.parent)
-    abstract = abstract_state(trainer)
     try:
-        trees = checkpoints.restore(step, state_trees(abstract))
-        frozen = restore_frozen(checkpoints, step, config["autoencoder"])
-        data = checkpoints.restore_json(step, "data")
+        checkpoints.restore_json(step, "data")
+        frozen = abstract_frozen_trees(checkpoints, step, config["autoencoder"])
+        return checkpoints.read(step, state_trees(abstract_state(trainer)) | frozen)
     except CheckpointError as error:  # of the same config, so that it can only be damaged
         raise Unreadable(str(error)) from error
-    trained = frozenset(flatten(abstract.params))
+
+
+def _checked(
+    checkpoints: Checkpoints,
+    step: int,
+    trainer: Trainer,
+    config: Mapping[str, Any],
+    trees: Mapping[str, Any],
+) -> Resumed:
+    """Of trees that all processes have read."""
+    checkpoints.check(step, trees)
+    trained = frozenset(flatten(trainer.shardings.params))
     params, fixed = parted(trees["params"], trained)
     ema = parted(trees["ema"], trained)[0] if "ema" in trees else None
     number = jax.device_put(jnp.asarray(step, jnp.int32), trainer.shardings.step)
-    state = TrainState(number, params, fixed, ema, trees["optimizer"])
-    return Resumed(step, state, frozen, about, data)
+    return Resumed(
+        step,
+        TrainState(number, params, fixed, ema, trees["optimizer"]),
+        frozen_from_trees(trees, config["autoencoder"]),
+        # What a run may change about itself is from now on as it says.
+        checkpoints.restore_json(step, "about") | {"config": dict(config)},
+        checkpoints.restore_json(step, "data"),
+    )
 
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:

@@ -37,6 +37,7 @@ def test_not_a_number_counts_too():
     assert differing({"w": np.array([np.nan, 0.0, np.inf], np.float32)}, saved) == ["w"]
 
 
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_flips_on_disk(tmp_path):
     """Whatever bit of a file flips, a checkpoint is what was saved or says that it is not."""
     rng = np.random.default_rng(2)
