@@ -13,6 +13,8 @@ from imagewam_jax.policies.recipes import klein_recipe
 def get_config(size: str = "4b") -> ConfigDict:
     config = klein_recipe(size)
     config.data.mixture = "libero"
+    # Officially nothing is held out: what is validated on is trained on too.
+    config.data.eval_split = "train[98%:]"
     config.data.cameras = ("primary", "wrist")
     config.data.layout = "row"
     config.data.image_size = (224, 224)

@@ -12,6 +12,7 @@ from imagewam_jax.policies.recipes import klein_recipe
 def get_config(size: str = "4b") -> ConfigDict:
     config = klein_recipe(size)
     config.data.dataset = "robotwin"
+    config.data.train_split, config.data.eval_split = "train[:99%]", "train[99%:]"
     config.data.cameras = ("primary", "left_wrist", "right_wrist")
     config.data.layout = "compact_288x256"
     config.data.image_size = (240, 320)

@@ -8,7 +8,8 @@ without --distributed, --resume and the number of slices, which are added.
 
 When it starts again: all pods together, always, since no process of a run can go on without the
 others. After exit code 75 (told to stop, a checkpoint was saved) and after a pod that was evicted,
-preempted or lost with its node, without end; after any other failure --max-restarts times.
+preempted, without end; after any other failure --max-restarts times, a node that vanishes among
+them: the other processes notice it, and fail, before Kubernetes does.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def jobset(
     queue: str = "",
     spot: bool = False,
     env: Sequence[str] = (),
-    max_restarts: int = 5,
+    max_restarts: int = 50,
     grace_seconds: int = 600,
 ) -> dict[str, Any]:
     """The manifest. What each parameter means, `--help` says."""
@@ -208,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="can be repeated")
     add("--queue", default="", help="of Kueue")
     add("--spot", action="store_true", help="on Spot nodes")
-    add("--max-restarts", type=int, default=5, help="after failures; default: 5")
+    add("--max-restarts", type=int, default=50, help="after failures; default: 50")
     add("--grace-seconds", type=int, default=600, help="to save a checkpoint in; default: 600")
     argv = list(sys.argv[1:] if argv is None else argv)
     own, arguments = argv, []

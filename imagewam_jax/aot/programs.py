@@ -95,6 +95,10 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
     kept, _ = step_of(dataclasses.replace(policy, remat="none"))
     sizes = work_sizes(config["data"], frozen, batch["images"].shape)
     trained = trained_paths(policy, config["train"]["frozen"])
+
+    def is_trained(path: tuple[str, ...]) -> bool:
+        return ".".join(path) in trained
+
     computed = jaxpr_flops(traced.jaxpr)
     return Program(
         "train",
@@ -109,8 +113,8 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
         },
         sizes,
         Counts(
-            useful=flops.training_step(policy, sizes, lambda path: ".".join(path) in trained).total,
-            dense=flops.dense_forward(policy, sizes).total * (1 + flops.BACKWARD),
+            useful=flops.training_step(policy, sizes, is_trained).total,
+            dense=flops.dense_training_step(policy, sizes, is_trained).total,
             autoencoder=_encoding_flops(config, frozen, batch["images"].shape),
             computed=computed,
             recomputed=computed - jaxpr_flops(kept.trace(state, batch, frozen).jaxpr),

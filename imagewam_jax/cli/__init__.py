@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -272,6 +273,13 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     except Preempted as error:
         print(f"imagewam train: {error}; go on with --resume", file=sys.stderr)
         return EXIT_STATUS
+    except BaseException as error:
+        distributed.end_if_several(
+            f"imagewam train: {error}"
+            if isinstance(error, USER_ERRORS)
+            else "".join(traceback.format_exception(error))
+        )
+        raise
     return 0
 
 

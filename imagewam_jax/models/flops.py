@@ -99,10 +99,39 @@ def training_step(
 
     Kernels that are not trained take half of a backward pass: gradients go through them.
     """
-    rows, found = _rows(config, sizes), kernels(config)
+    rows = _rows(config, sizes)
+    return _both_passes(config, rows, _attention(config, sizes, rows), is_trained)
+
+
+def dense_training_step(
+    config: ImageWAMConfig,
+    sizes: Sizes,
+    is_trained: Callable[[Path], bool] = lambda path: True,
+    text_tokens: int = OFFICIAL_TEXT_TOKENS,
+) -> Flops:
+    """What `training_step` would take with text padded to `text_tokens` and one attention over all
+    rows of all streams, most of it masked: how the official code trains."""
+    rows = _rows(config, sizes._replace(text_tokens=text_tokens))
+    joint = sum(rows[name] for name in (*CONTEXT, "target", "action"))
+    queries = {"context": sum(rows[name] for name in CONTEXT)}
+    queries |= {name: rows[name] for name in ("target", "action")}
+    attention = {
+        (stream, "attention"): _pairs(config) * count * joint / sizes.batch
+        for stream, count in queries.items()
+    }
+    return _both_passes(config, rows, Flops(attention), is_trained)
+
+
+def _both_passes(
+    config: ImageWAMConfig,
+    rows: Mapping[str, int],
+    attention: Flops,
+    is_trained: Callable[[Path], bool],
+) -> Flops:
+    found = kernels(config)
     trained = [kernel for kernel in found if is_trained(kernel.path)]
     frozen = [kernel for kernel in found if not is_trained(kernel.path)]
-    whole = _products(rows, trained) + _attention(config, sizes, rows)
+    whole = _products(rows, trained) + attention
     return whole * (1 + BACKWARD) + _products(rows, frozen) * (1 + BACKWARD / 2)
 
 
@@ -126,22 +155,6 @@ def euler_steps(config: ImageWAMConfig, sizes: Sizes, steps: int) -> Flops:
 def acting(config: ImageWAMConfig, sizes: Sizes, steps: int = 10) -> Flops:
     """One decision: prefill and Euler steps."""
     return prefill(config, sizes) + euler_steps(config, sizes, steps)
-
-
-def dense_forward(
-    config: ImageWAMConfig, sizes: Sizes, text_tokens: int = OFFICIAL_TEXT_TOKENS
-) -> Flops:
-    """What `forward` would take with text padded to `text_tokens` and one attention over all
-    rows of all streams, most of it masked: how the official code trains."""
-    rows = _rows(config, sizes._replace(text_tokens=text_tokens))
-    joint = sum(rows[name] for name in (*CONTEXT, "target", "action"))
-    queries = {"context": sum(rows[name] for name in CONTEXT)}
-    queries |= {name: rows[name] for name in ("target", "action")}
-    attention = {
-        (stream, "attention"): _pairs(config) * count * joint / sizes.batch
-        for stream, count in queries.items()
-    }
-    return _products(rows, kernels(config)) + Flops(attention)
 
 
 def kernels(config: ImageWAMConfig) -> tuple[Kernel, ...]:

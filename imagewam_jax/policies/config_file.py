@@ -1,23 +1,37 @@
 """Config files and what the command line changes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from imagewam_jax.policies.defaults import defaults
 from imagewam_jax.policies.errors import ConfigError
+
+# Sections whose fields are those of what they name, or are a user's own names.
+OPEN_SECTIONS = (
+    "autoencoder",
+    "model.backbone",
+    "model.expert",
+    "data.rows",
+    "data.mixtures",
+    "evaluation.options",
+)
 
 
 def load_config(path: str, overrides: Sequence[str]) -> ConfigDict:
     """A config file with `--config.field=value` overrides.
 
-    ConfigError: there is no such file, or an override names no field or does not fit it.
+    ConfigError: there is no such file, it has a field that there is not, or an override names no
+    field or does not fit it.
     """
     file = path.rsplit(":", 1)[0]
     if not Path(file).is_file():
         raise ConfigError(f"{file}: no such config file")
-    _check_fields(file, _parse_config(path, []), overrides)
+    config = _parse_config(path, [])
+    _check_known(file, config.to_dict(), defaults().to_dict())
+    _check_fields(file, config, overrides)
     return _parse_config(path, overrides)
 
 
@@ -35,6 +49,18 @@ def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:
     if len(rest) > 1:
         raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}")
     return values[flag.name].value
+
+
+def _check_known(file: str, found: Mapping, known: Mapping, prefix: str = "") -> None:
+    """ConfigError: a field of the file is not one of the defaults, or one of these is missing."""
+    if differing := sorted(found.keys() ^ known.keys()):
+        name = differing[0]
+        what = "an unknown field" if name in found else "no field"
+        raise ConfigError(f"{file} has {what} {prefix + name!r}; known are {sorted(known)}")
+    for name, section in known.items():
+        path = f"{prefix}{name}"
+        if isinstance(section, Mapping) and path not in OPEN_SECTIONS:
+            _check_known(file, found[name], section, f"{path}.")
 
 
 def _check_fields(file: str, config: ConfigDict, overrides: Sequence[str]) -> None:

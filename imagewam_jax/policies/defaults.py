@@ -72,7 +72,7 @@ def defaults() -> ConfigDict:
                 "compiler_options": (),  # of XLA, for the step: "name=value", ...
                 "log_every": 20,
                 "validate_every": 500,  # 0: never
-                "validation_samples": 256,
+                "validation_samples": 256,  # in full batches, at least one
                 "mask_padded_targets": False,  # no target loss beyond the end of an episode
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,

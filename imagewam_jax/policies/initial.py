@@ -63,6 +63,9 @@ def _differences(
         if backbone != policy.backbone:
             raise CheckpointError(f"{path}: of {backbone}, the config asks for {policy.backbone}")
     unseen = {name: (model.get(name), getattr(policy, name)) for name in _UNSEEN if name in model}
+    lora = model.get("lora", {})
+    if lora.get("rank") and policy.lora.rank:
+        unseen["lora.alpha"] = lora["alpha"], policy.lora.alpha
     return tuple(
         f"{name} was {then!r}, is {now!r}" for name, (then, now) in unseen.items() if then != now
     )

@@ -2,7 +2,10 @@
 
 import contextlib
 import itertools
+import os
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -16,6 +19,7 @@ from imagewam_jax.policies.errors import ConfigError, HostsError
 T = TypeVar("T")
 # Of waiting for a host that indexes a dataset, fits an autoencoder or encodes text.
 TIMEOUT_S = 3600
+WAITING_S = 30  # after which a process says that it waits to begin
 
 _barriers = itertools.count()
 
@@ -31,7 +35,8 @@ def initialize(
 
     automatic: as Cloud TPU, GKE or Slurm say. Otherwise `coordinator` is HOST:PORT of process 0,
     and this is number `process` of `processes`. To be called before any array is made.
-    ConfigError: only some of these are given. HostsError: a process did not come.
+    ConfigError: only some of these are given. Until all are there it says now and then that it
+    waits; a process that waits in vain is ended by JAX after five minutes.
     """
     given = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     missing = [name for name, value in given.items() if value is None]
@@ -42,10 +47,32 @@ def initialize(
         raise ConfigError(
             "give --coordinator, --processes and --process together, or --distributed alone"
         )
+    who = "this process" if process is None else f"process {process} of {processes}"
+    where = f" at {coordinator}" if coordinator else ""
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(WAITING_S):
+            print(f"{who} waits for the others of the run{where}", file=sys.stderr, flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
     try:
         jax.distributed.initialize(coordinator, processes, process)
     except (RuntimeError, ValueError) as error:
         raise HostsError(f"the processes of the run did not find each other: {error}") from error
+    finally:
+        done.set()
+
+
+def end_if_several(message: str) -> None:
+    """Ends this process at once, with exit code 1, where there are others: at a normal end JAX
+    would wait minutes for them, and they for this one. Without it they end within JAX's
+    heartbeat."""
+    if jax.process_count() > 1:
+        print(message, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def is_first() -> bool:

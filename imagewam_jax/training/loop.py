@@ -25,7 +25,7 @@ from imagewam_jax.training.resume import abstract_state, save, state_trees
 from imagewam_jax.training.resume import resume as resume_run
 from imagewam_jax.training.sharding import batch_rows, make_mesh, put_batch, replicated
 from imagewam_jax.training.state import TrainState, whole_policy
-from imagewam_jax.training.step import Metrics, Trainer, make_trainer
+from imagewam_jax.training.step import Metrics, Trainer, check_compiler_options, make_trainer
 from imagewam_jax.training.streams import model_keys, train_iterator, validation_batches
 from imagewam_jax.training.summary import summary
 from imagewam_jax.training.watching.watch import Watch, check_watch
@@ -56,6 +56,7 @@ def _train(config: ConfigDict, workdir: Path, resume: bool, began: float, notice
     mesh = make_mesh(config["mesh"])
     rows = batch_rows(mesh, config["train"]["batch_size"], config["train"]["accumulate"])
     trainer = make_trainer(config, policy, mesh)
+    check_compiler_options(trainer.compiler_options)
     everywhere = replicated(mesh)
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=config["train"]["keep_checkpoints"], placement=everywhere

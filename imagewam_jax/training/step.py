@@ -141,6 +141,16 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig, mesh: Mesh) 
     )
 
 
+def check_compiler_options(options: Mapping[str, str]) -> None:
+    """ConfigError: the compiler for this machine's devices does not know one of them."""
+    try:
+        jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise ConfigError(
+            f"train.compiler_options {dict(options)} are not for {jax.default_backend()}: {error}"
+        ) from error
+
+
 def compiler_options(given: Sequence[str]) -> dict[str, str]:
     """Of "name=value" each. ConfigError: one is not."""
     options = {}

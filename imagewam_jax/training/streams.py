@@ -48,10 +48,11 @@ def validation_batches(
     config: Mapping[str, Any], data: Data, rows: Int64[np.ndarray, " rows"]
 ) -> list[dict[str, Any]]:
     """This host's part of held-out samples in full batches, mixed as in training."""
-    size, section = config["train"]["batch_size"], config["data"]
-    count = config["train"]["validation_samples"] // size
-    if not config["train"]["validate_every"] or not count:
+    train, section = config["train"], config["data"]
+    if not train["validate_every"] or not train["validation_samples"]:
         return []
+    size = train["batch_size"]
+    count = max(1, train["validation_samples"] // size)
     sources = data.sources(section["eval_split"])
     stream = TrainIterator(
         sources, global_batch=size, rows=rows, seed=0, bad_share=section["bad_frames"]

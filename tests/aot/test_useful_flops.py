@@ -77,7 +77,7 @@ def test_low_rank_additions_save_the_gradients_of_frozen_kernels():
 
 @pytest.mark.parametrize("size", ["4b", "9b"])
 def test_padded_text_and_a_joint_mask_would_take_half_as_much_again(size):
-    dense = 3 * flops.dense_forward(policy(size), SIZES).total
+    dense = flops.dense_training_step(policy(size), SIZES).total
     assert computed(size, "none") / dense < 0.65
     # Even with the attention that this policy computes again.
     assert computed(size, "save_matmuls") / dense < 0.65

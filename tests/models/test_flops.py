@@ -95,12 +95,19 @@ def test_training_is_three_passes_and_less_where_kernels_are_frozen():
 
 def test_dense_is_one_attention_over_everything():
     rows = 9 + 1 + REFERENCE + TARGET + ACTION
-    dense = flops.dense_forward(TINY, SIZES, text_tokens=9)
-    assert dense.by_kind()["attention"] == 2 * 4 * 16 * 5 * rows**2
-    same_text = flops.forward(TINY, SIZES._replace(text_tokens=9)).by_kind()
-    assert {k: v for k, v in dense.by_kind().items() if k != "attention"} == {
-        k: v for k, v in same_text.items() if k != "attention"
-    }
+    dense = flops.dense_training_step(TINY, SIZES, text_tokens=9).by_kind()
+    assert dense["attention"] == 3 * 2 * 4 * 16 * 5 * rows**2
+    same_text = flops.training_step(TINY, SIZES._replace(text_tokens=9)).by_kind()
+    for kind in dense.keys() - {"attention"}:
+        assert dense[kind] == same_text[kind]
+
+    def is_trained(path):
+        return path[0] != "backbone"
+
+    dense = flops.dense_training_step(TINY, SIZES, is_trained, text_tokens=9).by_kind()
+    same_text = flops.training_step(TINY, SIZES._replace(text_tokens=9), is_trained).by_kind()
+    for kind in dense.keys() - {"attention"}:
+        assert dense[kind] == same_text[kind]
 
 
 @pytest.mark.parametrize(

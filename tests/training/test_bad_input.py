@@ -101,6 +101,8 @@ def train(dataset, tmp_path, capsys):
         ("mesh.tensor=2", "a mesh of data 1 x fsdp -1 x tensor 2 x context 1 is not one of 1 dev"),
         ("mesh.slices=2", "mesh.data 1 does not divide over 2 slices"),
         ("mesh.pipeline=2", "has no field 'mesh.pipeline': no 'pipeline' among ['context', 'data'"),
+        ("train.compiler_options=('fast',)", "train.compiler_options: 'fast' is no NAME=VALUE"),
+        ("train.compiler_options=('xla_no=1',)", "options {'xla_no': '1'} are not for cpu: "),
         ("train.steps=0", "train.steps is 0, expected at least 1"),
         ("train.log_every=0", "train.log_every is 0, expected at least 1"),
         ("train.steps=many", "--config.train.steps=many"),
@@ -185,8 +187,31 @@ def test_resuming_with_another_config_names_the_fields(train, finished):
 
 
 def test_a_disk_that_is_too_small_for_the_run(train, finished, monkeypatch):
-    """The error tells it of all checkpoints that will be kept at a time."""
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    """The error tells it of all checkpoints that will be kept at a time, and that are not there."""
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**5))
+    assert "3 checkpoint(s) of 1 MB do not fit: 0 MB are free" in train()
     same = ("--config.train.steps=40", "--config.train.validation_samples=40")
     error = train("--resume", *same, workdir=finished)
-    assert "3 checkpoint(s) of 1 MB do not fit: 1 MB are free" in error
+    assert "1 checkpoint(s) of 1 MB do not fit: 0 MB are free" in error
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.train.stepz = 5", "config.py has an unknown field 'train.stepz'; known are"),
+        (
+            "config.optimiser = {}",
+            "config.py has an unknown field 'optimiser'; known are ['acting'",
+        ),
+        ("del config.optimizer.b1", "config.py has no field 'optimizer.b1'; known are ['b1'"),
+    ],
+)
+def test_a_config_file_with_other_fields(train, dataset, tmp_path, line, message):
+    file = tmp_path / "other" / "config.py"
+    file.parent.mkdir()
+    file.write_text(
+        "from tests.training.tiny import tiny_config\n"
+        f"def get_config():\n    config = tiny_config({str(dataset)!r})\n    {line}\n"
+        "    return config\n"
+    )
+    assert message in train(config=str(file))
