@@ -7,6 +7,8 @@ write fails with an error, a map kills the process.
 import contextlib
 import hashlib
 import json
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from imagewam_jax.data import index as index_format
 from imagewam_jax.data.columns import pack_texts, unpack_texts
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.shard_columns import Arrays
-from imagewam_jax.data.shard_parts import read_header, read_part
+from imagewam_jax.data.shard_parts import part_file, read_header, read_part
 from imagewam_jax.data.tfds_folder import Features, TfdsFolder, column_kind
 
 # Wide rows are looked up among this many earlier ones; beyond it they are stored as they come.
@@ -53,8 +55,15 @@ def write_index(folder: TfdsFolder, parts_dir: Path, target: Path) -> None:
     for name, split in folder.splits.items():
         with _SplitWriter(target, name, meta) as writer:
             for path in split.shards:
-                with read_part(parts_dir, path) as part:
-                    writer.add_shard(part)
+                try:
+                    with read_part(parts_dir, path) as part:
+                        writer.add_shard(part)
+                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    part_file(parts_dir, path).unlink()
+                    raise DataError(
+                        f"{part_file(parts_dir, path)}: what was kept of an unfinished build is "
+                        f"damaged ({error}) and was removed; the same command makes it again"
+                    ) from error
         meta["splits"][name] = {
             "shards": [headers[path].pinned for path in split.shards],
             "episodes": sum(headers[path].episodes for path in split.shards),

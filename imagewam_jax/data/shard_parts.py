@@ -15,6 +15,7 @@ import numpy as np
 
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.index import FORMAT_VERSION
+from imagewam_jax.data.partial import partial_path
 from imagewam_jax.data.shard_columns import Arrays, ShardColumns, index_shard
 from imagewam_jax.data.tfds_folder import Features
 from imagewam_jax.data.tfrecord import framing_checksum
@@ -47,7 +48,8 @@ def make_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader:
     before = shard.stat()
     columns = index_shard(shard, features)
     header = _pin(shard, columns.arrays, columns.absent)
-    if before.st_size != header.pinned["size"]:
+    after = shard.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(f"{shard}: changed while it was indexed")
     content = {**header._asdict(), "mtime_ns": before.st_mtime_ns, "made_for": _identity(features)}
     _write_part(part_file(parts_dir, shard), columns, content)
@@ -103,7 +105,7 @@ def _identity(features: Features) -> str:
 def _write_part(path: Path, columns: ShardColumns, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     header = np.frombuffer(json.dumps(content).encode(), np.uint8)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = partial_path(path)
     try:
         with open(partial, "wb") as file:
             np.savez(file, **{_HEADER: header}, **columns.arrays)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 import zlib
 
 import numpy as np
@@ -19,6 +20,8 @@ from imagewam_jax.data import index_builder, index_writer, shard_parts
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.index import META_FILE, default_index_dir, open_index
 from imagewam_jax.data.index_builder import build_index
+from imagewam_jax.data.shard_parts import PARTS_DIR, make_part, part_file
+from imagewam_jax.data.tfds_folder import read_tfds_folder
 from tests.data.conftest import flip_byte, train_shard
 from tests.data.write_records import bytes_list, float_list, int64_list, write_set
 
@@ -35,10 +38,15 @@ def tree(folder):
     }
 
 
+def index_files(folder):
+    """Without the standard form, which other tests may have made in it."""
+    return {name: content for name, content in tree(folder).items() if "standard/" not in name}
+
+
 def test_worker_processes_give_the_same_index(toy, toy_index, tmp_path):
     parallel = build(toy.dataset_dir, tmp_path / "index", workers=2)
     assert parallel.checksum == toy_index.checksum
-    assert tree(tmp_path / "index") == tree(default_index_dir(toy.dataset_dir))
+    assert index_files(tmp_path / "index") == index_files(default_index_dir(toy.dataset_dir))
 
 
 def test_a_worker_s_error_and_a_worker_s_death_are_one_clear_error(toy_copy, monkeypatch):
@@ -57,9 +65,9 @@ def test_the_checksum_does_not_depend_on_where_the_set_lies(toy_copy, toy_index)
 
 
 def test_an_index_is_replaced_whole_and_leaves_nothing_behind(toy_copy):
-    before = tree(toy_copy)
+    before = index_files(toy_copy)
     build(toy_copy)
-    assert tree(toy_copy) == before
+    assert index_files(toy_copy) == before
 
 
 def test_columns_do_not_share_files(tmp_path):
@@ -462,3 +470,25 @@ def test_an_index_that_lost_a_column_or_part_of_one(toy_copy):
 def test_an_unknown_split(toy_index):
     with pytest.raises(DataError, match=r"no split 'test', it has \['train', 'val'\]"):
         toy_index.split("test")
+
+
+def test_a_damaged_part_of_an_unfinished_build_is_made_again(toy_copy):
+    folder = read_tfds_folder(toy_copy)
+    parts = default_index_dir(toy_copy) / PARTS_DIR
+    shards = [path for split in folder.splits.values() for path in split.shards]
+    for path in shards:
+        make_part(path, folder.features, parts)
+    damaged = part_file(parts, shards[0])
+    with zipfile.ZipFile(damaged) as part:
+        start = part.getinfo("steps/action:values.npy").header_offset
+    flip_byte(damaged, start + 400)
+    with pytest.raises(DataError, match=r"is damaged .* and was removed; the same command makes"):
+        build(toy_copy)
+    assert not damaged.exists()
+    build(toy_copy)
+
+
+def test_how_to_rebuild_an_index_that_lies_elsewhere(toy, tmp_path):
+    elsewhere = tmp_path / "an index"
+    with pytest.raises(DataError, match=r"index \S+/toy_arm/1.0.0 --output='\S+/an index'"):
+        open_index(toy.dataset_dir, elsewhere)
