@@ -21,6 +21,7 @@ from tqdm import tqdm
 from imagewam_jax.data.columns import Coded, Column, Text
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.index import DatasetIndex, SplitIndex
+from imagewam_jax.data.open_files import check_open_files
 from imagewam_jax.data.partial import partial_path
 from imagewam_jax.data.registry import DatasetSpec
 from imagewam_jax.data.transforms import EpisodeFeatures, find_filter, find_transform
@@ -112,7 +113,11 @@ def _write_split(
 
     def column(name: str, dtype: type, *shape: int) -> np.ndarray:
         file = folder / f"{name}.npy"
-        return np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+        array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
+        # On a disk that is full a write through the map would kill the process; this is an error.
+        with open(file, "r+b") as there:
+            os.posix_fallocate(there.fileno(), 0, max(1, file.stat().st_size))
+        return array
 
     count = split.num_frames
     actions = column("actions", np.float32, count, len(spec.action.dims))
@@ -122,6 +127,10 @@ def _write_split(
     lengths = column("episode_steps", np.int32, split.num_episodes)
     for episode in range(split.num_episodes):
         start = int(split.episode_start[episode])
+        if start == split.episode_start[episode + 1]:
+            lengths[episode] = 0
+            bar.update()
+            continue
         action, state, keep, left = _episode(split, spec, episode)
         end = start + len(left)
         actions[start:end], states[start:end] = action[left], state[left]
@@ -228,5 +237,6 @@ def _open(index: DatasetIndex, folder: Path, digest: str) -> StandardDataset:
             for name in index.splits
         }
     except (OSError, ValueError) as error:
+        check_open_files(error)
         raise DataError(f"{folder}: cannot be read ({error}); remove it to have it made") from error
     return StandardDataset(digest, tuple(instructions), splits)

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -10,11 +14,15 @@ import simplejpeg
 
 from imagewam_jax.data import standardize as module
 from imagewam_jax.data.columns import Coded, Dense, Text
+from imagewam_jax.data.dataset import open_data
 from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.samples import SampleReader
 from imagewam_jax.data.standardize import standard_digest, standardize
 from imagewam_jax.data.transforms import step_filter, transform
+from imagewam_jax.policies.defaults import defaults
 from tests.data.toy import TOY, TOY_SAMPLE
+from tests.data.write_records import bytes_list, float_list, write_set
+from tests.training.tiny import ROOT
 
 
 @transform(version=1)
@@ -221,3 +229,74 @@ def test_a_folder_that_cannot_be_written_and_one_that_was_damaged(toy_index, tmp
         standardize(toy_index, TOY, tmp_path, progress=False)
     shutil.rmtree(folder)
     standardize(toy_index, TOY, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("lengths", [(0, 3, 2), (3, 0, 2), (3, 2, 0)])
+def test_episodes_without_steps(tmp_path, lengths):
+    """There are none of their samples, wherever they stand."""
+    jpeg = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+    tensor = {"tensor": {"dtype": "float32", "shape": {"dimensions": ["2"]}}}
+    number = {"tensor": {"dtype": "float32", "shape": {}}}
+    image = {"image": {"dtype": "uint8", "shape": {"dimensions": ["16", "16", "3"]}}}
+    episodes = [
+        {
+            "steps/action": float_list(*range(2 * steps)),
+            "steps/state": float_list(*range(steps)),
+            "steps/image": bytes_list(*[jpeg] * steps),
+        }
+        for steps in lengths
+    ]
+    folder = write_set(tmp_path, {"action": tensor, "state": number, "image": image}, [episodes])
+    row = {
+        "cameras": {"primary": "image"},
+        "action": {"name": "made", "dims": ("x", "y"), "relative": (True, False)},
+        "state": {"name": "made", "dims": ("a",)},
+        "control_hz": 10.0,
+        "action_keys": ("action",),
+        "state_keys": ("state",),
+        "language": (),
+    }
+    section = defaults().data.to_dict() | {
+        "directory": str(folder),
+        "dataset": "made",
+        "rows": {"made": row},
+    }
+    data = open_data(section, horizon=4, action_dim=2, state_dim=1)
+    (source,) = data.sources("train")
+    assert len(source.anchors) == 5
+    batch = source.reader.read(source.anchors)
+    assert batch["step"].tolist() == [t for steps in lengths for t in range(steps)]
+    assert batch["proprio"][:, 0].tolist() == [t for steps in lengths for t in range(steps)]
+
+
+def test_a_full_disk(toy, tmp_path):
+    """Writing through a memory map would kill the process."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    program = f"""
+        from pathlib import Path
+        from imagewam_jax.data.errors import DataError
+        from imagewam_jax.data.index import open_index
+        from imagewam_jax.data.standardize import standardize
+        from tests.data.toy import TOY
+        try:
+            standardize(open_index({str(toy.dataset_dir)!r}), TOY, Path({str(disk)!r}))
+        except DataError as error:
+            print(error)
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    assert done.returncode == 0, done.returncode
+    assert "could not be written: " in done.stdout and "No space left" in done.stdout

@@ -74,7 +74,8 @@ def numbers(steps: Steps, key: str) -> Float32[np.ndarray, "t d"]:
             f"feature {key!r} is {values.dtype}{list(values.shape)}, expected numbers of "
             "[steps] or [steps, dimensions]"
         )
-    return values.astype(np.float32).reshape(len(values), -1)
+    values = values[:, None] if values.ndim == 1 else values
+    return values.astype(np.float32)
 
 
 def joined(steps: Steps, keys: tuple[str, ...], length: int) -> Float32[np.ndarray, "t d"]:
