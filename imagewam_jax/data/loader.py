@@ -79,13 +79,15 @@ class TrainIterator:
         order = _order(sources, seed)
         self._fingerprint = _fingerprint(sources, order, global_batch, seed)
 
-        def read(batch_number: int, positions: np.ndarray) -> Batch:
+        def read(batch_number: int, _: int) -> Batch:
             index = batch_number * global_batch + rows
             seeds = augmentation_seeds(seed, index)
-            batch = self._reader.read(positions[rows], seeds, self.bad_frames)
+            # Of these rows alone: a position takes 20 to 40 microseconds of Python.
+            positions = np.array([order[n] for n in index.tolist()], np.int64)
+            batch = self._reader.read(positions, seeds, self.bad_frames)
             return batch | {"index": index, "aug_seed": seeds}
 
-        batches = order.batch(global_batch).map_with_index(read)
+        batches = grain.MapDataset.range(1).repeat(None).map_with_index(read)
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
         self._batches = iter(batches.to_iter_dataset(options))
         self._next_batch = 0

@@ -222,7 +222,7 @@ def images_shape(size: int, sample: SampleSpec) -> tuple[int, int, int, int, int
 def augmentation_seeds(seed: int, index: Int64[np.ndarray, " b"]) -> UInt32[np.ndarray, " b"]:
     """One seed per sample from the run's seed and the sample's index: SplitMix64 of their mix."""
     with np.errstate(over="ignore"):
-        z = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + index.astype(np.uint64)
+        z = np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95) + index.astype(np.uint64)
         z = (z + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
