@@ -246,8 +246,14 @@ def _buffer_size(
                         f"{index.name}: the row {spec.name!r} has camera {role!r} at "
                         f"{camera.key!r}, images are {sorted(split.images)}{skipped}"
                     )
-                sizes = split.images[camera.key].size_ehw
-                largest = np.maximum(largest, sizes.max(0))
+                column = split.images[camera.key]
+                if column.dtype != "uint8":
+                    raise DataError(
+                        f"{index.name}: the row {spec.name!r} has camera {role!r} at "
+                        f"{camera.key!r}, whose pixels are {column.dtype}, expected uint8"
+                    )
+                sizes = column.size_ehw
+                largest = np.maximum(largest, sizes.max(0, initial=0))
     return int(largest[0]), int(largest[1])
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import resource
 import threading
 from pathlib import Path
 
@@ -12,9 +11,10 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from imagewam_jax.data.errors import BadFrameError, DataError
+from imagewam_jax.data.errors import BadFrameError
 from imagewam_jax.data.image_header import PNG_START
 from imagewam_jax.data.index import SplitIndex
+from imagewam_jax.data.open_files import check_open_files
 from imagewam_jax.data.registry import Camera
 
 
@@ -22,7 +22,6 @@ class ShardFiles:
     """Random reads from shards that are opened once, on first use. Safe to use from threads."""
 
     def __init__(self, paths: tuple[Path, ...]):
-        _allow_open_files(len(paths))
         self._paths = paths
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -34,28 +33,21 @@ class ShardFiles:
             with self._lock:
                 descriptor = self._descriptors.get(shard)
                 if descriptor is None:
-                    descriptor = os.open(self._paths[shard], os.O_RDONLY)
-                    self._descriptors[shard] = descriptor
+                    self._descriptors[shard] = descriptor = self._open(self._paths[shard])
         return os.pread(descriptor, length, offset)
+
+    @staticmethod
+    def _open(path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            check_open_files(error)
+            raise
 
     def close(self) -> None:
         with self._lock:
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
-
-
-def _allow_open_files(count: int) -> None:
-    """Raises this process's soft limit of open files when the shards alone would use half of it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * count
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise DataError(
-            f"{count} shards need an open-file limit of {wanted}, the hard limit is {hard} "
-            "(ulimit -Hn)"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def decode_frame(
@@ -69,10 +61,11 @@ def decode_frame(
     contiguous buffer, black beyond it; returns its height and width.
 
     Raises BadFrameError, naming the file, episode and step, when the stored bytes differ from their
-    checksum, are neither JPEG nor PNG, or are of an image that is larger than the buffer.
+    checksum, are neither JPEG nor PNG, or are of an image of another size than its episode's.
     """
     column = split.images[camera.key]
-    shard = int(split.episode_shard[split.frame_episode[frame]])
+    episode = split.frame_episode[frame]
+    shard = int(split.episode_shard[episode])
     encoded = files.read(shard, int(column.offset[frame]), int(column.length[frame]))
     if google_crc32c.value(encoded) != column.crc32c[frame]:
         raise _bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
@@ -82,6 +75,10 @@ def decode_frame(
     except (ValueError, OSError, SyntaxError) as error:  # Pillow raises all of these
         what = f"cannot be decoded as {kind}: {error}"
         raise _bad_frame(split, camera.key, frame, what) from error
+    expected = tuple(column.size_ehw[episode].tolist())
+    if (height, width) != expected:  # batches have one size for an episode, or none
+        what = f"is {height}x{width}, its episode's first image {expected[0]}x{expected[1]}"
+        raise _bad_frame(split, camera.key, frame, what)
     out[height:] = 0
     out[:height, width:] = 0
     return height, width

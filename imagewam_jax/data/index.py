@@ -9,6 +9,7 @@ episode; frames are numbered through a split, episode after episode, in shard or
 import dataclasses
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from imagewam_jax.data.columns import (
     unpack_texts,
 )
 from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.open_files import allow_open_files, check_open_files
 from imagewam_jax.data.tfrecord import framing_checksum
 
 FORMAT_VERSION = 2
@@ -121,7 +123,10 @@ def open_index(dataset_dir: Path | str, index_dir: Path | str | None = None) -> 
     """
     dataset_dir = Path(dataset_dir)
     index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir)
-    rebuild = f"rebuild with: imagewam data index {dataset_dir}"
+    allow_open_files()
+    rebuild = f"rebuild with: imagewam data index {shlex.quote(str(dataset_dir))}"
+    if index_dir != default_index_dir(dataset_dir):
+        rebuild += f" --output={shlex.quote(str(index_dir))}"
     if not (index_dir / META_FILE).is_file():
         unfinished = " (an unfinished build is there)" if index_dir.is_dir() else ""
         raise DataError(f"{index_dir}: no index of {dataset_dir}{unfinished}; {rebuild}")
@@ -151,6 +156,7 @@ def _open_split(
         try:
             values = np.load(file, mmap_mode="r")
         except (OSError, ValueError) as error:
+            check_open_files(error)
             raise DataError(f"{file}: the index has lost a column ({error}); {rebuild}") from error
         if rows is not None and len(values) != rows:
             raise DataError(f"{file}: {len(values)} rows, expected {rows}; {rebuild}")

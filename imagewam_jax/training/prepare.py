@@ -13,6 +13,7 @@ from imagewam_jax.data.dataset import Data, Dataset
 from imagewam_jax.data.dataset_statistics import statistics_by_dataset
 from imagewam_jax.data.device import prepare_images
 from imagewam_jax.data.normalization import Normalizer, make_normalizer, stack_normalizers
+from imagewam_jax.data.samples import empty_batch
 from imagewam_jax.data.statistics import statistics_to_json
 from imagewam_jax.data.text import TextTable, bucket_length, open_text_table, text_table
 from imagewam_jax.models.autoencoders import latent_grid, patch
@@ -181,8 +182,12 @@ def _some_frames(dataset: Dataset, config: Mapping[str, Any]) -> UInt8[np.ndarra
     reader = dataset.reader(part)
     frames = []
     for start in range(0, len(chosen), FIT_BATCH):
-        batch = reader.read(np.unique(chosen[start : start + FIT_BATCH]))
-        images = prepare_images(batch["images"][:, :, :1], batch["image_size"], spec, None)
+        anchors = np.unique(chosen[start : start + FIT_BATCH])
+        batch = empty_batch(len(anchors), dataset.sample)
+        bad = {image.row for image in reader.fill(batch, np.arange(len(anchors)), anchors)}
+        good = [row for row in range(len(anchors)) if row not in bad]
+        images, sizes = batch["images"][good][:, :, :1], batch["image_size"][good]
+        images = prepare_images(images, sizes, spec, None)
         frames.append(np.asarray(images).reshape(-1, *images.shape[-3:]))
     reader.close()
     return np.round((np.concatenate(frames) + 1) * 127.5).astype(np.uint8)

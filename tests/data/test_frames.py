@@ -1,10 +1,5 @@
 """Reading byte ranges of many shards."""
 
-import resource
-
-import pytest
-
-from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.frames import ShardFiles
 
 
@@ -19,15 +14,3 @@ def test_ranges_of_several_files(tmp_path):
     files.close()
     assert files.read(2, 8, 4) == b"\x02\x02en"
     files.close()
-
-
-def test_many_shards_raise_the_open_file_limit(monkeypatch):
-    limits = []
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 8192))
-    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
-    ShardFiles(("x",) * 512)
-    assert limits == []
-    ShardFiles(("x",) * 2048)
-    assert limits == [(4096, 8192)]
-    with pytest.raises(DataError, match=r"5000 shards need an open-file limit of 10000, .* 8192"):
-        ShardFiles(("x",) * 5000)

@@ -1,6 +1,7 @@
 """Samples against a step-by-step reading of the contract from what TFDS returns."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ import simplejpeg
 
 from imagewam_jax.data.errors import BadFrameError, DataError
 from imagewam_jax.data.frames import ShardFiles, _decode_jpeg
-from imagewam_jax.data.index import open_index
+from imagewam_jax.data.index import META_FILE, default_index_dir, meta_checksum, open_index
 from imagewam_jax.data.registry import Camera
 from imagewam_jax.data.samples import UNREADABLE, SampleReader, augmentation_seeds, empty_batch
 from tests.data.conftest import flip_byte, train_shard
-from tests.data.toy import TOY, TOY_SAMPLE, toy_reader
+from tests.data.toy import TOY, TOY_SAMPLE, toy_data, toy_reader
 
 # (horizon, stride): the toy episodes have 1 to 40 steps, so chunks end before, at and after them.
 CHUNKS = [(16, 1), (4, 3), (1, 1), (5, 8)]
@@ -207,6 +208,30 @@ def test_a_flipped_image_byte_names_exactly_its_frame(toy_copy):
                 reader.read(np.array([anchor]))
         else:
             reader.read(np.array([anchor]))
+
+
+def test_an_image_of_another_size_than_its_episode_s(toy, toy_index):
+    """A batch would have it in a corner, with the size of the other moment's image."""
+    split = toy_index.splits["train"]
+    column = split.images["observation/image"]
+    sizes = np.array(column.size_ehw)
+    sizes[1] -= [16, 24]
+    images = {**split.images, "observation/image": dataclasses.replace(column, size_ehw=sizes)}
+    changed = dataclasses.replace(split, images=images)
+    index = dataclasses.replace(toy_index, splits={**toy_index.splits, "train": changed})
+    reader = toy_reader(index, toy.dataset_dir, "train")
+    reader.read(split.episode_start[[0]])
+    with pytest.raises(BadFrameError, match=r"episode 1, step 0 .* is 32x48, .* first image 16x24"):
+        reader.read(split.episode_start[[1]])
+
+
+def test_pixels_of_more_than_eight_bits(toy_copy):
+    file = default_index_dir(toy_copy) / META_FILE
+    meta = json.loads(file.read_text())
+    meta["images"]["observation/image"]["dtype"] = "uint16"
+    file.write_text(json.dumps({**meta, "checksum": meta_checksum(meta)}))
+    with pytest.raises(DataError, match="'observation/image', whose pixels are uint16, expected"):
+        toy_data(toy_copy)
 
 
 def test_the_rest_of_a_batch_with_a_bad_frame_is_whole(toy, toy_copy):
