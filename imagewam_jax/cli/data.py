@@ -1,6 +1,7 @@
 """`imagewam data <verb>`: what is done with datasets besides training on them."""
 
 import argparse
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     check.add_argument(
         "directories", type=Path, nargs="+", metavar="DIR", help="with features.json"
     )
+    check.add_argument("--index", type=Path, help="of one DIR; default: imagewam_index in it")
     check.add_argument("--workers", type=int, help="processes; default: one per core")
     check.set_defaults(run=_check)
 
@@ -62,9 +64,12 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "show",
         help="make a page to look at a dataset or a mixture",
         description="Writes a page with pictures of episodes, plots of actions and states, "
-        "instructions, and numbers before and after normalisation. " + WHICH,
+        "instructions, and numbers before and after normalisation. " + WHICH + " Without a config "
+        "it is the dataset of DIR, with all cameras of its row in the registry.",
     )
-    show.add_argument("--config", required=True, help="a config file")
+    show.add_argument("directory", type=Path, nargs="?", metavar="DIR", help="with features.json")
+    show.add_argument("--row", metavar="NAME", help="in the registry; default: DIR's own name")
+    show.add_argument("--config", help="a config file, instead of DIR")
     show.add_argument("--output", type=Path, default=Path("data.html"), help="default: data.html")
     show.add_argument("--part", help="of each dataset; default: the config's data.train_split")
     show.add_argument("--episodes", type=int, default=4, help="of each dataset; default: 4")
@@ -137,9 +142,13 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.data.check import check_dataset
 
+    if arguments.index and len(arguments.directories) > 1:
+        raise DataError("--index is that of one DIR, several are given")
     bad = False
     for directory in arguments.directories:
-        report = check_dataset(directory, workers=arguments.workers)
+        # Decoding takes far longer than a process takes to start.
+        workers = arguments.workers or os.cpu_count()
+        report = check_dataset(directory, arguments.index, workers=workers)
         print(report.text())
         bad |= report.bad
     return int(bad)
@@ -156,9 +165,16 @@ def _list(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.data.show import write_data_page
-    from imagewam_jax.policies.dataset import config_data
+    from imagewam_jax.policies.dataset import config_data, dataset_config
 
-    config = load_config(arguments.config, rest).to_dict()
+    if bool(arguments.config) == bool(arguments.directory):
+        raise DataError("give either DIR, of one dataset, or --config")
+    if arguments.config:
+        config = load_config(arguments.config, rest).to_dict()
+    else:
+        if rest:
+            raise DataError(f"unknown arguments: {' '.join(rest)}; fields are those of --config")
+        config = dataset_config(arguments.directory, arguments.row)
     part = arguments.part or config["data"]["train_split"]
     page = write_data_page(
         config_data(config),

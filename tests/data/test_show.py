@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagewam_jax import cli
 from imagewam_jax.data.index import open_index
 from imagewam_jax.data.show import write_data_page
 from imagewam_jax.data.show.sheets import contact_sheet
 from tests.data.conftest import flip_byte, train_shard
 from tests.data.toy import TOY_ROW, toy_data
+from tests.training.tiny import copy_sample
 
 
 def page_of(data, tmp_path, part="train", episodes=2):
@@ -141,3 +143,17 @@ def test_a_mixture_with_a_set_that_has_neither_state_nor_language(toy, tmp_path)
     assert rows["other"] == ["138", "50.00%", "25.00%"]
     assert rows["state: none"] == ["none"]
     assert "<h2>toy_arm: state</h2>" in page and "<h2>other: state</h2>" not in page
+
+
+def test_of_a_folder_alone(tmp_path):
+    """All cameras of the row that has its name; nothing has to be written before."""
+    folder, page = copy_sample(tmp_path), tmp_path / "page.html"
+    assert cli.main(["data", "show", str(folder), f"--output={page}", "--episodes=1"]) == 0
+    assert "metaworld_faucet: episodes" in page.read_text()
+
+
+def test_of_nothing_and_of_what_is_in_no_row(toy, tmp_path, capsys):
+    assert cli.main(["data", "show"]) == 1
+    assert "give either DIR, of one dataset, or --config" in capsys.readouterr().err
+    assert cli.main(["data", "show", str(toy.dataset_dir)]) == 1
+    assert "no dataset 'toy_arm' in the registry" in capsys.readouterr().err
