@@ -15,7 +15,7 @@ from tests.training.tiny import ROOT
     ids=["raised", "too low"],
 )
 def test_more_shards_than_the_soft_limit(toy, tmp_path, soft, hard, says):
-    """Opening an index raises it; beyond the hard one the error says what there is too little of."""
+    """Opening an index raises it; beyond the hard one the error says what is too little."""
     program = f"""
         import resource
         resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
