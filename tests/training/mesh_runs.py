@@ -22,6 +22,7 @@ RUNS = {
     "fsdp": {},
     "fsdp_tensor": {"mesh.tensor": 2},
     "context": {"mesh.context": 2},
+    "slices": {"mesh.data": 2, "mesh.slices": 2},  # each process stands for a slice
 }
 
 
