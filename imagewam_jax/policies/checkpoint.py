@@ -14,6 +14,7 @@ what is there, and a training run has `sums`. A step is complete or absent: Orba
 another name and renames it.
 """
 
+import contextlib
 import itertools
 import shutil
 from collections.abc import Mapping
@@ -131,7 +132,8 @@ class Checkpoints:
             )
         folder = self.directory / str(step) / tree
         try:
-            saved = ocp.StandardCheckpointHandler().metadata(folder)
+            with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+                saved = handler.metadata(folder)
         except Exception as error:  # of many kinds, where a file has other bytes than it had
             raise Unreadable(f"{folder} cannot be read: {error}") from error
         if saved is None:
@@ -162,12 +164,13 @@ class Checkpoints:
             check_arrays(tree, self.abstract(step, name), f"{self.directory / str(step)}: {name}")
         # Not the manager's own way, in which processes wait for each other: one that cannot read
         # would leave the others there.
-        handler, restored = ocp.StandardCheckpointHandler(), {}
+        restored = {}
         for name, tree in abstract.items():
             folder = self.directory / str(step) / name
             try:
-                wanted = ocp.args.StandardRestore(tree)
-                restored[name] = handler.restore(folder, args=wanted)
+                with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+                    wanted = ocp.args.StandardRestore(tree)
+                    restored[name] = handler.restore(folder, args=wanted)
             except Exception as error:  # of several kinds, plain `Exception` among them
                 if "RESOURCE_EXHAUSTED" in str(error):  # the devices are too small for it
                     raise
@@ -177,10 +180,7 @@ class Checkpoints:
     def check(self, step: int, restored: Mapping[str, Any]) -> None:
         """Unreadable, in all processes alike: an array is not what was saved. One that was restored
         in another dtype cannot be told."""
-        folder = self.directory / str(step)
-        if not (folder / "sums").is_dir():
-            return
-        sums = self.restore_json(step, "sums")
+        folder, sums = self.directory / str(step), self.sums(step)
         for name, tree in restored.items():
             saved = {path: x.dtype for path, x in by_path(self.abstract(step, name)).items()}
             same = {path: x for path, x in by_path(tree).items() if x.dtype == saved[path]}
@@ -190,6 +190,11 @@ class Checkpoints:
                     f"{folder}: {len(damaged)} arrays of {name} are not what was saved, such as "
                     f"{damaged[0]}"
                 )
+
+    def sums(self, step: int) -> dict[str, dict[str, int]]:
+        """Of each tree the arrays' sums, where they were saved. Unreadable: they are damaged."""
+        there = (self.directory / str(step) / "sums").is_dir()
+        return self.restore_json(step, "sums") if there else {}
 
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
         """One of JSON_ITEMS of a step. Unreadable: it is not there, or damaged. CheckpointError: it

@@ -135,7 +135,8 @@ def _read(
     about = checkpoints.restore_json(step, "about")
     check_same(about["config"], config, checkpoints.directory.parent)
     try:
-        checkpoints.restore_json(step, "data")
+        checkpoints.restore_json(step, "data")  # that they can be read
+        checkpoints.sums(step)
         frozen = abstract_frozen_trees(checkpoints, step, config["autoencoder"])
         return checkpoints.read(step, state_trees(abstract_state(trainer)) | frozen)
     except CheckpointError as error:  # of the same config, so that it can only be damaged
