@@ -17,6 +17,7 @@ import simplejpeg
 from PIL import Image
 
 from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.file_sums import damaged_files
 from imagewam_jax.data.image_header import image_size
 from imagewam_jax.data.index import META_FILE, default_index_dir, open_index
 from imagewam_jax.data.index_builder import run_over_shards
@@ -176,11 +177,19 @@ class _Found:
 def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
     """Of each shard, what the index says of its images: key to (offset, length, crc32c, steps).
 
-    An index that does not fit its shards is a finding.
+    An index that does not fit its shards is a finding, and so is a file of it, or of a standard
+    form in it, that is not what was written.
     """
     index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir)
     if not (index_dir / META_FILE).is_file():
         return {}
+    for folder, remedy in (
+        (index_dir, "index again"),
+        *((path, "remove its folder") for path in sorted(index_dir.glob("standard/*"))),
+    ):
+        for path in damaged_files(folder):
+            why = f"{path}: not what was written; {remedy}"
+            found.add("index", "", Place("", "", -1, -1, None, why))
     try:
         index = open_index(dataset_dir, index_dir)
     except DataError as error:

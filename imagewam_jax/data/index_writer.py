@@ -16,6 +16,7 @@ import numpy as np
 from imagewam_jax.data import index as index_format
 from imagewam_jax.data.columns import pack_texts, unpack_texts
 from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.file_sums import write_file_sums
 from imagewam_jax.data.shard_columns import Arrays
 from imagewam_jax.data.shard_parts import part_file, read_header, read_part
 from imagewam_jax.data.tfds_folder import Features, TfdsFolder, column_kind
@@ -71,6 +72,7 @@ def write_index(folder: TfdsFolder, parts_dir: Path, target: Path) -> None:
         }
     meta["checksum"] = index_format.meta_checksum(meta)
     (target / index_format.META_FILE).write_text(json.dumps(meta, indent=1))
+    write_file_sums(target)
 
 
 def _check_record_counts(folder: TfdsFolder, headers: dict) -> None:

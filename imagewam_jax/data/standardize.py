@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from imagewam_jax.data.columns import Coded, Column, Text
 from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.file_sums import write_file_sums
 from imagewam_jax.data.index import DatasetIndex, SplitIndex
 from imagewam_jax.data.open_files import check_open_files
 from imagewam_jax.data.partial import partial_path
@@ -76,6 +77,7 @@ def standardize(
         try:
             partial.mkdir(parents=True)
             _write(index, spec, partial, progress)
+            write_file_sums(partial)
             # Of two processes that made it the second finds that of the first, which is the same.
             with contextlib.suppress(OSError):
                 os.rename(partial, target)

@@ -5,8 +5,11 @@ import pytest
 import simplejpeg
 
 from imagewam_jax.data.check import PLACES, check_dataset, is_instruction
+from imagewam_jax.data.index import default_index_dir, open_index
 from imagewam_jax.data.index_builder import build_index
+from imagewam_jax.data.standardize import standardize
 from tests.data.conftest import flip_byte, train_shard
+from tests.data.toy import TOY
 from tests.data.write_records import bytes_list, float_list, write_set
 
 
@@ -147,6 +150,21 @@ def test_an_image_other_than_the_indexed_one(tmp_path):
     report = check(folder)
     assert ("index", "") in found(report) and "the shard was replaced" in report.text()
     assert found(report)["bad frame", "image"] == [(0, 1)]
+
+
+def test_a_flipped_bit_in_an_index_and_in_a_standard_form(toy_copy):
+    """Numbers that are read as they are: nothing else would notice."""
+    assert not check(toy_copy).bad
+    index = open_index(toy_copy)
+    standard = standardize(index, TOY, default_index_dir(toy_copy), progress=False)
+    column = default_index_dir(toy_copy) / "splits/train/steps/action.values.npy"
+    actions = default_index_dir(toy_copy) / f"standard/toy_arm-{standard.digest}/train/actions.npy"
+    for file in (column, actions):
+        flip_byte(file, file.stat().st_size - 5)
+    report = check(toy_copy)
+    assert report.bad and len(found(report)["index", ""]) == 2
+    assert f"{column}: not what was written; index again" in report.text()
+    assert f"{actions}: not what was written; remove its folder" in report.text()
 
 
 def test_what_is_taken_for_an_instruction():

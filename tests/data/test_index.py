@@ -18,6 +18,7 @@ import pytest
 
 from imagewam_jax.data import index_builder, index_writer, shard_parts
 from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.file_sums import SUMS_FILE
 from imagewam_jax.data.index import META_FILE, default_index_dir, open_index
 from imagewam_jax.data.index_builder import build_index
 from imagewam_jax.data.shard_parts import PARTS_DIR, make_part, part_file
@@ -244,7 +245,7 @@ def test_a_killed_build_goes_on_from_its_finished_shards(toy_copy, toy_index, mo
     assert len(read) == 4 and "toy_arm-train.tfrecord-00000-of-00003" not in read
     assert resumed.checksum == toy_index.checksum
     index_dir = default_index_dir(toy_copy)
-    assert sorted(os.listdir(index_dir)) == [META_FILE, "splits"]
+    assert sorted(os.listdir(index_dir)) == [SUMS_FILE, META_FILE, "splits"]
     assert not [name for name in os.listdir(toy_copy) if "partial" in name or "old" in name]
 
 
@@ -337,7 +338,7 @@ def test_a_failed_build_keeps_the_old_index_and_cleans_up(toy_copy, monkeypatch)
     monkeypatch.setattr(index_writer, "read_part", no_space)
     with pytest.raises(DataError, match=r"could not write the index .*No space left on device"):
         build(toy_copy)
-    assert sorted(os.listdir(default_index_dir(toy_copy))) == [META_FILE, "parts", "splits"]
+    assert sorted(os.listdir(default_index_dir(toy_copy))) == [SUMS_FILE, META_FILE, "parts", "splits"]
     open_index(toy_copy)
 
 
