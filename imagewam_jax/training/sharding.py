@@ -87,8 +87,8 @@ def _arrange(sizes: tuple[int, ...], slices: int, devices: Sequence[jax.Device])
         return mesh_utils.create_device_mesh(sizes, devices)
     within = (sizes[0] // slices, *sizes[1:])
     between = (slices, *(1 for _ in sizes[1:]))
-    # Hosts without TPUs have no slices; there processes stand for them.
-    by_process = not hasattr(devices[0], "slice_index")
+    # Hosts without TPUs have no slices, or say that all are in one; there processes stand for them.
+    by_process = len({getattr(device, "slice_index", 0) for device in devices}) == 1
     return mesh_utils.create_hybrid_device_mesh(
         within, between, devices, process_is_granule=by_process
     )
