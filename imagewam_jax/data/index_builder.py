@@ -110,8 +110,8 @@ def run_over_shards(
         # Not forked: a forked copy of a process that runs JAX's threads can deadlock.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-            futures = {pool.submit(function, *job): number for number, job in enumerate(jobs)}
-            try:
+            try:  # a process can die before all jobs are given out
+                futures = {pool.submit(function, *job): number for number, job in enumerate(jobs)}
                 for future in concurrent.futures.as_completed(futures):
                     yield futures[future], future.result()
                     bar.update(sizes[futures[future]])
