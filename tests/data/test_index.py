@@ -338,7 +338,12 @@ def test_a_failed_build_keeps_the_old_index_and_cleans_up(toy_copy, monkeypatch)
     monkeypatch.setattr(index_writer, "read_part", no_space)
     with pytest.raises(DataError, match=r"could not write the index .*No space left on device"):
         build(toy_copy)
-    assert sorted(os.listdir(default_index_dir(toy_copy))) == [SUMS_FILE, META_FILE, "parts", "splits"]
+    assert sorted(os.listdir(default_index_dir(toy_copy))) == [
+        SUMS_FILE,
+        META_FILE,
+        "parts",
+        "splits",
+    ]
     open_index(toy_copy)
 
 
