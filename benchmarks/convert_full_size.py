@@ -30,20 +30,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from imagewam_jax.conversion import layouts
-from imagewam_jax.conversion.flux2_diffusers import flux2_diffusers_json
-from imagewam_jax.conversion.imagewam_checkpoint import checkpoint_contents
-from imagewam_jax.conversion.mapping import foreign_shapes, under
-from imagewam_jax.conversion.safetensors_writer import write_safetensors, write_sharded
-from imagewam_jax.conversion.tensors import TensorSpec
-from imagewam_jax.conversion.torch_files import write_torch_file
-from imagewam_jax.conversion.views import ForeignView
-from imagewam_jax.exchange.parts import PARTS
+from imagewam_jax.checkpoints.layer_reader import SavedTree
+from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.policies.checkpoint import open_checkpoint
-from imagewam_jax.policies.tree_reader import SavedTree
+from imagewam_jax.weights.components import PARTS
+from imagewam_jax.weights.io.safetensors_writer import write_safetensors, write_sharded
+from imagewam_jax.weights.io.tensors import TensorSpec
+from imagewam_jax.weights.io.torch_files import write_torch_file
+from imagewam_jax.weights.layouts import recognition as layouts
+from imagewam_jax.weights.layouts.flux2_diffusers import flux2_diffusers_json
+from imagewam_jax.weights.layouts.foreign_view import ForeignView
+from imagewam_jax.weights.layouts.imagewam_checkpoint import checkpoint_contents
+from imagewam_jax.weights.layouts.mapping import foreign_shapes, under
 
 KLEIN = {"4b": KLEIN_4B, "9b": KLEIN_9B}
 LAYOUTS = {

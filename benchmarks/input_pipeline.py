@@ -184,7 +184,7 @@ def _index(dataset: str) -> dict[str, float]:
     """Bytes indexed per second in one process, and bytes of index per step."""
     import shutil
 
-    from imagewam_jax.data.index_builder import build_index
+    from imagewam_jax.data.index.build import build_index
 
     index_dir = Path(dataset) / "imagewam_index"
     shutil.rmtree(index_dir, ignore_errors=True)
@@ -198,8 +198,8 @@ def _index(dataset: str) -> dict[str, float]:
 
 
 def _data(dataset: str):
-    from imagewam_jax.data.dataset import open_data
-    from imagewam_jax.policies.defaults import defaults
+    from imagewam_jax.config.defaults import defaults
+    from imagewam_jax.data.datasets import open_data
 
     row = {
         "cameras": {"primary": "observation/image", "wrist": "observation/wrist_image"},
@@ -220,8 +220,8 @@ def _data(dataset: str):
 
 def _stream(dataset: str, batch: int):
     """As `imagewam train` reads."""
-    from imagewam_jax.data.loader import TrainIterator
-    from imagewam_jax.policies.defaults import defaults
+    from imagewam_jax.config.defaults import defaults
+    from imagewam_jax.data.loading.loader import TrainIterator
 
     section, sources = defaults().data, _data(dataset).sources("train")
     options = {"num_threads": section.threads, "prefetch": section.prefetch}
@@ -233,7 +233,7 @@ def _ours(dataset: str, resize: str | None):
     if resize:
         import jax
 
-        from imagewam_jax.data.device import ImageSpec, prepare_images
+        from imagewam_jax.preprocess.images import ImageSpec, prepare_images
 
         spec = ImageSpec("row", (224, 224))
         finish = jax.jit(lambda images: prepare_images(images, None, spec, None))
@@ -280,7 +280,6 @@ def _counted(step):
 def _first(dataset: str) -> float:
     """Seconds from an indexed dataset to its first batch, after the imports."""
     _data(dataset)  # imports, and the standard form, which is made once
-    from imagewam_jax.data import loader  # noqa: F401
 
     start = time.perf_counter()
     stream = _stream(dataset, BATCH)

@@ -13,9 +13,9 @@ import torch
 from benchmarks.torch_imagewam import TorchImageWAM
 from benchmarks.torch_policy import Frozen, TorchTrainer, load_params
 from benchmarks.workload import Workload
-from imagewam_jax.policies.frozen import frozen_trees
-from imagewam_jax.policies.parameters import policy_builder
-from imagewam_jax.policies.policy import Policy
+from imagewam_jax.checkpoints.assets import frozen_trees
+from imagewam_jax.models.parameters import policy_builder
+from imagewam_jax.policy.policy import Policy
 from imagewam_jax.training.sharding import make_mesh
 from imagewam_jax.training.step import make_trainer
 

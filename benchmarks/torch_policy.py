@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from benchmarks.torch_imagewam import Context, Draws, Sample, TorchImageWAM
-from imagewam_jax.conversion.imagewam import BACKBONE, EXPERT, imagewam_rules
-from imagewam_jax.conversion.trees import flatten
-from imagewam_jax.conversion.views import to_foreign
-from imagewam_jax.data.normalization import CLAMP
 from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.models.parameters import flatten
+from imagewam_jax.preprocess.normalization import CLAMP
 from imagewam_jax.training.optimizer import learning_rate
+from imagewam_jax.weights.layouts.foreign_view import to_foreign
+from imagewam_jax.weights.layouts.imagewam import BACKBONE, EXPERT, imagewam_rules
 
 Tensors = dict[str, Tensor]
 
@@ -47,7 +47,7 @@ class Frozen(nn.Module):
     """What is fixed in training: the patch autoencoder, text features and normalisation."""
 
     def __init__(self, tree: Mapping[str, Any], factor: int):
-        """`tree` is `imagewam_jax.policies.frozen.frozen_trees`."""
+        """`tree` is `imagewam_jax.preprocess.inputs.frozen_trees`."""
         super().__init__()
         self.factor = factor
         for path, array in flatten(tree).items():

@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import Float
 
 from configs.quickstart import get_config
-from imagewam_jax.data.normalization import Normalizer
+from imagewam_jax.checkpoints.assets import new_autoencoder
+from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.frozen import Frozen, new_autoencoder
-from imagewam_jax.policies.parameters import Params, initial_params
-from imagewam_jax.policies.policy import Observations
+from imagewam_jax.models.parameters import Params, initial_params
+from imagewam_jax.policy.policy import Observations
+from imagewam_jax.preprocess.inputs import Frozen
+from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.training.prepare import encode_text
 
 INSTRUCTIONS = ("close the faucet", "open the faucet")

@@ -5,7 +5,7 @@ The same code paths as the 4B preset; only sizes differ.
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.policies.defaults import defaults
+from imagewam_jax.config.defaults import defaults
 
 
 def get_config() -> ConfigDict:

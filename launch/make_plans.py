@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from imagewam_jax.aot.report import index_rows, plan_from_json
+from imagewam_jax.tpu_plans.report import index_rows, plan_from_json
 
 PLANS = Path(__file__).parent / "plans"
 ROOT = PLANS.parents[1]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from imagewam_jax import cli
-from imagewam_jax.data.index import open_index
-from imagewam_jax.data.text import open_text_table
-from imagewam_jax.policies.config_file import load_config
-from imagewam_jax.policies.errors import ConfigError
+from imagewam_jax.config.loading import load_config
+from imagewam_jax.data.index.dataset_index import open_index
+from imagewam_jax.errors import ConfigError
+from imagewam_jax.text.tables import open_text_table
 from imagewam_jax.training.prepare import encode_text
 from tests.training.tiny import INSTRUCTIONS, ROOT, copy_sample
 

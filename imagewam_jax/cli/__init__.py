@@ -9,16 +9,11 @@ from pathlib import Path
 
 from absl import logging
 
-from imagewam_jax.aot.errors import PlanError
 from imagewam_jax.cli.aot import add_aot_verb
 from imagewam_jax.cli.data import add_data_verbs
-from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.data.errors import DataError
-from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
-from imagewam_jax.evaluation.simulators.pool import SimulatorWorkerError
-from imagewam_jax.exchange.settable import SETTABLE
-from imagewam_jax.policies.config_file import load_config
-from imagewam_jax.policies.errors import CheckpointError, ConfigError, HostsError
+from imagewam_jax.config.loading import load_config
+from imagewam_jax.errors import ConfigError, UserError
+from imagewam_jax.weights.overrides import SETTABLE
 
 CONVERT = """\
 Makes a checkpoint of weights in the layouts of others. A SOURCE is a safetensors file, a folder
@@ -68,17 +63,6 @@ RECORD = """\
 Runs what a checkpoint holds on small random inputs and writes both in the layout that verify
 reads, a folder for each part, under the names and in the layouts of the official code.
 """
-
-USER_ERRORS = (
-    CheckpointError,
-    ConfigError,
-    ConversionError,
-    DataError,
-    HostsError,
-    OpenGLUnavailable,
-    PlanError,
-    SimulatorWorkerError,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -248,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
         return arguments.run(arguments, rest)
-    except USER_ERRORS as error:
+    except UserError as error:
         # What is wrong is in the message; where it was noticed is not the user's concern.
         print(f"imagewam {arguments.verb}: {error}", file=sys.stderr)
         return 1
@@ -257,9 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = load_config(arguments.config, rest)
     from imagewam_jax.training import distributed
-    from imagewam_jax.training.loop import train
+    from imagewam_jax.training.metrics.goodput import process_seconds
     from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
-    from imagewam_jax.training.watching.goodput import process_seconds
+    from imagewam_jax.training.train import train
 
     began = time.perf_counter() - process_seconds()
     distributed.initialize(
@@ -276,7 +260,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     except BaseException as error:
         distributed.end_if_several(
             f"imagewam train: {error}"
-            if isinstance(error, USER_ERRORS)
+            if isinstance(error, UserError)
             else "".join(traceback.format_exception(error))
         )
         raise
@@ -285,8 +269,8 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _encode_text(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = load_config(arguments.config, rest).to_dict()
-    from imagewam_jax.policies.dataset import config_data
-    from imagewam_jax.training.text_table import fill_text_table, read_instructions
+    from imagewam_jax.data.datasets import config_data
+    from imagewam_jax.text.fill import fill_text_table, read_instructions
 
     if arguments.prompts:
         instructions = read_instructions(arguments.prompts)
@@ -304,8 +288,8 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
     if rest and not arguments.config:
         raise ConfigError(f"unknown arguments: {' '.join(rest)}")
     config = load_config(arguments.config, rest).to_dict() if arguments.config else None
-    from imagewam_jax.exchange.beside import parse_settings
-    from imagewam_jax.exchange.convert import convert
+    from imagewam_jax.weights.convert import convert
+    from imagewam_jax.weights.sidecar import parse_settings
 
     convert(
         arguments.sources,
@@ -319,7 +303,7 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.exchange.export import export
+    from imagewam_jax.weights.export import export
 
     export(
         arguments.checkpoint,
@@ -333,7 +317,7 @@ def _export(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _verify(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.exchange.verify import verify, write_json
+    from imagewam_jax.parity.verify import verify, write_json
 
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise ConfigError(f"--json {arguments.json}: no such folder to write it in")
@@ -349,8 +333,8 @@ def _verify(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _record(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.exchange.record import record
-    from imagewam_jax.exchange.references.base import Sizes
+    from imagewam_jax.parity.cases.base import Sizes
+    from imagewam_jax.parity.record import record
 
     sizes = Sizes(
         arguments.batch, tuple(arguments.grid), arguments.text_tokens, arguments.gradients

@@ -4,8 +4,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from imagewam_jax.policies.config_file import load_config
-from imagewam_jax.policies.errors import ConfigError
+from imagewam_jax.config.loading import load_config
+from imagewam_jax.errors import ConfigError
 
 
 def add_aot_verb(verbs: argparse._SubParsersAction) -> None:
@@ -50,8 +50,8 @@ def add_aot_verb(verbs: argparse._SubParsersAction) -> None:
 
 def _aot(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = load_config(arguments.config, rest).to_dict()
-    from imagewam_jax.aot.arguments import default_inputs
-    from imagewam_jax.aot.plan import make_plan
+    from imagewam_jax.tpu_plans.arguments import default_inputs
+    from imagewam_jax.tpu_plans.plan import make_plan
 
     inputs = default_inputs(config)
     inputs = inputs._replace(

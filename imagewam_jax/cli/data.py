@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imagewam_jax.data.errors import DataError
-from imagewam_jax.policies.config_file import load_config
+from imagewam_jax.config.loading import load_config
+from imagewam_jax.errors import DataError
 
 WHICH = (
     "What is shown is the dataset or the mixture of a config; fields of it can be changed as for "
@@ -119,7 +119,7 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
 
 
 def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.data.index_builder import build_index
+    from imagewam_jax.data.index.build import build_index
 
     if arguments.output and len(arguments.directories) > 1:
         raise DataError("--output is the index of one DIR, several are given")
@@ -127,7 +127,7 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise DataError(f"unknown arguments: {' '.join(rest)}")
     for directory in arguments.directories:
         if arguments.beam:
-            from imagewam_jax.data.index_beam import build_index_with_beam
+            from imagewam_jax.data.index.beam import build_index_with_beam
 
             index = build_index_with_beam(directory, arguments.output, options=rest)
         else:
@@ -140,7 +140,7 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.data.check import check_dataset
+    from imagewam_jax.data.tools.check import check_dataset
 
     if arguments.index and len(arguments.directories) > 1:
         raise DataError("--index is that of one DIR, several are given")
@@ -155,17 +155,17 @@ def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _list(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.data.mixtures import MIXTURES
     from imagewam_jax.data.registry import REGISTRY
-    from imagewam_jax.data.registry.describe import dataset_table
+    from imagewam_jax.data.registry.mixtures import MIXTURES
+    from imagewam_jax.data.tools.listing import dataset_table
 
     print(dataset_table(REGISTRY.values(), MIXTURES))
     return 0
 
 
 def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.data.show import write_data_page
-    from imagewam_jax.policies.dataset import config_data, dataset_config
+    from imagewam_jax.data.datasets import config_data, dataset_config
+    from imagewam_jax.data.tools.show import write_data_page
 
     if bool(arguments.config) == bool(arguments.directory):
         raise DataError("give either DIR, of one dataset, or --config")
@@ -189,8 +189,8 @@ def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _stats(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.data.dataset_statistics import statistics_by_dataset
-    from imagewam_jax.policies.dataset import config_data
+    from imagewam_jax.data.datasets import config_data
+    from imagewam_jax.data.statistics.by_dataset import statistics_by_dataset
 
     config = load_config(arguments.config, rest).to_dict()
     part, data = arguments.part or config["data"]["train_split"], config_data(config)
@@ -219,9 +219,9 @@ def _table(field: str, dims: tuple[str, ...], statistics: Mapping[str, Any]) -> 
 
 
 def _write_official(path: Path, data: Any, part: str, config: Mapping[str, Any]) -> None:
-    from imagewam_jax.data.anchors import parse_part
-    from imagewam_jax.data.official_statistics import official_statistics, standard_episodes
-    from imagewam_jax.data.statistics import write_statistics
+    from imagewam_jax.data.loading.start_frames import parse_part
+    from imagewam_jax.data.statistics.official import official_statistics, standard_episodes
+    from imagewam_jax.preprocess.statistics import write_statistics
 
     episodes = (
         episode
@@ -237,7 +237,7 @@ def _write_official(path: Path, data: Any, part: str, config: Mapping[str, Any])
 
 
 def _import_lerobot(arguments: argparse.Namespace, rest: list[str]) -> int:
-    from imagewam_jax.data.lerobot import import_lerobot
+    from imagewam_jax.data.tools.lerobot import import_lerobot
 
     folder = import_lerobot(
         arguments.source,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from imagewam_jax.data.dataset import Dataset
+from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import (
     Policy,
@@ -21,7 +21,7 @@ from imagewam_jax.evaluation.rollout import (
 )
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
-from imagewam_jax.policies import policy as trained
+from imagewam_jax.policy import policy as trained
 
 FIRST_SEED = 10_000  # demonstrations have smaller ones
 SIMULATORS_PER_WORKER = 8

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imagewam_jax.data.dataset import Dataset
+from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
+from imagewam_jax.data.datasets import Dataset, config_data
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
 from imagewam_jax.evaluation.offline import (
@@ -14,10 +15,8 @@ from imagewam_jax.evaluation.offline import (
     recorded_observations,
     sample_noise,
 )
-from imagewam_jax.pages.page import write_page
-from imagewam_jax.policies.dataset import config_data
-from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
-from imagewam_jax.policies.policy import Policy, load_policy
+from imagewam_jax.html.page import write_page
+from imagewam_jax.policy.policy import Policy, load_policy
 
 SHOWN_SAMPLES = 6
 

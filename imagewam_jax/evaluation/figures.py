@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from imagewam_jax.pages.pictures import ACCENT, MUTED, SECOND, figure_png, image_png
+from imagewam_jax.html.pictures import ACCENT, MUTED, SECOND, figure_png, image_png
 
 
 def training_curves(rows: Sequence[Mapping]) -> bytes:

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
-from imagewam_jax.data.dataset import Dataset
-from imagewam_jax.data.errors import DataError
-from imagewam_jax.policies.policy import Observations, Policy
+from imagewam_jax.data.datasets import Dataset
+from imagewam_jax.errors import DataError
+from imagewam_jax.policy.policy import Observations, Policy
 
 POLICY, LAST_ACTION, MEAN_ACTION = "policy", "repeat the last action", "mean action"
 

@@ -8,10 +8,10 @@ from imagewam_jax.evaluation import figures
 from imagewam_jax.evaluation.closed_loop import POLICY, SWAPPED, Success
 from imagewam_jax.evaluation.offline import OfflineResult, Predictions
 from imagewam_jax.evaluation.rollout import RolloutResult
+from imagewam_jax.html.page import Section, picture
+from imagewam_jax.html.pictures import image_grid
 from imagewam_jax.models.autoencoders import to_uint8
-from imagewam_jax.pages.page import Section, picture
-from imagewam_jax.pages.pictures import image_grid
-from imagewam_jax.policies.policy import Policy
+from imagewam_jax.policy.policy import Policy
 
 
 def success_section(success: Mapping[str, Success]) -> Section:

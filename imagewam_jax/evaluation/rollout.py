@@ -76,7 +76,7 @@ def rollout(
     Raises:
         ValueError: the policy's actions have the wrong shape or are not finite, or `record` names
             an episode that does not exist.
-        SimulatorWorkerError: a simulator failed.
+        SimulatorError: a simulator failed.
     """
     unknown = [episode for episode in record if not 0 <= episode < len(episodes)]
     if unknown:

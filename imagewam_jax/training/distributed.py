@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from imagewam_jax.policies.errors import ConfigError, HostsError
+from imagewam_jax.errors import ConfigError, HostsError
 
 T = TypeVar("T")
 # Of waiting for a host that indexes a dataset, fits an autoencoder or encodes text.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 from jaxtyping import Array
 
-from imagewam_jax.policies.frozen import Frozen
+from imagewam_jax.preprocess.inputs import Frozen
 from imagewam_jax.training.state import TrainState
 from imagewam_jax.training.step import Metrics, Trainer
 

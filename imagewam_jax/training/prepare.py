@@ -9,34 +9,29 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from imagewam_jax.data.dataset import Data, Dataset
-from imagewam_jax.data.dataset_statistics import statistics_by_dataset
-from imagewam_jax.data.device import prepare_images
-from imagewam_jax.data.normalization import Normalizer, make_normalizer, stack_normalizers
-from imagewam_jax.data.samples import empty_batch
-from imagewam_jax.data.statistics import statistics_to_json
-from imagewam_jax.data.text import TextTable, bucket_length, open_text_table, text_table
+from imagewam_jax.checkpoints.assets import autoencoder_from_tree, new_autoencoder, read_autoencoder
+from imagewam_jax.checkpoints.initial_weights import initial_weights
+from imagewam_jax.config.schema import DTYPES, choose, policy_config
+from imagewam_jax.data.datasets import Data, Dataset
+from imagewam_jax.data.loading.samples import empty_batch
+from imagewam_jax.data.statistics.by_dataset import statistics_by_dataset
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.models.parameters import Params, abstract_params
 from imagewam_jax.models.text_encoders.base import TextEncoder
-from imagewam_jax.policies.config import DTYPES, choose, policy_config
-from imagewam_jax.policies.errors import ConfigError
-from imagewam_jax.policies.frozen import (
-    Frozen,
-    autoencoder_from_tree,
-    image_spec,
-    new_autoencoder,
-    read_autoencoder,
-)
-from imagewam_jax.policies.initial import initial_weights
-from imagewam_jax.policies.parameters import Params, abstract_params
-from imagewam_jax.policies.text import (
+from imagewam_jax.preprocess.images import prepare_images
+from imagewam_jax.preprocess.inputs import Frozen, image_spec
+from imagewam_jax.preprocess.normalization import Normalizer, make_normalizer, stack_normalizers
+from imagewam_jax.preprocess.statistics import statistics_to_json
+from imagewam_jax.text.encoders import (
     check_encoder,
     check_width,
     make_prompt,
     make_text_encoder,
     tokenize_prompts,
 )
+from imagewam_jax.text.tables import TextTable, bucket_length, open_text_table, text_table
 from imagewam_jax.training.distributed import is_first
 from imagewam_jax.training.sharding import with_shardings
 

@@ -7,15 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from imagewam_jax.conversion.trees import flatten
-from imagewam_jax.policies.checkpoint import Checkpoints
-from imagewam_jax.policies.errors import CheckpointError, Unreadable
-from imagewam_jax.policies.frozen import (
-    Frozen,
-    abstract_frozen_trees,
-    frozen_from_trees,
-    frozen_trees,
-)
+from imagewam_jax.checkpoints.assets import abstract_frozen_trees, frozen_from_trees, frozen_trees
+from imagewam_jax.checkpoints.store import Checkpoints
+from imagewam_jax.errors import CheckpointError, Unreadable
+from imagewam_jax.models.parameters import flatten
+from imagewam_jax.preprocess.inputs import Frozen
 from imagewam_jax.training.distributed import all_agree, is_first, wait_for_all
 from imagewam_jax.training.sharding import with_shardings
 from imagewam_jax.training.state import TrainState, parted, whole_policy

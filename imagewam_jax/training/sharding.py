@@ -19,11 +19,10 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
-from imagewam_jax.conversion.trees import flatten, unflatten
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.models.parameters import abstract_params, flatten, parameter_axes, unflatten
 from imagewam_jax.models.partitioning import Rules
-from imagewam_jax.policies.errors import ConfigError
-from imagewam_jax.policies.parameters import abstract_params, parameter_axes
 
 AXES = ("data", "fsdp", "tensor", "context")
 

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from imagewam_jax.conversion.trees import flatten, unflatten
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.policies.errors import ConfigError
-from imagewam_jax.policies.parameters import Params, abstract_params
+from imagewam_jax.models.parameters import Params, abstract_params, flatten, unflatten
 
 
 class TrainState(NamedTuple):

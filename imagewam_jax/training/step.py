@@ -9,13 +9,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from imagewam_jax.checkpoints.initial_weights import overlay
+from imagewam_jax.config.schema import DTYPES, choose
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import Draws, ImageWAMConfig, sample_draws
+from imagewam_jax.models.parameters import Params, initial_params, policy_builder
 from imagewam_jax.models.partitioning import constrain, partitioned
-from imagewam_jax.policies.config import DTYPES, choose
-from imagewam_jax.policies.errors import ConfigError
-from imagewam_jax.policies.frozen import Frozen, image_spec, make_sample, target_weights
-from imagewam_jax.policies.initial import overlay
-from imagewam_jax.policies.parameters import Params, initial_params, policy_builder
+from imagewam_jax.preprocess.inputs import Frozen, image_spec, make_sample, target_weights
 from imagewam_jax.training.optimizer import learning_rate, make_optimizer, update_ema
 from imagewam_jax.training.sharding import RULES, optimizer_shardings, param_shardings, replicated
 from imagewam_jax.training.state import TrainState, cast, joined, parted, trained_paths

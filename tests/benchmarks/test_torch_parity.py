@@ -15,9 +15,10 @@ from benchmarks.torch_policy import (  # noqa: E402
     load_params,
     torch_tensors,
 )
+from imagewam_jax.checkpoints.assets import frozen_trees  # noqa: E402
 from imagewam_jax.models.imagewam import sample_draws  # noqa: E402
-from imagewam_jax.policies.frozen import frozen_trees, image_spec, make_sample  # noqa: E402
-from imagewam_jax.policies.parameters import policy_builder  # noqa: E402
+from imagewam_jax.models.parameters import policy_builder  # noqa: E402
+from imagewam_jax.preprocess.inputs import image_spec, make_sample  # noqa: E402
 from imagewam_jax.training.optimizer import make_optimizer, update_ema  # noqa: E402
 
 RELATIVE = 1e-4

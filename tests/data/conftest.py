@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from imagewam_jax.data.index import open_index
-from imagewam_jax.data.index_builder import build_index
+from imagewam_jax.data.index.build import build_index
+from imagewam_jax.data.index.dataset_index import open_index
 
 
 class ToySet(NamedTuple):

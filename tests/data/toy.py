@@ -4,12 +4,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from imagewam_jax.data.dataset import Data, open_data
-from imagewam_jax.data.index import DatasetIndex, default_index_dir
+from imagewam_jax.config.defaults import defaults
+from imagewam_jax.data.datasets import Data, open_data
+from imagewam_jax.data.index.dataset_index import DatasetIndex, default_index_dir
+from imagewam_jax.data.loading.samples import SampleReader, SampleSpec
 from imagewam_jax.data.registry import Camera, DatasetSpec, Encoding
-from imagewam_jax.data.samples import SampleReader, SampleSpec
-from imagewam_jax.data.standardize import standardize
-from imagewam_jax.policies.defaults import defaults
+from imagewam_jax.data.transforms.standardize import standardize
 
 TOY = DatasetSpec(
     name="toy_arm",

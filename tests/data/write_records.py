@@ -5,7 +5,7 @@ import struct
 
 import numpy as np
 
-from imagewam_jax.data.tfrecord import masked_crc32c
+from imagewam_jax.data.index.tfrecord import masked_crc32c
 
 
 def field(number, payload):

@@ -5,7 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable, configure_opengl
+from imagewam_jax.errors import OpenGLUnavailable
+from imagewam_jax.evaluation.simulators.opengl import configure_opengl
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from imagewam_jax import cli
+from imagewam_jax.data.datasets import config_data
 from imagewam_jax.evaluation import closed_loop
 from imagewam_jax.evaluation.closed_loop import (
     BLANK,
@@ -21,8 +22,7 @@ from imagewam_jax.evaluation.closed_loop import (
 )
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import PolicyInput, RolloutResult, wilson_interval
-from imagewam_jax.policies.dataset import config_data
-from imagewam_jax.policies.policy import Observations, load_policy
+from imagewam_jax.policy.policy import Observations, load_policy
 from tests.evaluation.fake_simulator import NAME as FAKE
 from tests.evaluation.opengl import require_metaworld
 from tests.training.tiny import INSTRUCTIONS, trained_run

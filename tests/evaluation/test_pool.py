@@ -5,8 +5,9 @@ import time
 import numpy as np
 import pytest
 
+from imagewam_jax.errors import SimulatorError
 from imagewam_jax.evaluation.simulators import make_simulator
-from imagewam_jax.evaluation.simulators.pool import SimulatorPool, SimulatorWorkerError
+from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from tests.evaluation.fake_simulator import NAME, FakeSimulator
 
 
@@ -78,16 +79,16 @@ def test_a_worker_that_fails_ends_the_pool_with_its_reason(task, message):
     if task == "hang":
         pool._workers[1]._timeout_s = 0.5  # Not from the start: starting may take longer.
     started = time.monotonic()
-    with pytest.raises(SimulatorWorkerError, match=message):
+    with pytest.raises(SimulatorError, match=message):
         pool.execute({0: forward(1), 1: forward(1)})
     assert time.monotonic() - started < 30  # The one that hangs sleeps for 1000.
     assert all(process.returncode is not None for process in processes)
-    with pytest.raises(SimulatorWorkerError, match="the pool is closed"):
+    with pytest.raises(SimulatorError, match="the pool is closed"):
         pool.reset({0: ("forward", 0)})
 
 
 def test_a_simulator_that_cannot_be_built_says_why():
-    with pytest.raises(SimulatorWorkerError, match="unexpected keyword argument 'sides'"):
+    with pytest.raises(SimulatorError, match="unexpected keyword argument 'sides'"):
         SimulatorPool(NAME, num_simulators=1, num_workers=1, options={"sides": 4})
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagewam_jax.errors import CheckpointError
 from imagewam_jax.evaluation.closed_loop import BLANK, POLICY, RANDOM, REPLAY, SWAPPED, Success
 from imagewam_jax.evaluation.evaluate import evaluate
 from imagewam_jax.evaluation.figures import film_strip, overlay
 from imagewam_jax.evaluation.report import episode_section, success_section
 from imagewam_jax.evaluation.rollout import RolloutResult
-from imagewam_jax.pages.page import write_page
-from imagewam_jax.pages.pictures import image_grid
-from imagewam_jax.policies.errors import CheckpointError
+from imagewam_jax.html.page import write_page
+from imagewam_jax.html.pictures import image_grid
 from tests.training.tiny import trained_run
 
 

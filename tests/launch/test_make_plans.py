@@ -4,9 +4,9 @@ import shlex
 
 import pytest
 
-from imagewam_jax.aot.report import index_rows, plan_from_json
-from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.config_file import load_config
+from imagewam_jax.config.loading import load_config
+from imagewam_jax.config.schema import policy_config
+from imagewam_jax.tpu_plans.report import index_rows, plan_from_json
 from launch.make_plans import INDEX, PLANS, ROOT, WANTED, command
 
 KEPT = {path.stem: plan_from_json(path.read_text()) for path in sorted(PLANS.glob("*.json"))}

@@ -13,15 +13,15 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
-from imagewam_jax.conversion.flux2 import flux2_rules
-from imagewam_jax.conversion.imagewam import imagewam_rules, imagewam_source
-from imagewam_jax.conversion.mapping import to_tree
-from imagewam_jax.conversion.tensors import ArraySource
-from imagewam_jax.conversion.views import to_foreign
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import Flux2, Flux2Config
 from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
-from imagewam_jax.policies.parameters import module_tree
+from imagewam_jax.models.parameters import module_tree
+from imagewam_jax.weights.io.tensors import ArraySource
+from imagewam_jax.weights.layouts.flux2 import flux2_rules
+from imagewam_jax.weights.layouts.foreign_view import to_foreign
+from imagewam_jax.weights.layouts.imagewam import imagewam_rules, imagewam_source
+from imagewam_jax.weights.layouts.mapping import to_tree
 
 training_loss = jax.jit(ImageWAM.training_loss)
 velocities = jax.jit(ImageWAM.velocities)

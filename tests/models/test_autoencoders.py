@@ -7,9 +7,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.flux2_autoencoder import COUNTER, flux2_autoencoder_rules
-from imagewam_jax.conversion.mapping import to_tree
+from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.autoencoders import AUTOENCODERS, latent_grid, to_uint8
 from imagewam_jax.models.autoencoders.flux2 import Flux2Autoencoder, Flux2AutoencoderConfig
 from imagewam_jax.models.autoencoders.patch import (
@@ -19,7 +17,9 @@ from imagewam_jax.models.autoencoders.patch import (
     explained_variance,
     fit,
 )
-from imagewam_jax.policies.parameters import module_tree
+from imagewam_jax.models.parameters import module_tree
+from imagewam_jax.weights.layouts.flux2_autoencoder import COUNTER, flux2_autoencoder_rules
+from imagewam_jax.weights.layouts.mapping import to_tree
 from tests.goldens import golden
 from tests.models.official import as_grid, config_of, with_parameters
 

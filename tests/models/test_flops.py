@@ -10,7 +10,7 @@ from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B, Flux2, Flux2
 from imagewam_jax.models.flops import Sizes
 from imagewam_jax.models.flow_matching import Schedule
 from imagewam_jax.models.imagewam import Context, ImageWAMConfig
-from imagewam_jax.policies.parameters import abstract_params, policy_builder
+from imagewam_jax.models.parameters import abstract_params, policy_builder
 
 TINY = ImageWAMConfig(
     Flux2Config(

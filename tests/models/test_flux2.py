@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from imagewam_jax.conversion.lora import MergedLora
-from imagewam_jax.conversion.tensors import ArraySource
 from imagewam_jax.models.attention import attend_xla
 from imagewam_jax.models.backbones.flux2 import Flux2
 from imagewam_jax.models.blocks import Streams
 from imagewam_jax.models.layers import rope_tables
+from imagewam_jax.weights.io.tensors import ArraySource
+from imagewam_jax.weights.layouts.lora import MergedLora
 from tests.goldens import golden
 from tests.models.official import config_of, load_flux2
 

@@ -9,19 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from imagewam_jax.conversion.errors import ConversionError
-from imagewam_jax.conversion.mapping import to_tree
-from imagewam_jax.conversion.qwen3 import is_used, qwen3_rules
-from imagewam_jax.conversion.trees import flatten
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.models.parameters import flatten
 from imagewam_jax.models.text_encoders.base import (
     BATCH_TOKENS,
     TOKEN_MULTIPLE,
     PromptTooLong,
     batches,
 )
-from imagewam_jax.models.text_encoders.byte_qwen3 import BYTE_QWEN3, byte_qwen3
-from imagewam_jax.models.text_encoders.byte_tokenizer import BEGIN, END, PAD, tokenize
+from imagewam_jax.models.text_encoders.byte_qwen3 import (
+    BEGIN,
+    BYTE_QWEN3,
+    END,
+    PAD,
+    byte_qwen3,
+    tokenize,
+)
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, Qwen3, Qwen3Config
+from imagewam_jax.weights.layouts.mapping import to_tree
+from imagewam_jax.weights.layouts.qwen3 import is_used, qwen3_rules
 from tests.goldens import golden
 from tests.models.official import config_of, with_parameters
 

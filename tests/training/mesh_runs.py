@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--process", type=int)
     given = parser.parse_args()
     from imagewam_jax.training import distributed
-    from imagewam_jax.training.loop import train
+    from imagewam_jax.training.train import train
 
     distributed.initialize(
         coordinator=given.coordinator, processes=given.processes, process=given.process

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from imagewam_jax import cli
-from imagewam_jax.policies import checkpoint
-from imagewam_jax.training import loop, prepare, step
+from imagewam_jax.checkpoints import store as checkpoint
+from imagewam_jax.training import prepare, step
+from imagewam_jax.training import train as loop
 from tests.training.tiny import copy_sample, tiny_config, trained_run
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from imagewam_jax.policies.errors import CheckpointError
-from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
-from imagewam_jax.training.loop import train
+from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
+from imagewam_jax.errors import CheckpointError
+from imagewam_jax.training.train import train
 from tests.training.tiny import copy_sample, tiny_config
 
 STEPS, HALF = 8, 4

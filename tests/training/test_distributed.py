@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from imagewam_jax.policies.errors import ConfigError
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.training import distributed
 from launch.local import free_port
 from tests.training.tiny import ROOT
@@ -18,7 +18,7 @@ def together(script: str, processes: int = 2) -> list[subprocess.CompletedProces
         import sys, time
         import jax
         from imagewam_jax.training import distributed
-        from imagewam_jax.policies.errors import HostsError
+        from imagewam_jax.errors import HostsError
         process = int(sys.argv[1])
         distributed.initialize(
             coordinator="127.0.0.1:{free_port()}", processes={processes}, process=process

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from imagewam_jax.conversion.flux2 import flux2_rules
-from imagewam_jax.conversion.trees import flatten, unflatten
-from imagewam_jax.conversion.views import to_foreign
-from imagewam_jax.exchange.convert import convert
-from imagewam_jax.exchange.parts import PARTS
-from imagewam_jax.policies.checkpoint import open_checkpoint
-from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.errors import CheckpointError
-from imagewam_jax.policies.initial import initial_weights
-from imagewam_jax.policies.streaming import stream_of, write_streams
-from imagewam_jax.training.loop import train
+from imagewam_jax.checkpoints.initial_weights import initial_weights
+from imagewam_jax.checkpoints.store import open_checkpoint
+from imagewam_jax.config.schema import policy_config
+from imagewam_jax.errors import CheckpointError
+from imagewam_jax.models.parameters import flatten, unflatten
+from imagewam_jax.training.train import train
+from imagewam_jax.weights.checkpoint_writer import stream_of, write_streams
+from imagewam_jax.weights.components import PARTS
+from imagewam_jax.weights.convert import convert
+from imagewam_jax.weights.layouts.flux2 import flux2_rules
+from imagewam_jax.weights.layouts.foreign_view import to_foreign
 from tests.training.tiny import copy_sample, tiny_config, trained_run
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
 from tests.training.tiny import copy_sample, tiny_config
 
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.slow(minutes=6)
 KILLS, STEPS, CHECKPOINT_EVERY = 20, 800, 10
 # A server that has imported what training needs, so that each of the runs begins at once.
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["imagewam_jax.training.loop", "tests.training.tiny"])
+context.set_forkserver_preload(["imagewam_jax.training.train", "tests.training.tiny"])
 
 
 def run(dataset: str, workdir: str) -> None:
-    from imagewam_jax.training.loop import train
+    from imagewam_jax.training.train import train
 
     config = tiny_config(dataset)
     config.train.update(steps=STEPS, checkpoint_every=CHECKPOINT_EVERY)

@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from imagewam_jax.conversion.trees import flatten
+from imagewam_jax.checkpoints.initial_weights import initial_weights
+from imagewam_jax.checkpoints.merged_lora import merged_params, saved_policy, without_lora
+from imagewam_jax.checkpoints.store import open_checkpoint
+from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B
 from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
 from imagewam_jax.models.layers import Linear
 from imagewam_jax.models.lora import LoRAConfig, add_lora
-from imagewam_jax.policies.checkpoint import open_checkpoint
-from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.initial import initial_weights
-from imagewam_jax.policies.lora import merged_params, saved_policy, without_lora
-from imagewam_jax.policies.parameters import abstract_params, initial_params, policy_builder
-from imagewam_jax.training.loop import train
+from imagewam_jax.models.parameters import abstract_params, flatten, initial_params, policy_builder
 from imagewam_jax.training.state import trained_paths
+from imagewam_jax.training.train import train
 from tests.training.tiny import copy_sample, tiny_config, trained_run
 
 RANK, ALPHA = 2, 6.0

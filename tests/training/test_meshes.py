@@ -6,9 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from imagewam_jax.conversion.trees import flatten
-from imagewam_jax.policies.checkpoint import open_checkpoint
-from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
+from imagewam_jax.models.parameters import flatten
 from launch.local import LocalProcesses, free_port, with_virtual_devices
 from tests.training.mesh_runs import HALF, RUNS, START, STEPS
 from tests.training.tiny import ROOT, copy_sample

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from imagewam_jax.data.datasets import config_data
 from imagewam_jax.data.transforms import transform
-from imagewam_jax.policies.dataset import config_data
-from imagewam_jax.policies.errors import CheckpointError
-from imagewam_jax.policies.policy import Observations, load_policy
-from imagewam_jax.training.loop import train
+from imagewam_jax.errors import CheckpointError
+from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.training.train import train
 from tests.training.tiny import INSTRUCTIONS, copy_sample, tiny_config
 
 # The same recordings with half of the state and doubled actions.

@@ -8,10 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from imagewam_jax.policies.checkpoint import open_checkpoint
-from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.frozen import frozen_trees
-from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from imagewam_jax.checkpoints.assets import frozen_trees
+from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
+from imagewam_jax.config.schema import policy_config
 from imagewam_jax.training.resume import restore
 from imagewam_jax.training.step import make_trainer
 from tests.training.commands import finish, start

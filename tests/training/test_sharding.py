@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from imagewam_jax.conversion.trees import flatten
-from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.errors import ConfigError
-from imagewam_jax.policies.parameters import parameter_axes
+from imagewam_jax.config.schema import policy_config
+from imagewam_jax.errors import ConfigError
+from imagewam_jax.models.parameters import flatten, parameter_axes
 from imagewam_jax.training.sharding import (
     AXES,
     RULES,

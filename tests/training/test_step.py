@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
+from imagewam_jax.config.schema import policy_config
+from imagewam_jax.data.datasets import config_data
 from imagewam_jax.models.imagewam import Context, ImageWAM, Sample, sample_draws
-from imagewam_jax.policies.checkpoint import open_checkpoint
-from imagewam_jax.policies.config import policy_config
-from imagewam_jax.policies.dataset import config_data
-from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
-from imagewam_jax.policies.parameters import policy_builder
+from imagewam_jax.models.parameters import policy_builder
 from imagewam_jax.training.optimizer import learning_rate, update_ema
 from imagewam_jax.training.resume import restore
 from imagewam_jax.training.state import whole_policy

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from imagewam_jax.policies.metrics import METRICS_FILE, read_metrics
+from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from launch.local import PREEMPTED, LocalProcesses, free_port, with_virtual_devices
 from tests.training.tiny import ROOT, copy_sample
 
@@ -18,10 +18,10 @@ STEPS, EVERY = 60, 20
 PROGRAM = """
 import sys
 from imagewam_jax.cli import main
-from imagewam_jax.data.errors import DataError
-from imagewam_jax.policies.checkpoint import Checkpoints
-from imagewam_jax.policies.errors import Unreadable
-from imagewam_jax.training import loop
+from imagewam_jax.errors import DataError
+from imagewam_jax.checkpoints.store import Checkpoints
+from imagewam_jax.errors import Unreadable
+from imagewam_jax.training import train as loop
 
 fault, step = sys.argv.pop(1).split(":")
 read = Checkpoints.read

@@ -10,9 +10,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagewam_jax.policies.defaults import defaults
-from imagewam_jax.training.loop import train
+from imagewam_jax.config.defaults import defaults
 from imagewam_jax.training.sharding import make_mesh
+from imagewam_jax.training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "data" / "metaworld_faucet" / "sample" / "metaworld_faucet" / "1.0.0"

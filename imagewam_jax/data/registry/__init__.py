@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.dataset_spec import ROLES, Camera, DatasetSpec, Encoding
 from imagewam_jax.data.registry import bridge, config, droid, libero, openx, other, own
 from imagewam_jax.data.registry.own import METAWORLD_FAUCET
-from imagewam_jax.data.registry.spec import ROLES, Camera, DatasetSpec, Encoding
+from imagewam_jax.errors import DataError
 
 FAMILIES = (own, libero, openx, bridge, droid, other)
 

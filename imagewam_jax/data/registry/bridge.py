@@ -5,9 +5,8 @@ Octo and OpenVLA, which both relabel the motion of an action by what the robot r
 of an episode's first step is stored as zeros, so no sample starts there. 5 Hz.
 """
 
+from imagewam_jax.data.dataset_spec import DatasetSpec, views
 from imagewam_jax.data.registry.encodings import EEF_DELTA, POS_EULER
-from imagewam_jax.data.registry.spec import DatasetSpec
-from imagewam_jax.data.registry.views import views
 
 ROWS = (
     DatasetSpec(

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from imagewam_jax.data.errors import DataError
+from imagewam_jax.data.dataset_spec import Camera, DatasetSpec, Encoding
 from imagewam_jax.data.registry import encodings
-from imagewam_jax.data.registry.spec import Camera, DatasetSpec, Encoding
+from imagewam_jax.data.transforms import check_spec
+from imagewam_jax.errors import DataError
 
 ENCODINGS = MappingProxyType(
     {value.name: value for value in vars(encodings).values() if isinstance(value, Encoding)}
@@ -43,7 +44,7 @@ def spec_from_config(
         spec = dataclasses.replace(registry[like], **fields)
     else:
         spec = DatasetSpec(**fields)
-    spec.check()
+    check_spec(spec)
     return spec
 
 

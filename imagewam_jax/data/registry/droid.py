@@ -5,9 +5,8 @@ actions in the base frame these are: cartesian_velocity, and 1 - gripper_positio
 Each episode has up to three instructions, empty where there is none.
 """
 
+from imagewam_jax.data.dataset_spec import DatasetSpec, views
 from imagewam_jax.data.registry.encodings import EEF_DELTA, POS_EULER
-from imagewam_jax.data.registry.spec import DatasetSpec
-from imagewam_jax.data.registry.views import views
 
 ROWS = (
     DatasetSpec(

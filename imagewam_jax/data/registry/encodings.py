@@ -1,6 +1,6 @@
 """The encodings that many rows share."""
 
-from imagewam_jax.data.registry.spec import Encoding
+from imagewam_jax.data.dataset_spec import Encoding
 
 POSITION = ("x", "y", "z")
 EULER = ("roll", "pitch", "yaw")

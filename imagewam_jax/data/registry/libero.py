@@ -9,8 +9,8 @@ is the right way up: a policy is trained on them as stored, and the images of a 
 before it sees them (spec 9.2). So the cameras here are not flagged `upside_down`.
 """
 
+from imagewam_jax.data.dataset_spec import Camera, DatasetSpec
 from imagewam_jax.data.registry.encodings import AXIS_ANGLE, EEF_DELTA, POSITION, absolute
-from imagewam_jax.data.registry.spec import Camera, DatasetSpec
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 

@@ -16,6 +16,7 @@ one of these can say otherwise.
 A mixture may blank the instructions of a dataset; that is a property of its entry, not of a row.
 """
 
+from imagewam_jax.data.dataset_spec import DatasetSpec, views
 from imagewam_jax.data.registry.encodings import (
     EEF_DELTA,
     EEF_TARGET,
@@ -30,8 +31,6 @@ from imagewam_jax.data.registry.encodings import (
     POSITION,
     absolute,
 )
-from imagewam_jax.data.registry.spec import DatasetSpec
-from imagewam_jax.data.registry.views import views
 
 CONVERTED = "_converted_externally_to_rlds"  # part of the name on disk
 NATURAL = ("observation/natural_language_instruction",)

@@ -5,6 +5,7 @@ Sources: TFDS catalog for keys and widths (`robo_set`, `aloha_mobile`, `berkeley
 the porting specification and the RLDS layout of OpenVLA-OFT's ALOHA builders for RoboTwin.
 """
 
+from imagewam_jax.data.dataset_spec import DatasetSpec, views
 from imagewam_jax.data.registry.encodings import (
     JOINT,
     JOINT_BIMANUAL,
@@ -15,8 +16,6 @@ from imagewam_jax.data.registry.encodings import (
     NAV_POSE,
     POS_QUAT,
 )
-from imagewam_jax.data.registry.spec import DatasetSpec
-from imagewam_jax.data.registry.views import views
 
 
 def _navigation(name: str, control_hz: float) -> DatasetSpec:

@@ -1,7 +1,7 @@
 """The datasets that this project makes itself."""
 
+from imagewam_jax.data.dataset_spec import Camera, DatasetSpec, Encoding
 from imagewam_jax.data.registry.encodings import absolute
-from imagewam_jax.data.registry.spec import Camera, DatasetSpec, Encoding
 
 METAWORLD_FAUCET = DatasetSpec(
     name="metaworld_faucet",

@@ -1,8 +1,12 @@
 """Per-episode transforms of RLDS features into actions and states, and filters of steps."""
 
+import dataclasses
 from types import MappingProxyType
+from typing import Any
 
+from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.transforms.base import (
+    EpisodeFeatures,
     StepFilter,
     Transform,
     describe_version,
@@ -10,13 +14,9 @@ from imagewam_jax.data.transforms.base import (
     step_filter,
     transform,
 )
-from imagewam_jax.data.transforms.columns import columns
-from imagewam_jax.data.transforms.features import EpisodeFeatures
-from imagewam_jax.data.transforms.filters import non_idle, not_first, success
-from imagewam_jax.data.transforms.idle import bimanual_non_idle
-from imagewam_jax.data.transforms.kuka import kuka
-from imagewam_jax.data.transforms.reached import reached
-from imagewam_jax.data.transforms.stored import as_stored
+from imagewam_jax.data.transforms.columns import as_stored, columns, kuka, reached
+from imagewam_jax.data.transforms.filters import bimanual_non_idle, non_idle, not_first, success
+from imagewam_jax.errors import DataError
 
 TRANSFORMS = MappingProxyType(
     {"as_stored": as_stored, "columns": columns, "kuka": kuka, "reached": reached}
@@ -41,15 +41,61 @@ def find_filter(name: str) -> StepFilter:
     return find(name, FILTERS, StepFilter)
 
 
+def check_spec(spec: DatasetSpec) -> None:
+    """Looks up the transform and the filters of a dataset spec.
+
+    DataError: one is not there or ill named, or none of them reads an option of the spec.
+    """
+    filters = spec.filters + spec.cuts
+    parts = [find_transform(spec.transform), *map(find_filter, filters)]
+    known = {name for part in parts for name in part.options}
+    unknown = sorted({name for name, _ in spec.options} - known)
+    if unknown:
+        raise DataError(
+            f"{spec.name}: options {unknown} are read by neither the transform "
+            f"{spec.transform!r} nor the filters {list(filters)}; known: {sorted(known)}"
+        )
+
+
+def spec_identity(spec: DatasetSpec) -> dict[str, Any]:
+    """All that decides the standardised actions, states, starts and instructions, as JSON.
+
+    The name of the dataset and its cameras are not part of it: they change none of those.
+    """
+    return {
+        "action": _jsonable(dataclasses.asdict(spec.action)),
+        "state": _jsonable(dataclasses.asdict(spec.state)),
+        "control_hz": float(spec.control_hz),
+        "language": list(spec.language),
+        "transform": describe_version(spec.transform, find_transform(spec.transform)),
+        "action_keys": list(spec.action_keys),
+        "state_keys": list(spec.state_keys),
+        "filters": [describe_version(name, find_filter(name)) for name in spec.filters],
+        "cuts": [describe_version(name, find_filter(name)) for name in spec.cuts],
+        "options": _jsonable(dict(sorted(spec.options))),
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    """Tuples as lists, so that a value equals what JSON reads back."""
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_jsonable(item) for item in value]
+    return value
+
+
 __all__ = [
     "FILTERS",
     "TRANSFORMS",
     "EpisodeFeatures",
     "StepFilter",
     "Transform",
+    "check_spec",
     "describe_version",
     "find_filter",
     "find_transform",
+    "spec_identity",
     "step_filter",
     "transform",
 ]

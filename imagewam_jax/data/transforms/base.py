@@ -10,23 +10,21 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from imagewam_jax.data.errors import DataError
-
-if TYPE_CHECKING:
-    from imagewam_jax.data.registry.spec import DatasetSpec
+from imagewam_jax.data.dataset_spec import DatasetSpec
+from imagewam_jax.errors import DataError
 
 Steps = Mapping[str, np.ndarray]
 Standardised = tuple[Float32[np.ndarray, "t a"], Float32[np.ndarray, "t p"]]
-TransformFunction = Callable[[Steps, "DatasetSpec"], Standardised]
+TransformFunction = Callable[[Steps, DatasetSpec], Standardised]
 FilterFunction = Callable[
-    [Steps, "DatasetSpec", Float32[np.ndarray, "t a"], Float32[np.ndarray, "t p"]],
+    [Steps, DatasetSpec, Float32[np.ndarray, "t a"], Float32[np.ndarray, "t p"]],
     Bool[np.ndarray, " t"],
 ]
 
@@ -46,7 +44,7 @@ class Transform:
     version: int
     options: tuple[str, ...] = ()
 
-    def __call__(self, steps: Steps, spec: "DatasetSpec") -> Standardised:
+    def __call__(self, steps: Steps, spec: DatasetSpec) -> Standardised:
         return self.function(steps, spec)
 
 
@@ -61,7 +59,7 @@ class StepFilter:
     version: int
     options: tuple[str, ...] = ()
 
-    def __call__(self, steps: Steps, spec: "DatasetSpec", action: np.ndarray, state: np.ndarray):
+    def __call__(self, steps: Steps, spec: DatasetSpec, action: np.ndarray, state: np.ndarray):
         return self.function(steps, spec, action, state)
 
 
@@ -122,3 +120,77 @@ def describe_version(name: str, found: Transform | StepFilter) -> dict[str, Any]
         source = Path(inspect.getsourcefile(inspect.unwrap(found.function))).read_bytes()
         identity["source"] = hashlib.sha256(source).hexdigest()[:16]
     return identity
+
+
+class EpisodeFeatures(Mapping[str, np.ndarray]):
+    """Features of one episode by key, each read when it is first asked for.
+
+    steps, episodes: columns of a split, anything that a slice of rows gives an array of: NumPy
+      arrays and the columns of an index. An episode feature comes repeated for every step.
+    rows: the episode's frames. episode: its number.
+    where: the episode in words, for the error of a key that is not there.
+    """
+
+    def __init__(
+        self,
+        steps: Mapping[str, Any],
+        episodes: Mapping[str, Any],
+        rows: slice,
+        episode: int,
+        where: str,
+    ):
+        self._steps, self._episodes = steps, episodes
+        self._rows, self._episode, self._where = rows, episode, where
+        self._read: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        if key not in self._read:
+            self._read[key] = self._load(key)
+        return self._read[key]
+
+    def __contains__(self, key: object) -> bool:  # Mapping's own would read the feature
+        return key in self._steps or key in self._episodes
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._steps
+        yield from (key for key in self._episodes if key not in self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps.keys() | self._episodes.keys())
+
+    def _load(self, key: str) -> np.ndarray:
+        if key in self._steps:
+            return self._steps[key][self._rows]
+        if key in self._episodes:
+            value = self._episodes[key][self._episode : self._episode + 1]
+            return np.repeat(value, self._rows.stop - self._rows.start, axis=0)
+        raise DataError(f"{self._where}: no feature {key!r}, there are {sorted(self)}")
+
+
+def feature(steps: Steps, key: str) -> np.ndarray:
+    """A feature; DataError if it is not there, whatever kind of mapping `steps` is."""
+    try:
+        return steps[key]
+    except KeyError:
+        raise DataError(f"no feature {key!r}, there are {sorted(steps)}") from None
+
+
+def numbers(steps: Steps, key: str) -> Float32[np.ndarray, "t d"]:
+    """A numeric feature as [T, d] float32: one column if it is a number per step.
+
+    DataError: it is not there, not numeric, or has more than one axis besides time.
+    """
+    values = np.asarray(feature(steps, key))
+    if values.dtype.kind not in "biuf" or values.ndim > 2:
+        raise DataError(
+            f"feature {key!r} is {values.dtype}{list(values.shape)}, expected numbers of "
+            "[steps] or [steps, dimensions]"
+        )
+    values = values[:, None] if values.ndim == 1 else values
+    return values.astype(np.float32)
+
+
+def joined(steps: Steps, keys: tuple[str, ...], length: int) -> Float32[np.ndarray, "t d"]:
+    """Features side by side, in the order of their keys; [length, 0] if there are none."""
+    parts = [numbers(steps, key) for key in keys]
+    return np.concatenate([np.zeros((length, 0), np.float32), *parts], axis=1)

@@ -1,18 +1,32 @@
 """The transform of most rows: choose columns, bring rotation and gripper to the common form."""
 
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.transforms.base import Standardised, Steps, transform
+from imagewam_jax.data.transforms.base import Standardised, Steps, joined, numbers, transform
 from imagewam_jax.data.transforms.gripper import OPERATIONS
-from imagewam_jax.data.transforms.rotations import euler_from_quaternion, in_frame
-from imagewam_jax.data.transforms.stored import as_stored
+from imagewam_jax.data.transforms.rotations import euler_from_quaternion, in_frame, wrapped
+from imagewam_jax.errors import DataError
 
 if TYPE_CHECKING:
-    from imagewam_jax.data.registry.spec import DatasetSpec
+    from imagewam_jax.data.dataset_spec import DatasetSpec
+
+
+@transform(version=1)
+def as_stored(steps: Steps, spec: "DatasetSpec") -> Standardised:
+    """In: the features of action_keys and state_keys. Out: each group side by side, unchanged."""
+    if not spec.action_keys:
+        raise DataError(f"{spec.name}: the transform 'as_stored' needs action_keys")
+    length = len(numbers(steps, spec.action_keys[0]))
+    return joined(steps, spec.action_keys, length), joined(steps, spec.state_keys, length)
+
+
+if TYPE_CHECKING:
+    from imagewam_jax.data.dataset_spec import DatasetSpec
 
 OPTIONS = ("action_columns", "state_columns", "rotation", "frame", "gripper")
 ROTATIONS = ("as_stored", "quaternion")
@@ -76,3 +90,62 @@ def _chosen(
         raise DataError(f"{spec.name}: {option} asks for {outside} of {width} columns")
     picked = [np.zeros(len(values), np.float32) if c is None else values[:, c] for c in chosen]
     return np.stack(picked, axis=1)
+
+
+if TYPE_CHECKING:
+    from imagewam_jax.data.dataset_spec import DatasetSpec
+
+
+class _Inflated(Mapping[str, np.ndarray]):
+    """Features, those of bytes decompressed from zlib into rows of float32."""
+
+    def __init__(self, steps: Steps):
+        self._steps = steps
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        values = self._steps[key]
+        if values.dtype.kind != "O" or not all(isinstance(value, bytes) for value in values):
+            return values
+        try:
+            return np.stack([np.frombuffer(zlib.decompress(value), "<f4") for value in values])
+        except (zlib.error, ValueError) as error:
+            raise DataError(f"feature {key!r} is not zlib-compressed float32: {error}") from error
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._steps
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+@transform(version=1, options=OPTIONS)
+def kuka(steps: Steps, spec: "DatasetSpec") -> Standardised:
+    """As `columns`, but any feature may be bytes that zlib made of float32."""
+    return columns(_Inflated(steps), spec)
+
+
+if TYPE_CHECKING:
+    from imagewam_jax.data.dataset_spec import DatasetSpec
+
+
+@transform(version=1, options=OPTIONS)
+def reached(steps: Steps, spec: "DatasetSpec") -> Standardised:
+    """In: as for `columns`, the state beginning with a pose (x, y, z, roll, pitch, yaw).
+
+    Out: as `columns` makes it, but columns 0 to 5 of the action are the pose of the next step minus
+    that of this one, angles by the shorter way round. The last step has no next and is dropped.
+    """
+    action, state = columns(steps, spec)
+    if action.shape[1] < 6 or state.shape[1] < 6:
+        raise DataError(
+            f"{spec.name}: 'reached' needs actions and states that begin with a pose, found "
+            f"{action.shape[1]} and {state.shape[1]} dimensions"
+        )
+    difference = np.diff(state[:, :6], axis=0)
+    difference[:, 3:] = wrapped(difference[:, 3:])
+    action = action[:-1].copy()
+    action[:, :6] = difference
+    return action, state[:-1]

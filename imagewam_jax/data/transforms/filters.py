@@ -1,16 +1,19 @@
-"""Which steps may start a sample."""
+"""Idle stretches of bimanual recordings, by the official rule (spec imagewam_flux2 7.8).
+
+A frame is idle when the commanded joints are where the joints already are. Short pauses are part of
+a movement and are kept, and so is the stretch in which an episode comes to rest.
+"""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.transforms.base import Steps, step_filter
-from imagewam_jax.data.transforms.features import feature
+from imagewam_jax.data.transforms.base import Steps, feature, step_filter
+from imagewam_jax.errors import DataError
 
 if TYPE_CHECKING:
-    from imagewam_jax.data.registry.spec import DatasetSpec
+    from imagewam_jax.data.dataset_spec import DatasetSpec
 
 NO_MOTION = 1e-5  # of a stored displacement or velocity; what counts as none in the public loaders
 
@@ -56,3 +59,61 @@ def not_first(
 ) -> Bool[np.ndarray, " t"]:
     """All steps but the first of an episode."""
     return np.arange(len(action)) > 0
+
+
+if TYPE_CHECKING:
+    from imagewam_jax.data.dataset_spec import DatasetSpec
+
+AT_REST = 1e-3  # radians, or units of the gripper's opening: the norm of action minus state
+SHORTEST = 5  # frames; shorter idle runs are kept
+GRIPPERS = (6, 13)
+ARMS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12)
+
+
+def idle_frames(
+    action: Float32[np.ndarray, "t 14"], state: Float32[np.ndarray, "t 14"]
+) -> Bool[np.ndarray, " t"]:
+    """Frames whose action is the state: all of it, or arms and grippers each within 1e-3."""
+    difference = np.asarray(action, np.float64) - state
+    arms = np.linalg.norm(difference[:, ARMS], axis=1)
+    grippers = np.linalg.norm(difference[:, GRIPPERS], axis=1)
+    whole = np.linalg.norm(difference, axis=1)
+    return (whole <= AT_REST) | ((arms <= AT_REST) & (grippers <= AT_REST))
+
+
+def kept_ranges(idle: Bool[np.ndarray, " t"]) -> list[tuple[int, int]]:
+    """What remains without the idle runs of 5 frames or more: [start, end) pairs, in order.
+
+    A run that reaches the episode's end is kept whatever its length.
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], idle, [False]]).astype(np.int8)))
+    runs = edges.reshape(-1, 2).tolist()
+    start, kept = 0, []
+    for run_start, run_end in runs:
+        if run_end - run_start < SHORTEST or run_end == len(idle):
+            continue
+        if run_start > start:
+            kept.append((start, run_start))
+        start = run_end
+    if start < len(idle):
+        kept.append((start, len(idle)))
+    return kept
+
+
+@step_filter(version=1)
+def bimanual_non_idle(
+    steps: Steps,
+    spec: "DatasetSpec",
+    action: Float32[np.ndarray, "t a"],
+    state: Float32[np.ndarray, "t p"],
+) -> Bool[np.ndarray, " t"]:
+    """Steps in `kept_ranges`; actions and states are 2 x (6 joints, gripper), absolute."""
+    if action.shape[1] != 14 or state.shape[1] != 14:
+        raise DataError(
+            f"{spec.name}: 'bimanual_non_idle' needs 14 dimensions of action and state, found "
+            f"{action.shape[1]} and {state.shape[1]}"
+        )
+    kept = np.zeros(len(action), bool)
+    for start, end in kept_ranges(idle_frames(action, state)):
+        kept[start:end] = True
+    return kept

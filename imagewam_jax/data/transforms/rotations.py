@@ -7,7 +7,7 @@ that order. It is SciPy's `Rotation.as_euler("xyz")` and what the public Open-X 
 import numpy as np
 from jaxtyping import Float
 
-from imagewam_jax.data.errors import DataError
+from imagewam_jax.errors import DataError
 
 GIMBAL_LOCK = 1 - 1e-12  # of |sin(pitch)|, in float64: beyond it roll and yaw are one angle
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+from imagewam_jax.errors import OpenGLUnavailable
+
 # A context alone does not prove that drawing works: MjrContext compiles shaders and buffers.
 _PROBE = """
 import mujoco
@@ -23,10 +25,6 @@ print("rendering works")
 """
 _PROBE_TIMEOUT_S = 60
 _CANDIDATES = {"linux": ("egl", "osmesa"), "darwin": ("cgl",)}
-
-
-class OpenGLUnavailable(RuntimeError):
-    """No OpenGL backend can render without a display on this machine."""
 
 
 @functools.cache

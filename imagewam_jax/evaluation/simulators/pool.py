@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from imagewam_jax.errors import OpenGLUnavailable, SimulatorError
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, SimulatorSpec
-from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
 
 _WORKER_MODULE = "imagewam_jax.evaluation.simulators.worker"
 _CLOSE_TIMEOUT_S = 5
 _STDERR_CHARS = 4000
-
-
-class SimulatorWorkerError(RuntimeError):
-    """A simulator process failed, died or did not answer; the message holds its traceback."""
 
 
 class SimulatorPool:
@@ -42,7 +38,7 @@ class SimulatorPool:
 
     Raises:
         OpenGLUnavailable: the simulator renders, and this machine cannot.
-        SimulatorWorkerError: a simulator could not be built; also raised by the methods.
+        SimulatorError: a simulator could not be built; also raised by the methods.
     """
 
     spec: SimulatorSpec
@@ -98,7 +94,7 @@ class SimulatorPool:
 
     def _call(self, method: str, arguments: Mapping[int, Any]) -> dict[int, Any]:
         if not self._workers:
-            raise SimulatorWorkerError("the pool is closed")
+            raise SimulatorError("the pool is closed")
         unknown = [i for i in arguments if not 0 <= i < self.num_simulators]
         if unknown:
             raise ValueError(f"no simulators {unknown}: the pool has {self.num_simulators}")
@@ -154,7 +150,7 @@ class _Worker:
     def receive(self) -> Any:
         try:
             if not self._connection.poll(self._timeout_s):
-                raise SimulatorWorkerError(
+                raise SimulatorError(
                     f"{self._name} did not answer within {self._timeout_s:g} s{self._quote()}"
                 )
             status, answer = self._connection.recv()
@@ -163,7 +159,7 @@ class _Worker:
         if status == "no OpenGL":
             raise OpenGLUnavailable(answer)
         if status == "error":
-            raise SimulatorWorkerError(f"{self._name} failed:\n{answer}")
+            raise SimulatorError(f"{self._name} failed:\n{answer}")
         return answer
 
     def hang_up(self) -> None:
@@ -179,13 +175,13 @@ class _Worker:
             self._process.wait()
         self._stderr.close()
 
-    def _death(self) -> SimulatorWorkerError:
+    def _death(self) -> SimulatorError:
         """The error for a connection that the other side has closed."""
         try:
             status = f"exit status {self._process.wait(_CLOSE_TIMEOUT_S)}"
         except subprocess.TimeoutExpired:
             status = "connection lost"
-        return SimulatorWorkerError(f"{self._name} died ({status}){self._quote()}")
+        return SimulatorError(f"{self._name} died ({status}){self._quote()}")
 
     def _quote(self) -> str:
         self._stderr.seek(0)

@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection
 import numpy as np
 from jaxtyping import Float32
 
+from imagewam_jax.errors import OpenGLUnavailable
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, Simulator
-from imagewam_jax.evaluation.simulators.opengl import OpenGLUnavailable
 
 
 class _Episode:

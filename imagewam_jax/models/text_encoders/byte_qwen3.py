@@ -4,11 +4,23 @@ Nothing to download: random features tell prompts apart, and that is all a polic
 of instructions needs. They know nothing of meaning.
 """
 
+from collections.abc import Sequence
+
 from flax import nnx
 
-from imagewam_jax.models.text_encoders import byte_tokenizer
-from imagewam_jax.models.text_encoders.base import TextEncoder
+from imagewam_jax.models.text_encoders import byte_qwen3 as byte_tokenizer
+from imagewam_jax.models.text_encoders.base import TextEncoder, Tokens, pad_tokens
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3, Qwen3Config
+
+BEGIN, END, PAD = 256, 257, 258  # behind the 256 bytes
+VOCAB_SIZE = 259
+
+
+def tokenize(prompts: Sequence[str], max_length: int) -> Tokens:
+    """`BEGIN`, the bytes, `END`, then `PAD` up to `max_length`: see `pad_tokens`."""
+    ids = [[BEGIN, *prompt.encode(), END] for prompt in prompts]
+    return pad_tokens(prompts, ids, max_length, PAD)
+
 
 BYTE_QWEN3 = Qwen3Config(
     vocab_size=byte_tokenizer.VOCAB_SIZE,

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.registry import dataset_spec
 from imagewam_jax.data.transforms import find_transform
-from imagewam_jax.data.transforms.columns import columns
-from imagewam_jax.data.transforms.stored import as_stored
+from imagewam_jax.data.transforms.columns import as_stored, columns
+from imagewam_jax.errors import DataError
 from tests.data.transforms.specs import row
 
 ROLLED = np.float32([0, 0, np.sqrt(0.5), np.sqrt(0.5)])  # 90 degrees about z, (x, y, z, w)

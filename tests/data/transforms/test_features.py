@@ -5,11 +5,11 @@ import zlib
 import numpy as np
 import pytest
 
-from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.registry import dataset_spec
 from imagewam_jax.data.transforms import EpisodeFeatures
-from imagewam_jax.data.transforms.kuka import kuka
-from imagewam_jax.data.transforms.language import text_of_codes
+from imagewam_jax.data.transforms.columns import kuka
+from imagewam_jax.data.transforms.standardize import text_of_codes
+from imagewam_jax.errors import DataError
 
 
 class Counted:

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
-from imagewam_jax.data.errors import DataError
-from imagewam_jax.data.transforms.filters import non_idle, not_first, success
-from imagewam_jax.data.transforms.idle import bimanual_non_idle, idle_frames, kept_ranges
+from imagewam_jax.data.transforms.filters import (
+    bimanual_non_idle,
+    idle_frames,
+    kept_ranges,
+    non_idle,
+    not_first,
+    success,
+)
+from imagewam_jax.errors import DataError
 from tests.data.transforms.specs import row
 
 NO_STATE = np.zeros((3, 0), np.float32)

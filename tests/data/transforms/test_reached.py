@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.registry import dataset_spec
-from imagewam_jax.data.transforms.reached import reached
+from imagewam_jax.data.transforms.columns import reached
+from imagewam_jax.errors import DataError
 from tests.data.transforms.specs import row
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from imagewam_jax.data.errors import DataError
 from imagewam_jax.data.transforms.rotations import (
     euler_from_matrix,
     euler_from_quaternion,
@@ -13,6 +12,7 @@ from imagewam_jax.data.transforms.rotations import (
     matrix_from_quaternion,
     wrapped,
 )
+from imagewam_jax.errors import DataError
 
 HALF = np.sqrt(0.5)
 

@@ -1,0 +1,118 @@
+"""The assets of a policy in a checkpoint: autoencoder, text features, normalizers."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+from flax import nnx
+
+from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
+from imagewam_jax.config.schema import named_config
+from imagewam_jax.errors import CheckpointError
+from imagewam_jax.models.autoencoders import AUTOENCODERS
+from imagewam_jax.models.parameters import module_tree
+from imagewam_jax.preprocess.inputs import Frozen
+from imagewam_jax.preprocess.normalization import Normalizer
+
+
+def frozen_trees(frozen: Frozen) -> dict[str, dict[str, Any]]:
+    """The arrays as nested dictionaries: the trees of a checkpoint that `FROZEN_TREES` names."""
+    return {
+        "autoencoder": module_tree(frozen.autoencoder),
+        "text": {"features": frozen.text, "length": frozen.text_length},
+        "normalizers": {
+            "actions": dataclasses.asdict(frozen.actions),
+            "state": dataclasses.asdict(frozen.state),
+        },
+    }
+
+
+FROZEN_TREES = ("autoencoder", "text", "normalizers")
+
+
+def frozen_from_trees(
+    trees: Mapping[str, Mapping[str, Any]], autoencoder: Mapping[str, Any]
+) -> Frozen:
+    """The inverse; `autoencoder` is that section of the config."""
+    return Frozen(
+        autoencoder=autoencoder_from_tree(trees["autoencoder"], autoencoder),
+        text=trees["text"]["features"],
+        text_length=trees["text"]["length"],
+        actions=Normalizer(**trees["normalizers"]["actions"]),
+        state=Normalizer(**trees["normalizers"]["state"]),
+    )
+
+
+def restore_frozen(
+    checkpoints: Checkpoints,
+    step: int,
+    autoencoder: Mapping[str, Any],
+    instead: Mapping[str, Any] = MappingProxyType({}),
+) -> Frozen:
+    """The frozen parts of a checkpoint; `autoencoder` is that section of its config, and `instead`
+    has trees that are taken in place of its own."""
+    names = [name for name in FROZEN_TREES if name not in instead]
+    abstract = abstract_frozen_trees(checkpoints, step, autoencoder, names)
+    return frozen_from_trees({**checkpoints.restore(step, abstract), **instead}, autoencoder)
+
+
+def abstract_frozen_trees(
+    checkpoints: Checkpoints,
+    step: int,
+    autoencoder: Mapping[str, Any],
+    names: Sequence[str] = FROZEN_TREES,
+) -> dict[str, Any]:
+    """Shapes and dtypes of these trees of a checkpoint; those of the autoencoder are its section's.
+
+    CheckpointError: one is not there. Unreadable: what describes it is damaged.
+    """
+    abstract = {name: checkpoints.abstract(step, name) for name in names}
+    if "autoencoder" in abstract:
+        abstract["autoencoder"] = abstract_autoencoder(autoencoder)
+    return abstract
+
+
+def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of the autoencoder in some checkpoint, in float32.
+
+    CheckpointError: there is none, or not the one of the config's section.
+    """
+    checkpoints, step = open_checkpoint(path)
+    with contextlib.closing(checkpoints):
+        tree = {"autoencoder": abstract_autoencoder(section)}
+        if "autoencoder" in checkpoints.trees(step):
+            saved = checkpoints.restore_json(step, "about")["config"]["autoencoder"]
+            if autoencoder_config(saved) != autoencoder_config(section):
+                raise CheckpointError(
+                    f"{path}: its autoencoder is {autoencoder_config(saved)}, the config asks for "
+                    f"{autoencoder_config(section)}"
+                )
+        return checkpoints.restore(step, tree)["autoencoder"]
+
+
+def autoencoder_from_tree(tree: Mapping[str, Any], section: Mapping[str, Any]) -> nnx.Module:
+    """The autoencoder of a config's section, with these parameters."""
+    graph, state = nnx.split(jax.eval_shape(lambda: new_autoencoder(section)))
+    nnx.replace_by_pure_dict(state, tree)
+    return nnx.merge(graph, state)
+
+
+def abstract_autoencoder(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes and dtypes of its parameters."""
+    return jax.eval_shape(lambda: module_tree(new_autoencoder(section)))
+
+
+def new_autoencoder(section: Mapping[str, Any]) -> nnx.Module:
+    """The autoencoder that a config names, with random weights."""
+    config = autoencoder_config(section)
+    return AUTOENCODERS[section["name"]][1](config, rngs=nnx.Rngs(0))
+
+
+def autoencoder_config(section: Mapping[str, Any]) -> Any:
+    """The sizes in that section of a config."""
+    sizes = {key: value for key, value in section.items() if key != "weights"}
+    return named_config(sizes, AUTOENCODERS, "autoencoder")

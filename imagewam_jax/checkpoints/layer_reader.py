@@ -1,0 +1,99 @@
+"""Reads a tree of a checkpoint that is larger than memory, a layer at a time."""
+
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from orbax.checkpoint import type_handlers
+
+from imagewam_jax.checkpoints.store import Checkpoints
+from imagewam_jax.errors import CheckpointError
+from imagewam_jax.models.parameters import flatten
+
+# Of an array whose chunks on disk span layers, as a training run writes it: so much of it is kept
+# for its next layers, since each read decodes the chunk again.
+BLOCK_BYTES = 256 * 2**20
+# Of the blocks of all arrays. A foreign tensor is made of five arrays or fewer.
+KEPT_BYTES = 5 * BLOCK_BYTES
+
+
+class SavedTree:
+    """The arrays of one tree of a step; `abstract` has their shapes and dtypes.
+
+    Called with a dotted path and a layer it reads that layer, or all of the array (None). It can be
+    called from several threads, as a source that reads from it is.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, step: int, tree: str):
+        """CheckpointError: the step has no such tree."""
+        self.abstract: dict[str, Any] = checkpoints.abstract(step, tree)
+        self._folder = checkpoints.directory / str(step) / tree
+        self._stored = json.loads((self._folder / "_METADATA").read_text())
+        self._context = type_handlers.get_ts_context(use_ocdbt=self._stored["use_ocdbt"])
+        self._lock = threading.Lock()  # around both of these
+        self._arrays: dict[str, ts.TensorStore] = {}
+        self._blocks: dict[str, tuple[int, np.ndarray]] = {}  # first layer, and these layers
+
+    def check(self, like: Mapping[str, Any], below: str = "") -> None:
+        """CheckpointError unless the arrays below a dotted path are those of `like`."""
+        prefix = f"{below}." if below else ""
+        wanted = {f"{prefix}{path}": leaf.shape for path, leaf in flatten(like).items()}
+        there = flatten(self.abstract)
+        saved = {path: leaf.shape for path, leaf in there.items() if path.startswith(prefix)}
+        if differing := [p for p in sorted({*wanted, *saved}) if wanted.get(p) != saved.get(p)]:
+            first = differing[0]
+            raise CheckpointError(
+                f"{self._folder}: {len(differing)} arrays are not those that the config speaks "
+                f"of: {first} is {saved.get(first)}, not {wanted.get(first)}"
+            )
+
+    def __call__(self, path: str, layer: int | None) -> np.ndarray:
+        """CheckpointError: what is on disk cannot be read."""
+        with self._lock:
+            if path not in self._arrays:
+                self._arrays[path] = self._open(path)
+            array = self._arrays[path]
+        count = 1 if layer is None else _layers_at_once(array)
+        try:
+            if count == 1:
+                return (array if layer is None else array[layer]).read().result()
+            with self._lock:  # two threads that want one block read it once
+                return self._layer(path, array, layer, count)
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{self._folder}: {path} cannot be read: {error}") from error
+
+    def _layer(self, path: str, array: ts.TensorStore, layer: int, count: int) -> np.ndarray:
+        """One of a block of `count` layers that is read whole and kept."""
+        start, block = self._blocks.get(path, (0, np.empty(0)))
+        if not start <= layer < start + len(block):
+            start = layer - layer % count
+            block = array[start : min(start + count, array.shape[0])].read().result()
+            self._blocks.pop(path, None)
+            self._blocks[path] = start, block
+            while sum(b.nbytes for _, b in self._blocks.values()) > KEPT_BYTES:
+                del self._blocks[next(iter(self._blocks))]
+        return block[layer - start]
+
+    def _open(self, path: str) -> ts.TensorStore:
+        info = type_handlers.ParamInfo(
+            name=path,
+            parent_dir=self._folder,
+            is_ocdbt_checkpoint=self._stored["use_ocdbt"],
+            use_zarr3=self._stored["use_zarr3"],
+            ts_context=self._context,
+        )
+        spec = type_handlers.get_json_tspec_read(info, use_ocdbt=self._stored["use_ocdbt"])
+        try:
+            return ts.open(ts.Spec(spec), read=True, context=self._context).result()
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{self._folder}: {path} cannot be read: {error}") from error
+
+
+def _layers_at_once(array: ts.TensorStore) -> int:
+    if array.chunk_layout.read_chunk.shape[0] == 1:
+        return 1
+    layer_bytes = int(np.prod(array.shape[1:])) * array.dtype.numpy_dtype.itemsize
+    return max(1, BLOCK_BYTES // max(1, layer_bytes))

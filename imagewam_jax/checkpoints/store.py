@@ -1,0 +1,285 @@
+"""What a checkpoint holds, and how it is written and read.
+
+    <directory>/<step>/params, ema, optimizer           of a policy, or of parts of one
+                       autoencoder, text, normalizers   its frozen parts
+                       text_encoder                     of a converted text encoder
+                       tokenizer                        its files, by name
+                       data                             position of the data iterator
+                       about                            config, prompts, statistics, provenance
+                       sums                             of the arrays' bits, by which damage shows
+
+The trees are of arrays and any of them can be absent: a training run has all but the text
+encoder, a converted autoencoder only itself. The last four are JSON; `about` says how to rebuild
+what is there, and a training run has `sums`. A step is complete or absent: Orbax writes it under
+another name and renames it.
+"""
+
+import contextlib
+import itertools
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from imagewam_jax.checkpoints.checksums import array_sums, by_path, differing
+from imagewam_jax.errors import CheckpointError, Unreadable
+
+FORMAT = 3
+JSON_ITEMS = ("about", "data", "tokenizer", "sums")
+
+
+class Checkpoints:
+    """The checkpoints of one run, written in the background."""
+
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        keep: int | None = 2,
+        read_only: bool = False,
+        placement: Sharding | None = None,
+    ):
+        """Unless it is only read, the folder is made, and what a killed run left half-written in
+        it is removed. `placement` is where arrays are restored to, by default the first device."""
+        self.directory = Path(directory).absolute()
+        self._placement = placement or SingleDeviceSharding(jax.local_devices()[0])
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: {error}") from error
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Of all complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def set_aside(self, step: int) -> Path:
+        """Renames a checkpoint that cannot be used, so that the run can write its step again;
+        returns where it is then. To be called by one process; the others `reload` after it."""
+        folder = self.directory / str(step)
+        names = (folder.with_name(f"{step}.unreadable{n or ''}") for n in itertools.count())
+        return folder.rename(next(name for name in names if not name.exists()))
+
+    def reload(self) -> None:
+        """Looks again at what is on disk."""
+        self._manager.reload()
+
+    def save(
+        self,
+        step: int,
+        trees: Mapping[str, Any],
+        about: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+        tokenizer: Mapping[str, str] | None = None,
+    ) -> None:
+        """Starts to write trees of arrays; returns before it is done.
+
+        CheckpointError: there is less free space than it takes, or the one before could not be
+        written.
+        """
+        self.wait()
+        check_space(self.directory, tree_bytes(trees))
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        sums = {name: array_sums(tree) for name, tree in trees.items()}
+        json_items = {"about": {"format": FORMAT, **about}, "data": data, "tokenizer": tokenizer}
+        json_items["sums"] = sums
+        items |= {k: ocp.args.JsonSave(dict(v)) for k, v in json_items.items() if v is not None}
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def wait(self) -> None:
+        """Until everything is on disk. CheckpointError: it could not be written."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint could not be written, the newest complete one is "
+                f"of step {self.latest_step}: {error}"
+            ) from error
+
+    def trees(self, step: int) -> set[str]:
+        """The names of the trees that a step has."""
+        folder = self.directory / str(step)
+        return {path.parent.name for path in folder.glob("*/_METADATA")} - set(JSON_ITEMS)
+
+    def weights(self, step: int, which: str | None = None) -> str:
+        """The tree of parameters to use: `which`, else the moving average where there is one."""
+        return which or ("ema" if "ema" in self.trees(step) else "params")
+
+    def abstract(self, step: int, tree: str) -> dict[str, Any]:
+        """Shapes and dtypes of a tree as it was saved.
+
+        CheckpointError: it was not. Unreadable: what says so is damaged.
+        """
+        if tree not in self.trees(step):
+            raise CheckpointError(
+                f"{self.directory / str(step)}: no {tree!r} in it; it has "
+                f"{sorted(self.trees(step))}"
+            )
+        folder = self.directory / str(step) / tree
+        try:
+            with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+                saved = handler.metadata(folder)
+        except Exception as error:  # of many kinds, where a file has other bytes than it had
+            raise Unreadable(f"{folder} cannot be read: {error}") from error
+        if saved is None:
+            raise Unreadable(f"{folder} cannot be read: its description is not whole")
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved.tree)
+
+    def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """The named trees of a step, in the shapes, dtypes and shardings of `abstract`.
+
+        Where it has no sharding, an array goes to `placement`, whatever it was saved from.
+        CheckpointError: a tree, or an array of it, is not there or has another shape. Unreadable:
+        it is there and damaged.
+        """
+        restored = self.read(step, abstract)
+        self.check(step, restored)
+        return restored
+
+    def read(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+        """As `restore`, without checking that numbers are those that were saved: a process reads
+        what its devices hold and waits for no other."""
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=x.sharding or self._placement
+            ),
+            dict(abstract),
+        )
+        for name, tree in abstract.items():
+            check_arrays(tree, self.abstract(step, name), f"{self.directory / str(step)}: {name}")
+        # Not the manager's own way, in which processes wait for each other: one that cannot read
+        # would leave the others there.
+        restored = {}
+        for name, tree in abstract.items():
+            folder = self.directory / str(step) / name
+            try:
+                with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+                    wanted = ocp.args.StandardRestore(tree)
+                    restored[name] = handler.restore(folder, args=wanted)
+            except Exception as error:  # of several kinds, plain `Exception` among them
+                if "RESOURCE_EXHAUSTED" in str(error):  # the devices are too small for it
+                    raise
+                raise Unreadable(f"{folder} could not be read: {error}") from error
+        return restored
+
+    def check(self, step: int, restored: Mapping[str, Any]) -> None:
+        """Unreadable, in all processes alike: an array is not what was saved. One that was restored
+        in another dtype cannot be told."""
+        folder, sums = self.directory / str(step), self.sums(step)
+        for name, tree in restored.items():
+            saved = {path: x.dtype for path, x in by_path(self.abstract(step, name)).items()}
+            same = {path: x for path, x in by_path(tree).items() if x.dtype == saved[path]}
+            damaged = differing(same, sums.get(name, {}))
+            if damaged:
+                raise Unreadable(
+                    f"{folder}: {len(damaged)} arrays of {name} are not what was saved, such as "
+                    f"{damaged[0]}"
+                )
+
+    def sums(self, step: int) -> dict[str, dict[str, int]]:
+        """Of each tree the arrays' sums, where they were saved. Unreadable: they are damaged."""
+        there = (self.directory / str(step) / "sums").is_dir()
+        return self.restore_json(step, "sums") if there else {}
+
+    def restore_json(self, step: int, name: str) -> dict[str, Any]:
+        """One of JSON_ITEMS of a step. Unreadable: it is not there, or damaged. CheckpointError: it
+        is an `about` of another version."""
+        where = self.directory / str(step)
+        try:
+            found = ocp.JsonCheckpointHandler().restore(where / name)
+        except (KeyError, OSError, ValueError) as error:
+            raise Unreadable(f"{where}: {name} cannot be read: {error}") from error
+        if name == "about" and found.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{where}: checkpoint format {found.get('format')}, this version reads {FORMAT}"
+            )
+        return found
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
+    """The run and step that a path means: a run's folder, its `checkpoints`, or one step.
+
+    CheckpointError: there is no checkpoint.
+    """
+    path = Path(path).absolute()
+    step = None
+    if path.name.isdigit():
+        path, step = path.parent, int(path.name)
+    elif (path / "checkpoints").is_dir():
+        path = path / "checkpoints"
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory, expected a run or a checkpoint in it")
+    steps = sorted(int(p.name) for p in path.iterdir() if p.name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise CheckpointError(f"{path}: no {wanted}; it has {steps}")
+    checkpoints = Checkpoints(path, read_only=True)
+    chosen = steps[-1] if step is None else step
+    try:
+        checkpoints.restore_json(chosen, "about")
+    except CheckpointError:
+        checkpoints.close()
+        raise
+    return checkpoints, chosen
+
+
+def tree_bytes(tree: Any) -> int:
+    """Size of all arrays of a tree, concrete or abstract."""
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def check_space(directory: Path, needed: int, copies: int = 1) -> None:
+    """CheckpointError unless `copies` checkpoints of `needed` bytes fit beside what is there."""
+    existing = next(p for p in (directory, *directory.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < copies * needed:
+        raise CheckpointError(
+            f"{directory}: {copies} checkpoint(s) of {needed / 1e6:.0f} MB do not fit: "
+            f"{free / 1e6:.0f} MB are free"
+        )
+
+
+def check_arrays(wanted: Any, saved: Any, where: str) -> None:
+    """CheckpointError unless both have the same arrays; their dtypes may differ."""
+    wanted, saved = (
+        {path: leaf.shape for path, leaf in by_path(tree).items()} for tree in (wanted, saved)
+    )
+    differing = [path for path in sorted({*wanted, *saved}) if wanted.get(path) != saved.get(path)]
+    if differing:
+        shown = [f"{path} is {saved.get(path)}, not {wanted.get(path)}" for path in differing[:4]]
+        raise CheckpointError(
+            f"{where}: {len(differing)} arrays are not those that the config speaks of: "
+            f"{'; '.join(shown)}"
+        )
+
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(path: Path | str) -> list[dict]:
+    """The rows of a metrics file; none where there is no file. An unfinished last line, which
+    a killed run can leave, is not a row."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]

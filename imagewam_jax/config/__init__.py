@@ -1,0 +1,1 @@
+"""Configs: every field and its meaning, files and overrides, official recipes, checks."""

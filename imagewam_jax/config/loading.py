@@ -1,0 +1,73 @@
+"""Config files and what the command line changes of them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from imagewam_jax.config.defaults import defaults
+from imagewam_jax.errors import ConfigError
+
+# Sections whose fields are those of what they name, or are a user's own names.
+OPEN_SECTIONS = (
+    "autoencoder",
+    "model.backbone",
+    "model.expert",
+    "data.rows",
+    "data.mixtures",
+    "evaluation.options",
+)
+
+
+def load_config(path: str, overrides: Sequence[str]) -> ConfigDict:
+    """A config file with `--config.field=value` overrides.
+
+    ConfigError: there is no such file, it has a field that there is not, or an override names no
+    field or does not fit it.
+    """
+    file = path.rsplit(":", 1)[0]
+    if not Path(file).is_file():
+        raise ConfigError(f"{file}: no such config file")
+    config = _parse_config(path, [])
+    _check_known(file, config.to_dict(), defaults().to_dict())
+    _check_fields(file, config, overrides)
+    return _parse_config(path, overrides)
+
+
+def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    argv = ["imagewam", f"--config={path}", *overrides]
+    flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv)
+    except (flags.Error, TypeError) as error:
+        first = error  # the flags library wraps an error of the config file itself twice
+        while first.__context__:
+            first = first.__context__
+        raise ConfigError(str(first if isinstance(first, ConfigError) else error)) from error
+    if len(rest) > 1:
+        raise ConfigError(f"unexpected arguments: {' '.join(rest[1:])}")
+    return values[flag.name].value
+
+
+def _check_known(file: str, found: Mapping, known: Mapping, prefix: str = "") -> None:
+    """ConfigError: a field of the file is not one of the defaults, or one of these is missing."""
+    if differing := sorted(found.keys() ^ known.keys()):
+        name = differing[0]
+        what = "an unknown field" if name in found else "no field"
+        raise ConfigError(f"{file} has {what} {prefix + name!r}; known are {sorted(known)}")
+    for name, section in known.items():
+        path = f"{prefix}{name}"
+        if isinstance(section, Mapping) and path not in OPEN_SECTIONS:
+            _check_known(file, found[name], section, f"{path}.")
+
+
+def _check_fields(file: str, config: ConfigDict, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        name, section = override.split("=")[0].removeprefix("--config."), config
+        for part in name.split(".") if override.startswith("--config.") else ():
+            if not isinstance(section, ConfigDict) or part not in section:
+                known = sorted(section) if isinstance(section, ConfigDict) else "no fields"
+                raise ConfigError(f"{file} has no field {name!r}: no {part!r} among {known}")
+            section = section[part]

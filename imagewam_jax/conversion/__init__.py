@@ -1,1 +1,0 @@
-"""Foreign weight layouts: one file each, strict, and written as tables."""

@@ -1,0 +1,308 @@
+"""The datasets of a run, opened the way a config's `data` section says."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from imagewam_jax.config.defaults import defaults
+from imagewam_jax.data.index.build import build_index
+from imagewam_jax.data.index.dataset_index import (
+    META_FILE,
+    DatasetIndex,
+    default_index_dir,
+    open_index,
+)
+from imagewam_jax.data.index.tfds_folder import read_tfds_folder
+from imagewam_jax.data.loading.loader import Source
+from imagewam_jax.data.loading.samples import SampleReader, SampleSpec
+from imagewam_jax.data.loading.start_frames import frame_anchors, parse_part
+from imagewam_jax.data.registry import DatasetSpec, dataset_spec, spec_from_config
+from imagewam_jax.data.registry.mixtures import (
+    MIXTURES,
+    Entry,
+    Mixture,
+    mixture_from_config,
+    shares,
+)
+from imagewam_jax.data.transforms.standardize import NO_TEXT, StandardDataset, standardize
+from imagewam_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One dataset, opened.
+
+    number: its place in the mixture; its samples' `dataset_id`, and the row of its statistics.
+    index_folder: where what is made of it once is kept.
+    instructions: the distinct ones of all datasets of the mixture, sorted; samples' `text_id`.
+    text_rows: for each of its own, and at last for none, the row in these.
+    every, unlabelled: which steps samples start at, see `anchors.frame_anchors`.
+    """
+
+    number: int
+    index: DatasetIndex
+    index_folder: Path
+    spec: DatasetSpec
+    standard: StandardDataset
+    sample: SampleSpec
+    instructions: tuple[str, ...]
+    text_rows: Int32[np.ndarray, " instructions+1"]
+    every: int
+    unlabelled: str
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def reader(self, part: str) -> SampleReader:
+        """Of a split, or of that which `part` names some episodes of."""
+        split = parse_part(part).split
+        return SampleReader(
+            self.index.split(split),
+            self.standard.splits[split],
+            self.spec,
+            self.sample,
+            dataset_id=self.number,
+            norm_id=self.number,
+            text_rows=self.text_rows,
+        )
+
+    def episodes(self, part: str) -> tuple[int, int]:
+        """The first episode and one behind the last."""
+        parsed = parse_part(part)
+        return parsed.episodes(self.index.split(parsed.split).num_episodes)
+
+    def anchors(self, part: str) -> Int64[np.ndarray, " anchors"]:
+        """The frames that samples start at."""
+        split = parse_part(part).split
+        return frame_anchors(
+            self.index.split(split),
+            self.standard.splits[split],
+            every=self.every,
+            episodes=self.episodes(part),
+            unlabelled=self.unlabelled,
+        )
+
+    def identity(self, part: str) -> dict[str, Any]:
+        """What the samples of a part are made of: bytes, row, and the order of its cameras."""
+        cameras = dict(self.spec.cameras)
+        used = [cameras.get(role) for role in self.sample.cameras]
+        return {
+            "dataset": f"{self.index.name}/{self.index.version}",
+            "split": parse_part(part).split,
+            "standard": self.standard.digest,
+            "cameras": [None if c is None else list(dataclasses.astuple(c)) for c in used],
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The datasets of a run, at least one."""
+
+    mixture: Mixture
+    scale_by_size: bool
+    datasets: tuple[Dataset, ...]
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The distinct ones of all datasets, sorted."""
+        return self.datasets[0].instructions
+
+    def __getitem__(self, name: str) -> Dataset:
+        for dataset in self.datasets:
+            if dataset.name == name:
+                return dataset
+        raise DataError(f"no dataset {name!r} among {[d.name for d in self.datasets]}")
+
+    @property
+    def fills_buffer(self) -> bool:
+        """Whether every image is as large as its buffer, so that its size need not be sent."""
+        sample = self.datasets[0].sample
+        return all(
+            (split.images[camera.key].size_ehw == sample.buffer_size).all()
+            for dataset in self.datasets
+            for split in dataset.index.splits.values()
+            for role, camera in dataset.spec.cameras
+            if role in sample.cameras
+        )
+
+    def sources(self, part: str) -> list[Source]:
+        """What the training stream is made of."""
+        anchors = {d.name: d.anchors(part) for d in self.datasets}
+        sizes = {name: len(frames) for name, frames in anchors.items()}
+        share = shares(self.mixture, sizes, self.scale_by_size)
+        return [
+            Source(d.reader(part), anchors[d.name], share[d.name], d.identity(part))
+            for d in self.datasets
+        ]
+
+
+def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, state_dim: int) -> Data:
+    """Opens the dataset or the mixture of a config, indexing what nobody has indexed.
+
+    DataError: a dataset does not fit its row, the model's widths or the cameras that are wanted.
+    """
+    mixture = _mixture(section)
+    opened = [_open_one(section, entry) for entry in mixture.entries]
+    specs = [spec for spec, *_ in opened]
+    _check_cameras(section["cameras"], specs)
+    _check_width("action_dim", action_dim, {s.name: len(s.action.dims) for s in specs})
+    _check_width("state_dim", state_dim, {s.name: len(s.state.dims) for s in specs})
+    sample = SampleSpec(
+        cameras=tuple(section["cameras"]),
+        buffer_size=_buffer_size(section["cameras"], [(spec, index) for spec, index, *_ in opened]),
+        horizon=horizon,
+        action_dim=action_dim,
+        state_dim=state_dim,
+        stride=section["stride"],
+    )
+    texts = [
+        ("",) if entry.blank_language else standard.instructions
+        for entry, (*_, standard) in zip(mixture.entries, opened, strict=True)
+    ]
+    blank = {""} if section["unlabelled"] == "blank" else set()
+    instructions = tuple(sorted(blank.union(*texts)))
+    datasets = tuple(
+        Dataset(
+            number=number,
+            index=index,
+            index_folder=folder,
+            spec=spec,
+            standard=standard,
+            sample=sample,
+            instructions=instructions,
+            text_rows=_text_rows(standard, instructions, entry),
+            every=section["sample_every"],
+            unlabelled="blank" if entry.blank_language else section["unlabelled"],
+        )
+        for number, (entry, (spec, index, folder, standard)) in enumerate(
+            zip(mixture.entries, opened, strict=True)
+        )
+    )
+    return Data(mixture, section["scale_by_size"], datasets)
+
+
+def _mixture(section: Mapping[str, Any]) -> Mixture:
+    named, single = section["mixture"], section["dataset"]
+    if bool(named) == bool(single):
+        raise DataError("give either data.dataset, one dataset, or data.mixture, several")
+    if single:
+        return Mixture((Entry(single, 1.0),))
+    own = section["mixtures"]
+    if named in own:
+        return mixture_from_config(own[named])
+    if named not in MIXTURES:
+        raise DataError(f"no mixture {named!r}, there are {sorted([*own, *MIXTURES])}")
+    return MIXTURES[named]
+
+
+def _open_one(
+    section: Mapping[str, Any], entry: Entry
+) -> tuple[DatasetSpec, DatasetIndex, Path, StandardDataset]:
+    rows = section["rows"]
+    name = entry.dataset
+    spec = spec_from_config({"name": name, **rows[name]}) if name in rows else dataset_spec(name)
+    root = Path(section["directory"])
+    folder = version_folder(root, name) if section["mixture"] else root
+    index_folder = default_index_dir(folder)
+    if section["index_directory"]:  # for datasets that lie where nothing can be written
+        index_folder = Path(section["index_directory"]) / spec.name
+    if (index_folder / META_FILE).exists():
+        index = open_index(folder, index_folder)
+    else:
+        index = build_index(folder, index_folder)
+    return spec, index, index_folder, standardize(index, spec, index_folder)
+
+
+def version_folder(root: Path, name: str) -> Path:
+    """The one version of a dataset below a folder. DataError: there is none, or several."""
+    found = sorted(p.parent for p in (root / name).glob("*/features.json"))
+    if len(found) != 1:
+        raise DataError(
+            f"{root / name}: {[p.name for p in found]} are its versions with a features.json, "
+            "expected one"
+        )
+    return found[0]
+
+
+def _check_cameras(roles: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
+    known = {spec.name: [role for role, _ in spec.cameras] for spec in specs}
+    for role in roles:
+        if not any(role in cameras for cameras in known.values()):
+            raise DataError(f"no dataset has a camera {role!r}; they have {known}")
+    for name, cameras in known.items():
+        if not set(roles) & set(cameras):
+            raise DataError(f"{name!r} has none of the cameras {list(roles)}, it has {cameras}")
+
+
+def _check_width(what: str, configured: int, widths: Mapping[str, int]) -> None:
+    """A width beyond all datasets is a mistake, not a padding."""
+    if max(widths.values()) != configured:
+        raise DataError(f"the configured {what} is {configured}, the datasets have {dict(widths)}")
+
+
+def _buffer_size(
+    roles: Sequence[str], opened: Sequence[tuple[DatasetSpec, DatasetIndex]]
+) -> tuple[int, int]:
+    """Rows and columns that hold every image of these cameras."""
+    largest = np.zeros(2, int)
+    for spec, index in opened:
+        for role, camera in spec.cameras:
+            for split in index.splits.values() if role in roles else ():
+                if camera.key not in split.images:
+                    skipped = f"; not indexed: {index.skipped}" if index.skipped else ""
+                    raise DataError(
+                        f"{index.name}: the row {spec.name!r} has camera {role!r} at "
+                        f"{camera.key!r}, images are {sorted(split.images)}{skipped}"
+                    )
+                column = split.images[camera.key]
+                if column.dtype != "uint8":
+                    raise DataError(
+                        f"{index.name}: the row {spec.name!r} has camera {role!r} at "
+                        f"{camera.key!r}, whose pixels are {column.dtype}, expected uint8"
+                    )
+                sizes = column.size_ehw
+                largest = np.maximum(largest, sizes.max(0, initial=0))
+    return int(largest[0]), int(largest[1])
+
+
+def _text_rows(
+    standard: StandardDataset, instructions: Sequence[str], entry: Entry
+) -> Int32[np.ndarray, " n"]:
+    row = {text: number for number, text in enumerate(instructions)}
+    texts = [*standard.instructions, ""]
+    return np.array(
+        [row.get("" if entry.blank_language else text, NO_TEXT) for text in texts], np.int32
+    )
+
+
+def config_data(config: Mapping[str, Any]) -> Data:
+    """The datasets of a config. DataError: they do not fit it."""
+    model = config["model"]
+    return open_data(
+        config["data"],
+        horizon=model["horizon"],
+        action_dim=model["expert"]["action_dim"],
+        state_dim=model["proprio_dim"],
+    )
+
+
+def dataset_config(directory: Path, row: str | None = None) -> dict[str, Any]:
+    """A config of one dataset as it is: all cameras and widths of its row in the registry, which by
+    default has the dataset's name. DataError: there is no such row, or no dataset."""
+    folder = read_tfds_folder(directory)
+    spec, config = dataset_spec(row or folder.name), defaults().to_dict()
+    config["data"] |= {
+        "directory": str(directory),
+        "dataset": spec.name,
+        "cameras": tuple(role for role, _ in spec.cameras),
+        "train_split": "train" if "train" in folder.splits else next(iter(folder.splits)),
+        "unlabelled": "blank",
+    }
+    config["model"]["expert"]["action_dim"] = len(spec.action.dims)
+    config["model"]["proprio_dim"] = len(spec.state.dims)
+    return config

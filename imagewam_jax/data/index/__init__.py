@@ -1,0 +1,1 @@
+"""RLDS on disk: TFDS folders, TFRecord files, and an index of their frames and columns."""

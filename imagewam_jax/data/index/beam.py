@@ -1,0 +1,69 @@
+"""The same index as an Apache Beam pipeline, for datasets that one machine does not index in time.
+
+One element is one shard: a worker reads it and keeps its part. When all are there the launching
+program merges them. The dataset and the index lie on a file system that every worker mounts.
+Needs the extra `beam`.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagewam_jax.data.index.build import explain_write_error, finish_index
+from imagewam_jax.data.index.dataset_index import DatasetIndex, default_index_dir
+from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
+from imagewam_jax.data.index.tfds_folder import Features, check_shards, read_tfds_folder
+from imagewam_jax.errors import DataError
+
+
+def build_index_with_beam(
+    dataset_dir: Path | str,
+    index_dir: Path | str | None = None,
+    *,
+    options: Sequence[str] = (),
+) -> DatasetIndex:
+    """Indexes a TFDS version folder as `build_index` does, with the same result.
+
+    options: of Beam's pipeline, as on a command line; without, its local runner. Finished shards
+    are kept, and are not read again by the next run. Raises DataError as `build_index` does; a
+    worker's error is among Beam's own message.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise DataError(
+            f"indexing with Beam needs the extra beam: pip install 'imagewam-jax[beam]' ({error})"
+        ) from error
+    folder = read_tfds_folder(Path(dataset_dir).absolute())
+    check_shards(folder)
+    index_dir = Path(index_dir).absolute() if index_dir else default_index_dir(folder.path)
+    parts_dir = index_dir / PARTS_DIR
+    shards = [path for split in folder.splits.values() for path in split.shards]
+    work = functools.partial(_index_one, features=folder.features, parts_dir=str(parts_dir))
+    try:
+        parts_dir.mkdir(parents=True, exist_ok=True)
+        with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+            _ = (
+                pipeline
+                | "shards" >> beam.Create([str(path) for path in shards])
+                # Or one worker would get them all, fused to where they are made.
+                | "spread" >> beam.Reshuffle()
+                | "index" >> beam.Map(work)
+            )
+    except OSError as error:
+        raise explain_write_error(error, folder, parts_dir) from error
+    except (DataError, RuntimeError) as error:
+        raise DataError(f"{folder.path}: indexing with Beam failed: {error}") from error
+    lost = [path.name for path in shards if not part_file(parts_dir, path).is_file()]
+    if lost:
+        raise DataError(
+            f"{parts_dir}: {len(lost)} of {len(shards)} parts are not there ({lost[0]}, ...): do "
+            "the workers of the pipeline mount this folder?"
+        )
+    return finish_index(folder, index_dir)
+
+
+def _index_one(shard: str, features: Features, parts_dir: str) -> str:
+    make_part(Path(shard), features, Path(parts_dir))
+    return shard

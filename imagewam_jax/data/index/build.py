@@ -1,0 +1,135 @@
+"""Builds the sidecar index of an RLDS dataset: one pass over its shards, in parallel, resumable."""
+
+import concurrent.futures
+import concurrent.futures.process
+import errno
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from imagewam_jax.data.index.dataset_index import DatasetIndex, default_index_dir, open_index
+from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
+from imagewam_jax.data.index.tfds_folder import TfdsFolder, check_shards, read_tfds_folder
+from imagewam_jax.data.index.writer import write_index
+from imagewam_jax.errors import DataError
+from imagewam_jax.files import partial_path
+
+# Starting a process takes as long as indexing about this much.
+_BYTES_PER_WORKER = 2**30
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def build_index(
+    dataset_dir: Path | str,
+    index_dir: Path | str | None = None,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> DatasetIndex:
+    """Indexes a TFDS version folder, replaces an index that is there, and opens the new one.
+
+    Every checksum of every record is verified on the way. Finished shards are kept in the folder
+    `parts` until the index is complete: a build that was stopped goes on from them. The index
+    appears under its name only when it is complete. `workers` processes are used; by default one
+    per GiB, at most one per core. Raises DataError when the folder is not RLDS, the index cannot be
+    written, or a record is corrupt or disagrees with features.json.
+    """
+    folder = read_tfds_folder(Path(dataset_dir))
+    check_shards(folder)
+    index_dir = Path(index_dir) if index_dir else default_index_dir(folder.path)
+    parts_dir = index_dir / PARTS_DIR
+    try:
+        parts_dir.mkdir(parents=True, exist_ok=True)
+        _make_parts(folder, parts_dir, workers, progress)
+    except OSError as error:
+        raise explain_write_error(error, folder, parts_dir) from error
+    return finish_index(folder, index_dir)
+
+
+def finish_index(folder: TfdsFolder, index_dir: Path) -> DatasetIndex:
+    """Merges the parts of all shards, puts the index in its place, removes them, and opens it."""
+    partial = partial_path(index_dir)
+    try:
+        write_index(folder, index_dir / PARTS_DIR, partial)
+        _replace_folder(partial, index_dir)
+    except OSError as error:
+        raise explain_write_error(error, folder, index_dir / PARTS_DIR) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_index(folder.path, index_dir)
+
+
+def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> DataError:
+    """Says what could not be written, what is missing, and what is kept."""
+    shards = [path for split in folder.splits.values() for path in split.shards]
+    parts = [part_file(parts_dir, path) for path in shards]
+    done = [i for i, part in enumerate(parts) if part.is_file()]
+    kept = f"{len(done)} of {len(shards)} finished shards are kept in {parts_dir}"
+    missing = ""
+    if error.errno in _FULL:
+        missing = "; free some space there"
+        if done:
+            held = sum(parts[i].stat().st_size for i in done)
+            per_byte = held / max(1, sum(shards[i].stat().st_size for i in done))
+            whole = per_byte * sum(path.stat().st_size for path in shards)
+            # All parts, and once more their size for the index itself.
+            missing = f"; about {(2 * whole - held) / 1e6:.1f} MB more are needed there"
+    return DataError(
+        f"could not write the index {parts_dir.parent}: {error}{missing}; {kept}: the same command "
+        "goes on from them"
+    )
+
+
+def _make_parts(folder: TfdsFolder, parts_dir: Path, workers: int | None, progress: bool) -> None:
+    shards = [path for split in folder.splits.values() for path in split.shards]
+    jobs = [(path, folder.features, parts_dir) for path in shards]
+    for _ in run_over_shards(make_part, shards, jobs, workers, progress, "indexing"):
+        pass
+
+
+def run_over_shards(
+    function, shards: list[Path], jobs: list[tuple], workers: int | None, progress: bool, what: str
+) -> Iterable[tuple[int, object]]:
+    """Calls `function(*job)` for every shard's job and yields (shard number, result) as they end.
+
+    Shows bytes done. With one worker it runs in this process. Raises DataError when a process dies.
+    """
+    sizes = [path.stat().st_size if path.is_file() else 0 for path in shards]
+    if workers is None:
+        workers = max(1, min(len(shards), os.cpu_count() or 1, sum(sizes) // _BYTES_PER_WORKER))
+    with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what, disable=not progress) as bar:
+        if workers == 1:
+            for number, job in enumerate(jobs):
+                yield number, function(*job)
+                bar.update(sizes[number])
+            return
+        # Not forked: a forked copy of a process that runs JAX's threads can deadlock.
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+            try:  # a process can die before all jobs are given out
+                futures = {pool.submit(function, *job): number for number, job in enumerate(jobs)}
+                for future in concurrent.futures.as_completed(futures):
+                    yield futures[future], future.result()
+                    bar.update(sizes[futures[future]])
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise DataError(
+                    f"a process ({what}) died: out of memory, or the calling program cannot be "
+                    "imported again (a notebook, a script without a __main__ guard); use workers=1"
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Puts `new` in the place of `target`, which may be there already."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old)

@@ -1,0 +1,114 @@
+"""Finished shards of an index that is being built, kept as files so that a build can be resumed.
+
+A part is one .npz file: the columns of one shard and a header that pins the shard they were read
+from and the features that were asked for.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from imagewam_jax.data.index.dataset_index import FORMAT_VERSION
+from imagewam_jax.data.index.shard_columns import Arrays, ShardColumns, index_shard
+from imagewam_jax.data.index.tfds_folder import Features
+from imagewam_jax.data.index.tfrecord import framing_checksum
+from imagewam_jax.errors import DataError
+from imagewam_jax.files import partial_path
+
+PARTS_DIR = "parts"
+_HEADER = "header"
+
+
+class PartHeader(NamedTuple):
+    """What one part says of its shard. pinned: file name, size and framing checksum."""
+
+    pinned: dict[str, str | int]
+    episodes: int
+    frames: int
+    absent: dict[str, int]
+
+
+def part_file(parts_dir: Path, shard: Path) -> Path:
+    return parts_dir / f"{shard.name}.npz"
+
+
+def make_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader:
+    """Indexes a shard and keeps the result, or takes what an earlier build kept of this very file.
+
+    Raises DataError for a shard that cannot be indexed, OSError when the part cannot be written.
+    """
+    kept = _kept_part(shard, features, parts_dir)
+    if kept is not None:
+        return kept
+    before = shard.stat()
+    columns = index_shard(shard, features)
+    header = _pin(shard, columns.arrays, columns.absent)
+    after = shard.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise DataError(f"{shard}: changed while it was indexed")
+    content = {**header._asdict(), "mtime_ns": before.st_mtime_ns, "made_for": _identity(features)}
+    _write_part(part_file(parts_dir, shard), columns, content)
+    return header
+
+
+def read_part(parts_dir: Path, shard: Path) -> Arrays:
+    """The arrays of a part that is there, read one by one as they are asked for."""
+    return np.load(part_file(parts_dir, shard))
+
+
+def read_header(parts_dir: Path, shard: Path) -> PartHeader:
+    with read_part(parts_dir, shard) as part:
+        return _as_header(json.loads(part[_HEADER].tobytes()))
+
+
+def _pin(shard: Path, arrays: Arrays, absent: dict[str, int]) -> PartHeader:
+    framing = framing_checksum(shard, arrays["record_offset"], arrays["record_length"])
+    pinned = {"file": shard.name, "size": shard.stat().st_size, "framing_crc32c": framing}
+    length = arrays["episode_length"]
+    return PartHeader(pinned, len(length), int(length.sum()), absent)
+
+
+def _kept_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader | None:
+    """The header of a part that is whole and of this shard as it lies there now."""
+    now = shard.stat()
+    try:
+        with read_part(parts_dir, shard) as part:
+            content = json.loads(part[_HEADER].tobytes())
+            if content["mtime_ns"] != now.st_mtime_ns or content["made_for"] != _identity(features):
+                return None
+            offset, length = part["record_offset"], part["record_length"]
+            expected = {
+                "file": shard.name,
+                "size": now.st_size,
+                "framing_crc32c": framing_checksum(shard, offset, length),
+            }
+            return _as_header(content) if content["pinned"] == expected else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _as_header(content: dict) -> PartHeader:
+    return PartHeader(*(content[name] for name in PartHeader._fields))
+
+
+def _identity(features: Features) -> str:
+    """Parts for other features, or written in another way, are of no use."""
+    asked = json.dumps([FORMAT_VERSION, features.steps, features.episodes])
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+def _write_part(path: Path, columns: ShardColumns, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = np.frombuffer(json.dumps(content).encode(), np.uint8)
+    partial = partial_path(path)
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **{_HEADER: header}, **columns.arrays)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""TFRecord framing: the records of an uncompressed shard, with their checksums.
+
+A record is `length: u64 | masked crc32c(length): u32 | data | masked crc32c(data): u32`, all
+little-endian.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import google_crc32c
+import numpy as np
+from jaxtyping import Int64
+
+from imagewam_jax.errors import DataError
+
+HEADER_BYTES = 12
+FOOTER_BYTES = 4
+_COMPRESSED_MAGIC = {b"\x1f\x8b": "gzip", b"\x78\x9c": "zlib", b"\x78\x01": "zlib"}
+
+
+class Record(NamedTuple):
+    """One record: the byte position of its data in the file, and the data.
+
+    damage: what is wrong with it; "" when its checksums hold. A record whose length is not known
+    has no data, and nothing after it can be found.
+    """
+
+    offset: int
+    data: bytes | None
+    damage: str = ""
+
+
+def masked_crc32c(data: bytes) -> int:
+    """The rotated and shifted CRC-32C that TFRecord files store."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def walk_records(path: Path) -> Iterator[Record]:
+    """Yields the records of a shard in order and checks both checksums of each.
+
+    Raises DataError, naming the file and the byte offset, when the file is compressed, is
+    truncated, or has bytes that differ from their checksum.
+    """
+    for record in scan_records(path):
+        if record.damage:
+            raise DataError(f"{path}: {record.damage}")
+        yield record
+
+
+def scan_records(path: Path) -> Iterator[Record]:
+    """The records of a shard, damaged ones among them: this stops only where no record follows."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        offset = 0
+        while offset < size:
+            start = offset + HEADER_BYTES
+            header = file.read(HEADER_BYTES)
+            if len(header) < HEADER_BYTES:
+                damage = f"has {len(header)} of {HEADER_BYTES} header bytes"
+                yield _lost(
+                    start, f"truncated at byte {size}: the record at byte {offset} {damage}"
+                )
+                return
+            length, length_crc = struct.unpack("<QI", header)
+            if masked_crc32c(header[:8]) != length_crc:
+                compression = _COMPRESSED_MAGIC.get(header[:2]) if offset == 0 else None
+                yield _lost(
+                    start,
+                    f"{compression}-compressed; a byte index needs uncompressed TFRecord files"
+                    if compression
+                    else f"the record length at byte {offset} differs from its checksum",
+                )
+                return
+            end = start + length
+            if end + FOOTER_BYTES > size:
+                where = f"the record at byte {offset} ends at {end + FOOTER_BYTES}"
+                yield _lost(start, f"truncated at byte {size}: {where}")
+                return
+            data = file.read(length)
+            (data_crc,) = struct.unpack("<I", file.read(FOOTER_BYTES))
+            damage = ""
+            if masked_crc32c(data) != data_crc:
+                where = f"the record at byte {offset}"
+                damage = f"the {length} data bytes of {where} differ from their checksum"
+            yield Record(start, data, damage)
+            offset = end + FOOTER_BYTES
+
+
+def _lost(offset: int, damage: str) -> Record:
+    return Record(offset, None, damage)
+
+
+def framing_checksum(
+    path: Path, offsets: Int64[np.ndarray, " records"], lengths: Int64[np.ndarray, " records"]
+) -> int:
+    """CRC-32C over every record's header and footer, without reading the data between them.
+
+    The footers hold the CRCs of the data, so a shard that was replaced under the same name differs
+    even when all sizes agree. `offsets` and `lengths` are those of the records' data.
+    """
+    with open(path, "rb", buffering=0) as file:
+        crc = google_crc32c.value(os.pread(file.fileno(), HEADER_BYTES, 0))
+        for end in (offsets + lengths).tolist():
+            chunk = os.pread(file.fileno(), FOOTER_BYTES + HEADER_BYTES, end)
+            crc = google_crc32c.extend(crc, chunk)
+    return crc

@@ -1,0 +1,130 @@
+"""Reads and decodes single images out of TFRecord shards by their indexed byte ranges."""
+
+import io
+import os
+import threading
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image
+
+from imagewam_jax.data.dataset_spec import Camera
+from imagewam_jax.data.index.dataset_index import SplitIndex
+from imagewam_jax.data.index.image_header import PNG_START
+from imagewam_jax.errors import BadFrameError
+from imagewam_jax.files import check_open_files
+
+
+class ShardFiles:
+    """Random reads from shards that are opened once, on first use. Safe to use from threads."""
+
+    def __init__(self, paths: tuple[Path, ...]):
+        self._paths = paths
+        self._descriptors: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, offset: int, length: int) -> bytes:
+        """The bytes of that range; fewer at the end of the file."""
+        descriptor = self._descriptors.get(shard)
+        if descriptor is None:
+            with self._lock:
+                descriptor = self._descriptors.get(shard)
+                if descriptor is None:
+                    self._descriptors[shard] = descriptor = self._open(self._paths[shard])
+        return os.pread(descriptor, length, offset)
+
+    @staticmethod
+    def _open(path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            check_open_files(error)
+            raise
+
+    def close(self) -> None:
+        with self._lock:
+            while self._descriptors:
+                os.close(self._descriptors.popitem()[1])
+
+
+def decode_frame(
+    split: SplitIndex,
+    files: ShardFiles,
+    camera: Camera,
+    frame: int,
+    out: UInt8[np.ndarray, "h w 3"],
+) -> tuple[int, int]:
+    """Decodes one frame of a camera as an upright RGB image into the top left of `out`, a
+    contiguous buffer, black beyond it; returns its height and width.
+
+    Raises BadFrameError, naming the file, episode and step, when the stored bytes differ from their
+    checksum, are neither JPEG nor PNG, or are of an image of another size than its episode's.
+    """
+    column = split.images[camera.key]
+    episode = split.frame_episode[frame]
+    shard = int(split.episode_shard[episode])
+    encoded = files.read(shard, int(column.offset[frame]), int(column.length[frame]))
+    if google_crc32c.value(encoded) != column.crc32c[frame]:
+        raise _bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
+    kind, decode = ("PNG", _decode_png) if encoded.startswith(PNG_START) else ("JPEG", _decode_jpeg)
+    try:
+        height, width = decode(encoded, camera, out)
+    except (ValueError, OSError, SyntaxError) as error:  # Pillow raises all of these
+        what = f"cannot be decoded as {kind}: {error}"
+        raise _bad_frame(split, camera.key, frame, what) from error
+    expected = tuple(column.size_ehw[episode].tolist())
+    if (height, width) != expected:  # batches have one size for an episode, or none
+        what = f"is {height}x{width}, its episode's first image {expected[0]}x{expected[1]}"
+        raise _bad_frame(split, camera.key, frame, what)
+    out[height:] = 0
+    out[:height, width:] = 0
+    return height, width
+
+
+def _decode_jpeg(encoded: bytes, camera: Camera, out: np.ndarray) -> tuple[int, int]:
+    height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+    _check_size(height, width, out)
+    # Bytes in reverse turn an image by 180 degrees and its channels round.
+    order = "BGR" if camera.bgr != camera.upside_down else "RGB"
+    whole = (height, width) == out.shape[:2]
+    image = simplejpeg.decode_jpeg(encoded, colorspace=order, buffer=out if whole else None)
+    if camera.upside_down:
+        _reverse_bytes(out if whole else image)
+    if not whole:
+        out[:height, :width] = image
+    return height, width
+
+
+def _reverse_bytes(image: UInt8[np.ndarray, "h w 3"]) -> None:
+    """In place; by words of 8 where they fit, which takes a tenth of the time of [::-1, ::-1]."""
+    flat = image.reshape(-1)
+    if flat.size % 8:
+        flat[:] = flat[::-1].copy()
+    else:
+        words = flat.view(np.uint64)
+        words[:] = words[::-1].byteswap()
+
+
+def _decode_png(encoded: bytes, camera: Camera, out: np.ndarray) -> tuple[int, int]:
+    with Image.open(io.BytesIO(encoded), formats=["PNG"]) as file:
+        width, height = file.size
+        _check_size(height, width, out)
+        image = np.asarray(file.convert("RGB"))
+    image = image[..., ::-1] if camera.bgr else image
+    out[:height, :width] = image[::-1, ::-1] if camera.upside_down else image
+    return height, width
+
+
+def _check_size(height: int, width: int, out: np.ndarray) -> None:
+    if height > out.shape[0] or width > out.shape[1]:
+        raise ValueError(f"{height}x{width}, expected at most {out.shape[0]}x{out.shape[1]}")
+
+
+def _bad_frame(split: SplitIndex, key: str, frame: int, what: str) -> BadFrameError:
+    where = split.describe_frame(frame)
+    return BadFrameError(
+        f"bad image {key!r} in {where}, byte {split.images[key].offset[frame]}: {what}"
+    )

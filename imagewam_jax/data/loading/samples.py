@@ -1,0 +1,234 @@
+"""Samples of one dataset split: a current and a target image, an action chunk, the state, the text.
+
+An anchor is a step t of an episode of T steps; s is the stride, H the horizon. The actions are
+those of steps t + s*i for i < H, the target image is that of step t + s*H (spec imagewam_flux2
+7.1). Beyond the last step the target is the last frame, relative action dimensions are 0 and
+absolute ones repeat. All is in the units of the standard form: normalisation happens on the
+accelerator, and so does resizing: images lie as they are stored in the top left of their buffer.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64, UInt8, UInt32
+
+from imagewam_jax.data.dataset_spec import Camera, DatasetSpec
+from imagewam_jax.data.index.dataset_index import SplitIndex
+from imagewam_jax.data.loading.decode import ShardFiles, decode_frame
+from imagewam_jax.data.transforms.standardize import Standard
+from imagewam_jax.errors import BadFrameError, DataError
+
+Batch = dict[str, np.ndarray]
+UNREADABLE = 128  # what an image that cannot be read is filled with
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSpec:
+    """The shapes of a sample.
+
+    cameras: roles, in the order of the image's camera axis.
+    buffer_size: (height, width) that holds the largest stored image.
+    horizon: H, actions per chunk. stride: s, steps between two of them.
+    action_dim, state_dim: widths A and P of the arrays; wider than a dataset's own in mixtures.
+    """
+
+    cameras: tuple[str, ...]
+    buffer_size: tuple[int, int]
+    horizon: int
+    action_dim: int
+    state_dim: int
+    stride: int = 1
+
+
+class BadImage(NamedTuple):
+    """An image of a batch that could not be read: images[row, camera, moment]."""
+
+    row: int
+    camera: int
+    moment: int
+    error: BadFrameError
+
+
+class SampleReader:
+    """Reads samples of one split, given their anchors. Safe to use from threads.
+
+    text_rows: for each of the dataset's instructions, its row in the table of all datasets.
+    """
+
+    def __init__(
+        self,
+        split: SplitIndex,
+        standard: Standard,
+        dataset: DatasetSpec,
+        sample: SampleSpec,
+        *,
+        dataset_id: int = 0,
+        norm_id: int = 0,
+        text_rows: Int[np.ndarray, " instructions"] | None = None,
+    ):
+        """DataError: the dataset is wider than the sample."""
+        self.split, self.standard, self.dataset, self.sample = split, standard, dataset, sample
+        self._ids = {"dataset_id": dataset_id, "norm_id": norm_id}
+        self._text_rows = text_rows
+        cameras = dict(dataset.cameras)
+        self._cameras: list[Camera | None] = [cameras.get(role) for role in sample.cameras]
+        for what, encoding, width in (
+            ("action_dim", dataset.action, sample.action_dim),
+            ("state_dim", dataset.state, sample.state_dim),
+        ):
+            if len(encoding.dims) > width:
+                raise DataError(
+                    f"{dataset.name!r} has {len(encoding.dims)} dimensions ({encoding.name}), more "
+                    f"than the configured {what} {width}"
+                )
+        self._relative = np.array(dataset.action.relative, bool)
+        self._files = ShardFiles(split.shards)
+
+    def read(
+        self,
+        anchors: Int64[np.ndarray, " b"],
+        seeds: UInt32[np.ndarray, " b"] | None = None,
+    ) -> Batch:
+        """The batch of the given anchors (steps of the standard form): see `empty_batch`.
+
+        `seeds` choose among instructions that say the same; without, it is the first. Raises
+        BadFrameError for the first image that cannot be read.
+        """
+        batch = empty_batch(len(anchors), self.sample)
+        if bad := self.fill(batch, np.arange(len(anchors)), anchors, seeds):
+            raise bad[0].error
+        return batch
+
+    def fill(
+        self,
+        batch: Batch,
+        rows: Int[np.ndarray, " n"],
+        anchors: Int64[np.ndarray, " n"],
+        seeds: UInt32[np.ndarray, " n"] | None = None,
+    ) -> list[BadImage]:
+        """Reads samples into some rows of a batch, whatever its images hold. Returns the images
+        that could not be read, which are grey."""
+        episode = self.split.frame_episode[anchors]
+        first = self.split.episode_start[episode]
+        last = first + self.standard.episode_steps[episode] - 1
+        target = anchors + self.sample.horizon * self.sample.stride
+        batch["target_is_pad"][rows] = target > last
+        batch["text_id"][rows] = self._texts(anchors, seeds)
+        batch["episode"][rows] = episode
+        batch["step"][rows] = self.standard.frames[anchors] - first
+        for key, number in self._ids.items():
+            batch[key][rows] = number
+        self._fill_actions(batch, rows, anchors, last)
+        width = len(self.dataset.state.dims)
+        batch["proprio"][rows, :width] = self.standard.states[anchors]
+        batch["proprio_mask"][rows] = np.arange(self.sample.state_dim) < width
+        batch["camera_mask"][rows] = [camera is not None for camera in self._cameras]
+        frames = self.standard.frames
+        return self._fill_images(batch, rows, frames[anchors], frames[np.minimum(target, last)])
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the samples besides the indexed bytes and the registry row."""
+        return {k: _jsonable(v) for k, v in dataclasses.asdict(self.sample).items()}
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _texts(
+        self, anchors: Int64[np.ndarray, " n"], seeds: UInt32[np.ndarray, " n"] | None
+    ) -> Int32[np.ndarray, " n"]:
+        ids = self.standard.text_ids[anchors]
+        count = np.maximum((ids >= 0).sum(1), 1)
+        chosen = np.zeros(len(ids), np.int64) if seeds is None else seeds % count
+        ids = ids[np.arange(len(ids)), chosen]
+        # A step without an instruction takes the last row, which is that of "".
+        return ids if self._text_rows is None else self._text_rows[ids]
+
+    def _fill_actions(
+        self,
+        batch: Batch,
+        rows: Int[np.ndarray, " n"],
+        anchors: Int64[np.ndarray, " n"],
+        last: Int64[np.ndarray, " n"],
+    ) -> None:
+        sample, width = self.sample, len(self._relative)
+        frames_nh = anchors[:, None] + sample.stride * np.arange(sample.horizon)
+        is_pad_nh = frames_nh > last[:, None]
+        actions_nha = self.standard.actions[np.minimum(frames_nh, last[:, None])]
+        actions_nha[is_pad_nh[..., None] & self._relative] = 0.0  # stand still
+        batch["actions"][rows, :, :width] = actions_nha
+        batch["action_is_pad"][rows] = is_pad_nh
+        batch["action_dim_mask"][rows] = np.arange(sample.action_dim) < width
+
+    def _fill_images(
+        self,
+        batch: Batch,
+        rows: Int[np.ndarray, " n"],
+        current: Int64[np.ndarray, " n"],
+        target: Int64[np.ndarray, " n"],
+    ) -> list[BadImage]:
+        bad = []
+        for row, *pair in zip(rows.tolist(), current.tolist(), target.tolist(), strict=True):
+            images, sizes = batch["images"][row], batch["image_size"][row]
+            for number, camera in enumerate(self._cameras):
+                if camera is None:
+                    images[number] = 0
+                    continue
+                for moment, frame in enumerate(pair):
+                    image = images[number, moment]
+                    try:
+                        sizes[number] = decode_frame(self.split, self._files, camera, frame, image)
+                    except BadFrameError as error:
+                        image[:] = UNREADABLE
+                        bad.append(BadImage(row, number, moment, error))
+        return bad
+
+
+def empty_batch(
+    size: int, sample: SampleSpec, images: UInt8[np.ndarray, "b c 2 h w 3"] | None = None
+) -> Batch:
+    """A batch to be filled; `images` is memory for its images, new without.
+
+    images uint8 [b, camera, 2, h, w, 3] (current, target), image_size int32 [b, camera, 2] (rows
+    and columns of the stored images), camera_mask bool [b, camera], target_is_pad bool [b], actions
+    float32 [b, H, A], action_is_pad bool [b, H], action_dim_mask bool [b, A], proprio float32
+    [b, P], proprio_mask bool [b, P]; and int32 [b] text_id, dataset_id, episode, step, norm_id.
+    True in a dim or camera mask means present; in `*_is_pad` it means beyond the episode.
+    """
+    cameras = len(sample.cameras)
+    shapes = {
+        "image_size": (np.int32, cameras, 2),
+        "camera_mask": (bool, cameras),
+        "target_is_pad": (bool,),
+        "actions": (np.float32, sample.horizon, sample.action_dim),
+        "action_is_pad": (bool, sample.horizon),
+        "action_dim_mask": (bool, sample.action_dim),
+        "proprio": (np.float32, sample.state_dim),
+        "proprio_mask": (bool, sample.state_dim),
+    }
+    shapes |= dict.fromkeys(("text_id", "dataset_id", "episode", "step", "norm_id"), (np.int32,))
+    batch = {key: np.zeros((size, *shape), dtype) for key, (dtype, *shape) in shapes.items()}
+    batch["images"] = np.empty(images_shape(size, sample), np.uint8) if images is None else images
+    # Of a missing camera: a black image that fills the buffer.
+    batch["image_size"][:] = sample.buffer_size
+    return batch
+
+
+def images_shape(size: int, sample: SampleSpec) -> tuple[int, int, int, int, int, int]:
+    """Of the images of a batch."""
+    return (size, len(sample.cameras), 2, *sample.buffer_size, 3)
+
+
+def augmentation_seeds(seed: int, index: Int64[np.ndarray, " b"]) -> UInt32[np.ndarray, " b"]:
+    """One seed per sample from the run's seed and the sample's index: SplitMix64 of their mix."""
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed % 2**64) * np.uint64(0xD1342543DE82EF95) + index.astype(np.uint64)
+        z = (z + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return (z ^ (z >> np.uint64(31))).astype(np.uint32)
+
+
+def _jsonable(value: object) -> object:
+    """JSON has no tuples: a state that went through a file must compare equal."""
+    return list(value) if isinstance(value, tuple) else value

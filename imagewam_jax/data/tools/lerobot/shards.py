@@ -1,0 +1,183 @@
+"""RLDS shards and their metadata, written with TFDS. TensorFlow is imported inside, never above."""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from imagewam_jax.data.tools.lerobot.layout import Layout
+from imagewam_jax.errors import DataError
+
+# TFDS itself cuts shards at 1 GiB; a record, being one protocol buffer message, ends at 2 GiB.
+SHARD_LIMIT = 2**30
+_RECORD_LIMIT = 2**31 - 2**20
+
+
+class Part(NamedTuple):
+    """One finished shard file: episodes in it, and their bytes."""
+
+    file: str
+    episodes: int
+    num_bytes: int
+
+
+def rlds_features(layout: Layout) -> Any:
+    """The tfds.features.FeaturesDict of an episode."""
+    import tensorflow_datasets as tfds
+
+    def scalar(dtype: type) -> Any:
+        return tfds.features.Scalar(dtype)
+
+    steps: dict[str, Any] = {
+        "is_first": scalar(np.bool_),
+        "is_last": scalar(np.bool_),
+        "is_terminal": scalar(np.bool_),
+        "reward": scalar(np.float32),
+        "discount": scalar(np.float32),
+        "language_instruction": tfds.features.Text(),
+    }
+    observation: dict[str, Any] = {}
+    for key, target in (layout.cameras | layout.copied).items():
+        described = layout.features[key]
+        if described.is_image:
+            feature = tfds.features.Image(shape=layout.image_shape(key), encoding_format="jpeg")
+        elif described.dtype == "string":
+            feature = tfds.features.Text()
+        else:
+            # The float lists of a tf.train.Example are of 32 bits.
+            encoding = "zlib" if described.dtype == "float64" else "none"
+            feature = tfds.features.Tensor(
+                shape=described.shape, dtype=np.dtype(described.dtype), encoding=encoding
+            )
+        prefix, _, name = target.rpartition("/")
+        (observation if prefix else steps)[name] = feature
+    return tfds.features.FeaturesDict(
+        {
+            "steps": tfds.features.Dataset({"observation": observation, **steps}),
+            "episode_metadata": {
+                "episode_index": scalar(np.int64),
+                "source": tfds.features.Text(),
+            },
+        }
+    )
+
+
+class ShardWriter:
+    """Writes episodes to `<stem>-0.tfrecord`, `-1`, ...: a new one where SHARD_LIMIT is reached.
+
+    The files get their names when they are closed; until then they carry the process's number.
+    """
+
+    def __init__(self, stem: Path, features: Any):
+        self._stem = stem
+        self._features = features
+        self._parts: list[Part] = []
+        self._writer: Any = None
+        self._episodes = 0
+        self._bytes = 0
+
+    def write(self, episode: dict[str, Any]) -> None:
+        import tensorflow as tf
+
+        index = episode["episode_metadata"]["episode_index"]
+        held = sum(
+            len(value)
+            for step in episode["steps"]
+            for value in step["observation"].values()
+            if isinstance(value, bytes)
+        )
+        if held > _RECORD_LIMIT:
+            raise DataError(
+                f"episode {index}: {held} bytes of images, a record holds {_RECORD_LIMIT}: give a "
+                "smaller size or a lower jpeg_quality"
+            )
+        record = self._features.serialize_example(episode)
+        if self._writer is not None and self._bytes + len(record) > SHARD_LIMIT:
+            self._close_part()
+        if self._writer is None:
+            self._writer = tf.io.TFRecordWriter(str(self._open_file()))
+        self._writer.write(record)
+        self._episodes += 1
+        self._bytes += len(record)
+
+    def finish(self) -> list[Part]:
+        if self._writer is not None:
+            self._close_part()
+        return self._parts
+
+    def abandon(self) -> None:
+        """Drops what is not finished."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            self._open_file().unlink(missing_ok=True)
+
+    def _open_file(self) -> Path:
+        return self._stem.with_name(f"{self._stem.name}-{len(self._parts)}.open-{os.getpid()}")
+
+    def _close_part(self) -> None:
+        file = self._stem.with_name(f"{self._stem.name}-{len(self._parts)}.tfrecord")
+        self._writer.close()
+        self._writer = None
+        with open(self._open_file(), "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(self._open_file(), file)
+        self._parts.append(Part(file.name, self._episodes, self._bytes))
+        self._episodes = self._bytes = 0
+
+
+def publish(
+    work: Path,
+    target: Path,
+    name: str,
+    parts: dict[str, list[Part]],
+    features: Any,
+    description: str,
+) -> None:
+    """Gathers the shards below `work` into a TFDS version folder and puts it at `target`.
+
+    Until the last rename, `work` keeps every shard, so a run that is killed here loses none.
+    """
+    import tensorflow_datasets as tfds
+
+    ready = work / "ready" / name / target.name
+    ready.mkdir(parents=True)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=ready, dataset_name=name, filetype_suffix="tfrecord", split="train"
+    )
+    splits = []
+    for split, shards in parts.items():
+        naming = template.replace(split=split)
+        for number, part in enumerate(shards):
+            _link(
+                work / part.file,
+                naming.sharded_filepath(shard_index=number, num_shards=len(shards)),
+            )
+        splits.append(
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[part.episodes for part in shards],
+                num_bytes=sum(part.num_bytes for part in shards),
+                filename_template=naming,
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=ready,
+        features=features,
+        split_infos=splits,
+        version=target.name,
+        check_data=False,
+        description=description,
+        # Read in the order of the episodes unless asked otherwise.
+        disable_shuffling=True,
+    )
+    os.replace(ready, target)
+
+
+def _link(source: Path, target: Any) -> None:
+    """A second name for a file; a rename where the file system knows no such thing."""
+    try:
+        os.link(source, os.fspath(target))
+    except OSError:
+        os.replace(source, os.fspath(target))

@@ -1,0 +1,200 @@
+"""The page about a dataset or a mixture."""
+
+import collections
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from imagewam_jax.data.datasets import Data, Dataset
+from imagewam_jax.data.loading.loader import Source
+from imagewam_jax.data.loading.start_frames import parse_part
+from imagewam_jax.data.statistics.by_dataset import dataset_statistics, statistics_by_dataset
+from imagewam_jax.data.tools.show import plots
+from imagewam_jax.data.tools.show.sheets import contact_sheet
+from imagewam_jax.data.transforms.standardize import NO_TEXT
+from imagewam_jax.html.page import Section, picture, write_page
+from imagewam_jax.preprocess.normalization import Normalizer, make_normalizer
+
+SHOWN_INSTRUCTIONS = 50
+HISTOGRAM_STEPS = 200_000  # more are thinned out evenly
+
+
+def write_data_page(
+    data: Data, part: str, output: Path, *, episodes: int, normalization: str, pooled: bool = False
+) -> Path:
+    """Writes one self-contained HTML file about a part of each dataset; returns its path.
+
+    `episodes` of each dataset are drawn, spread over the part; `normalization` is a mode of
+    `normalization.make_normalizer`, with statistics of each dataset or, `pooled`, of all. Frames
+    that cannot be read are grey, and listed.
+    """
+    sources = data.sources(part)
+    statistics = statistics_by_dataset(data, part, pooled=pooled)
+    sections = [_mixture(sources)] if len(sources) > 1 else []
+    for dataset, source in zip(data.datasets, tqdm(sources, desc="datasets"), strict=True):
+        normalizers = {
+            field: make_normalizer(statistics[dataset.name][field], normalization)
+            for field in ("action", "state")
+        }
+        sections += _dataset(dataset, source, part, episodes, normalizers)
+        source.reader.close()
+    names = ", ".join(dataset.name for dataset in data.datasets)
+    write_page(output, names, f"{part} of each, normalised by {normalization}", sections)
+    return output
+
+
+def _mixture(sources: list[Source]) -> Section:
+    total = sum(len(source.anchors) for source in sources)
+    there = {s.reader.dataset.name: len(s.anchors) / total for s in sources}
+    drawn = {s.reader.dataset.name: s.share for s in sources}
+    rows = [("dataset", "samples", "share of all", "share drawn")]
+    rows += [
+        (
+            s.reader.dataset.name,
+            f"{len(s.anchors):,}",
+            f"{there[s.reader.dataset.name]:.2%}",
+            f"{s.share:.2%}",
+        )
+        for s in sources
+    ]
+    chart = plots.shares({name: (drawn[name], there[name]) for name in drawn})
+    return Section("Mixture", "", rows, [picture(chart)])
+
+
+def _dataset(
+    dataset: Dataset,
+    source: Source,
+    part: str,
+    episodes: int,
+    normalizers: Mapping[str, Normalizer],
+) -> Iterator[Section]:
+    yield _facts(dataset, source, part)
+    yield _sheets(dataset, source, part, episodes)
+    yield _instructions(dataset, source)
+    yield from _numbers(dataset, source, part, episodes, normalizers)
+
+
+def _facts(dataset: Dataset, source: Source, part: str) -> Section:
+    spec, split = dataset.spec, source.reader.split
+    first, last = dataset.episodes(part)
+    steps = dataset.standard.splits[parse_part(part).split].episode_steps[first:last]
+    sizes = {
+        role: np.unique(split.images[camera.key].size_ehw, axis=0).tolist()
+        for role, camera in spec.cameras
+        if camera.key in split.images
+    }
+    rows = [
+        ("", ""),
+        ("folder", str(split.shards[0].parent)),
+        ("version", f"{dataset.index.name} {dataset.index.version}"),
+        ("index", dataset.index.checksum),
+        ("episodes", f"{last - first:,}"),
+        ("steps", f"{steps.sum():,}"),
+        ("samples", f"{len(source.anchors):,}"),
+        ("control rate", f"{spec.control_hz:g} Hz"),
+        ("transform", ", ".join([spec.transform, *spec.filters, *spec.cuts])),
+        ("instructions at", ", ".join(spec.language) or "none"),
+    ]
+    rows += [
+        (
+            f"camera {role}",
+            f"{camera.key}, {sizes.get(role, 'not indexed')}"
+            + (", BGR" if camera.bgr else "")
+            + (", upside down" if camera.upside_down else ""),
+        )
+        for role, camera in spec.cameras
+    ]
+    for field in ("action", "state"):
+        encoding = getattr(spec, field)
+        dims = [
+            dim + (" (relative)" if relative else "")
+            for dim, relative in zip(encoding.dims, encoding.relative, strict=True)
+        ]
+        rows.append((f"{field}: {encoding.name}", ", ".join(dims) or "none"))
+    return Section(dataset.name, "", rows, [picture(plots.lengths(np.asarray(steps)))])
+
+
+def _chosen(dataset: Dataset, part: str, count: int) -> list[tuple[int, int, int]]:
+    """(number, first step, steps) of some episodes spread over a part, without empty ones."""
+    split = parse_part(part).split
+    standard, start = dataset.standard.splits[split], dataset.index.split(split).episode_start
+    numbers = np.arange(*dataset.episodes(part))
+    numbers = numbers[standard.episode_steps[numbers] > 0]
+    spread = np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int))
+    return [(int(n), int(start[n]), int(standard.episode_steps[n])) for n in numbers[spread]]
+
+
+def _sheets(dataset: Dataset, source: Source, part: str, episodes: int) -> Section:
+    reader, pictures, problems = source.reader, [], []
+    for number, start, steps in _chosen(dataset, part, episodes):
+        sheet = contact_sheet(reader, start, steps)
+        row = reader.standard.text_ids[start, 0]
+        text = "no instruction" if row == NO_TEXT else dataset.standard.instructions[row]
+        pictures.append(picture(sheet.jpeg, f"episode {number}, {steps} steps: {text}"))
+        problems += sheet.problems
+    cameras = ", ".join(reader.sample.cameras)
+    text = (
+        f"Cameras, above each other: {cameras}; of each the current image and the target "
+        f"{reader.sample.horizon * reader.sample.stride} steps on. Orange: behind the end."
+    )
+    if problems:
+        text += f" Unreadable: {'; '.join(problems)}"
+    return Section(f"{dataset.name}: episodes", text, (), pictures)
+
+
+def _instructions(dataset: Dataset, source: Source) -> Section:
+    ids = source.reader.standard.text_ids[source.anchors]
+    counts = collections.Counter(ids[ids != NO_TEXT].tolist())
+    most = counts.most_common(SHOWN_INSTRUCTIONS)
+    rows = [("instruction", "samples")]
+    rows += [(dataset.standard.instructions[row], f"{count:,}") for row, count in most]
+    without = int((ids[:, 0] == NO_TEXT).sum())
+    text = f"{len(counts)} instructions, {without} samples without one."
+    if len(counts) > len(most):
+        text += f" The {len(most)} most frequent ones:"
+    return Section(f"{dataset.name}: instructions", text, rows)
+
+
+def _numbers(
+    dataset: Dataset,
+    source: Source,
+    part: str,
+    episodes: int,
+    normalizers: Mapping[str, Normalizer],
+) -> Iterator[Section]:
+    """Actions and states: curves of some episodes, and all steps before and after normalising."""
+    standard = source.reader.standard
+    statistics = dataset_statistics([dataset], part)
+    chosen = _chosen(dataset, part, episodes)
+    frames = np.concatenate([start + np.arange(n) for _, start, n in _chosen(dataset, part, 10**9)])
+    frames = frames[:: -(-len(frames) // HISTOGRAM_STEPS)]
+    usable = [standard.usable[start : start + steps] for _, start, steps in chosen]
+    for field, values in (("action", standard.actions), ("state", standard.states)):
+        dims = getattr(dataset.spec, field).dims
+        if not dims:
+            continue
+        sample = values[frames]
+        normalized = normalizers[field].normalize(sample)
+        found = statistics[field]
+        rows = [("", "min", "q01", "mean", "q99", "max", "std", "beyond [-1, 1]")]
+        for number, dim in enumerate(dims):
+            numbers = (found[name][number] for name in ("min", "q01", "mean", "q99", "max", "std"))
+            constant = " (constant)" if found["max"][number] == found["min"][number] else ""
+            beyond = (np.abs(normalized[:, number]) > 1 + 1e-6).mean()
+            rows.append((dim + constant, *(f"{x:.4g}" for x in numbers), f"{beyond:.1%}"))
+        curves = [values[start : start + steps] for _, start, steps in chosen]
+        text = f"Of {len(frames):,} steps; a line is an episode, grey where no sample starts."
+        yield Section(
+            f"{dataset.name}: {field}",
+            text,
+            rows,
+            [
+                picture(plots.curves(curves, usable, list(dims))),
+                picture(
+                    plots.histograms(sample, normalized, dims),
+                    "in their own units, and below normalised, with [-1, 1] shaded; log counts",
+                ),
+            ],
+        )

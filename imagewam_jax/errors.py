@@ -1,0 +1,53 @@
+"""The errors that a user can do something about.
+
+Each message names the file, key or tensor, what was expected and what was found. The command line
+prints them without a traceback; everything else that is raised is a fault of this package.
+"""
+
+
+class UserError(Exception):
+    """The common base; raised as one of the kinds below."""
+
+
+class ConfigError(UserError, ValueError):
+    """A config has a field or a value that does not fit."""
+
+
+class MissingWeights(ConfigError):
+    """The config names a part that has weights and does not say where they are."""
+
+
+class DataError(UserError, ValueError):
+    """A dataset, an index, statistics or a text table cannot be used as asked."""
+
+
+class BadFrameError(DataError):
+    """A stored image cannot be read: wrong bytes, not an image, or of another size."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, holds something else, or cannot be written."""
+
+
+class Unreadable(CheckpointError):
+    """A checkpoint is there and damaged."""
+
+
+class ConversionError(UserError, ValueError):
+    """Foreign weights are not what they should be."""
+
+
+class HostsError(UserError):
+    """Processes that train together lost one of them."""
+
+
+class PlanError(UserError):
+    """A program cannot be compiled for a TPU topology."""
+
+
+class SimulatorError(UserError, RuntimeError):
+    """A simulator cannot be started, or one of its processes failed."""
+
+
+class OpenGLUnavailable(SimulatorError):
+    """A simulator draws, and this machine cannot."""

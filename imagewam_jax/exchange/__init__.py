@@ -1,1 +1,0 @@
-"""Weights from and to PyTorch users: convert, export, and prove that both agree."""

@@ -1,0 +1,89 @@
+"""Parameters as nested dictionaries, which checkpoints and optimizers want, and back."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Int
+
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths to leaves of a nested dictionary.
+
+    ConversionError: two leaves have the same path, so that one of them would be lost.
+    """
+    flat: dict[str, Any] = {}
+    for path, value in _leaves(tree, ""):
+        if path in flat:
+            raise ConversionError(f"two things are called {path}")
+        flat[path] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+Params = dict[str, Any]  # nested dictionaries of arrays
+
+
+def module_tree(module: nnx.Module) -> Params:
+    """All arrays of a module, frozen ones too, under names that are strings everywhere."""
+
+    def named(tree):
+        return {str(k): named(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+    return named(nnx.to_pure_dict(nnx.state(module)))
+
+
+def initial_params(config: ImageWAMConfig, seed: int | Int[Array, ""]) -> Params:
+    """Random parameters of a policy."""
+    return module_tree(ImageWAM(config, rngs=nnx.Rngs(jax.random.key(seed))))
+
+
+def abstract_params(config: ImageWAMConfig) -> Params:
+    """Their shapes and dtypes."""
+    return jax.eval_shape(lambda: initial_params(config, 0))
+
+
+def parameter_axes(config: ImageWAMConfig) -> Params:
+    """The logical names of the axes of each parameter, in their places."""
+
+    def named(node):
+        if isinstance(node, nnx.Variable):
+            return node.get_metadata("axes")
+        return {str(key): named(value) for key, value in node.items()}
+
+    return named(nnx.state(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))))
+
+
+def policy_builder(config: ImageWAMConfig) -> Callable[[Params], ImageWAM]:
+    """A function from parameters to the module that computes with them."""
+    graph, abstract = nnx.split(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0))))
+
+    def rebuild(params: Params) -> ImageWAM:
+        state = jax.tree.map(lambda x: x, abstract)  # its own containers, to be filled
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+    return rebuild

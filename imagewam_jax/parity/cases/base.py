@@ -1,0 +1,147 @@
+"""What is known of a kind of recording."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.models.backbones.flux2 import image_positions
+from imagewam_jax.parity.cases.folder import Folder, Tensors
+from imagewam_jax.parity.cases.limits import Limit
+from imagewam_jax.parity.cases.loaded import Loaded
+
+
+class Output(NamedTuple):
+    """A tensor that our side computes, under its recorded name and in its recorded layout.
+
+    valid: which entries of the leading axes mean something; None: all.
+    file: where it is recorded; None: in the file of its kind.
+    expected: where it stands in no file as it is, what to compare it with.
+    """
+
+    name: str
+    array: Array | np.ndarray
+    limit: Limit
+    valid: Bool[np.ndarray, "..."] | None = None
+    file: str | None = None
+    expected: np.ndarray | None = None
+
+
+class NotChecked(NamedTuple):
+    """Something that was recorded and is not compared, and why."""
+
+    what: str
+    why: str
+
+
+class Sizes(NamedTuple):
+    """Of what is recorded from our side; a `grid` is of latent cells."""
+
+    batch: int = 2
+    grid: tuple[int, int] = (2, 3)
+    text_tokens: int = 7
+    gradients: bool = False
+
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """Unequal where they can be, the longest without padding."""
+        shortest = (self.text_tokens + 1) // 2
+        return np.linspace(shortest, self.text_tokens, self.batch).round().astype(int)
+
+
+Inputs = dict[str, np.ndarray]
+
+
+class Kind(NamedTuple):
+    """One kind of recording.
+
+    name: for people.
+    part: what of a checkpoint computes it.
+    file: its name where our side records it.
+    find: its file in a folder, told by the tensors in it; None: there is none.
+    outputs: all of its tensors that can be computed from the inputs in the folder.
+    inputs: random ones for a new recording, beside what its folder has already. None, or a
+    function that gives None: it is not recorded.
+    case: the folder that it is recorded in.
+    counted: tensors that are equal bit for bit are counted, not listed.
+    """
+
+    name: str
+    part: str
+    file: str
+    find: Callable[[Folder], Tensors | None]
+    outputs: Callable[[Loaded, Folder], Iterator[Output | NotChecked]]
+    inputs: Callable[[Loaded, Folder, Sizes, np.random.Generator], Inputs | None] | None = None
+    case: str = ""
+    counted: bool = False
+
+
+# Programs here run once or a few times: most of the time goes into compiling them.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def run_once(function: Callable, **options: Any) -> Callable:
+    """As `jax.jit`, compiled in a fifth of the time and without what only makes it faster."""
+    return jax.jit(function, compiler_options=_QUICK, **options)
+
+
+def having(*names: str) -> Callable[[Folder], Tensors | None]:
+    """The `find` of a kind whose file has some tensors that no other has together."""
+    return lambda folder: folder.having(*names)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Float[np.ndarray, "..."]:
+    """Standard normal numbers in float32."""
+    return rng.standard_normal(shape, np.float32)
+
+
+def text_inputs(width: int, sizes: Sizes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random features of text, and the mask of what is valid."""
+    mask = np.arange(sizes.text_tokens) < sizes.text_lengths[:, None]
+    return {
+        "text_hidden_states": normal(rng, sizes.batch, sizes.text_tokens, width),
+        "text_attention_mask": mask,
+    }
+
+
+def image_ids(sizes: Sizes, time: int) -> Float[np.ndarray, "b n 4"]:
+    """Positions of an image's tokens."""
+    positions = image_positions(sizes.grid, time).astype(np.float32)
+    return np.broadcast_to(positions, (sizes.batch, *positions.shape))
+
+
+def nchw(image: Float[Array, "*b h w c"]) -> Float[np.ndarray, "*b c h w"]:
+    return np.moveaxis(np.asarray(image), -1, -3)
+
+
+def nhwc(image: Float[Array, "*b c h w"]) -> Float[np.ndarray, "*b h w c"]:
+    return np.moveaxis(np.asarray(image), -3, -1)
+
+
+def valid_lengths(io: Tensors, name: str) -> Int[np.ndarray, " b"]:
+    """How many tokens of each text a recorded mask [b, t] says are valid.
+
+    ConversionError: not those at the beginning.
+    """
+    mask = io[name]
+    if not is_right_padded(mask):
+        raise ConversionError(
+            f"{io.file}: {name} has padding before valid text; text of ours is padded behind it"
+        )
+    return mask.sum(-1).astype(np.int32)
+
+
+def is_right_padded(mask: Bool[np.ndarray, "b t"]) -> bool:
+    return bool((np.diff(mask.astype(int), axis=-1) <= 0).all())
+
+
+def check_width(file: str, name: str, found: int, expected: int | None, what: str) -> None:
+    """ConversionError unless a tensor is as wide as the checkpoint's part takes it."""
+    if found != expected:
+        raise ConversionError(
+            f"{file}: {name} is {found} wide, the checkpoint's {what} takes {expected}: it was "
+            "recorded of another model"
+        )

@@ -1,0 +1,118 @@
+"""One training step of a policy: noised samples, predictions and losses."""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from imagewam_jax.models.backbones.flux2 import REFERENCE_TIME, TARGET_TIME, image_positions
+from imagewam_jax.models.flow_matching import training_timestep
+from imagewam_jax.models.imagewam import ImageWAM
+from imagewam_jax.parity.cases import limits
+from imagewam_jax.parity.cases.base import (
+    Kind,
+    NotChecked,
+    Output,
+    Sizes,
+    having,
+    image_ids,
+    normal,
+    run_once,
+    text_inputs,
+)
+from imagewam_jax.parity.cases.folder import Folder
+from imagewam_jax.parity.cases.loaded import Loaded
+from imagewam_jax.parity.cases.policy_case import (
+    TRAINING,
+    as_tokens,
+    joint_inputs,
+    noised,
+    official_text,
+    training_case,
+)
+
+_velocities = run_once(ImageWAM.velocities)
+_training_loss = run_once(ImageWAM.training_loss)
+
+
+def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
+    policy, case = loaded.module("policy"), training_case(loaded, folder)
+    config, sample = policy.config, case.sample
+
+    for name, grid, time in (
+        ("ref_img_ids", sample.context.references.shape[2:4], REFERENCE_TIME),
+        ("target_img_ids", case.grid, TARGET_TIME),
+    ):
+        positions = image_positions(grid, time)
+        positions = np.broadcast_to(positions, (len(sample.target), *positions.shape))
+        yield Output(name, positions, limits.EQUAL)
+
+    text, mask = official_text(policy, sample.context, case.text)
+    yield Output("context_with_proprio", text, limits.ROUNDING, case.text.valid)
+    yield Output("context_mask_with_proprio", mask, limits.EQUAL)
+
+    target, action = noised(case, config)
+    for name, u_b, flow, sampled in (
+        ("video", case.draws.target_u, config.target_flow, target),
+        ("action", case.draws.action_u, config.action_flow, action),
+    ):
+        timestep_b = training_timestep(u_b, flow.train_shift, jnp.dtype(config.coordinate_dtype))
+        yield Output(f"timestep_{name}", timestep_b, limits.TIMESTEP)
+        yield Output(f"unit_timestep_{name}", sampled.time_b, limits.TIME)
+        yield Output(f"weight_{name}", sampled.weight_b, limits.TIME_WEIGHT)
+    yield Output("noisy_video", as_tokens(target.x), limits.ROUNDING)
+    yield Output("noisy_action", action.x, limits.ROUNDING)
+
+    predicted_target, predicted_action = _velocities(policy, *joint_inputs(case, config))
+    yield Output("pred_video", as_tokens(predicted_target), limits.VELOCITY)
+    yield Output("pred_action", predicted_action, limits.VELOCITY)
+
+    loss, parts = _training_loss(policy, sample, case.draws)
+    yield Output("loss_total", loss, limits.LOSS)
+    for name, ours, weight in (
+        ("video", "target", config.target_loss_weight),
+        ("action", "action", config.action_loss_weight),
+    ):
+        yield Output(f"{name}_loss_per_sample", parts[f"{ours}_loss_b"], limits.LOSS)
+        mean = parts[f"{ours}_loss"]
+        yield Output(f"loss_{name}_unweighted_by_lambda", mean, limits.LOSS)
+        yield Output(f"loss_{name}_logged", weight * mean, limits.LOSS)
+
+
+def _inputs(
+    loaded: Loaded, folder: Folder, sizes: Sizes, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """A batch of texts of unequal length, its last sample with padded steps and a dimension."""
+    config, b = loaded.config("policy"), sizes.batch
+    tokens = (b, sizes.grid[0] * sizes.grid[1], config.backbone.in_channels)
+    actions = (b, config.horizon, config.expert.action_dim)
+    tensors = {
+        **text_inputs(config.backbone.text_dim, sizes, rng),
+        "ref_img_ids": image_ids(sizes, REFERENCE_TIME),
+        "target_img_ids": image_ids(sizes, TARGET_TIME),
+        "action": normal(rng, *actions),
+        "action_is_pad": np.zeros(actions[:2], bool),
+        "action_dim_is_pad": np.zeros(actions[::2], bool),
+        "noise_video": normal(rng, *tokens),
+        "u_video": rng.random(b, np.float32),
+        "noise_action": normal(rng, *actions),
+        "u_action": rng.random(b, np.float32),
+    }
+    tensors["action_is_pad"][-1, 1 + config.horizon // 2 :] = True
+    tensors["action_dim_is_pad"][-1, 1:][-1:] = True
+    if config.proprio_dim is not None:
+        tensors["proprio"] = normal(rng, b, 2, config.proprio_dim)  # of which the first is used
+    if folder.having("ref_image_latents") is None:  # without an autoencoder
+        tensors |= {name: normal(rng, *tokens) for name in ("ref_image_latents", "target_latent")}
+    return tensors
+
+
+KIND = Kind(
+    name="training step of a policy",
+    part="policy",
+    file="train.safetensors",
+    find=having(*TRAINING),
+    outputs=_outputs,
+    inputs=_inputs,
+    case="policy",
+)

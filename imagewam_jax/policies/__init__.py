@@ -1,1 +1,0 @@
-"""A policy outside of its mathematics: its config, its frozen parts, its checkpoint, its units."""

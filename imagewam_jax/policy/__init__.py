@@ -1,0 +1,1 @@
+"""A trained policy in the units of the world."""

@@ -1,0 +1,241 @@
+"""A trained policy in the units of the world: raw images and states in, raw actions out."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from imagewam_jax.checkpoints.assets import FROZEN_TREES, read_autoencoder, restore_frozen
+from imagewam_jax.checkpoints.merged_lora import merged_params, without_lora
+from imagewam_jax.checkpoints.store import check_arrays, open_checkpoint
+from imagewam_jax.config.schema import policy_config
+from imagewam_jax.errors import CheckpointError
+from imagewam_jax.models.imagewam import Context, ImageWAM
+from imagewam_jax.models.parameters import abstract_params, policy_builder
+from imagewam_jax.preprocess.images import ImageSpec
+from imagewam_jax.preprocess.inputs import Frozen, encode_images, image_spec, make_context
+from imagewam_jax.text.encoders import check_kind, check_width, make_prompt
+from imagewam_jax.text.tables import TextTableFile, open_text_table
+
+
+class Observations(NamedTuple):
+    """A batch of what robots see and are told; `text_id` comes from `Policy.text_ids`."""
+
+    images: UInt8[Array, "b camera h w 3"]
+    state: Float[Array, "b p"]
+    text_id: Int[Array, " b"]
+
+
+class Policy:
+    """A policy restored from a checkpoint. Compiled once per batch size and image size."""
+
+    def __init__(
+        self,
+        model: ImageWAM,
+        frozen: Frozen,
+        about: Mapping[str, Any],
+        step: int,
+        dataset: str | None = None,
+    ):
+        """`dataset` says in whose units it sees and acts, where it was trained on several."""
+        self.about, self.step = about, step
+        self.dataset, row = _dataset(about, dataset)
+        rows = np.array([row])
+        self.config = about["config"]
+        self._model = model
+        self._frozen = dataclasses.replace(
+            frozen, actions=frozen.actions.of(rows), state=frozen.state.of(rows)
+        )
+        self._images = image_spec(self.config["data"])
+        self._rows = {prompt: row for row, prompt in enumerate(about["prompts"])}
+
+    @property
+    def horizon(self) -> int:
+        return self._model.config.horizon
+
+    @property
+    def action_dim(self) -> int:
+        return self._model.config.expert.action_dim
+
+    def text_ids(self, instructions: Sequence[str]) -> Int[np.ndarray, " b"]:
+        """Rows of the text features; CheckpointError names an instruction that is not known."""
+        template = self.config["text"]["template"]
+        prompts = [make_prompt(template, instruction) for instruction in instructions]
+        if unknown := sorted(set(prompts) - set(self._rows)):
+            raise CheckpointError(
+                f"the checkpoint has no text features of {unknown}; it knows {list(self._rows)}"
+            )
+        return np.array([self._rows[prompt] for prompt in prompts], np.int32)
+
+    def act(
+        self,
+        observations: Observations,
+        noise: Float[Array, "b s a"],
+        euler_steps: int | None = None,
+    ) -> Float[np.ndarray, "b s a"]:
+        """Action chunks in real units from standard normal noise."""
+        steps = euler_steps or self.config["acting"]["euler_steps"]
+        arguments = self._model, self._frozen, observations, noise, self._images, steps
+        return np.asarray(compute_actions(*arguments))
+
+    def imagine(
+        self,
+        observations: Observations,
+        noise: Float[Array, "b h w c"],
+        euler_steps: int | None = None,
+    ) -> Float[np.ndarray, "b h w c"]:
+        """Latents of the image that the policy expects at the end of the chunk."""
+        steps = euler_steps or self.config["acting"]["euler_steps"]
+        return np.asarray(
+            _imagine(self._model, self._frozen, observations, noise, self._images, steps)
+        )
+
+    def attention_on_reference(
+        self, observations: Observations, noise: Float[Array, "b s a"], time: float = 0.5
+    ) -> Float[np.ndarray, "b layer h w"]:
+        """Where the action stream looks in the first reference image: see
+        `ImageWAM.action_attention`."""
+        return np.asarray(
+            _attention(self._model, self._frozen, observations, noise, time, self._images)
+        )
+
+    def encode(self, images: UInt8[Array, "b camera h w 3"]) -> Float[np.ndarray, "b h w c"]:
+        """Latents as the target of training has them."""
+        return np.asarray(_encode(self._frozen, images, self._images))
+
+    def decode(self, latent: Float[Array, "b h w c"]) -> Float[np.ndarray, "b H W 3"]:
+        """Images in [-1, 1], not clamped."""
+        return np.asarray(_decode(self._frozen, latent))
+
+    def latent_shape(self, images: UInt8[Array, "b camera h w 3"]) -> tuple[int, ...]:
+        """The shape of `encode`, without computing it."""
+        return jax.eval_shape(
+            lambda frozen, images: _encode(frozen, images, self._images), self._frozen, images
+        ).shape
+
+
+def load_policy(
+    path: Path | str,
+    *,
+    average: bool = True,
+    autoencoder: Path | str | None = None,
+    text_table: Path | str | None = None,
+    dataset: str | None = None,
+) -> Policy:
+    """The policy of a run's newest checkpoint, or of the step that `path` names.
+
+    `average` takes the moving average of the weights, where there is one. A converted policy can
+    lack frozen parts: `autoencoder` is a checkpoint and `text_table` a file to take them from;
+    prompts are then those of the table. `dataset` is the one in whose units it acts, where it was
+    trained on several. Weights are in the dtype that they were saved in; low-rank additions become
+    part of them.
+    CheckpointError: there is no policy, or it is not whole.
+    """
+    checkpoints, step = open_checkpoint(path)
+    with contextlib.closing(checkpoints):
+        about, trees = checkpoints.restore_json(step, "about"), checkpoints.trees(step)
+        if "horizon" not in about["config"].get("model", {}):
+            raise CheckpointError(f"{path}: not a whole policy; it has {sorted(trees)}")
+        config = policy_config(about["config"]["model"])
+        which = checkpoints.weights(step, None if average else "params")
+        saved = checkpoints.abstract(step, which)
+        check_arrays(abstract_params(config), saved, f"{path}: {which}")
+        params = checkpoints.restore(step, {which: saved})[which]
+        params, config = merged_params(params, config.lora), without_lora(config)
+        section, instead = about["config"]["autoencoder"], {}
+        if autoencoder is not None:
+            instead["autoencoder"] = read_autoencoder(autoencoder, section)
+        if text_table is not None:
+            file = open_text_table(text_table)
+            _check_text(file, about, config.backbone.text_dim)
+            dtype = jax.tree.leaves(params["backbone"])[0].dtype
+            instead["text"], about["prompts"] = _text(file, dtype), list(file.prompts)
+        if lacking := sorted(set(FROZEN_TREES) - trees - set(instead)):
+            raise CheckpointError(f"{path}: the policy cannot act without {lacking}: {_ADVICE}")
+        frozen = restore_frozen(checkpoints, step, section, instead)
+    return Policy(policy_builder(config)(params), frozen, about, step, dataset)
+
+
+def _dataset(about: Mapping[str, Any], name: str | None) -> tuple[str, int]:
+    """A dataset that a policy was trained on, and its number; any where all have one unit."""
+    known = about["datasets"]
+    if name is None and (len(known) == 1 or about["config"]["data"].get("pool_statistics")):
+        name = known[0]
+    if name not in known:
+        raise CheckpointError(
+            f"the policy was trained on {known}; say whose units it acts in, not {name!r}"
+        )
+    return name, known.index(name)
+
+
+_ADVICE = (
+    "an autoencoder can be converted with it, or taken from another checkpoint; text comes from a "
+    "table that `imagewam encode-text` makes; normalizers need dataset_stats.json beside the "
+    "weights and a known mode when they are converted"
+)
+
+
+def _check_text(file: TextTableFile, about: Mapping[str, Any], text_dim: int) -> None:
+    """DataError or ConfigError unless a table is of the encoder that the policy was trained with;
+    of a converted one only its kind is known."""
+    if "text_encoder" in about:
+        file.check_encoder(about["text_encoder"])
+    else:
+        check_kind(about["config"]["text"]["encoder"], file)
+    check_width(text_dim, file.channels)
+
+
+def _text(file: TextTableFile, dtype: jnp.dtype) -> dict[str, Array]:
+    """All features of a table as a tree of a checkpoint."""
+    table = file.select(file.prompts)
+    return {"features": jnp.asarray(table.features, dtype), "length": jnp.asarray(table.lengths)}
+
+
+def _context(frozen: Frozen, observations: Observations, images: ImageSpec) -> Context:
+    references = encode_images(frozen, images, observations.images[:, :, None])[:, 0]
+    # The frozen parts of a policy are those of the one dataset in whose units it acts.
+    return make_context(frozen, references, observations.text_id, observations.state, norm_id=0)
+
+
+@partial(jax.jit, static_argnames=("images", "euler_steps"))
+def compute_actions(
+    model: ImageWAM,
+    frozen: Frozen,
+    observations: Observations,
+    noise: Float[Array, "b s a"],
+    images: ImageSpec,
+    euler_steps: int,
+) -> Float[Array, "b s a"]:
+    """What `Policy.act` computes, in real units."""
+    cache = model.prefill(_context(frozen, observations, images))
+    actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
+    return frozen.actions.of(0).denormalize(actions)
+
+
+@partial(jax.jit, static_argnames=("images", "euler_steps"))
+def _imagine(model, frozen, observations, noise, images, euler_steps):
+    context = _context(frozen, observations, images)
+    return model.imagine(context, noise, model.target_schedule(euler_steps))[0]
+
+
+@partial(jax.jit, static_argnames=("images",))
+def _attention(model, frozen, observations, noise, time, images):
+    time_b = jnp.full(noise.shape[0], time)
+    return model.action_attention(_context(frozen, observations, images), noise, time_b)
+
+
+@partial(jax.jit, static_argnames=("spec",))
+def _encode(frozen, images, spec):
+    return encode_images(frozen, spec, images[:, :, None])[:, 0, 0]
+
+
+@jax.jit
+def _decode(frozen, latent):
+    return frozen.autoencoder.decode(latent)

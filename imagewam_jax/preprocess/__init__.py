@@ -1,0 +1,1 @@
+"""From raw observations to what the model takes: the same for training and for acting."""

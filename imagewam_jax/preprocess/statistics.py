@@ -1,0 +1,68 @@
+"""Statistics of actions and states as normalisation takes them, and the JSON files that keep them.
+
+They are computed in `data.statistics`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from imagewam_jax.errors import DataError
+from imagewam_jax.files import partial_path
+
+# "min", "max", "mean", "std", "q01", "q99": float64 [..., dim]
+FieldStatistics = dict[str, np.ndarray]
+STATISTICS = ("min", "max", "mean", "std", "q01", "q99")
+# The two halves of one key's entry in the official statistics.
+PREFIXES = ("stepwise", "global")
+
+
+def select_statistics(official: Mapping[str, np.ndarray], stepwise: bool) -> FieldStatistics:
+    """The stepwise or global half of one key's entry, named as in `FieldStatistics`."""
+    prefix = PREFIXES[0] if stepwise else PREFIXES[1]
+    missing = [name for name in STATISTICS if f"{prefix}_{name}" not in official]
+    if missing:
+        raise DataError(f"the statistics lack {prefix}_{missing[0]}; they have {sorted(official)}")
+    return {name: official[f"{prefix}_{name}"] for name in STATISTICS}
+
+
+def write_statistics(path: Path, statistics: dict) -> None:
+    """Writes nested statistics as JSON, complete or not at all; float64 round-trips exactly.
+    DataError: the file is there already, with others, or cannot be written."""
+    path, content = Path(path), statistics_to_json(statistics)
+    if path.exists() and statistics_to_json(read_statistics(path)) != content:
+        raise DataError(f"{path}: holds other statistics; they are never changed, remove the file")
+    partial = partial_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content, indent=2))
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path}: could not be written: {error}") from error
+
+
+def read_statistics(path: Path) -> dict:
+    return statistics_from_json(json.loads(Path(path).read_text()))
+
+
+def statistics_to_json(statistics: dict) -> dict:
+    """Arrays to nested lists, at any depth."""
+    return {
+        key: statistics_to_json(value)
+        if isinstance(value, dict)
+        else (value.tolist() if isinstance(value, np.ndarray) else value)
+        for key, value in statistics.items()
+    }
+
+
+def statistics_from_json(statistics: dict) -> dict:
+    """Lists to float64 arrays, at any depth."""
+    return {
+        key: statistics_from_json(value)
+        if isinstance(value, dict)
+        else (np.array(value, np.float64) if isinstance(value, list) else value)
+        for key, value in statistics.items()
+    }

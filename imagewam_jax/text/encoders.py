@@ -1,0 +1,92 @@
+"""The text encoder that a config names, and what it is given to read.
+
+A new one is a function from a config's `text` section to a `TextEncoder`, and a line in
+`TEXT_ENCODERS`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imagewam_jax.config.schema import choose
+from imagewam_jax.errors import ConfigError, DataError, MissingWeights
+from imagewam_jax.models.text_encoders.base import PromptTooLong, TextEncoder, Tokens
+from imagewam_jax.models.text_encoders.byte_qwen3 import byte_qwen3
+from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
+from imagewam_jax.text.qwen3 import qwen3
+from imagewam_jax.text.tables import TextTableFile
+
+QWEN3_OF_KLEIN = (
+    f"FLUX.2 klein 4B reads {QWEN3_4B.feature_dim} channels, of Qwen/Qwen3-4B, and klein 9B "
+    f"{QWEN3_8B.feature_dim}, of Qwen/Qwen3-8B"
+)
+
+
+def make_text_encoder(section: Mapping[str, Any]) -> TextEncoder:
+    """The encoder of a config's `text` section; its weights are not read before it encodes.
+
+    ConfigError or CheckpointError: there is no such encoder.
+    """
+    return choose(TEXT_ENCODERS, section["encoder"], "text.encoder")(section)
+
+
+def make_prompt(template: str, instruction: str) -> str:
+    """What the encoder reads of an instruction: that, in the place of the template's `{}`.
+
+    As in the official recipe, of "a@b" it is "b": there are datasets that tell every task in two
+    languages.
+    """
+    if "{}" not in template:
+        raise ConfigError(f"text.template is {template!r}, without {{}} for the instruction")
+    _, at, second = instruction.partition("@")
+    return template.replace("{}", second if at else instruction)
+
+
+def tokenize_prompts(
+    encoder: TextEncoder, prompts: Sequence[str], section: Mapping[str, Any]
+) -> Tokens:
+    """Tokens of prompts; DataError names one that is longer than every bucket."""
+    try:
+        return encoder.tokenize(prompts, max(section["buckets"]))
+    except PromptTooLong as error:
+        raise DataError(f"text.buckets {tuple(section['buckets'])}: {error}") from error
+
+
+def check_encoder(section: Mapping[str, Any], table: TextTableFile) -> None:
+    """DataError unless a table is of the config's encoder.
+
+    Of one whose weights the config does not name, only the kind is known.
+    """
+    try:
+        table.check_encoder(make_text_encoder(section).identity)
+    except MissingWeights:
+        check_kind(section["encoder"], table)
+
+
+def check_kind(encoder: str, table: TextTableFile) -> None:
+    """DataError unless a table is of an encoder of this name, whatever its weights."""
+    if table.encoder.partition("(")[0] != encoder:
+        raise DataError(
+            f"{table.path}: made by the encoder {table.encoder!r}, text.encoder is {encoder!r}"
+        )
+
+
+def check_width(text_dim: int | None, feature_dim: int) -> None:
+    """ConfigError unless a backbone that reads `text_dim` channels (None: any) reads these."""
+    if text_dim not in (None, feature_dim):
+        klein = {text_dim, feature_dim} & {QWEN3_4B.feature_dim, QWEN3_8B.feature_dim}
+        raise ConfigError(
+            f"model.backbone.text_dim is {text_dim}, the text features have {feature_dim} channels"
+            + (f": {QWEN3_OF_KLEIN}" if klein else "")
+        )
+
+
+def _byte_qwen3(section: Mapping[str, Any]) -> TextEncoder:
+    if section["weights"]:
+        raise ConfigError(
+            f"text.weights is {section['weights']!r}: the weights of byte_qwen3 are random ones"
+        )
+    return byte_qwen3(section["seed"])
+
+
+# name in the config -> what makes it
+TEXT_ENCODERS = {"byte_qwen3": _byte_qwen3, "qwen3": qwen3}

@@ -1,0 +1,112 @@
+"""What programs are called with, as shapes: no data, no weights, no memory."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from imagewam_jax.checkpoints.assets import new_autoencoder
+from imagewam_jax.config.schema import DTYPES
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.policy.policy import Observations
+from imagewam_jax.preprocess.inputs import Frozen
+from imagewam_jax.preprocess.normalization import Normalizer
+from imagewam_jax.training.sharding import batch_sharding, replicated
+
+# The longest prompt of LIBERO's four suites in the official template has this many tokens of Qwen3
+# (the shortest has 31).
+LIBERO_PROMPT = 46
+
+
+class Inputs(NamedTuple):
+    """What a config does not say of its data.
+
+    prompts: rows of the text table. text_tokens: the bucket. image_size: rows and columns of images
+    as they are stored.
+    """
+
+    prompts: int
+    text_tokens: int
+    image_size: tuple[int, int]
+
+
+def default_inputs(config: Mapping[str, Any]) -> Inputs:
+    """Of a dataset like LIBERO: 40 prompts, and the smallest bucket that holds the longest."""
+    buckets = config["text"]["buckets"]
+    fitting = [bucket for bucket in buckets if bucket >= LIBERO_PROMPT]
+    return Inputs(40, min(fitting, default=max(buckets)), tuple(config["data"]["image_size"]))
+
+
+def shaped(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def abstract_frozen(
+    config: Mapping[str, Any], policy: ImageWAMConfig, inputs: Inputs, mesh: Mesh
+) -> Frozen:
+    """`Frozen` of one dataset, a copy of it on every device; the autoencoder is float32, as it is
+    kept."""
+    everywhere = replicated(mesh)
+    tokens, width = inputs.text_tokens, policy.backbone.text_dim
+    action, state = policy.expert.action_dim, policy.proprio_dim
+    dtype = DTYPES[config["train"]["compute_dtype"]]
+
+    def normalizer(dim: int) -> Normalizer:
+        return Normalizer(*(shaped((1, dim), jnp.float32, everywhere) for _ in range(2)))
+
+    graph, autoencoder = nnx.split(jax.eval_shape(lambda: new_autoencoder(config["autoencoder"])))
+    autoencoder = jax.tree.map(lambda x: shaped(x.shape, x.dtype, everywhere), autoencoder)
+    return Frozen(
+        autoencoder=nnx.merge(graph, autoencoder),
+        text=shaped((inputs.prompts, tokens, width), dtype, everywhere),
+        text_length=shaped((inputs.prompts,), jnp.int32, everywhere),
+        actions=normalizer(action),
+        state=normalizer(state),
+    )
+
+
+def abstract_batch(
+    config: Mapping[str, Any], policy: ImageWAMConfig, inputs: Inputs, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What the train step takes of a batch of the loader."""
+    batch, cameras = config["train"]["batch_size"], len(config["data"]["cameras"])
+    horizon, action = policy.horizon, policy.expert.action_dim
+    shapes = {
+        "images": ((cameras, 2, *inputs.image_size, 3), jnp.uint8),
+        "aug_seed": ((), jnp.uint32),
+        "text_id": ((), jnp.int32),
+        "proprio": ((policy.proprio_dim,), jnp.float32),
+        "actions": ((horizon, action), jnp.float32),
+        "action_is_pad": ((horizon,), jnp.bool_),
+        "action_dim_mask": ((action,), jnp.bool_),
+        "target_is_pad": ((), jnp.bool_),
+        "norm_id": ((), jnp.int32),
+    }
+    sharding = batch_sharding(mesh)
+    return {
+        name: shaped((batch, *shape), dtype, sharding) for name, (shape, dtype) in shapes.items()
+    }
+
+
+def abstract_observations(
+    config: Mapping[str, Any], policy: ImageWAMConfig, inputs: Inputs, mesh: Mesh, batch: int
+) -> Observations:
+    """What robots see and are told."""
+    cameras, sharding = len(config["data"]["cameras"]), batch_sharding(mesh)
+    return Observations(
+        images=shaped((batch, cameras, *inputs.image_size, 3), jnp.uint8, sharding),
+        state=shaped((batch, policy.proprio_dim), jnp.float32, sharding),
+        text_id=shaped((batch,), jnp.int32, sharding),
+    )
+
+
+def bytes_per_chip(tree: Any) -> int:
+    """Of abstract arrays that say where they lie, without what a layout pads."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,114 @@
+"""What chips send each other in one call of a compiled program."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from imagewam_jax.tpu_plans.hlo import Instruction, Module, Runs, fused_computations
+
+KINDS = (
+    "all-gather",
+    "reduce-scatter",
+    "all-reduce",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+
+class Collective(NamedTuple):
+    """One collective operation of a program.
+
+    payload: bytes of the whole array on a chip, the larger of what goes in and what comes out.
+    wire: bytes that a chip receives when they go around a ring of the group: of an array that is
+    gathered or scattered, all but its own share; of one that is reduced on all, that twice.
+    """
+
+    kind: str
+    group: int  # chips that take part together
+    payload: int
+    wire: float
+
+
+@dataclass
+class Volume:
+    """Of one kind, in one call of the program, on each chip; `groups` counts by their size."""
+
+    count: int = 0
+    payload: float = 0
+    wire: float = 0
+    groups: dict[int, int] = field(default_factory=dict)
+
+
+def collective_volumes(module: Module, runs: Runs) -> dict[str, Volume]:
+    """By kind; loops are multiplied out."""
+    volumes: dict[str, Volume] = {}
+    fused = fused_computations(module)
+    for name, count in runs.counts.items():
+        for collective in () if name in fused else _collectives(module, name):
+            volume = volumes.setdefault(collective.kind, Volume())
+            volume.count += count
+            volume.payload += count * collective.payload
+            volume.wire += count * collective.wire
+            before = volume.groups.get(collective.group, 0)
+            volume.groups[collective.group] = before + count
+    return dict(sorted(volumes.items(), key=lambda item: -item[1].wire))
+
+
+def _collectives(module: Module, name: str) -> Iterator[Collective]:
+    """Those of a computation and of its fusions.
+
+    The TPU compiler splits a collective that it runs beside other work over several fusions; in
+    each stands the whole of it, with one channel.
+    """
+    seen = set()
+    for instruction in module.computations[name].instructions.values():
+        if instruction.opcode != "fusion":
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS:
+                yield _collective(module, name, instruction, kind)
+            continue
+        fused = instruction.attribute("calls")
+        for inner in module.computations[fused].instructions.values():
+            kind = inner.opcode.removesuffix("-start")
+            channel = inner.attribute("channel_id")
+            if kind not in KINDS or (channel is not None and channel in seen):
+                continue
+            seen.add(channel)
+            # A reduction of which each chip keeps its share, as the TPU compiler writes it.
+            if kind == "all-reduce" and fused.startswith("all-reduce-scatter"):
+                kind = "reduce-scatter"
+            yield _collective(module, fused, inner, kind)
+
+
+def _collective(module: Module, name: str, instruction: Instruction, kind: str) -> Collective:
+    sources = module.computations[name].instructions
+    arrays = [array for o in instruction.operands if o in sources for array in sources[o].types]
+    operand = sum(array.bytes for array in arrays)
+    group = _group_size(instruction, module.partitions)
+    share = (group - 1) / group
+    if kind == "all-gather":
+        return Collective(kind, group, group * operand, share * group * operand)
+    if kind == "all-reduce":
+        return Collective(kind, group, operand, 2 * share * operand)
+    if kind == "collective-permute":
+        return Collective(kind, group, operand, operand)
+    return Collective(kind, group, operand, share * operand)
+
+
+def _group_size(instruction: Instruction, partitions: int) -> int:
+    """How many chips exchange, of the ways in which XLA writes their groups."""
+    text = instruction.attributes
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
+        size = 1
+        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2)):
+            size *= int(part or sizes[axis])
+        return size
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
+        return int(iota.group(1))
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return len(listed.group(1).split(","))
+    return partitions

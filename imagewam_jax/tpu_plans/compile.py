@@ -1,0 +1,90 @@
+"""Compiles a program for a topology and reads what the compiler says of it."""
+
+import dataclasses
+import gzip
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from imagewam_jax.errors import PlanError
+from imagewam_jax.tpu_plans.collectives import Volume, collective_volumes
+from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
+from imagewam_jax.tpu_plans.hlo_bytes import module_bytes
+from imagewam_jax.tpu_plans.hlo_flops import module_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """Of one call on each chip.
+
+    Memory is in bytes: `arguments` as they lie there (padded by their layouts), `temporaries`,
+    `outputs` of which `aliased` lie where arguments did, and the program's own `code`.
+    flops: of products of matrices and convolutions. traffic: bytes read from and written to the
+    main memory. collectives: by kind. unknown_loops: those whose body counts once, as nobody knows
+    how often it runs. seconds: that compiling took.
+    """
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    aliased: int
+    code: int
+    flops: int
+    traffic: int
+    collectives: dict[str, Volume]
+    unknown_loops: tuple[str, ...]
+    seconds: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes that a chip needs."""
+        return self.arguments + self.temporaries + self.outputs - self.aliased + self.code
+
+
+class DoesNotFit(PlanError):
+    """The compiler found no way to stay within a chip's memory."""
+
+
+def compile_program(traced: jax.stages.Traced, text_file: Path | None = None) -> Compiled:
+    """Compiles; minutes for a large policy. DoesNotFit: it needs more memory than there is.
+
+    The compiled program's text goes to `text_file` too, compressed.
+    """
+    lowered, started = traced.lower(), time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(_shortage(str(error))) from error
+    seconds, text = time.perf_counter() - started, compiled.as_text()
+    if text_file is not None:
+        text_file.write_bytes(gzip.compress(text.encode()))
+    return measure(compiled.memory_analysis(), text, seconds)
+
+
+def measure(memory: Any, text: str, seconds: float) -> Compiled:
+    """What is counted in a compiled program's text, beside what the compiler says of its memory."""
+    module = parse_module(text)
+    runs = count_runs(module)
+    return Compiled(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=module_flops(module, runs),
+        traffic=module_bytes(module, runs),
+        collectives=collective_volumes(module, runs),
+        unknown_loops=runs.unknown,
+        seconds=seconds,
+    )
+
+
+def _shortage(message: str) -> str:
+    """The sentence that says how much is lacking."""
+    found = re.search(r"[^.\n]*exceeds available HBM \([^)]*\)", message)
+    return (found.group() if found else message.splitlines()[0]).strip()

@@ -1,0 +1,101 @@
+"""From a config and the name of a topology to a plan."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from imagewam_jax.errors import PlanError
+from imagewam_jax.tpu_plans.arguments import Inputs
+from imagewam_jax.tpu_plans.compile import DoesNotFit, compile_program
+from imagewam_jax.tpu_plans.programs import Program, act_program, train_program
+from imagewam_jax.tpu_plans.progress import stage
+from imagewam_jax.tpu_plans.report import Plan
+from imagewam_jax.tpu_plans.topology import Topology, tpu_topology
+from imagewam_jax.training.sharding import make_mesh
+
+WHAT = ("train", "act")
+
+
+def make_plan(
+    config: Mapping[str, Any],
+    topology: str,
+    inputs: Inputs,
+    *,
+    what: str = "train",
+    batch: int = 1,
+    text_file: Path | None = None,
+    title: str = "",
+    command: str = "",
+    note: str = "",
+) -> Plan:
+    """Compiles the train step, or acting for `batch` robots, and says what it takes.
+
+    PlanError, ConfigError, DataError: it cannot be compiled. What does not fit is a plan that says
+    so.
+    """
+    if config["mesh"]["slices"] != 1:
+        raise PlanError("mesh.slices: one slice is compiled for; plan with 1 and more of mesh.data")
+    slice_ = tpu_topology(topology)
+    mesh = make_mesh(config["mesh"], slice_.devices)
+    with stage("tracing"):
+        if what == "train":
+            program = train_program(config, inputs, mesh)
+        else:
+            program = act_program(config, inputs, mesh, batch)
+    compiled, shortage = None, ""
+    try:
+        chips = len(slice_.devices)
+        with stage(f"compiling for {chips} x {slice_.chip.name}, which takes minutes"):
+            compiled = compile_program(program.traced, text_file)
+    except DoesNotFit as error:
+        shortage = str(error)
+    return Plan(
+        title=title or f"{what} on {topology}",
+        command=command,
+        note=note,
+        topology=topology,
+        chip=slice_.chip.name,
+        chips=chips,
+        setup=_setup(config, program, slice_, mesh),
+        samples=program.sizes.batch,
+        memory=program.memory,
+        counts=program.counts,
+        compiled=compiled,
+        shortage=shortage,
+        versions={name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+    )
+
+
+def _setup(
+    config: Mapping[str, Any], program: Program, slice_: Topology, mesh: Mesh
+) -> dict[str, str]:
+    sizes, train, model = program.sizes, config["train"], config["model"]
+    chips = len(slice_.devices)
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    rows, columns = sizes.reference_grid
+    setup = {
+        "slice": f"{chips} x {slice_.chip.name}, {slice_.name}",
+        "mesh": axes or "one chip",
+        "samples": f"{sizes.batch}, {sizes.batch / chips:g} a chip",
+        "rows of text": f"{sizes.text_tokens} (its bucket)",
+        "latent cells of an image": f"{rows} x {columns}",
+        "attention": model["attention"],
+        "computes in": train["compute_dtype"],
+    }
+    if program.name == "train":
+        decay = config["optimizer"]["ema_decay"]
+        setup |= {
+            "parts that a batch runs in": str(train["accumulate"]),
+            "kept for the backward pass": model["remat"],
+            "moving average": f"decay {decay}" if decay else "none",
+        }
+        if model["lora"]["rank"]:
+            setup["LoRA"] = f"rank {model['lora']['rank']}, the rest of the backbone is frozen"
+        if train["compiler_options"]:
+            setup["compiler options"] = ", ".join(train["compiler_options"])
+    else:
+        setup["Euler steps"] = str(config["acting"]["euler_steps"])
+    return setup

@@ -1,0 +1,81 @@
+"""TPU slices that are not here, as their compiler sees them.
+
+libtpu holds the compiler; it makes devices of any topology without a TPU, that programs can be
+compiled for and that nothing can run on.
+"""
+
+import importlib.util
+import os
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from imagewam_jax.errors import PlanError
+from imagewam_jax.training.chips import Chip, chip_of_kind
+
+
+class Topology(NamedTuple):
+    """`name` is as in "v5p:4x4x4"; `hosts` is how many machines its devices are spread over."""
+
+    name: str
+    devices: list[jax.Device]
+    chip: Chip
+    hosts: int
+
+
+# What libtpu would ask the cloud for, and log about not being in it.
+_ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    # Only a process that has TPUs need be the only one.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# Anything will do that is a type of accelerator.
+_ACCELERATOR = "v5litepod-16"
+
+
+def require_libtpu() -> None:
+    """PlanError, which says what to install, unless libtpu is there."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise PlanError(
+            "compiling for TPUs takes their compiler, the package libtpu, which is not installed: "
+            "pip install 'imagewam-jax[aot]' (no TPU is needed)"
+        )
+
+
+def tpu_topology(name: str) -> Topology:
+    """The slice of a name such as "v5p:4x4x4" or "v5e:1x1". PlanError: there is none, or no
+    libtpu.
+
+    Devices of the machine itself are not used from then on, unless they were before.
+    """
+    require_libtpu()
+    for variable, value in {**_ALONE, "TPU_ACCELERATOR_TYPE": _ACCELERATOR}.items():
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")
+    generation, _, sides = name.partition(":")
+    # A host has four chips, but for slices of fewer.
+    bounds = (1, 1, 1) if set(sides) <= set("1x") else (2, 2, 1)
+    try:
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, chips_per_host_bounds=bounds
+        )
+    except Exception as error:  # JAX has one type for all that libtpu says
+        raise PlanError(
+            f"{name!r} is no TPU topology; write it as v5e:4x4, v5p:2x2x1 or v6e:8x8 ({error})"
+        ) from error
+    devices = list(topology.devices)
+    chip = chip_of_kind(devices[0].device_kind)
+    if chip is None:
+        raise PlanError(
+            f"{name}: nothing is known of the chip {devices[0].device_kind!r} (training/chips.py)"
+        )
+    if len({tuple(device.coords) for device in devices}) < len(devices):
+        raise PlanError(f"{name}: chips of several devices each are not planned for")
+    hosts = len({device.process_index for device in devices})
+    return Topology(f"{generation}:{sides}", devices, chip, hosts)

@@ -1,0 +1,123 @@
+"""Batches on the device before they are needed."""
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int64
+
+from imagewam_jax.data.datasets import Data
+from imagewam_jax.data.loading.loader import Source, TrainIterator
+from imagewam_jax.data.loading.samples import Batch
+
+# What the train step takes of a batch; the rest says where samples come from.
+MODEL_KEYS = (
+    "images",
+    "aug_seed",
+    "text_id",
+    "proprio",
+    "actions",
+    "action_is_pad",
+    "action_dim_mask",
+    "target_is_pad",
+    "norm_id",
+)
+
+
+def model_keys(data: Data) -> tuple[str, ...]:
+    """What the train step takes of a batch of some data."""
+    return MODEL_KEYS if data.fills_buffer else (*MODEL_KEYS, "image_size")
+
+
+def train_iterator(
+    config: Mapping[str, Any], sources: Sequence[Source], rows: Int64[np.ndarray, " rows"]
+) -> TrainIterator:
+    """This host's part of the training stream: `rows` of each global batch."""
+    section = config["data"]
+    return TrainIterator(
+        sources,
+        global_batch=config["train"]["batch_size"],
+        seed=config["seed"],
+        rows=rows,
+        num_threads=section["threads"],
+        prefetch=section["prefetch"],
+        bad_share=section["bad_frames"],
+    )
+
+
+def validation_batches(
+    config: Mapping[str, Any], data: Data, rows: Int64[np.ndarray, " rows"]
+) -> list[dict[str, Any]]:
+    """This host's part of held-out samples in full batches, mixed as in training."""
+    train, section = config["train"], config["data"]
+    if not train["validate_every"] or not train["validation_samples"]:
+        return []
+    size = train["batch_size"]
+    count = max(1, train["validation_samples"] // size)
+    sources = data.sources(section["eval_split"])
+    stream = TrainIterator(
+        sources, global_batch=size, rows=rows, seed=0, bad_share=section["bad_frames"]
+    )
+    batches = [next(stream) for _ in range(count)]
+    stream.close()
+    return batches
+
+
+class DeviceBatches:
+    """The batches of a stream, of which a thread puts the next ones on the device.
+
+    `put` does that; `ahead` batches wait there. The state is that of the batches that were taken,
+    whatever was read ahead.
+    """
+
+    def __init__(
+        self,
+        batches: TrainIterator,
+        put: Callable[[Batch], Mapping[str, jax.Array]],
+        *,
+        ahead: int = 2,
+    ):
+        self._batches, self._put = batches, put
+        self._next_batch = batches.get_state()["next_batch"]
+        self._ready: queue.Queue[Mapping[str, jax.Array] | BaseException] = queue.Queue(ahead)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="device batches", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> "DeviceBatches":
+        return self
+
+    def __next__(self) -> Mapping[str, jax.Array]:
+        """The next batch. What was raised while it was read is raised here, now and at every call
+        after it."""
+        found = self._ready.get()
+        if isinstance(found, BaseException):
+            self._ready.put(found)
+            raise found
+        self._next_batch += 1
+        return found
+
+    def get_state(self) -> dict[str, Any]:
+        """See `TrainIterator.get_state`."""
+        return self._batches.get_state() | {"next_batch": self._next_batch}
+
+    def close(self) -> None:
+        """Stops the thread, and then those of the stream."""
+        self._stopping.set()
+        while self._thread.is_alive():
+            with self._ready.mutex:
+                self._ready.queue.clear()
+                self._ready.not_full.notify()
+            self._thread.join(0.01)
+        self._batches.close()
+
+    def _fill(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                # Complete when it is taken, so that waiting for data is seen where it happens.
+                self._ready.put(jax.block_until_ready(self._put(next(self._batches))))
+        except BaseException as error:
+            self._ready.put(error)

@@ -1,0 +1,1 @@
+"""Weights from and to PyTorch: convert, export, and what the files beside them say."""

@@ -1,0 +1,202 @@
+"""Writes a checkpoint that is larger than memory.
+
+Its arrays come in pieces, each one layer of a stacked array or a whole small one, in any order.
+A piece is written when it comes and then forgotten, so that no more than a few of them are in
+memory at a time. What is on disk is what Orbax writes for arrays that were in memory, in chunks
+of one layer or less, and is restored the same way.
+"""
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from orbax.checkpoint import future, type_handlers
+from tqdm import tqdm
+
+from imagewam_jax.checkpoints.store import FORMAT, check_space, tree_bytes
+from imagewam_jax.errors import CheckpointError, ConversionError
+from imagewam_jax.models.parameters import flatten
+from imagewam_jax.weights.layouts.mapping import Piece
+
+# Of a chunk on disk, which is the least that can be read. Small enough for a host of a pod to
+# read little more than its own part of an array, and large enough for object stores.
+CHUNK_BYTES = 16 * 2**20
+# Of the pieces that are being written while others are made.
+PENDING_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A tree of `jax.ShapeDtypeStruct`s, and a function that starts to yield its pieces.
+
+    `stacked` are the dotted paths of the arrays that come layer by layer.
+    """
+
+    abstract: Mapping[str, Any]
+    stacked: frozenset[str]
+    pieces: Callable[[], Iterable[Piece]]
+
+
+def stream_of(tree: Mapping[str, Any]) -> Stream:
+    """A small tree that is in memory."""
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(tree))
+    whole = [Piece(path, None, np.asarray(leaf)) for path, leaf in flatten(tree).items()]
+    return Stream(abstract, frozenset(), lambda: whole)
+
+
+def write_streams(
+    directory: Path | str,
+    step: int,
+    streams: Mapping[str, Stream],
+    about: Mapping[str, Any],
+    **json_items: Mapping[str, Any],
+) -> None:
+    """Writes one checkpoint: see `checkpoint` for the names and what `about` says.
+
+    It appears when it is complete; what a killed run left of another one is removed first, and
+    what an error leaves. CheckpointError: the step exists, there is too little space, or it could
+    not be written. ConversionErrors of the pieces are raised as they are.
+    """
+    directory = Path(directory).absolute()
+    check_absent(directory, step)
+    check_space(directory, sum(tree_bytes(stream.abstract) for stream in streams.values()))
+    registry = type_handlers.create_type_handler_registry(
+        (_Leaf, _StreamHandler()), (jax.Array, type_handlers.ArrayHandler())
+    )
+    options = ocp.CheckpointManagerOptions(
+        create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
+    )
+    items: dict[str, Any] = {name: _save_args(stream, name) for name, stream in streams.items()}
+    # One file for each chunk is written several times as fast as Orbax's own database of chunks;
+    # compression would take a fifth off bfloat16 weights and halve the speed of reading them.
+    handlers: dict[str, ocp.CheckpointHandler] = {
+        name: ocp.PyTreeCheckpointHandler(
+            type_handler_registry=registry, use_ocdbt=False, use_compression=False
+        )
+        for name in streams
+    }
+    for name, value in {"about": {"format": FORMAT, **about}, **json_items}.items():
+        items[name] = ocp.args.JsonSave(dict(value))
+        handlers[name] = ocp.JsonCheckpointHandler()
+    try:
+        with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
+    except BaseException as error:
+        for unfinished in directory.glob(f"{step}.*tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConversionError):
+            message = f"{directory}: the checkpoint could not be written: {error}"
+            raise CheckpointError(message) from error
+        raise
+
+
+def check_absent(directory: Path, step: int) -> None:
+    """CheckpointError if there is such a checkpoint already, or cannot be."""
+    if type(step) is not int or step < 0:
+        raise CheckpointError(f"{directory}: {step!r} is no step of training")
+    if (directory / str(step)).exists():
+        raise CheckpointError(f"{directory} has a checkpoint of step {step} already")
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One array of a stream, as Orbax is given it."""
+
+    tree: str
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stream: Stream
+
+
+def _save_args(stream: Stream, tree: str) -> ocp.args.PyTreeSave:
+    def leaf(path, x):
+        path = jax.tree_util.keystr(path, simple=True, separator=".")
+        return _Leaf(tree, path, x.shape, np.dtype(x.dtype), stream)
+
+    return ocp.args.PyTreeSave(jax.tree.map_with_path(leaf, dict(stream.abstract)))
+
+
+class _StreamHandler(type_handlers.TypeHandler):
+    """Gives Orbax the pieces of a stream where it expects whole arrays; it only writes."""
+
+    def typestr(self) -> str:
+        return type_handlers.NumpyHandler().typestr()  # as what it is restored
+
+    async def metadata(self, infos):
+        raise NotImplementedError("a stream is read as the arrays that it wrote")
+
+    async def deserialize(self, infos, args=None):
+        raise NotImplementedError("a stream is read as the arrays that it wrote")
+
+    async def serialize(
+        self,
+        values: Sequence[_Leaf],
+        infos: Sequence[type_handlers.ParamInfo],
+        args: Sequence[type_handlers.SaveArgs] | None = None,
+    ) -> Sequence[future.Future]:
+        work = _write(values, infos)
+        return [future.CommitFutureAwaitingContractedSignals(work, name="stream")]
+
+
+async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInfo]) -> None:
+    created = await asyncio.gather(*map(_create, leaves, infos))
+    arrays = dict(zip((leaf.path for leaf in leaves), created, strict=True))
+    missing = {(leaf.path, layer) for leaf in leaves for layer in _layers(leaf)}
+    total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    writing: dict[ts.Future, int] = {}
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"writing {leaves[0].tree}")
+    try:
+        for piece in leaves[0].stream.pieces():
+            array = arrays[piece.path]
+            target = array if piece.layer is None else array[piece.layer]
+            if (piece.path, piece.layer) not in missing or target.shape != piece.array.shape:
+                raise ValueError(f"unexpected {piece.path}, layer {piece.layer}")
+            missing.remove((piece.path, piece.layer))
+            write = target.write(piece.array, can_reference_source_data_indefinitely=True)
+            writing[write.commit] = piece.array.nbytes
+            while sum(writing.values()) > PENDING_BYTES:
+                oldest = next(iter(writing))
+                await oldest
+                bar.update(writing.pop(oldest))
+        for write, size in writing.items():
+            await write
+            bar.update(size)
+    finally:
+        # After an error too: what is still being written cannot be removed.
+        await asyncio.gather(*map(_done, writing))
+        bar.close()
+    if missing:
+        raise ValueError(f"{len(missing)} pieces did not come, such as {min(missing, key=str)}")
+
+
+async def _done(write: ts.Future) -> None:
+    with contextlib.suppress(Exception):
+        await write
+
+
+def _layers(leaf: _Leaf) -> Iterable[int | None]:
+    return range(leaf.shape[0]) if leaf.path in leaf.stream.stacked else [None]
+
+
+async def _create(leaf: _Leaf, info: type_handlers.ParamInfo) -> ts.TensorStore:
+    await info.await_path_creation()
+    layer = leaf.shape[1:] if leaf.path in leaf.stream.stacked else None
+    spec = type_handlers.get_json_tspec_write(
+        info,
+        use_ocdbt=info.is_ocdbt_checkpoint,
+        global_shape=leaf.shape,
+        local_shape=leaf.shape if layer is None else (1, *layer),
+        dtype=leaf.dtype,
+        process_index=0,
+        arg=type_handlers.SaveArgs(chunk_byte_size=CHUNK_BYTES),
+    )
+    return await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)

@@ -1,0 +1,255 @@
+"""A checkpoint of ours to the layouts of others: checked, then streamed."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from imagewam_jax.checkpoints.layer_reader import SavedTree
+from imagewam_jax.checkpoints.merged_lora import NO_LORA, saved_policy, without_lora
+from imagewam_jax.checkpoints.store import Checkpoints, check_space, open_checkpoint
+from imagewam_jax.config.schema import DTYPES, choose
+from imagewam_jax.errors import CheckpointError, ConversionError
+from imagewam_jax.files import partial_path
+from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
+from imagewam_jax.models.backbones.flux2 import Flux2Config
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.models.parameters import flatten
+from imagewam_jax.weights.components import PARTS, parts_of
+from imagewam_jax.weights.io.safetensors_writer import write_safetensors, write_sharded
+from imagewam_jax.weights.io.tensors import ArraySource, Joined, TensorSource, dtype_name
+from imagewam_jax.weights.io.torch_files import write_torch_file
+from imagewam_jax.weights.io.writing import Progress, source_bytes
+from imagewam_jax.weights.layouts import recognition as layouts
+from imagewam_jax.weights.layouts.flux2_autoencoder_diffusers import (
+    flux2_autoencoder_diffusers_json,
+)
+from imagewam_jax.weights.layouts.flux2_diffusers import flux2_diffusers_json
+from imagewam_jax.weights.layouts.foreign_view import ForeignView
+from imagewam_jax.weights.layouts.imagewam_checkpoint import checkpoint_contents
+from imagewam_jax.weights.layouts.mapping import under
+from imagewam_jax.weights.layouts.recognition import Layout
+from imagewam_jax.weights.official import files_beside
+
+MAX_SHARD_BYTES = 10 * 10**9
+
+
+class Target(NamedTuple):
+    """Where a part goes: in which layout, to which file or folder of the output, and for diffusers
+    with which `config.json`."""
+
+    layout: Layout
+    name: str
+    json: Callable[[Any], dict[str, Any]] | None = None
+
+
+# By format, then by what the sizes of a part are those of.
+TARGETS: dict[str, dict[type, Target]] = {
+    "official": {ImageWAMConfig: Target(layouts.IMAGEWAM_FLUX2, "model.pt")},
+    "flux2": {
+        Flux2Config: Target(layouts.FLUX2, "transformer.safetensors"),
+        Flux2AutoencoderConfig: Target(layouts.FLUX2_AUTOENCODER, "ae.safetensors"),
+    },
+    "diffusers": {
+        Flux2Config: Target(layouts.FLUX2_DIFFUSERS, "transformer", flux2_diffusers_json),
+        Flux2AutoencoderConfig: Target(
+            layouts.FLUX2_AUTOENCODER_DIFFUSERS, "vae", flux2_autoencoder_diffusers_json
+        ),
+    },
+}
+
+
+# What they are layouts of, for messages.
+HOLDS = {
+    "official": "a whole policy on FLUX.2",
+    "flux2": "a FLUX.2 transformer and autoencoder",
+    "diffusers": "a FLUX.2 transformer and autoencoder",
+}
+
+
+class Job(NamedTuple):
+    """One part, checked, and its tensors in the foreign layout."""
+
+    config: Any
+    target: Target
+    source: TensorSource
+
+
+def export(
+    checkpoint: Path,
+    format: str,
+    to: Path,
+    *,
+    dtype: str | None = None,
+    weights: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes all parts of a checkpoint that a format has a place for, and says which.
+
+    format: one of `TARGETS`.
+    to: a folder; for "flux2" and a checkpoint of one part a `.safetensors` file.
+    dtype: "float32" or "bfloat16"; None keeps each tensor's own.
+    weights: "ema" or "params" of a training run; None takes the average where there is one.
+
+    CheckpointError, ConversionError: what is wrong; `to` is there complete or not at all.
+    """
+    choose(TARGETS, format, "--format")
+    target_dtype = None if dtype is None else np.dtype(choose(DTYPES, dtype, "--dtype"))
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise CheckpointError(f"{to} is there already; name a path that is not")
+    checkpoints, step = open_checkpoint(checkpoint)
+    with contextlib.closing(checkpoints):
+        about = checkpoints.restore_json(step, "about")
+        jobs = plan(checkpoints, step, about, format, target_dtype, weights)
+        single = to.suffix == ".safetensors"
+        if single and (format != "flux2" or len(jobs) > 1):
+            named = " and ".join(job.target.name for job in jobs)
+            raise ConversionError(f"{to}: name a folder, for {named}")
+        total = sum(source_bytes(job.source) for job in jobs)
+        copies = 2 if format == "official" else 1  # PyTorch saves what is in files already
+        with _appearing(to, copies * total) as out, _bar(copies * total, to) as bar:
+            if not single:
+                out.mkdir()
+            for job in jobs:
+                path = out if single else out / job.target.name
+                if format == "official":
+                    _write_official(path, job, about, step, bar.update)
+                elif format == "flux2":
+                    write_safetensors(path, job.source, progress=bar.update)
+                else:
+                    _write_diffusers(path, job, max_shard_bytes, bar.update)
+    for job in jobs:
+        path = to if single else to / job.target.name
+        dtypes = dtype_name({spec.dtype for spec in job.source.specs.values()})
+        print(f"{path}: {job.target.layout.name}, {len(job.source.specs)} tensors in {dtypes}")
+
+
+def plan(
+    checkpoints: Checkpoints,
+    step: int,
+    about: Mapping[str, Any],
+    format: str,
+    dtype: np.dtype | None,
+    weights: str | None,
+) -> list[Job]:
+    """What is to be written; prints what is not. CheckpointError, ConversionError: it cannot be."""
+    where = str(checkpoints.directory / str(step))
+    trees = checkpoints.trees(step)
+    parts = parts_of(about, trees, where)
+    targets = TARGETS[format]
+    jobs, absent = [], []
+    lora = NO_LORA  # what these layouts have no place for, and kernels do
+    if "policy" in parts:
+        lora, parts["policy"] = parts["policy"].lora, without_lora(parts["policy"])
+    if "backbone" in parts and "expert" in about["config"].get("model", {}):
+        absent.append("first weights of the action expert")
+    if "policy" in parts and ImageWAMConfig not in targets:
+        parts["backbone"] = parts.pop("policy").backbone
+        print("the action expert and the robot state's embedding are not part of this layout")
+    for name, config in parts.items():
+        target = targets.get(type(config))
+        if target is None or not _fits(config):
+            absent.append(name)
+            continue
+        tree = PARTS[name].tree
+        if tree == "params":
+            tree = checkpoints.weights(step, weights)
+            saved = saved_policy(checkpoints, step, tree, lora)
+        else:
+            saved = SavedTree(checkpoints, step, tree)
+        source = _source(saved, name, config, target.layout, dtype, about, f"{where}/{tree}")
+        jobs.append(Job(config, target, source))
+    if not jobs:
+        raise ConversionError(
+            f"{where}: has {' and '.join(sorted(parts))}; the {format} layout is of {HOLDS[format]}"
+        )
+    if absent:
+        print(f"not written, the {format} layout has no place for it: {', '.join(sorted(absent))}")
+    return jobs
+
+
+def _fits(config: Any) -> bool:
+    """A policy on another backbone has another layout."""
+    return not isinstance(config, ImageWAMConfig) or isinstance(config.backbone, Flux2Config)
+
+
+def _source(
+    saved: SavedTree,
+    part: str,
+    config: Any,
+    layout: Layout,
+    dtype: np.dtype | None,
+    about: Mapping[str, Any],
+    where: str,
+) -> TensorSource:
+    """The tensors of a part, in a dtype of choice, with those that only the layout has."""
+    path = PARTS[part].path
+    saved.check(PARTS[part].abstract(config), path)
+    rules = under(layout.rules(config), path=path)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype if dtype is None else dtype),
+        saved.abstract,
+    )
+    dtypes = {path: leaf.dtype for path, leaf in flatten(like).items()}
+
+    def read(path: str, layer: int | None) -> np.ndarray:
+        return saved(path, layer).astype(dtypes[path], copy=False)
+
+    try:
+        source = ForeignView(rules, like, read, where)
+    except ConversionError as error:
+        raise ConversionError(f"{error}; choose one with --dtype") from None
+    if not layout.carried:
+        return source
+    # Counters of training; 0 where there was none.
+    carried = about.get("provenance", {}).get("carried", {})
+    values = {name: np.array(carried.get(name, 0), np.int64) for name in layout.carried}
+    return Joined(source, ArraySource(values, where))
+
+
+def _write_official(
+    path: Path, job: Job, about: Mapping[str, Any], step: int, progress: Progress
+) -> None:
+    # First what costs nothing and can fail.
+    texts = files_beside(job.config, about, job.source.specs)
+    contents = checkpoint_contents(job.config, job.source.specs, step)
+    write_torch_file(path, contents, job.source, progress)
+    for name, text in texts.items():
+        (path.parent / name).write_text(text, encoding="utf-8")
+
+
+def _write_diffusers(folder: Path, job: Job, max_shard_bytes: int, progress: Progress) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(job.target.json(job.config), indent=2) + "\n")
+    stem = "diffusion_pytorch_model"
+    write_sharded(folder, stem, job.source, max_bytes=max_shard_bytes, progress=progress)
+
+
+def _bar(total: int, to: Path) -> tqdm:
+    return tqdm(total=total, unit="B", unit_scale=True, desc=f"writing {to.name}")
+
+
+@contextlib.contextmanager
+def _appearing(to: Path, needed: int) -> Iterator[Path]:
+    """A path to write to that becomes `to` at the end, or is removed.
+
+    CheckpointError: there is too little space, or what was written could not be.
+    """
+    to = to.absolute()
+    check_space(to.parent, needed)
+    partial = partial_path(to)
+    try:
+        partial.mkdir(parents=True)
+        yield partial / to.name
+        os.replace(partial / to.name, to)
+    except OSError as error:
+        raise CheckpointError(f"{to} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

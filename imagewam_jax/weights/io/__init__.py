@@ -1,0 +1,1 @@
+"""Files of tensors, safetensors and PyTorch, read and written piece by piece."""

@@ -1,0 +1,154 @@
+"""Weights on disk: safetensors files and folders, and whatever else `open_weights` knows."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec
+from imagewam_jax.weights.io.torch_files import LEGACY, ZIP, TorchFile
+from imagewam_jax.weights.io.writing import tensor_bytes
+
+INDEX = ".safetensors.index.json"
+SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+class SafetensorsFile:
+    """One safetensors file.
+
+    The library checks the file; tensors are read from where its header says, into memory of their
+    own: mapped memory, which the library reads by, counts as resident, and is slower to read.
+    """
+
+    def __init__(self, path: Path):
+        """ConversionError: it is not one, or is cut off."""
+        self.path = path
+        try:
+            with safe_open(path, framework="numpy"), path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
+        except (SafetensorError, OSError) as error:
+            raise ConversionError(f"{path}: not a whole safetensors file: {error}") from error
+        header.pop("__metadata__", None)
+        self._start = {name: 8 + length + t["data_offsets"][0] for name, t in header.items()}
+        self.specs: dict[str, TensorSpec] = {}
+        for name, tensor in header.items():
+            dtype = SAFETENSORS_DTYPES.get(tensor["dtype"])
+            if dtype is None:
+                raise ConversionError(f"{path}: {name} is of {tensor['dtype']}, which no weight is")
+            self.specs[name] = TensorSpec(tuple(tensor["shape"]), np.dtype(dtype), str(path))
+
+    def read(self, name: str) -> np.ndarray:
+        """ConversionError: the file is not what it was when it was opened."""
+        spec = self.specs[name]
+        data = np.empty(tensor_bytes(spec), np.uint8)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self._start[name])
+                unread = memoryview(data)
+                while unread and (count := file.readinto(unread)):
+                    unread = unread[count:]
+        except OSError as error:
+            raise ConversionError(f"{self.path}: {name} cannot be read: {error}") from error
+        if unread:
+            raise ConversionError(f"{self.path}: ends within {name}, and did not before")
+        return data.view(spec.dtype).reshape(spec.shape)
+
+
+class SafetensorsFolder:
+    """The safetensors files of a folder; those that an index names, if there is one."""
+
+    def __init__(self, folder: Path):
+        """ConversionError: there is none, or the index and the files do not agree."""
+        indexes = sorted(folder.glob(f"*{INDEX}"))
+        if len(indexes) > 1:
+            raise ConversionError(f"{folder}: several index files, {[p.name for p in indexes]}")
+        if indexes:
+            names = _read_index(indexes[0])
+            paths = [folder / file for file in sorted(set(names.values()))]
+            for path in paths:
+                if not path.is_file():
+                    raise ConversionError(f"{path}: missing, but {indexes[0].name} names it")
+        else:
+            paths = sorted(folder.glob("*.safetensors"))
+            if not paths:
+                found = sorted(p.name for p in folder.iterdir())[:8]
+                raise ConversionError(f"{folder}: no safetensors file in it; found {found}")
+        self._files: dict[str, SafetensorsFile] = {}
+        self.specs: dict[str, TensorSpec] = {}
+        for path in paths:
+            file = SafetensorsFile(path)
+            for name, spec in file.specs.items():
+                if name in self.specs:
+                    raise ConversionError(f"{name} is in both {self.specs[name].file} and {path}")
+                self._files[name], self.specs[name] = file, spec
+        if indexes:
+            _check_index(names, self.specs, indexes[0])
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files[name].read(name)
+
+
+def open_weights(path: Path) -> TensorSource:
+    """The tensors of a file or folder. ConversionError: there is nothing that can be read."""
+    try:
+        if not path.exists():
+            raise ConversionError(f"{path}: no such file or folder")
+        if path.is_dir():
+            return SafetensorsFolder(path)
+        with path.open("rb") as file:
+            start = file.read(len(ZIP))
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read: {error}") from error
+    # By what is in it. A safetensors file begins with the length of its header, in which two bytes
+    # can be any; four that are a zip archive's are a header of 67 MB, which is no model's.
+    return TorchFile(path) if start in (ZIP, LEGACY) else SafetensorsFile(path)
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that `open_weights` reads, for checksums."""
+    if path.is_file():
+        return [path]
+    return sorted({Path(spec.file) for spec in open_weights(path).specs.values()})
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConversionError(f"{path}: not an index of safetensors files: {error!r}") from error
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise ConversionError(
+            f"{path}: not an index of safetensors files: weight_map is not of names and files"
+        )
+    return names
+
+
+def _check_index(names: Mapping[str, str], specs: Mapping[str, TensorSpec], index: Path) -> None:
+    if differing := sorted(names.keys() ^ specs.keys()):
+        raise ConversionError(
+            f"{index}: {len(differing)} tensors are not both in the index and in the files, such "
+            f"as {differing[0]}"
+        )
+    for name, file in names.items():
+        if Path(specs[name].file).name != file:
+            raise ConversionError(
+                f"{index}: {name} should be in {file}, it is in {specs[name].file}"
+            )

@@ -1,0 +1,159 @@
+"""First weights of the action expert, made from FLUX.2 weights (spec imagewam_flux2, 4.3).
+
+Both sides are in the original layout. The official recipe resizes fused matrices as one, so
+that their bands run into each other: a row of the expert's keys is made of rows of queries, keys
+and values alike. The aligned recipe resizes each band by itself.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.models.action_expert import ActionExpert, ActionExpertConfig
+from imagewam_jax.models.backbones.flux2 import Flux2Config
+from imagewam_jax.models.parameters import flatten, unflatten
+from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec, read_checked
+from imagewam_jax.weights.layouts.flux2 import (
+    action_expert_rules,
+    flux2_rules,
+    initial_expert_config,
+)
+from imagewam_jax.weights.layouts.mapping import Rule, foreign_shapes
+from imagewam_jax.weights.layouts.metadata import Facts, find
+
+FRESH = ("action_encoder.", "head.")  # keep their own random initialisation
+RECIPES = ("official", "aligned")
+
+
+class Initial(NamedTuple):
+    """The arrays of an expert that have first weights, and where they come from."""
+
+    config: ActionExpertConfig
+    rules: list[Rule]
+    source: TensorSource
+    abstract: Mapping[str, Any]
+
+
+def initial_expert(
+    flux2: TensorSource, backbone: Flux2Config, facts: Facts, recipe: str
+) -> Initial:
+    """First weights of all of an expert but its action embedding and its head.
+
+    `recipe` is one of `RECIPES`; the sizes that `facts` do not have are the official ones. Where
+    the last axis of a matrix changes from N to n, it is multiplied by sqrt(N / n), which keeps the
+    size of its outputs, unless `facts` have `expert_scale` false. ConversionError: there is no
+    such recipe, or FLUX.2 has no tensor of some name.
+    """
+    if recipe not in RECIPES:
+        raise ConversionError(f"unknown recipe {recipe!r}; choose from {RECIPES}")
+    expert, scale = initial_expert_config(facts), find(facts, "expert_scale")
+    module = jax.eval_shape(
+        lambda: ActionExpert(
+            expert,
+            heads=backbone.heads,
+            head_dim=backbone.head_dim,
+            group_sizes=backbone.group_sizes,
+            rngs=nnx.Rngs(0),
+        )
+    )
+    like = nnx.to_pure_dict(nnx.state(module))
+    every = action_expert_rules(expert, backbone)
+    shapes = foreign_shapes(every, like)
+    aligned = (flux2_rules(backbone), every) if recipe == "aligned" else None
+    rules = [r for r in every if not r.name.startswith(FRESH)]
+    paths = {part.path for r in rules for part in r.parts}
+    abstract = unflatten({path: leaf for path, leaf in flatten(like).items() if path in paths})
+    source = InitialExpert(flux2, shapes, aligned=aligned, scale=scale is not False)
+    return Initial(expert, rules, source, abstract)
+
+
+class InitialExpert:
+    """A source of float32 expert tensors, each made of the FLUX.2 tensor of the same name.
+
+    Equal shapes are copied, others interpolated axis by axis with aligned corners.
+    """
+
+    def __init__(
+        self,
+        flux2: TensorSource,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        aligned: tuple[Sequence[Rule], Sequence[Rule]] | None = None,
+        scale: bool = True,
+    ):
+        """`shapes` are those of the expert's tensors. `aligned` has the rules of FLUX.2 and of
+        the expert, which say where bands are; None is the official recipe. ConversionError:
+        FLUX.2 has no tensor of some name."""
+        self._flux2, self._scale = flux2, scale
+        self._rules = [{n: r for r in rules for n in r.names()} for rules in aligned or ()]
+        self.specs: dict[str, TensorSpec] = {}
+        for name, shape in shapes.items():
+            if name.startswith(FRESH):
+                continue
+            if name not in flux2.specs:
+                raise ConversionError(
+                    f"the FLUX.2 weights have no {name}, which the action expert starts from"
+                )
+            file = f"{flux2.specs[name].file} (resized)"
+            self.specs[name] = TensorSpec(shape, np.dtype(np.float32), file)
+
+    def read(self, name: str) -> np.ndarray:
+        source, shape = read_checked(self._flux2, name), self.specs[name].shape
+        resized = source.astype(np.float32)
+        for axis, size in enumerate(shape):
+            old, new = self._bands(name, axis, source.shape[axis], size)
+            bands = np.split(resized, np.cumsum(old)[:-1], axis)
+            resized = np.concatenate(
+                [_resize(band, axis, width) for band, width in zip(bands, new, strict=True)], axis
+            )
+        resized = resized.astype(source.dtype).astype(np.float32)
+        if self._scale and source.ndim >= 2 and source.shape[-1] != shape[-1]:
+            resized *= np.float32(math.sqrt(source.shape[-1] / shape[-1]))
+        return resized
+
+    def _bands(self, name: str, axis: int, old: int, new: int) -> list[list[int]]:
+        """Widths of what is resized by itself along an axis, before and after."""
+        if not self._rules:
+            return [[old], [new]]
+        return [
+            band_widths(rules[name], axis, size)
+            for rules, size in zip(self._rules, (old, new), strict=True)
+        ]
+
+
+def band_widths(r: Rule, axis: int, size: int) -> list[int]:
+    """The widths of the parts that a rule makes of an axis of `size`.
+
+    Parts that follow each other are bands, and so are the factors of a part's own axis, such as
+    shift, scale and gate, unless the pattern fixes all of them.
+    """
+    if axis != r.axis:
+        return [size]
+    widths = []
+    for part in r.parts:
+        left = part.pattern.split(" -> ")[0]
+        group = re.findall(r"\([^)]*\)|\S+", left)[axis].strip("()").split()
+        given = [part.sizes[name] for name in group if name in part.sizes]
+        count = math.prod(given) if len(given) < len(group) else 1
+        width = size if part.width is None else part.width
+        widths += [width // count] * count
+    return widths
+
+
+def _resize(x: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """1-D linear interpolation along an axis; the first and last entries stay."""
+    length = x.shape[axis]
+    if length == size:
+        return x
+    position = np.arange(size, dtype=np.float64) * ((length - 1) / max(size - 1, 1))
+    low = np.minimum(position.astype(np.int64), length - 1)
+    high = np.minimum(low + 1, length - 1)
+    fraction = (position - low).astype(np.float32)
+    fraction = fraction.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    return x.take(low, axis) * (1 - fraction) + x.take(high, axis) * fraction

@@ -1,0 +1,227 @@
+"""FLUX.2 and action-expert tensors in the original layout (spec imagewam_flux2, 1.11 and 4.2).
+
+Linear weights are `[out, in]` there and `[in, ...out]` here.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.models.action_expert import ActionExpertConfig
+from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B, Flux2Config
+from imagewam_jax.weights.layouts.mapping import Part, Rule, rule
+from imagewam_jax.weights.layouts.metadata import (
+    Facts,
+    Specs,
+    agree,
+    count,
+    find,
+    section,
+    size,
+    untold,
+)
+
+TRANSPOSE = "o i -> i o"
+
+
+def flux2_config(specs: Specs, facts: Facts) -> Flux2Config:
+    """Sizes from shapes; RoPE from `facts` or from klein of these sizes.
+
+    ConversionError: a shape that tells a size is not there, or RoPE is not known.
+    """
+    if any(name.startswith("guidance_in.") for name in specs):
+        raise ConversionError(
+            "these weights have a guidance embedding (guidance_in), as FLUX.2 [dev] does; "
+            "ImageWAM is made of FLUX.2 [klein], which has none"
+        )
+    dim = size(specs, "img_in.weight", 0)
+    mlp_dim = size(specs, "double_blocks.0.img_mlp.2.weight", 1)
+    head_dim = size(specs, "double_blocks.0.img_attn.norm.query_norm.scale", 0)
+    told = {
+        "in_channels": size(specs, "img_in.weight", 1),
+        "text_dim": size(specs, "txt_in.weight", 1),
+        "dim": dim,
+        "heads": dim // head_dim,
+        "double_layers": count(specs, "double_blocks."),
+        "single_layers": count(specs, "single_blocks."),
+        "mlp_ratio": mlp_ratio(mlp_dim, dim),
+    }
+    given = section(facts, "flux2_params")
+    names = {
+        "in_channels": "in_channels",
+        "text_dim": "context_in_dim",
+        "dim": "hidden_size",
+        "heads": "num_heads",
+        "double_layers": "depth",
+        "single_layers": "depth_single_blocks",
+        "mlp_ratio": "mlp_ratio",
+    }
+    found = {ours: given.get(theirs) for ours, theirs in names.items()}
+    found["mlp_ratio"] = as_told(found["mlp_ratio"], mlp_dim, dim)
+    agree(told, found, "flux2_params")
+    rope = {
+        "rope_axes": find(facts, "rope_axes", "flux2_params.axes_dim"),
+        "rope_theta": find(facts, "rope_theta", "flux2_params.theta"),
+    }
+    return with_klein_rope(told, rope)
+
+
+def mlp_ratio(mlp_dim: int, dim: int) -> float:
+    """The ratio of an MLP's inner width to the model's.
+
+    Others cut off what is behind the point of `dim * ratio`, so that the nearest number can be too
+    small for them.
+    """
+    ratio = mlp_dim / dim
+    return ratio if int(dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
+
+
+def as_told(given: Any, mlp_dim: int, dim: int) -> Any:
+    """A ratio that stands in a config, which need not be exact: as `mlp_ratio` has it where it is
+    of the same widths."""
+    number = isinstance(given, (int, float))
+    return mlp_ratio(mlp_dim, dim) if number and abs(dim * given - mlp_dim) < 1 else given
+
+
+def with_klein_rope(told: Mapping[str, Any], rope: Mapping[str, Any]) -> Flux2Config:
+    """The config of known sizes, with RoPE as given or as klein of these sizes has it."""
+    rope = untold(told, rope, (KLEIN_4B, KLEIN_9B), "FLUX.2 transformer")
+    try:
+        return Flux2Config(**told, **rope)
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"FLUX.2 transformer: {error}") from error
+
+
+def expert_config(specs: Specs, facts: Facts) -> ActionExpertConfig:
+    """Sizes of an action expert from the shapes of its tensors."""
+    dim = size(specs, "action_encoder.weight", 0)
+    limit = find(facts, "max_horizon", *_in_official_config("max_action_horizon"))
+    return ActionExpertConfig(
+        action_dim=size(specs, "action_encoder.weight", 1),
+        dim=dim,
+        mlp_ratio=mlp_ratio(size(specs, "double_blocks.0.img_mlp.2.weight", 1), dim),
+        max_horizon=ActionExpertConfig().max_horizon if limit is None else limit,
+    )
+
+
+def initial_expert_config(facts: Facts) -> ActionExpertConfig:
+    """Sizes of an expert that is still to be made; those that facts do not have are official."""
+    keys = {
+        "dim": ("expert_dim", *_in_official_config("hidden_dim")),
+        "mlp_ratio": ("expert_mlp_ratio", *_in_official_config("mlp_ratio")),
+        "max_horizon": ("max_horizon", *_in_official_config("max_action_horizon")),
+    }
+    found = {name: find(facts, *names) for name, names in keys.items()}
+    return ActionExpertConfig(**{k: v for k, v in found.items() if v is not None})
+
+
+def _in_official_config(name: str) -> tuple[str, str]:
+    return f"action_dit_config.{name}", f"model.action_dit_config.{name}"
+
+
+def flux2_rules(config: Flux2Config) -> list[Rule]:
+    """Original FLUX.2 names to the tree of `models.backbones.flux2.Flux2`."""
+    sizes = {"n": config.heads, "h": config.head_dim}
+    double, single = config.group_sizes
+    rules = [
+        rule("img_in.weight", "image_in.kernel", TRANSPOSE),
+        rule("txt_in.weight", "text_in.kernel", TRANSPOSE),
+        *_time_rules(),
+        modulation_rule("double_stream_modulation_img.lin.weight", "double_modulation_image", 2),
+        modulation_rule("double_stream_modulation_txt.lin.weight", "double_modulation_text", 2),
+        modulation_rule("single_stream_modulation.lin.weight", "single_modulation", 1),
+        *_head_rules("final_layer"),
+    ]
+    for short, ours in (("img", "image"), ("txt", "text")):
+        rules += _sequential(short, f"double_layers.{ours}", double, sizes, config.mlp_dim)
+    return rules + _parallel("single_layers.block", single, sizes, config.mlp_dim)
+
+
+def action_expert_rules(config: ActionExpertConfig, backbone: Flux2Config) -> list[Rule]:
+    """Official expert names to the tree of `models.action_expert.ActionExpert`."""
+    sizes = {"n": backbone.heads, "h": backbone.head_dim}
+    double, single = backbone.group_sizes
+    return [
+        rule("action_encoder.weight", "action_in.kernel", TRANSPOSE),
+        rule("action_encoder.bias", "action_in.bias", "o -> o"),
+        *_time_rules(),
+        modulation_rule("double_stream_modulation_img.lin.weight", "double_modulation", 2),
+        modulation_rule("single_stream_modulation.lin.weight", "single_modulation", 1),
+        *_head_rules("head"),
+        *_sequential("img", "double_layers", double, sizes, config.mlp_dim),
+        *_parallel("single_layers", single, sizes, config.mlp_dim),
+    ]
+
+
+def _time_rules() -> list[Rule]:
+    return [
+        rule("time_in.in_layer.weight", "time_in.wi.kernel", TRANSPOSE),
+        rule("time_in.out_layer.weight", "time_in.wo.kernel", TRANSPOSE),
+    ]
+
+
+def modulation_rule(name: str, path: str, branches: int) -> Rule:
+    pattern = "(branch three o) i -> i branch three o"
+    return rule(name, f"{path}.linear.kernel", pattern, branch=branches, three=3)
+
+
+def _head_rules(name: str) -> list[Rule]:
+    pattern = "(two o) i -> i two o"
+    return [
+        rule(f"{name}.adaLN_modulation.1.weight", "head.modulation.kernel", pattern, two=2),
+        rule(f"{name}.linear.weight", "head.linear.kernel", TRANSPOSE),
+    ]
+
+
+HEADS = "(n h) i -> i n h"
+OUT = "o (n h) -> n h o"
+
+
+def _sequential(short: str, path: str, layers: int, sizes: dict[str, int], mlp: int) -> list[Rule]:
+    block = f"double_blocks.{{i}}.{short}"
+    return [
+        Rule(f"{block}_attn.qkv.weight", qkv_parts(path, sizes), layers=layers),
+        *_norms(f"{block}_attn.norm", path, layers),
+        rule(f"{block}_attn.proj.weight", f"{path}.out.kernel", OUT, layers=layers, **sizes),
+        Rule(f"{block}_mlp.0.weight", gate_up_parts(path, mlp), layers=layers),
+        rule(f"{block}_mlp.2.weight", f"{path}.mlp.out.kernel", TRANSPOSE, layers=layers),
+    ]
+
+
+def _parallel(path: str, layers: int, sizes: dict[str, int], mlp: int) -> list[Rule]:
+    """`linear1` has the rows of qkv, then of the MLP; `linear2` the columns of both outputs."""
+    block = "single_blocks.{i}"
+    return [
+        Rule(
+            f"{block}.linear1.weight",
+            (*qkv_parts(path, sizes), *gate_up_parts(path, mlp)),
+            layers=layers,
+        ),
+        Rule(f"{block}.linear2.weight", out_parts(path, sizes, mlp), axis=1, layers=layers),
+        *_norms(f"{block}.norm", path, layers),
+    ]
+
+
+def qkv_parts(path: str, sizes: dict[str, int]) -> tuple[Part, ...]:
+    width = sizes["n"] * sizes["h"]
+    return tuple(Part(f"{path}.{name}.kernel", HEADS, sizes, width) for name in "qkv")
+
+
+def out_parts(path: str, sizes: dict[str, int], mlp: int) -> tuple[Part, Part]:
+    """Columns of both outputs of a parallel block: attention, then MLP."""
+    return (
+        Part(f"{path}.out.kernel", OUT, sizes, width=sizes["n"] * sizes["h"]),
+        Part(f"{path}.mlp.out.kernel", TRANSPOSE, width=mlp),
+    )
+
+
+def gate_up_parts(path: str, mlp: int) -> tuple[Part, ...]:
+    return tuple(Part(f"{path}.mlp.{name}.kernel", TRANSPOSE, {}, mlp) for name in ("gate", "up"))
+
+
+def _norms(name: str, path: str, layers: int) -> list[Rule]:
+    return [
+        rule(f"{name}.query_norm.scale", f"{path}.q_norm.scale", "h -> h", layers=layers),
+        rule(f"{name}.key_norm.scale", f"{path}.k_norm.scale", "h -> h", layers=layers),
+    ]

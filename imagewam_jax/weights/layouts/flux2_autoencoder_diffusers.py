@@ -1,0 +1,102 @@
+"""FLUX.2 autoencoder tensors as `diffusers` names them (spec imagewam_flux2, 2.3).
+
+The same tensors as in the original layout under other names, the levels of the decoder numbered
+the other way round, and the attention's products as matrices.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+from imagewam_jax.models.autoencoders.flux2 import (
+    PATCH,
+    STATISTICS_EPS,
+    Flux2AutoencoderConfig,
+)
+from imagewam_jax.weights.layouts.flux2_autoencoder import flux2_autoencoder_rules
+from imagewam_jax.weights.layouts.mapping import Part, Rule
+from imagewam_jax.weights.layouts.metadata import Facts, Specs, agree, count, find, size
+
+CLASS = "AutoencoderKLFlux2"
+_NAMES = (
+    (r"^encoder\.quant_conv\.", "quant_conv."),
+    (r"^decoder\.post_quant_conv\.", "post_quant_conv."),
+    (r"\.norm_out\.", ".conv_norm_out."),
+    (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
+    (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
+    (r"\.up\.(\d+)\.block\.", r".up_blocks.\1.resnets."),
+    (r"\.up\.(\d+)\.upsample\.", r".up_blocks.\1.upsamplers.0."),
+    (r"\.nin_shortcut\.", ".conv_shortcut."),
+    (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+    (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+    (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+    (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
+    (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+)
+_UP = re.compile(r"^decoder\.up\.(\d+)\.")
+
+
+def flux2_autoencoder_diffusers_config(specs: Specs, facts: Facts) -> Flux2AutoencoderConfig:
+    """All sizes, from shapes; `facts` can hold the `config.json` of diffusers."""
+    width = size(specs, "encoder.conv_in.weight", 0)
+    levels = range(count(specs, "encoder.down_blocks."))
+    widths = [size(specs, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels]
+    config = Flux2AutoencoderConfig(
+        width=width,
+        width_multipliers=tuple(w // width for w in widths),
+        blocks=count(specs, "encoder.down_blocks.0.resnets."),
+        latent_channels=size(specs, "decoder.conv_in.weight", 1),
+    )
+    told = {**vars(config), "widths": widths, "groups": 32, "patch": [PATCH, PATCH]}
+    told["eps"] = STATISTICS_EPS
+    names = {
+        "widths": "block_out_channels",
+        "blocks": "layers_per_block",
+        "latent_channels": "latent_channels",
+        "groups": "norm_num_groups",
+        "patch": "patch_size",
+        "eps": "batch_norm_eps",
+    }
+    agree(told, {ours: find(facts, theirs) for ours, theirs in names.items()}, "config.json")
+    return config
+
+
+def flux2_autoencoder_diffusers_rules(config: Flux2AutoencoderConfig) -> list[Rule]:
+    """Names of diffusers to the tree of `models.autoencoders.flux2.Flux2Autoencoder`."""
+    last = len(config.widths) - 1
+    return [_renamed(r, last) for r in flux2_autoencoder_rules(config)]
+
+
+def flux2_autoencoder_diffusers_json(config: Flux2AutoencoderConfig) -> dict[str, Any]:
+    """The `config.json` that diffusers loads such an autoencoder with."""
+    levels = len(config.widths)
+    return {
+        "_class_name": CLASS,
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": list(config.widths),
+        "layers_per_block": config.blocks,
+        "act_fn": "silu",
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": 32,
+        "sample_size": 1024,
+        "use_quant_conv": True,
+        "use_post_quant_conv": True,
+        "mid_block_add_attention": True,
+        "batch_norm_eps": STATISTICS_EPS,
+        "batch_norm_momentum": 0.1,
+        "patch_size": [PATCH, PATCH],
+    }
+
+
+def _renamed(r: Rule, last: int) -> Rule:
+    name = _UP.sub(lambda m: f"decoder.up.{last - int(m[1])}.", r.name)
+    parts = r.parts
+    if ".mid.attn_1." in name and name.endswith("weight") and ".norm." not in name:
+        (part,) = parts
+        parts = (Part(part.path, "o i -> i o"),)
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    return dataclasses.replace(r, name=name, parts=parts)

@@ -1,0 +1,159 @@
+"""FLUX.2 transformer tensors as `diffusers` names them (spec imagewam_flux2, 1.11).
+
+q, k and v of the double blocks are apart, the single blocks are fused as in the original layout,
+and the last modulation has scale before shift.
+"""
+
+from typing import Any
+
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.models.backbones.flux2 import Flux2Config
+from imagewam_jax.weights.layouts.flux2 import (
+    HEADS,
+    OUT,
+    TRANSPOSE,
+    as_told,
+    gate_up_parts,
+    mlp_ratio,
+    modulation_rule,
+    out_parts,
+    qkv_parts,
+    with_klein_rope,
+)
+from imagewam_jax.weights.layouts.mapping import Part, Rule, rule
+from imagewam_jax.weights.layouts.metadata import Facts, Specs, agree, count, find, size
+
+CLASS = "Flux2Transformer2DModel"
+EPS = 1e-6  # of all norms
+_TIME = "time_guidance_embed"
+
+
+def flux2_diffusers_config(specs: Specs, facts: Facts) -> Flux2Config:
+    """As `flux2.flux2_config`; `facts` can hold the `config.json` of diffusers."""
+    if any(name.startswith(f"{_TIME}.guidance_embedder.") for name in specs):
+        raise ConversionError(
+            "these weights have a guidance embedding, as FLUX.2 [dev] does; ImageWAM is made of "
+            "FLUX.2 [klein], which has none"
+        )
+    dim = size(specs, "x_embedder.weight", 0)
+    mlp_dim = size(specs, "transformer_blocks.0.ff.linear_out.weight", 1)
+    told = {
+        "in_channels": size(specs, "x_embedder.weight", 1),
+        "text_dim": size(specs, "context_embedder.weight", 1),
+        "dim": dim,
+        "heads": dim // size(specs, "transformer_blocks.0.attn.norm_q.weight", 0),
+        "double_layers": count(specs, "transformer_blocks."),
+        "single_layers": count(specs, "single_transformer_blocks."),
+        "mlp_ratio": mlp_ratio(mlp_dim, dim),
+    }
+    names = {
+        "in_channels": "in_channels",
+        "text_dim": "joint_attention_dim",
+        "heads": "num_attention_heads",
+        "double_layers": "num_layers",
+        "single_layers": "num_single_layers",
+        "mlp_ratio": "mlp_ratio",
+    }
+    found = {ours: find(facts, theirs) for ours, theirs in names.items()}
+    found["mlp_ratio"] = as_told(found["mlp_ratio"], mlp_dim, dim)
+    agree(told, found, "config.json")
+    agree({"eps": EPS}, {"eps": find(facts, "eps")}, "config.json")
+    rope = {
+        "rope_axes": find(facts, "rope_axes", "axes_dims_rope"),
+        "rope_theta": find(facts, "rope_theta"),
+    }
+    return with_klein_rope(told, rope)
+
+
+def flux2_diffusers_rules(config: Flux2Config) -> list[Rule]:
+    """Names of diffusers to the tree of `models.backbones.flux2.Flux2`."""
+    sizes, mlp = {"n": config.heads, "h": config.head_dim}, config.mlp_dim
+    double, single = config.group_sizes
+    embedder = f"{_TIME}.timestep_embedder"
+    halves = Part("head.modulation.kernel", "(two o) i -> i two o", {"two": 2}, flip=1)
+    return [
+        rule("x_embedder.weight", "image_in.kernel", TRANSPOSE),
+        rule("context_embedder.weight", "text_in.kernel", TRANSPOSE),
+        rule(f"{embedder}.linear_1.weight", "time_in.wi.kernel", TRANSPOSE),
+        rule(f"{embedder}.linear_2.weight", "time_in.wo.kernel", TRANSPOSE),
+        modulation_rule("double_stream_modulation_img.linear.weight", "double_modulation_image", 2),
+        modulation_rule("double_stream_modulation_txt.linear.weight", "double_modulation_text", 2),
+        modulation_rule("single_stream_modulation.linear.weight", "single_modulation", 1),
+        Rule("norm_out.linear.weight", (halves,)),
+        rule("proj_out.weight", "head.linear.kernel", TRANSPOSE),
+        *_double("image", ("to_{}", "norm_{}", "to_out.0"), "ff", double, sizes, mlp),
+        *_double(
+            "text", ("add_{}_proj", "norm_added_{}", "to_add_out"), "ff_context", double, sizes, mlp
+        ),
+        *_single(single, sizes, mlp),
+    ]
+
+
+def flux2_diffusers_json(config: Flux2Config) -> dict[str, Any]:
+    """The `config.json` that diffusers loads such a transformer with."""
+    return {
+        "_class_name": CLASS,
+        "patch_size": 1,
+        "in_channels": config.in_channels,
+        "out_channels": None,
+        "num_layers": config.double_layers,
+        "num_single_layers": config.single_layers,
+        "attention_head_dim": config.head_dim,
+        "num_attention_heads": config.heads,
+        "joint_attention_dim": config.text_dim,
+        "timestep_guidance_channels": 256,
+        "mlp_ratio": config.mlp_ratio,
+        "axes_dims_rope": list(config.rope_axes),
+        "rope_theta": config.rope_theta,
+        "eps": EPS,
+        "guidance_embeds": False,
+    }
+
+
+def _double(stream, names, mlp_name, layers, sizes, mlp) -> list[Rule]:
+    linear, norm, out = names
+    block, path = "transformer_blocks.{i}", f"double_layers.{stream}"
+    rules = [
+        rule(
+            f"{block}.attn.{linear.format(x)}.weight",
+            f"{path}.{x}.kernel",
+            HEADS,
+            layers=layers,
+            **sizes,
+        )
+        for x in "qkv"
+    ]
+    rules += [
+        rule(
+            f"{block}.attn.{norm.format(x)}.weight",
+            f"{path}.{x}_norm.scale",
+            "h -> h",
+            layers=layers,
+        )
+        for x in "qk"
+    ]
+    return [
+        *rules,
+        rule(f"{block}.attn.{out}.weight", f"{path}.out.kernel", OUT, layers=layers, **sizes),
+        Rule(f"{block}.{mlp_name}.linear_in.weight", gate_up_parts(path, mlp), layers=layers),
+        rule(
+            f"{block}.{mlp_name}.linear_out.weight",
+            f"{path}.mlp.out.kernel",
+            TRANSPOSE,
+            layers=layers,
+        ),
+    ]
+
+
+def _single(layers, sizes, mlp) -> list[Rule]:
+    block, path = "single_transformer_blocks.{i}.attn", "single_layers.block"
+    return [
+        Rule(
+            f"{block}.to_qkv_mlp_proj.weight",
+            (*qkv_parts(path, sizes), *gate_up_parts(path, mlp)),
+            layers=layers,
+        ),
+        Rule(f"{block}.to_out.weight", out_parts(path, sizes, mlp), axis=1, layers=layers),
+        rule(f"{block}.norm_q.weight", f"{path}.q_norm.scale", "h -> h", layers=layers),
+        rule(f"{block}.norm_k.weight", f"{path}.k_norm.scale", "h -> h", layers=layers),
+    ]

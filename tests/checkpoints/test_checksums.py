@@ -1,0 +1,92 @@
+"""Sums of bits: they see every flipped bit, and not how an array is laid out."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from imagewam_jax.checkpoints.checksums import array_sums, differing
+from imagewam_jax.checkpoints.store import Checkpoints
+from imagewam_jax.errors import CheckpointError, Unreadable
+
+DTYPES = [np.float32, ml_dtypes.bfloat16, np.int32, np.uint8, np.bool_]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+def test_it_is_the_sum_of_the_words(dtype):
+    values = (np.random.default_rng(0).normal(size=(7, 33)) * 9).astype(dtype)
+    words = values.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[values.itemsize])
+    expected = int(words.astype(np.uint64).sum() % 2**32)
+    assert array_sums({"a": {"b": values}}) == {"a.b": expected}
+
+
+def test_every_bit_counts():
+    values = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+    saved = array_sums({"w": values})
+    assert differing({"w": jnp.asarray(values)}, saved) == []
+    for bit in range(0, 8 * values.nbytes, 7):
+        changed = values.copy()
+        changed.view(np.uint8).reshape(-1)[bit // 8] ^= 1 << bit % 8
+        assert differing({"w": jnp.asarray(changed)}, saved) == ["w"]
+
+
+def test_not_a_number_counts_too():
+    values = np.array([np.nan, -0.0, np.inf], np.float32)
+    saved = array_sums({"w": values})
+    assert differing({"w": np.array([np.nan, 0.0, np.inf], np.float32)}, saved) == ["w"]
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_flips_on_disk(tmp_path):
+    """Whatever bit of a file flips, a checkpoint is what was saved or says that it is not."""
+    rng = np.random.default_rng(2)
+    tree = {"w": jnp.asarray(rng.normal(size=2000).astype(np.float32)), "n": jnp.arange(500)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"params": tree}, {})
+    checkpoints.wait()
+    files = sorted(p for p in (tmp_path / "1").rglob("*") if p.is_file() and p.stat().st_size)
+    abstract = {"params": jax.eval_shape(lambda: tree)}
+    noticed = 0
+    for number in range(80):
+        file = files[number % len(files)]
+        content = bytearray(file.read_bytes())
+        place = int(rng.integers(8 * len(content)))
+        whole = bytes(content)
+        content[place // 8] ^= 1 << place % 8
+        file.write_bytes(content)
+        reader = Checkpoints(tmp_path, read_only=True)
+        try:
+            restored = reader.restore(1, abstract)["params"]
+        except CheckpointError:
+            noticed += 1
+        else:
+            jax.tree.map(np.testing.assert_array_equal, restored, tree)
+        reader.close()
+        file.write_bytes(whole)
+    assert noticed > 20
+    assert differing(checkpoints.restore(1, abstract)["params"], array_sums(tree)) == []
+    checkpoints.close()
+
+
+def test_another_dtype_cannot_be_told(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"params": {"w": jnp.linspace(0, 1, 50)}}, {})
+    checkpoints.wait()
+    abstract = {"params": {"w": jax.ShapeDtypeStruct((50,), jnp.bfloat16)}}
+    assert checkpoints.restore(1, abstract)["params"]["w"].dtype == jnp.bfloat16
+    checkpoints.close()
+
+
+def test_the_array_is_named(tmp_path, monkeypatch):
+    from imagewam_jax.checkpoints import store as checkpoint
+
+    tree = {"a": jnp.ones(3), "b": {"c": jnp.zeros(4)}}
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "array_sums", lambda tree: {**array_sums(tree), "b.c": 1})
+        checkpoints.save(1, {"params": tree}, {})
+        checkpoints.wait()
+    with pytest.raises(Unreadable, match=r"/1: 1 arrays of params are not .* such as b\.c"):
+        checkpoints.restore(1, {"params": jax.eval_shape(lambda: tree)})
+    checkpoints.close()

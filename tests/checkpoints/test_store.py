@@ -1,0 +1,141 @@
+"""Checkpoints: complete or absent, on a full disk too, and found by any of their paths."""
+
+import os
+import subprocess
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagewam_jax.checkpoints import store as checkpoint
+from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
+from imagewam_jax.errors import CheckpointError
+
+TREES = ("params", "ema", "optimizer", "autoencoder")
+
+
+def trees(size: int) -> dict:
+    """Numbers that do not compress."""
+    values = np.random.default_rng(0).normal(size=(len(TREES), size)).astype(np.float32)
+    return {name: {"w": jnp.asarray(row)} for name, row in zip(TREES, values, strict=True)}
+
+
+def save(checkpoints: Checkpoints, step: int, size: int) -> None:
+    checkpoints.save(step, trees(size), {"config": {}}, {"next_batch": step})
+
+
+def check_restored(directory, step: int, size: int) -> None:
+    checkpoints, found = open_checkpoint(directory)
+    abstract = jax.eval_shape(lambda: trees_like(size))
+    restored = checkpoints.restore(step, abstract)
+    assert found == step
+    assert checkpoints.restore_json(step, "data") == {"next_batch": step}
+    checkpoints.close()
+    for name, tree in trees(size).items():
+        np.testing.assert_array_equal(restored[name]["w"], tree["w"])
+
+
+def trees_like(size: int) -> dict:
+    return {name: {"w": jnp.zeros(size)} for name in TREES}
+
+
+def free(size: int):
+    return lambda path: SimpleNamespace(free=size)
+
+
+def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, 100)
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", free(10**6))
+    with pytest.raises(CheckpointError, match=r"1 checkpoint\(s\) of 2 MB do not fit: 1 MB are"):
+        save(checkpoints, 2, 10**5)
+    checkpoints.close()
+    check_restored(tmp_path, 1, 100)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_while_writing(small_disk, monkeypatch):
+    """Something else takes the space between the check and the writing."""
+    checkpoints = Checkpoints(small_disk / "checkpoints")
+    save(checkpoints, 1, 100)
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", free(10**12))
+    save(checkpoints, 2, 10**6)
+    with pytest.raises(CheckpointError, match=r"newest complete one is of step 1: .*No space"):
+        checkpoints.wait()
+    checkpoints.close()
+    check_restored(small_disk / "checkpoints", 1, 100)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with the checkpoints 2 and 3; another one was there and is not kept."""
+    folder = tmp_path_factory.mktemp("run")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+    for step in (1, 2, 3):
+        save(checkpoints, step, 10)
+    checkpoints.wait()
+    checkpoints.close()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "step"), [("", 3), ("checkpoints", 3), ("checkpoints/2", 2), ("checkpoints/3", 3)]
+)
+def test_paths_that_name_a_checkpoint(run, path, step):
+    checkpoints, found = open_checkpoint(run / path)
+    assert found == step
+    assert checkpoints.restore_json(step, "data") == {"next_batch": step}
+    checkpoints.close()
+
+
+def test_paths_that_do_not(run, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "numbers" / "12").mkdir(parents=True)
+    for path, message in (
+        (run / "checkpoints/1", r"no checkpoint of step 1; it has \[2, 3\]"),
+        (tmp_path / "nothing", "nothing: no such directory, expected a run or a checkpoint"),
+        (tmp_path / "notes", r"notes: no checkpoint; it has \[\]"),
+        (tmp_path / "numbers", "numbers/12: about cannot be read"),
+        (tmp_path / "numbers/12", "numbers/12: about cannot be read"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "\x00\x00"])
+def test_a_damaged_about(tmp_path, content):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, 10)
+    checkpoints.wait()
+    checkpoints.close()
+    (tmp_path / "1" / "about" / "metadata").write_text(content)
+    with pytest.raises(CheckpointError, match="1: about cannot be read"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_version(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1, 10)
+    checkpoints.wait()
+    checkpoints.close()
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="checkpoint format 2, this version reads 3"):
+        open_checkpoint(tmp_path)

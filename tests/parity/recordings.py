@@ -1,0 +1,59 @@
+"""Converted checkpoints of the recorded cases, and copies of the cases to break."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from imagewam_jax.weights.convert import convert
+from tests.goldens import golden
+
+# What the official code wrote; without PyTorch, the same tensors.
+MODEL = "model.pt" if importlib.util.find_spec("torch") else "model.safetensors"
+AUTOENCODER = "flux2_autoencoder/weights.safetensors"
+TRANSFORMER = "flux2_transformer/weights.safetensors"
+FIRST = {"expert": "official"}
+
+# Checkpoints by name: the weights that they are of, and how they are converted.
+SOURCES = {
+    "imagewam_flux2": ([f"imagewam_flux2/{MODEL}", AUTOENCODER], {}),
+    "imagewam_flux2_noproprio": ([f"imagewam_flux2_noproprio/{MODEL}", AUTOENCODER], {}),
+    "policy_alone": ([f"imagewam_flux2_noproprio/{MODEL}"], {}),
+    "flux2_transformer": ([TRANSFORMER], {}),
+    "bfloat16": ([TRANSFORMER], {"dtype": "bfloat16"}),
+    "flux2_autoencoder": ([AUTOENCODER], {}),
+    "text_qwen3": (["text_qwen3/weights.safetensors"], {}),
+    "lora": (["lora/lora_unmerged.safetensors"], {}),
+    "lora_alpha": (["lora_alpha/lora_unmerged.safetensors"], {}),
+}
+
+
+class Converted:
+    """The folders of these checkpoints; each is converted when it is asked for first."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, name: str) -> Path:
+        out = self.folder / name
+        if not out.exists():
+            sources, options = SOURCES[name]
+            files = [golden(Path(source).parent.name) / Path(source).name for source in sources]
+            convert(files, out, **options)
+        return out
+
+
+def copy_of(case: str, folder: Path, *, without: tuple[str, ...] = ()) -> Path:
+    """A recorded case that can be changed, without some of its files."""
+    shutil.copytree(golden(case), folder, ignore=lambda _, names: {*names} & {*without})
+    return folder
+
+
+def edit(path: Path, change: Callable[[dict[str, np.ndarray]], dict | None]) -> None:
+    """Changes the tensors of a safetensors file, in place or to those that are returned."""
+    tensors = load_file(path)
+    changed = change(tensors)
+    save_file(tensors if changed is None else changed, path)

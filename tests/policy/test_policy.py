@@ -1,0 +1,174 @@
+"""A policy from a checkpoint: it needs nothing else, and acts on each observation by itself."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from imagewam_jax.checkpoints.assets import restore_frozen
+from imagewam_jax.checkpoints.store import open_checkpoint
+from imagewam_jax.config.schema import policy_config
+from imagewam_jax.errors import CheckpointError, DataError
+from imagewam_jax.models.parameters import abstract_params, policy_builder
+from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.preprocess.images import ImageSpec
+from imagewam_jax.preprocess.inputs import encode_images, make_context
+from imagewam_jax.text.tables import write_text_table
+from tests.training.tiny import INSTRUCTIONS, trained_run
+
+BATCH = 3
+ACT = """
+import pickle, sys
+from imagewam_jax.policy.policy import Observations, load_policy
+path, inputs, outputs = sys.argv[1:]
+images, state, instructions, noise = pickle.load(open(inputs, "rb"))
+policy = load_policy(path)
+observations = Observations(images, state, policy.text_ids(instructions))
+pickle.dump(policy.act(observations, noise), open(outputs, "wb"))
+"""
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(trained_run())
+
+
+@pytest.fixture(scope="module")
+def case(policy):
+    """Observations of both instructions, and noise."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (BATCH, 1, 64, 64, 3)).astype(np.uint8)
+    state = rng.uniform(0, 0.5, (BATCH, 4)).astype(np.float32)
+    instructions = [INSTRUCTIONS[i % 2] for i in range(BATCH)]
+    noise = rng.normal(size=(BATCH, policy.horizon, policy.action_dim)).astype(np.float32)
+    return Observations(images, state, policy.text_ids(instructions)), noise
+
+
+def test_a_copied_step_is_all_that_a_fresh_process_needs(policy, case, tmp_path):
+    """Moved elsewhere, without the rest of the run, and the dataset gone."""
+    observations, noise = case
+    source = trained_run() / "checkpoints" / str(policy.step)
+    step = shutil.copytree(source, tmp_path / "moved" / str(policy.step))
+    about = step / "about" / "metadata"
+    text = about.read_text()
+    directory = policy.config["data"]["directory"]
+    assert directory in text
+    about.write_text(text.replace(directory, "/gone"))
+    inputs, outputs = tmp_path / "inputs", tmp_path / "outputs"
+    instructions = [INSTRUCTIONS[row] for row in observations.text_id]
+    inputs.write_bytes(pickle.dumps((observations.images, observations.state, instructions, noise)))
+    done = subprocess.run(
+        [sys.executable, "-c", ACT, str(step), str(inputs), str(outputs)],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    np.testing.assert_array_equal(pickle.loads(outputs.read_bytes()), policy.act(*case))
+
+
+def test_a_batch_is_its_observations_one_by_one(policy, case):
+    together = policy.act(*case)
+    assert together.shape == (BATCH, 4, 4) and np.isfinite(together).all()
+    for i in range(BATCH):
+        one = jax.tree.map(lambda x, i=i: x[i : i + 1], case)
+        np.testing.assert_allclose(policy.act(*one)[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["images", "state", "text_id", "noise"])
+def test_everything_that_is_given_matters(policy, case, field):
+    observations, noise = case
+    changed = {
+        "images": observations._replace(images=255 - observations.images),
+        "state": observations._replace(state=observations.state + 0.1),
+        "text_id": observations._replace(text_id=1 - observations.text_id),
+    }.get(field, observations)
+    other_noise = -noise if field == "noise" else noise
+    difference = policy.act(changed, other_noise) - policy.act(observations, noise)
+    assert np.abs(difference).max(axis=(1, 2)).min() > 1e-5
+
+
+def test_more_euler_steps_are_another_integral(policy, case):
+    assert np.abs(policy.act(*case) - policy.act(*case, euler_steps=1)).max() > 1e-4
+    np.testing.assert_array_equal(policy.act(*case), policy.act(*case, euler_steps=2))
+
+
+def test_actions_are_those_of_the_model_in_units_of_the_dataset(policy, case):
+    observations, noise = case
+    checkpoints, step = open_checkpoint(trained_run())
+    config = policy_config(policy.config["model"])
+    params = checkpoints.restore(step, {"ema": abstract_params(config)})["ema"]
+    frozen = restore_frozen(checkpoints, step, policy.config["autoencoder"])
+    checkpoints.close()
+
+    @jax.jit
+    def act(params, frozen, observations, noise):
+        model = policy_builder(config)(params)
+        images = ImageSpec("single", (64, 64), "")
+        latents = encode_images(frozen, images, observations.images[:, :, None])
+        context = make_context(frozen, latents[:, 0], observations.text_id, observations.state, 0)
+        return model.act(model.prefill(context), noise, model.action_schedule(2))[0]
+
+    normalized = np.asarray(act(params, frozen, observations, noise))
+    statistics = policy.about["statistics"]["metaworld_faucet"]["action"]
+    low, high = np.array(statistics["min"]), np.array(statistics["max"])
+    constant = high == low  # such a dimension is only shifted
+    assert not constant.all()
+    expected = np.where(constant, low + normalized, low + (normalized + 1) / 2 * (high - low))
+    np.testing.assert_allclose(policy.act(*case), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_instruction_that_is_not_known(policy):
+    assert policy.text_ids(INSTRUCTIONS).tolist() == [0, 1]
+    with pytest.raises(CheckpointError, match=r"no text features of \['wash the faucet'\]; it k"):
+        policy.text_ids(["open the faucet", "wash the faucet"])
+
+
+def test_a_text_table_of_another_encoder(policy, tmp_path):
+    """A trained policy knows its encoder exactly."""
+    text = tmp_path / "text"
+    encoder, channels = "bytes(dim=1)", policy.config["model"]["backbone"]["text_dim"]
+    write_text_table(text, ["go"], [2], [np.zeros((2, channels), np.float32)], channels, encoder)
+    with pytest.raises(DataError, match=r"made by the encoder 'bytes\(dim=1\)', expected"):
+        load_policy(trained_run(), text_table=text)
+
+
+def test_encoding_and_decoding_images(policy, case):
+    images = case[0].images
+    latent = policy.encode(images)
+    assert latent.shape == policy.latent_shape(images) == (BATCH, 4, 4, 8)
+    decoded = policy.decode(latent)
+    assert decoded.shape == (BATCH, 64, 64, 3)
+    # Decoding keeps what the autoencoder keeps: to encode it again changes nothing.
+    again = policy.encode(((np.clip(decoded, -1, 1) + 1) * 127.5).round().astype(np.uint8)[:, None])
+    np.testing.assert_allclose(again, latent, atol=0.05 * np.abs(latent).max())
+
+
+def test_imagined_latents_depend_on_noise_and_observation(policy, case):
+    observations, _ = case
+    noise = np.random.default_rng(1).normal(size=(BATCH, 4, 4, 8)).astype(np.float32)
+    imagined = policy.imagine(observations, noise)
+    assert imagined.shape == noise.shape
+    for other in (
+        policy.imagine(observations, -noise),
+        policy.imagine(observations._replace(images=255 - observations.images), noise),
+    ):
+        assert np.abs(other - imagined).max() > 1e-4
+
+
+def test_attention_on_the_reference_is_a_share(policy, case):
+    weight = policy.attention_on_reference(*case)
+    assert weight.shape == (BATCH, 2, 4, 4)
+    assert (weight >= 0).all() and (weight.sum((2, 3)) < 1).all()
+    assert (weight.sum((2, 3)) > 0).all()
+
+
+def test_the_average_and_the_last_weights_are_different_policies(policy, case):
+    last = load_policy(trained_run() / "checkpoints" / "40", average=False)
+    assert np.abs(last.act(*case) - policy.act(*case)).max() > 1e-4

@@ -1,0 +1,65 @@
+"""Small foreign weights for the tests of what reads them, and ways to break them."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from imagewam_jax.checkpoints.store import open_checkpoint
+
+Tensors = dict[str, np.ndarray]
+
+
+def copy_case(case: Path, folder: Path, weights: str = "weights.safetensors") -> Path:
+    """The weights and the config of a recorded case in a folder of the test; the weights' path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (weights, "config.json"):
+        shutil.copyfile(case / name, folder / name)
+    return folder / weights
+
+
+def change(path: Path, edit: Callable[[Tensors], Tensors | None]) -> Path:
+    """The same safetensors file after an edit of its tensors."""
+    tensors = load_file(path)
+    save_file(edit(tensors) or tensors, path)
+    return path
+
+
+def write_shards(tensors: Mapping[str, np.ndarray], folder: Path, shards: int = 2) -> Path:
+    """A folder of several files and an index, as diffusers and transformers write them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names, weight_map = sorted(tensors), {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        part = names[i::shards]
+        save_file({name: tensors[name] for name in part}, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def converted(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`about` and all trees of a checkpoint, as NumPy arrays in the dtypes that were saved."""
+    checkpoints, step = open_checkpoint(folder)
+    about = checkpoints.restore_json(step, "about")
+    abstract = {name: checkpoints.abstract(step, name) for name in checkpoints.trees(step)}
+    trees = checkpoints.restore(step, abstract)
+    checkpoints.close()
+    return about, jax.tree.map(np.asarray, trees)
+
+
+def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Both trees have the same arrays, bit for bit."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        assert a.dtype == b.dtype, name
+        np.testing.assert_array_equal(a, b, err_msg=name)
