@@ -317,7 +317,7 @@ def _soak(dataset: str, steps: int) -> dict[str, Any]:
 def _our_epoch(dataset: str, batch: int) -> dict[str, Any]:
     """Every sample once, for tests: what both sides have."""
     stream, (source,) = _stream(dataset, batch), _data(dataset).sources("train")
-    count = len(source.anchors)
+    count = len(source.start_frames)
     batches = [next(stream) for _ in range(-(-count // batch))]
     stream.close()
     keys = ("actions", "action_is_pad", "proprio", "images")

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from benchmarks.torch_imagewam import TorchImageWAM
-from benchmarks.torch_policy import Frozen, TorchTrainer, load_params
+from benchmarks.torch_policy import PolicyAssets, TorchTrainer, load_params
 from benchmarks.workload import Workload
-from imagewam_jax.checkpoints.assets import frozen_trees
+from imagewam_jax.checkpoints.assets import asset_trees
 from imagewam_jax.models.parameters import policy_builder
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.training.sharding import make_mesh
@@ -24,8 +24,8 @@ Calls = dict[str, Callable[[], np.ndarray]]
 
 def jax_calls(work: Workload) -> Calls:
     """`act` and `train` as `imagewam evaluate` and `imagewam train` run them."""
-    about = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
-    policy = Policy(policy_builder(work.policy)(work.params), work.frozen, about, 0)
+    metadata = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
+    policy = Policy(policy_builder(work.policy)(work.params), work.assets, metadata, 0)
     mesh = make_mesh(work.config["mesh"], jax.devices()[:1])
     trainer = make_trainer(work.config, work.policy, mesh)
     step = jax.jit(trainer.step, donate_argnums=0)
@@ -33,7 +33,7 @@ def jax_calls(work: Workload) -> Calls:
 
     def train() -> np.ndarray:
         nonlocal state
-        state, metrics = step(state, work.batch, work.frozen)
+        state, metrics = step(state, work.batch, work.assets)
         return np.asarray(metrics["loss"])
 
     return {"act": lambda: policy.act(work.observations, work.noise), "train": train}
@@ -42,23 +42,23 @@ def jax_calls(work: Workload) -> Calls:
 def torch_calls(work: Workload, compiled: bool) -> Calls:
     """The same in PyTorch; `compiled`: prefill with all Euler steps, and the loss, each as one
     graph."""
-    frozen = Frozen(frozen_trees(work.frozen), work.frozen.autoencoder.factor)
+    assets = PolicyAssets(asset_trees(work.assets), work.assets.autoencoder.factor)
     rows, columns = (
-        side // work.frozen.autoencoder.factor for side in work.config["data"]["image_size"]
+        side // work.assets.autoencoder.factor for side in work.config["data"]["image_size"]
     )
     models = []
     for _ in ("act", "train"):  # acting keeps its weights while training changes its own
-        model = TorchImageWAM(work.policy, (rows, columns), work.frozen.text.shape[1])
+        model = TorchImageWAM(work.policy, (rows, columns), work.assets.text.shape[1])
         load_params(model, work.params)
         models.append(model)
     acting, trained = models
     euler_steps = work.config["acting"]["euler_steps"]
 
     def raw_actions(images, state, text_id, noise):
-        context = frozen.context(frozen.encode(images[:, 0]), text_id, state)
-        return frozen.raw_actions(acting.act(context, noise, euler_steps))
+        context = assets.context(assets.encode(images[:, 0]), text_id, state)
+        return assets.raw_actions(acting.act(context, noise, euler_steps))
 
-    trainer = TorchTrainer(trained, frozen, work.config)
+    trainer = TorchTrainer(trained, assets, work.config)
     if compiled:
         raw_actions = torch.compile(raw_actions)
         trainer.loss = torch.compile(trained.training_loss)

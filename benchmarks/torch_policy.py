@@ -43,7 +43,7 @@ def _name(official: str) -> str:
     return official
 
 
-class Frozen(nn.Module):
+class PolicyAssets(nn.Module):
     """What is fixed in training: the patch autoencoder, text features and normalisation."""
 
     def __init__(self, tree: Mapping[str, Any], factor: int):
@@ -101,8 +101,8 @@ def sample_draws(sample: Sample) -> Draws:
 class TorchTrainer:
     """AdamW with warm-up, cosine, clipping and a moving average, as `imagewam_jax.training`."""
 
-    def __init__(self, model: TorchImageWAM, frozen: Frozen, config: Mapping[str, Any]):
-        self.model, self.frozen, self.section = model, frozen, config["optimizer"]
+    def __init__(self, model: TorchImageWAM, assets: PolicyAssets, config: Mapping[str, Any]):
+        self.model, self.assets, self.section = model, assets, config["optimizer"]
         self.params = list(model.parameters())
         self.ema = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.AdamW(
@@ -121,7 +121,7 @@ class TorchTrainer:
 
     def step(self, batch: Tensors) -> Float[Tensor, ""]:
         """One update; the loss before it."""
-        sample = self.frozen.sample(batch)
+        sample = self.assets.sample(batch)
         return self.update(sample, sample_draws(sample))
 
     def update(self, sample: Sample, draws: Draws) -> Float[Tensor, ""]:

@@ -18,7 +18,7 @@ from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, initial_params
 from imagewam_jax.policy.policy import Observations
-from imagewam_jax.preprocess.inputs import Frozen
+from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.training.prepare import encode_text
 
@@ -31,7 +31,7 @@ class Workload(NamedTuple):
     config: dict[str, Any]
     policy: ImageWAMConfig
     params: Params
-    frozen: Frozen
+    assets: PolicyAssets
     prompts: list[str]
     batch: dict[str, np.ndarray]
     observations: Observations
@@ -44,7 +44,7 @@ def quickstart(batch_size: int | None = None) -> Workload:
     policy = policy_config(config["model"])
     action_dim, state_dim = policy.expert.action_dim, policy.proprio_dim
     text = encode_text(config["text"], INSTRUCTIONS)
-    frozen = Frozen(
+    assets = PolicyAssets(
         autoencoder=jax.jit(lambda: new_autoencoder(config["autoencoder"]))(),
         text=jnp.asarray(text.features),
         text_length=jnp.asarray(text.lengths),
@@ -71,7 +71,7 @@ def quickstart(batch_size: int | None = None) -> Workload:
         config=config,
         policy=policy,
         params=jax.jit(lambda: initial_params(policy, 0))(),
-        frozen=frozen,
+        assets=assets,
         prompts=list(text.prompts),
         batch=batch,
         observations=Observations(images[:1, :, 0], batch["proprio"][:1], batch["text_id"][:1]),

@@ -22,7 +22,7 @@ SUMS_FILE = "file_sums.json"
 _CHUNK = 2**20
 
 
-def write_file_sums(folder: Path) -> None:
+def write_file_checksums(folder: Path) -> None:
     """Of all files that are in it now, into a file beside them."""
     sums = {
         path.relative_to(folder).as_posix(): _crc32c(path)

@@ -15,30 +15,30 @@ from imagewam_jax.config.schema import named_config
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.parameters import module_tree
-from imagewam_jax.preprocess.inputs import Frozen
+from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
 
 
-def frozen_trees(frozen: Frozen) -> dict[str, dict[str, Any]]:
+def asset_trees(assets: PolicyAssets) -> dict[str, dict[str, Any]]:
     """The arrays as nested dictionaries: the trees of a checkpoint that `FROZEN_TREES` names."""
     return {
-        "autoencoder": module_tree(frozen.autoencoder),
-        "text": {"features": frozen.text, "length": frozen.text_length},
+        "autoencoder": module_tree(assets.autoencoder),
+        "text": {"features": assets.text, "length": assets.text_length},
         "normalizers": {
-            "actions": dataclasses.asdict(frozen.actions),
-            "state": dataclasses.asdict(frozen.state),
+            "actions": dataclasses.asdict(assets.actions),
+            "state": dataclasses.asdict(assets.state),
         },
     }
 
 
-FROZEN_TREES = ("autoencoder", "text", "normalizers")
+ASSET_TREES = ("autoencoder", "text", "normalizers")
 
 
-def frozen_from_trees(
+def assets_from_trees(
     trees: Mapping[str, Mapping[str, Any]], autoencoder: Mapping[str, Any]
-) -> Frozen:
+) -> PolicyAssets:
     """The inverse; `autoencoder` is that section of the config."""
-    return Frozen(
+    return PolicyAssets(
         autoencoder=autoencoder_from_tree(trees["autoencoder"], autoencoder),
         text=trees["text"]["features"],
         text_length=trees["text"]["length"],
@@ -47,24 +47,24 @@ def frozen_from_trees(
     )
 
 
-def restore_frozen(
+def restore_assets(
     checkpoints: Checkpoints,
     step: int,
     autoencoder: Mapping[str, Any],
     instead: Mapping[str, Any] = MappingProxyType({}),
-) -> Frozen:
+) -> PolicyAssets:
     """The frozen parts of a checkpoint; `autoencoder` is that section of its config, and `instead`
     has trees that are taken in place of its own."""
-    names = [name for name in FROZEN_TREES if name not in instead]
-    abstract = abstract_frozen_trees(checkpoints, step, autoencoder, names)
-    return frozen_from_trees({**checkpoints.restore(step, abstract), **instead}, autoencoder)
+    names = [name for name in ASSET_TREES if name not in instead]
+    abstract = abstract_asset_trees(checkpoints, step, autoencoder, names)
+    return assets_from_trees({**checkpoints.restore(step, abstract), **instead}, autoencoder)
 
 
-def abstract_frozen_trees(
+def abstract_asset_trees(
     checkpoints: Checkpoints,
     step: int,
     autoencoder: Mapping[str, Any],
-    names: Sequence[str] = FROZEN_TREES,
+    names: Sequence[str] = ASSET_TREES,
 ) -> dict[str, Any]:
     """Shapes and dtypes of these trees of a checkpoint; those of the autoencoder are its section's.
 
@@ -85,7 +85,7 @@ def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, 
     with contextlib.closing(checkpoints):
         tree = {"autoencoder": abstract_autoencoder(section)}
         if "autoencoder" in checkpoints.trees(step):
-            saved = checkpoints.restore_json(step, "about")["config"]["autoencoder"]
+            saved = checkpoints.restore_json(step, "metadata")["config"]["autoencoder"]
             if autoencoder_config(saved) != autoencoder_config(section):
                 raise CheckpointError(
                     f"{path}: its autoencoder is {autoencoder_config(saved)}, the config asks for "

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped, UInt32
 
 
-def array_sums(tree: Any) -> dict[str, int]:
+def array_checksums(tree: Any) -> dict[str, int]:
     """By dotted path, computed on the devices that the arrays are on; waits for it."""
     return {path: int(value) for path, value in jax.device_get(_sums(by_path(tree))).items()}
 
 
 def differing(arrays: Mapping[str, Array], saved: Mapping[str, int]) -> list[str]:
     """Paths of the arrays whose sum is not the one that was saved; one without a sum passes."""
-    found = array_sums(arrays)
+    found = array_checksums(arrays)
     return [path for path in sorted(found) if saved.get(path, found[path]) != found[path]]
 
 

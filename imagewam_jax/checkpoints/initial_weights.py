@@ -41,15 +41,15 @@ def initial_weights(
     """
     checkpoints, step = open_checkpoint(path)
     with contextlib.closing(checkpoints):
-        about = checkpoints.restore_json(step, "about")
+        metadata = checkpoints.restore_json(step, "metadata")
         tree = checkpoints.weights(step)
         wanted = flatten(abstract or abstract_params(policy))
         saved = flatten(checkpoints.abstract(step, tree))
-        differences = _differences(about["config"], policy, path)
+        differences = _differences(metadata["config"], policy, path)
         random = _random(saved, wanted, path)
         chosen = unflatten({name: wanted[name] for name in saved})
         params = checkpoints.restore(step, {tree: chosen})[tree]
-    provenance = {"step": step, **about.get("provenance", {})}
+    provenance = {"step": step, **metadata.get("provenance", {})}
     return Initial(params, random, differences, provenance)
 
 

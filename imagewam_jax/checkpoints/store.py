@@ -1,17 +1,17 @@
 """What a checkpoint holds, and how it is written and read.
 
-    <directory>/<step>/params, ema, optimizer           of a policy, or of parts of one
-                       autoencoder, text, normalizers   its frozen parts
+    <directory>/<step>/params, ema, optimizer           of a policy, or of components of one
+                       autoencoder, text, normalizers   the assets of a policy
                        text_encoder                     of a converted text encoder
                        tokenizer                        its files, by name
                        data                             position of the data iterator
-                       about                            config, prompts, statistics, provenance
-                       sums                             of the arrays' bits, by which damage shows
+                       metadata                         config, prompts, statistics, provenance
+                       checksums                        of every array, by which damage shows
 
-The trees are of arrays and any of them can be absent: a training run has all but the text
-encoder, a converted autoencoder only itself. The last four are JSON; `about` says how to rebuild
-what is there, and a training run has `sums`. A step is complete or absent: Orbax writes it under
-another name and renames it.
+The first three lines are trees of arrays, the others JSON. Any of them can be absent: a training
+run has all but the text encoder, a converted autoencoder only itself. `metadata` says how to
+rebuild what is there. A step is complete or absent: Orbax writes it under another name and then
+renames it.
 """
 
 import contextlib
@@ -27,11 +27,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from imagewam_jax.checkpoints.checksums import array_sums, by_path, differing
+from imagewam_jax.checkpoints.checksums import array_checksums, by_path, differing
 from imagewam_jax.errors import CheckpointError, Unreadable
 
-FORMAT = 3
-JSON_ITEMS = ("about", "data", "tokenizer", "sums")
+FORMAT = 4
+JSON_ITEMS = ("metadata", "data", "tokenizer", "checksums")
+# Format 3 differs from 4 in the names of these items alone.
+READABLE_FORMATS = (3, FORMAT)
+_NAMES_IN_FORMAT_3 = {"metadata": "about", "checksums": "sums"}
 
 
 class Checkpoints:
@@ -84,7 +87,7 @@ class Checkpoints:
         self,
         step: int,
         trees: Mapping[str, Any],
-        about: Mapping[str, Any],
+        metadata: Mapping[str, Any],
         data: Mapping[str, Any] | None = None,
         tokenizer: Mapping[str, str] | None = None,
     ) -> None:
@@ -96,9 +99,12 @@ class Checkpoints:
         self.wait()
         check_space(self.directory, tree_bytes(trees))
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        sums = {name: array_sums(tree) for name, tree in trees.items()}
-        json_items = {"about": {"format": FORMAT, **about}, "data": data, "tokenizer": tokenizer}
-        json_items["sums"] = sums
+        json_items = {
+            "metadata": {"format": FORMAT, **metadata},
+            "data": data,
+            "tokenizer": tokenizer,
+            "checksums": {name: array_checksums(tree) for name, tree in trees.items()},
+        }
         items |= {k: ocp.args.JsonSave(dict(v)) for k, v in json_items.items() if v is not None}
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -181,35 +187,48 @@ class Checkpoints:
     def check(self, step: int, restored: Mapping[str, Any]) -> None:
         """Unreadable, in all processes alike: an array is not what was saved. One that was restored
         in another dtype cannot be told."""
-        folder, sums = self.directory / str(step), self.sums(step)
+        folder, checksums = self.directory / str(step), self.checksums(step)
         for name, tree in restored.items():
             saved = {path: x.dtype for path, x in by_path(self.abstract(step, name)).items()}
             same = {path: x for path, x in by_path(tree).items() if x.dtype == saved[path]}
-            damaged = differing(same, sums.get(name, {}))
+            damaged = differing(same, checksums.get(name, {}))
             if damaged:
                 raise Unreadable(
                     f"{folder}: {len(damaged)} arrays of {name} are not what was saved, such as "
                     f"{damaged[0]}"
                 )
 
-    def sums(self, step: int) -> dict[str, dict[str, int]]:
-        """Of each tree the arrays' sums, where they were saved. Unreadable: they are damaged."""
-        there = (self.directory / str(step) / "sums").is_dir()
-        return self.restore_json(step, "sums") if there else {}
+    def checksums(self, step: int) -> dict[str, dict[str, int]]:
+        """The checksums of each tree's arrays; none for a tree that was saved without them.
+
+        Unreadable: the file that holds them is damaged.
+        """
+        there = self._item(step, "checksums").is_dir()
+        return self.restore_json(step, "checksums") if there else {}
 
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
-        """One of JSON_ITEMS of a step. Unreadable: it is not there, or damaged. CheckpointError: it
-        is an `about` of another version."""
+        """One of JSON_ITEMS of a step.
+
+        Unreadable: it is not there, or damaged. CheckpointError: it is the metadata of a checkpoint
+        in a format that this version does not read.
+        """
         where = self.directory / str(step)
         try:
-            found = ocp.JsonCheckpointHandler().restore(where / name)
+            found = ocp.JsonCheckpointHandler().restore(self._item(step, name))
         except (KeyError, OSError, ValueError) as error:
             raise Unreadable(f"{where}: {name} cannot be read: {error}") from error
-        if name == "about" and found.get("format") != FORMAT:
+        if name == "metadata" and found.get("format") not in READABLE_FORMATS:
             raise CheckpointError(
-                f"{where}: checkpoint format {found.get('format')}, this version reads {FORMAT}"
+                f"{where}: checkpoint format {found.get('format')}, this version reads "
+                f"{' and '.join(map(str, READABLE_FORMATS))}"
             )
         return found
+
+    def _item(self, step: int, name: str) -> Path:
+        """The folder of one of JSON_ITEMS, under the name that it was saved with."""
+        folder = self.directory / str(step)
+        earlier = folder / _NAMES_IN_FORMAT_3.get(name, name)
+        return earlier if earlier.is_dir() else folder / name
 
     def close(self) -> None:
         self._manager.close()
@@ -235,7 +254,7 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
     checkpoints = Checkpoints(path, read_only=True)
     chosen = steps[-1] if step is None else step
     try:
-        checkpoints.restore_json(chosen, "about")
+        checkpoints.restore_json(chosen, "metadata")
     except CheckpointError:
         checkpoints.close()
         raise

@@ -19,7 +19,7 @@ from imagewam_jax.data.index.dataset_index import (
 from imagewam_jax.data.index.tfds_folder import read_tfds_folder
 from imagewam_jax.data.loading.loader import Source
 from imagewam_jax.data.loading.samples import SampleReader, SampleSpec
-from imagewam_jax.data.loading.start_frames import frame_anchors, parse_part
+from imagewam_jax.data.loading.start_frames import find_start_frames, parse_part
 from imagewam_jax.data.registry import DatasetSpec, dataset_spec, spec_from_config
 from imagewam_jax.data.registry.mixtures import (
     MIXTURES,
@@ -76,10 +76,10 @@ class Dataset:
         parsed = parse_part(part)
         return parsed.episodes(self.index.split(parsed.split).num_episodes)
 
-    def anchors(self, part: str) -> Int64[np.ndarray, " anchors"]:
+    def start_frames(self, part: str) -> Int64[np.ndarray, " anchors"]:
         """The frames that samples start at."""
         split = parse_part(part).split
-        return frame_anchors(
+        return find_start_frames(
             self.index.split(split),
             self.standard.splits[split],
             every=self.every,
@@ -132,11 +132,11 @@ class Data:
 
     def sources(self, part: str) -> list[Source]:
         """What the training stream is made of."""
-        anchors = {d.name: d.anchors(part) for d in self.datasets}
-        sizes = {name: len(frames) for name, frames in anchors.items()}
+        start_frames = {d.name: d.start_frames(part) for d in self.datasets}
+        sizes = {name: len(frames) for name, frames in start_frames.items()}
         share = shares(self.mixture, sizes, self.scale_by_size)
         return [
-            Source(d.reader(part), anchors[d.name], share[d.name], d.identity(part))
+            Source(d.reader(part), start_frames[d.name], share[d.name], d.identity(part))
             for d in self.datasets
         ]
 

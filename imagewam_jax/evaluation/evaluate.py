@@ -80,8 +80,10 @@ def evaluate(
 def _examples(policy: Policy, dataset: Dataset):
     """Predictions on a few held-out samples, and where the action stream looked in them."""
     part = policy.config["data"]["eval_split"]
-    reader, anchors = dataset.reader(part), dataset.anchors(part)
-    chosen = anchors[np.linspace(0, len(anchors) - 1, SHOWN_SAMPLES + 2)[1:-1].astype(int)]
+    reader, start_frames = dataset.reader(part), dataset.start_frames(part)
+    chosen = start_frames[
+        np.linspace(0, len(start_frames) - 1, SHOWN_SAMPLES + 2)[1:-1].astype(int)
+    ]
     batch = reader.read(chosen)
     reader.close()
     seeds = range(len(chosen))

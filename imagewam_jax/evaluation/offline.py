@@ -58,19 +58,21 @@ def evaluate_offline(
     """Predicts samples spread evenly over a split. Those at the start of an episode are left out:
     they have no last action."""
     reader = dataset.reader(split)
-    anchors = dataset.anchors(split)
-    anchors = anchors[anchors != reader.split.episode_start[reader.split.frame_episode[anchors]]]
-    spread = np.linspace(0, len(anchors) - 1, min(max_samples, len(anchors))).astype(int)
-    anchors = anchors[spread]
+    start_frames = dataset.start_frames(split)
+    start_frames = start_frames[
+        start_frames != reader.split.episode_start[reader.split.frame_episode[start_frames]]
+    ]
+    spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
+    start_frames = start_frames[spread]
     actions_na = _widened(reader.standard.actions, policy.action_dim)
-    statistics = policy.about["statistics"][policy.dataset]
+    statistics = policy.metadata["statistics"][policy.dataset]
     mean_action = _widened(np.array(statistics["action"]["mean"])[None], policy.action_dim)[0]
 
     errors: dict[str, list[np.ndarray]] = {POLICY: [], LAST_ACTION: [], MEAN_ACTION: []}
     valid, imagined, copied = [], [], []
-    starts = range(0, len(anchors), batch_size)
+    starts = range(0, len(start_frames), batch_size)
     for start in tqdm(starts, desc="held-out samples", unit="batch"):
-        chosen = anchors[start : start + batch_size]
+        chosen = start_frames[start : start + batch_size]
         p = predict(policy, dataset, reader.read(chosen), np.arange(start, start + len(chosen)))
         guesses = {
             POLICY: p.actions,

@@ -72,7 +72,7 @@ class ParallelBlock(_Flux2Block):
         return x + both.gate * (self.out(attended) + self.mlp(z))
 
 
-class Streams(NamedTuple):
+class AttentionLayout(NamedTuple):
     """What the layers of a backbone share besides their tokens `[target | reference | text]`."""
 
     n_target: int
@@ -82,20 +82,20 @@ class Streams(NamedTuple):
     attend: Attend
 
 
-def attend_streams(q: Heads, k: Heads, v: Heads, streams: Streams) -> tuple[Heads, KV]:
+def attend_streams(q: Heads, k: Heads, v: Heads, layout: AttentionLayout) -> tuple[Heads, KV]:
     """Rotates and attends: target to everything, context to itself; also the context's KV."""
-    q, k = rotate(q, streams.rope), rotate(k, streams.rope)
+    q, k = rotate(q, layout.rope), rotate(k, layout.rope)
     # Queries stay where their tokens are; every device sees all keys.
     q = constrain(q, "batch", "tokens", "heads", None)
     k, v = (constrain(x, "batch", None, "heads", None) for x in (k, v))
-    n, length_b = streams.n_target, streams.context_length_b
+    n, length_b = layout.n_target, layout.context_length_b
     context = KV(k[:, n:], v[:, n:])
     outputs = []
     if n > 0:
         length_all_b = None if length_b is None else n + length_b
-        outputs.append(streams.attend(q[:, :n], [KV(k, v)], length_all_b))
+        outputs.append(layout.attend(q[:, :n], [KV(k, v)], length_all_b))
     if n < q.shape[1]:
-        outputs.append(streams.attend(q[:, n:], [context], length_b))
+        outputs.append(layout.attend(q[:, n:], [context], length_b))
     return jnp.concatenate(outputs, axis=1), context
 
 

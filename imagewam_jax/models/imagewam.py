@@ -24,7 +24,7 @@ from imagewam_jax.models import attention, flow_matching
 from imagewam_jax.models.action_expert import ActionExpert, ActionExpertConfig
 from imagewam_jax.models.attention import KV
 from imagewam_jax.models.backbones import BACKBONES
-from imagewam_jax.models.blocks import Streams, action_layer
+from imagewam_jax.models.blocks import AttentionLayout, action_layer
 from imagewam_jax.models.flow_matching import FlowConfig, Schedule
 from imagewam_jax.models.layers import Linear, Rope
 from imagewam_jax.models.lora import LoRAConfig, add_lora
@@ -215,7 +215,7 @@ class ImageWAM(nnx.Module):
         layers run in lockstep, so that no more than one layer's KV is alive.
         """
         backbone, expert = self.backbone, self.expert
-        text, streams = self.streams(context, target.shape[1:3])
+        text, layout = self.layout(context, target.shape[1:3])
         x = backbone.embed([_flatten(target), _flatten(context.references)], text)
         a = expert.action_in(actions)
         condition, a_condition = backbone.condition(target_time), expert.condition(action_time)
@@ -231,9 +231,9 @@ class ImageWAM(nnx.Module):
 
             def step(tokens, layer, on=on, a_on=a_on):
                 (x, a), (backbone_layer, expert_layer) = tokens, layer
-                x, context_kv = backbone_layer(x, on, streams)
+                x, context_kv = backbone_layer(x, on, layout)
                 a = self._act_layer(
-                    expert_layer, a, a_on, context_kv, rope, streams.context_length_b
+                    expert_layer, a, a_on, context_kv, rope, layout.context_length_b
                 )
                 x, a = (constrain(x, "batch", "tokens", None) for x in (x, a))
                 return (x, a), None
@@ -241,7 +241,7 @@ class ImageWAM(nnx.Module):
             step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
             (x, a), _ = self._scan(step, (x, a), (layers, a_layers))
 
-        predicted = backbone.predict(x[:, : streams.n_target], condition)
+        predicted = backbone.predict(x[:, : layout.n_target], condition)
         return predicted.reshape(target.shape), expert.predict(a, a_condition)
 
     def prefill(self, context: Context, time_b: Float[Array, " b"] | None = None) -> Cache:
@@ -251,14 +251,14 @@ class ImageWAM(nnx.Module):
         """
         if time_b is None:
             time_b = jnp.zeros(context.text.shape[0], self._coordinate_dtype)
-        text, streams = self.streams(context, None)
+        text, layout = self.layout(context, None)
         x = self.backbone.embed([_flatten(context.references)], text)
         conditions = self.backbone.group_conditions(self.backbone.condition(time_b))
         groups = []
         for layers, on in zip(self.backbone.groups, conditions, strict=True):
-            x, group = self._scan(lambda x, layer, on=on: layer(x, on, streams), x, layers)
+            x, group = self._scan(lambda x, layer, on=on: layer(x, on, layout), x, layers)
             groups.append(group)
-        return Cache(tuple(groups), streams.context_length_b)
+        return Cache(tuple(groups), layout.context_length_b)
 
     def act(
         self, cache: Cache, noise: Float[Array, "b s a"], schedule: Schedule
@@ -327,7 +327,7 @@ class ImageWAM(nnx.Module):
         self, context: Context, noise: Float[Array, "b h w c"], schedule: Schedule
     ) -> tuple[Float[Array, "b h w c"], Steps]:
         """The future image's latent from noise; the context is run at each step's time."""
-        text, streams = self.streams(context, noise.shape[1:3])
+        text, layout = self.layout(context, noise.shape[1:3])
         references = _flatten(context.references)
 
         def step(target, step):
@@ -337,9 +337,9 @@ class ImageWAM(nnx.Module):
             conditions = self.backbone.group_conditions(condition)
             for layers, on in zip(self.backbone.groups, conditions, strict=True):
                 x, _ = self._scan(
-                    lambda x, layer, on=on: (layer(x, on, streams)[0], None), x, layers
+                    lambda x, layer, on=on: (layer(x, on, layout)[0], None), x, layers
                 )
-            predicted = self.backbone.predict(x[:, : streams.n_target], condition)
+            predicted = self.backbone.predict(x[:, : layout.n_target], condition)
             predicted = predicted.reshape(target.shape)
             target = flow_matching.euler_step(target, predicted, delta)
             return target, Steps(target, predicted)
@@ -357,9 +357,9 @@ class ImageWAM(nnx.Module):
         shift = self.config.target_flow.sample_shift
         return flow_matching.sampling_schedule(steps, shift, self._coordinate_dtype)
 
-    def streams(
+    def layout(
         self, context: Context, target_grid: tuple[int, int] | None
-    ) -> tuple[Float[Array, "b t text_dim"], Streams]:
+    ) -> tuple[Float[Array, "b t text_dim"], AttentionLayout]:
         """The text with the robot state's token in it, and what the layers share."""
         text, length_b = context.text, context.text_length
         index = jnp.arange(text.shape[1])[None]
@@ -377,7 +377,7 @@ class ImageWAM(nnx.Module):
         rope = self.backbone.rope(
             index, tuple(grid), references, target_grid, self._coordinate_dtype
         )
-        return text, Streams(
+        return text, AttentionLayout(
             n_target=0 if target_grid is None else target_grid[0] * target_grid[1],
             n_text=text.shape[1],
             context_length_b=references * grid[0] * grid[1] + length_b,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from imagewam_jax.checkpoints.assets import FROZEN_TREES, read_autoencoder, restore_frozen
+from imagewam_jax.checkpoints.assets import ASSET_TREES, read_autoencoder, restore_assets
 from imagewam_jax.checkpoints.merged_lora import merged_params, without_lora
 from imagewam_jax.checkpoints.store import check_arrays, open_checkpoint
 from imagewam_jax.config.schema import policy_config
@@ -20,7 +20,7 @@ from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.imagewam import Context, ImageWAM
 from imagewam_jax.models.parameters import abstract_params, policy_builder
 from imagewam_jax.preprocess.images import ImageSpec
-from imagewam_jax.preprocess.inputs import Frozen, encode_images, image_spec, make_context
+from imagewam_jax.preprocess.inputs import PolicyAssets, encode_images, image_spec, make_context
 from imagewam_jax.text.encoders import check_kind, check_width, make_prompt
 from imagewam_jax.text.tables import TextTableFile, open_text_table
 
@@ -39,22 +39,22 @@ class Policy:
     def __init__(
         self,
         model: ImageWAM,
-        frozen: Frozen,
-        about: Mapping[str, Any],
+        assets: PolicyAssets,
+        metadata: Mapping[str, Any],
         step: int,
         dataset: str | None = None,
     ):
         """`dataset` says in whose units it sees and acts, where it was trained on several."""
-        self.about, self.step = about, step
-        self.dataset, row = _dataset(about, dataset)
+        self.metadata, self.step = metadata, step
+        self.dataset, row = _dataset(metadata, dataset)
         rows = np.array([row])
-        self.config = about["config"]
+        self.config = metadata["config"]
         self._model = model
         self._frozen = dataclasses.replace(
-            frozen, actions=frozen.actions.of(rows), state=frozen.state.of(rows)
+            assets, actions=assets.actions.of(rows), state=assets.state.of(rows)
         )
         self._images = image_spec(self.config["data"])
-        self._rows = {prompt: row for row, prompt in enumerate(about["prompts"])}
+        self._rows = {prompt: row for row, prompt in enumerate(metadata["prompts"])}
 
     @property
     def horizon(self) -> int:
@@ -117,7 +117,7 @@ class Policy:
     def latent_shape(self, images: UInt8[Array, "b camera h w 3"]) -> tuple[int, ...]:
         """The shape of `encode`, without computing it."""
         return jax.eval_shape(
-            lambda frozen, images: _encode(frozen, images, self._images), self._frozen, images
+            lambda assets, images: _encode(assets, images, self._images), self._frozen, images
         ).shape
 
 
@@ -140,33 +140,33 @@ def load_policy(
     """
     checkpoints, step = open_checkpoint(path)
     with contextlib.closing(checkpoints):
-        about, trees = checkpoints.restore_json(step, "about"), checkpoints.trees(step)
-        if "horizon" not in about["config"].get("model", {}):
+        metadata, trees = checkpoints.restore_json(step, "metadata"), checkpoints.trees(step)
+        if "horizon" not in metadata["config"].get("model", {}):
             raise CheckpointError(f"{path}: not a whole policy; it has {sorted(trees)}")
-        config = policy_config(about["config"]["model"])
+        config = policy_config(metadata["config"]["model"])
         which = checkpoints.weights(step, None if average else "params")
         saved = checkpoints.abstract(step, which)
         check_arrays(abstract_params(config), saved, f"{path}: {which}")
         params = checkpoints.restore(step, {which: saved})[which]
         params, config = merged_params(params, config.lora), without_lora(config)
-        section, instead = about["config"]["autoencoder"], {}
+        section, instead = metadata["config"]["autoencoder"], {}
         if autoencoder is not None:
             instead["autoencoder"] = read_autoencoder(autoencoder, section)
         if text_table is not None:
             file = open_text_table(text_table)
-            _check_text(file, about, config.backbone.text_dim)
+            _check_text(file, metadata, config.backbone.text_dim)
             dtype = jax.tree.leaves(params["backbone"])[0].dtype
-            instead["text"], about["prompts"] = _text(file, dtype), list(file.prompts)
-        if lacking := sorted(set(FROZEN_TREES) - trees - set(instead)):
+            instead["text"], metadata["prompts"] = _text(file, dtype), list(file.prompts)
+        if lacking := sorted(set(ASSET_TREES) - trees - set(instead)):
             raise CheckpointError(f"{path}: the policy cannot act without {lacking}: {_ADVICE}")
-        frozen = restore_frozen(checkpoints, step, section, instead)
-    return Policy(policy_builder(config)(params), frozen, about, step, dataset)
+        assets = restore_assets(checkpoints, step, section, instead)
+    return Policy(policy_builder(config)(params), assets, metadata, step, dataset)
 
 
-def _dataset(about: Mapping[str, Any], name: str | None) -> tuple[str, int]:
+def _dataset(metadata: Mapping[str, Any], name: str | None) -> tuple[str, int]:
     """A dataset that a policy was trained on, and its number; any where all have one unit."""
-    known = about["datasets"]
-    if name is None and (len(known) == 1 or about["config"]["data"].get("pool_statistics")):
+    known = metadata["datasets"]
+    if name is None and (len(known) == 1 or metadata["config"]["data"].get("pool_statistics")):
         name = known[0]
     if name not in known:
         raise CheckpointError(
@@ -182,13 +182,13 @@ _ADVICE = (
 )
 
 
-def _check_text(file: TextTableFile, about: Mapping[str, Any], text_dim: int) -> None:
+def _check_text(file: TextTableFile, metadata: Mapping[str, Any], text_dim: int) -> None:
     """DataError or ConfigError unless a table is of the encoder that the policy was trained with;
     of a converted one only its kind is known."""
-    if "text_encoder" in about:
-        file.check_encoder(about["text_encoder"])
+    if "text_encoder" in metadata:
+        file.check_encoder(metadata["text_encoder"])
     else:
-        check_kind(about["config"]["text"]["encoder"], file)
+        check_kind(metadata["config"]["text"]["encoder"], file)
     check_width(text_dim, file.channels)
 
 
@@ -198,44 +198,44 @@ def _text(file: TextTableFile, dtype: jnp.dtype) -> dict[str, Array]:
     return {"features": jnp.asarray(table.features, dtype), "length": jnp.asarray(table.lengths)}
 
 
-def _context(frozen: Frozen, observations: Observations, images: ImageSpec) -> Context:
-    references = encode_images(frozen, images, observations.images[:, :, None])[:, 0]
+def _context(assets: PolicyAssets, observations: Observations, images: ImageSpec) -> Context:
+    references = encode_images(assets, images, observations.images[:, :, None])[:, 0]
     # The frozen parts of a policy are those of the one dataset in whose units it acts.
-    return make_context(frozen, references, observations.text_id, observations.state, norm_id=0)
+    return make_context(assets, references, observations.text_id, observations.state, norm_id=0)
 
 
 @partial(jax.jit, static_argnames=("images", "euler_steps"))
 def compute_actions(
     model: ImageWAM,
-    frozen: Frozen,
+    assets: PolicyAssets,
     observations: Observations,
     noise: Float[Array, "b s a"],
     images: ImageSpec,
     euler_steps: int,
 ) -> Float[Array, "b s a"]:
     """What `Policy.act` computes, in real units."""
-    cache = model.prefill(_context(frozen, observations, images))
+    cache = model.prefill(_context(assets, observations, images))
     actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
-    return frozen.actions.of(0).denormalize(actions)
+    return assets.actions.of(0).denormalize(actions)
 
 
 @partial(jax.jit, static_argnames=("images", "euler_steps"))
-def _imagine(model, frozen, observations, noise, images, euler_steps):
-    context = _context(frozen, observations, images)
+def _imagine(model, assets, observations, noise, images, euler_steps):
+    context = _context(assets, observations, images)
     return model.imagine(context, noise, model.target_schedule(euler_steps))[0]
 
 
 @partial(jax.jit, static_argnames=("images",))
-def _attention(model, frozen, observations, noise, time, images):
+def _attention(model, assets, observations, noise, time, images):
     time_b = jnp.full(noise.shape[0], time)
-    return model.action_attention(_context(frozen, observations, images), noise, time_b)
+    return model.action_attention(_context(assets, observations, images), noise, time_b)
 
 
 @partial(jax.jit, static_argnames=("spec",))
-def _encode(frozen, images, spec):
-    return encode_images(frozen, spec, images[:, :, None])[:, 0, 0]
+def _encode(assets, images, spec):
+    return encode_images(assets, spec, images[:, :, None])[:, 0, 0]
 
 
 @jax.jit
-def _decode(frozen, latent):
-    return frozen.autoencoder.decode(latent)
+def _decode(assets, latent):
+    return assets.autoencoder.decode(latent)

@@ -22,7 +22,7 @@ from imagewam_jax.preprocess.normalization import Normalizer, zero_missing_dims
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class PolicyAssets:
     """Fixed during training, and part of every checkpoint.
 
     text, text_length: features of the known prompts, cut to one bucket; padding is behind the
@@ -48,7 +48,7 @@ def image_spec(data: Mapping[str, Any]) -> ImageSpec:
 
 
 def encode_images(
-    frozen: Frozen,
+    assets: PolicyAssets,
     spec: ImageSpec,
     images: UInt8[Array, "b camera moment h w 3"],
     sizes: Int[Array, "b camera 2"] | None = None,
@@ -61,12 +61,12 @@ def encode_images(
     prepared = prepare_images(images, sizes, spec, seeds)
     if spec.layout != REFERENCES:
         prepared = prepared[:, :, None]
-    latents = frozen.autoencoder.encode(prepared.reshape(-1, *prepared.shape[3:]))
+    latents = assets.autoencoder.encode(prepared.reshape(-1, *prepared.shape[3:]))
     return latents.reshape(*prepared.shape[:3], *latents.shape[1:])
 
 
 def make_context(
-    frozen: Frozen,
+    assets: PolicyAssets,
     references: Float[Array, "b reference rows columns channels"],
     text_id: Int[Array, " b"],
     state: Float[Array, "b p"],
@@ -75,15 +75,15 @@ def make_context(
     """What the policy decides on. `text_id` is a row of `frozen.text`; `state` in the units of the
     dataset that `norm_id` numbers."""
     return Context(
-        text=frozen.text[text_id],
-        text_length=frozen.text_length[text_id],
+        text=assets.text[text_id],
+        text_length=assets.text_length[text_id],
         references=references,
-        proprio=frozen.state.of(norm_id).normalize(state),
+        proprio=assets.state.of(norm_id).normalize(state),
     )
 
 
 def make_sample(
-    frozen: Frozen,
+    assets: PolicyAssets,
     spec: ImageSpec,
     batch: Mapping[str, Array],
     *,
@@ -93,12 +93,12 @@ def make_sample(
     buffer, without `target_weight` (see `target_weights`) all targets count. The target is the
     first camera's future, or that of the whole mosaic."""
     seeds = batch["aug_seed"] if augment and spec.augmentation else None
-    latents = encode_images(frozen, spec, batch["images"], batch.get("image_size"), seeds)
+    latents = encode_images(assets, spec, batch["images"], batch.get("image_size"), seeds)
     action_dim_is_pad = ~batch["action_dim_mask"]
-    actions = frozen.actions.of(batch["norm_id"][:, None]).normalize(batch["actions"])
+    actions = assets.actions.of(batch["norm_id"][:, None]).normalize(batch["actions"])
     return Sample(
         context=make_context(
-            frozen, latents[:, 0], batch["text_id"], batch["proprio"], batch["norm_id"]
+            assets, latents[:, 0], batch["text_id"], batch["proprio"], batch["norm_id"]
         ),
         target=latents[:, 1, 0],
         actions=zero_missing_dims(actions, action_dim_is_pad[:, None]),
@@ -114,14 +114,14 @@ def target_weights(is_pad: Bool[Array, " b"]) -> Float[Array, " b"]:
     return valid / jnp.maximum(valid.mean(), 1 / valid.size)
 
 
-def work_sizes(data: Mapping[str, Any], frozen: Frozen, images: Sequence[int]) -> Sizes:
+def work_sizes(data: Mapping[str, Any], assets: PolicyAssets, images: Sequence[int]) -> Sizes:
     """Of a batch with images of this shape, [batch, camera, moment, rows, columns, 3].
 
     data: that section of a config. frozen: may be abstract.
     """
     shape = jax.ShapeDtypeStruct((1, images[1], 1, *images[3:]), jnp.uint8)
     latents = jax.eval_shape(
-        lambda frozen, images: encode_images(frozen, image_spec(data), images), frozen, shape
+        lambda assets, images: encode_images(assets, image_spec(data), images), assets, shape
     )
     _, _, references, *grid, _ = latents.shape
-    return Sizes(images[0], frozen.text.shape[1], tuple(grid), tuple(grid), references)
+    return Sizes(images[0], assets.text.shape[1], tuple(grid), tuple(grid), references)

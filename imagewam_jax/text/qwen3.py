@@ -114,8 +114,8 @@ def qwen3(section: Mapping[str, Any]) -> TextEncoder:
             "--to weights/qwen3"
         )
     checkpoints, step = open_checkpoint(path)
-    about = checkpoints.restore_json(step, "about")
-    text = about["config"].get("text", {})
+    metadata = checkpoints.restore_json(step, "metadata")
+    text = metadata["config"].get("text", {})
     if "text_encoder" not in checkpoints.trees(step) or text.get("encoder") != "qwen3":
         raise CheckpointError(f"text.weights: {path} is not the checkpoint of a text encoder")
     config = from_fields(Qwen3Config, text["sizes"], f"{path}: text.sizes")
@@ -131,7 +131,7 @@ def qwen3(section: Mapping[str, Any]) -> TextEncoder:
             "tokenizer.json beside the weights"
         )
     return TextEncoder(
-        identity=_identity(config, dtype, about["provenance"]["sources"], tokenizer),
+        identity=_identity(config, dtype, metadata["provenance"]["sources"], tokenizer),
         feature_dim=config.feature_dim,
         tokenize=qwen3_tokenizer(tokenizer, config.vocab_size, path),
         load=lambda: _load(path, config),

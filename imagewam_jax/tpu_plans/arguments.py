@@ -13,7 +13,7 @@ from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.schema import DTYPES
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.policy.policy import Observations
-from imagewam_jax.preprocess.inputs import Frozen
+from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.training.sharding import batch_sharding, replicated
 
@@ -45,9 +45,9 @@ def shaped(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.S
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def abstract_frozen(
+def abstract_assets(
     config: Mapping[str, Any], policy: ImageWAMConfig, inputs: Inputs, mesh: Mesh
-) -> Frozen:
+) -> PolicyAssets:
     """`Frozen` of one dataset, a copy of it on every device; the autoencoder is float32, as it is
     kept."""
     everywhere = replicated(mesh)
@@ -60,7 +60,7 @@ def abstract_frozen(
 
     graph, autoencoder = nnx.split(jax.eval_shape(lambda: new_autoencoder(config["autoencoder"])))
     autoencoder = jax.tree.map(lambda x: shaped(x.shape, x.dtype, everywhere), autoencoder)
-    return Frozen(
+    return PolicyAssets(
         autoencoder=nnx.merge(graph, autoencoder),
         text=shaped((inputs.prompts, tokens, width), dtype, everywhere),
         text_length=shaped((inputs.prompts,), jnp.int32, everywhere),

@@ -16,11 +16,11 @@ from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import abstract_params, policy_builder
 from imagewam_jax.models.partitioning import partitioned
 from imagewam_jax.policy.policy import compute_actions
-from imagewam_jax.preprocess.inputs import Frozen, encode_images, image_spec, work_sizes
+from imagewam_jax.preprocess.inputs import PolicyAssets, encode_images, image_spec, work_sizes
 from imagewam_jax.tpu_plans.arguments import (
     Inputs,
+    abstract_assets,
     abstract_batch,
-    abstract_frozen,
     abstract_observations,
     bytes_per_chip,
     shaped,
@@ -88,11 +88,11 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
         return step, with_shardings(state, trainer.shardings)
 
     step, state = step_of(policy)
-    frozen = abstract_frozen(config, policy, inputs, mesh)
+    assets = abstract_assets(config, policy, inputs, mesh)
     batch = abstract_batch(config, policy, inputs, mesh)
-    traced = step.trace(state, batch, frozen)
+    traced = step.trace(state, batch, assets)
     kept, _ = step_of(dataclasses.replace(policy, remat="none"))
-    sizes = work_sizes(config["data"], frozen, batch["images"].shape)
+    sizes = work_sizes(config["data"], assets, batch["images"].shape)
     trained = trained_paths(policy, config["train"]["frozen"])
 
     def is_trained(path: tuple[str, ...]) -> bool:
@@ -107,16 +107,16 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
             "fixed parameters": bytes_per_chip(state.fixed),
             "moving average": bytes_per_chip(state.ema),
             "optimizer": bytes_per_chip(state.optimizer),
-            **_frozen_memory(frozen),
+            **_frozen_memory(assets),
             "batch": bytes_per_chip(batch),
         },
         sizes,
         Counts(
             useful=flops.training_step(policy, sizes, is_trained).total,
             dense=flops.dense_training_step(policy, sizes, is_trained).total,
-            autoencoder=_encoding_flops(config, frozen, batch["images"].shape),
+            autoencoder=_encoding_flops(config, assets, batch["images"].shape),
             computed=computed,
-            recomputed=computed - jaxpr_flops(kept.trace(state, batch, frozen).jaxpr),
+            recomputed=computed - jaxpr_flops(kept.trace(state, batch, assets).jaxpr),
         ),
     )
 
@@ -141,27 +141,27 @@ def act_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh, batch: in
         abstract_params(policy),
         param_shardings(mesh, policy),
     )
-    frozen = abstract_frozen(config, policy, inputs, mesh)
+    assets = abstract_assets(config, policy, inputs, mesh)
     observations = abstract_observations(config, policy, inputs, mesh, batch)
     noise = shaped(
         (batch, policy.horizon, policy.expert.action_dim), jnp.float32, batch_sharding(mesh)
     )
 
     @jax.jit
-    def act(params, frozen, observations, noise):
+    def act(params, assets, observations, noise):
         with partitioned(mesh, RULES):
-            return compute_actions(rebuild(params), frozen, observations, noise, spec, steps)
+            return compute_actions(rebuild(params), assets, observations, noise, spec, steps)
 
-    traced = act.trace(params, frozen, observations, noise)
+    traced = act.trace(params, assets, observations, noise)
     _, cameras, *image = observations.images.shape
     images = (batch, cameras, 1, *image)
-    sizes = work_sizes(config["data"], frozen, images)
+    sizes = work_sizes(config["data"], assets, images)
     return Program(
         "act",
         traced,
         {
             f"parameters ({dtype.dtype.name})": bytes_per_chip(params),
-            **_frozen_memory(frozen),
+            **_frozen_memory(assets),
             "batch": bytes_per_chip((observations, noise)),
         },
         sizes,
@@ -170,25 +170,25 @@ def act_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh, batch: in
             dense=flops.acting(
                 policy, sizes._replace(text_tokens=flops.OFFICIAL_TEXT_TOKENS), steps
             ).total,
-            autoencoder=_encoding_flops(config, frozen, images),
+            autoencoder=_encoding_flops(config, assets, images),
             computed=jaxpr_flops(traced.jaxpr),
             recomputed=0.0,
         ),
     )
 
 
-def _frozen_memory(frozen: Frozen) -> dict[str, int]:
+def _frozen_memory(assets: PolicyAssets) -> dict[str, int]:
     return {
-        "autoencoder": bytes_per_chip(frozen.autoencoder),
-        "text": bytes_per_chip((frozen.text, frozen.text_length)),
-        "normalisation": bytes_per_chip((frozen.actions, frozen.state)),
+        "autoencoder": bytes_per_chip(assets.autoencoder),
+        "text": bytes_per_chip((assets.text, assets.text_length)),
+        "normalisation": bytes_per_chip((assets.actions, assets.state)),
     }
 
 
-def _encoding_flops(config: Mapping[str, Any], frozen: Frozen, shape: tuple[int, ...]) -> int:
+def _encoding_flops(config: Mapping[str, Any], assets: PolicyAssets, shape: tuple[int, ...]) -> int:
     """Of images of this shape, [batch, camera, moment, rows, columns, 3]."""
 
-    def encode(frozen, images):
-        return encode_images(frozen, image_spec(config["data"]), images)
+    def encode(assets, images):
+        return encode_images(assets, image_spec(config["data"]), images)
 
-    return function_flops(encode, frozen, jax.ShapeDtypeStruct(shape, jnp.uint8))
+    return function_flops(encode, assets, jax.ShapeDtypeStruct(shape, jnp.uint8))

@@ -66,7 +66,7 @@ def validation_batches(
     return batches
 
 
-class DeviceBatches:
+class DevicePrefetch:
     """The batches of a stream, of which a thread puts the next ones on the device.
 
     `put` does that; `ahead` batches wait there. The state is that of the batches that were taken,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 from jaxtyping import Array
 
-from imagewam_jax.preprocess.inputs import Frozen
+from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.training.state import TrainState
 from imagewam_jax.training.step import Metrics, Trainer
 
@@ -18,15 +18,15 @@ from imagewam_jax.training.step import Metrics, Trainer
 class FlatStep:
     """The compiled step of a run; each call goes on from the state that the one before left."""
 
-    def __init__(self, trainer: Trainer, state: TrainState, frozen: Frozen):
+    def __init__(self, trainer: Trainer, state: TrainState, assets: PolicyAssets):
         """`state` is given away: its arrays become those of the next one."""
         self._leaves, tree = jax.tree.flatten(state)
-        self._frozen, frozen_tree = jax.tree.flatten(frozen)
+        self._frozen, assets_tree = jax.tree.flatten(assets)
         self._tree = tree
 
-        def step(leaves, batch, frozen):
+        def step(leaves, batch, assets):
             state = jax.tree.unflatten(tree, leaves)
-            state, metrics = trainer.step(state, batch, jax.tree.unflatten(frozen_tree, frozen))
+            state, metrics = trainer.step(state, batch, jax.tree.unflatten(assets_tree, assets))
             return jax.tree.leaves(state), metrics
 
         shardings = jax.tree.leaves(trainer.shardings)

@@ -21,7 +21,7 @@ from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, abstract_params
 from imagewam_jax.models.text_encoders.base import TextEncoder
 from imagewam_jax.preprocess.images import prepare_images
-from imagewam_jax.preprocess.inputs import Frozen, image_spec
+from imagewam_jax.preprocess.inputs import PolicyAssets, image_spec
 from imagewam_jax.preprocess.normalization import Normalizer, make_normalizer, stack_normalizers
 from imagewam_jax.preprocess.statistics import statistics_to_json
 from imagewam_jax.text.encoders import (
@@ -87,7 +87,7 @@ def starting_weights(
     return initial.params, {"initial_weights": initial.provenance}
 
 
-def make_frozen(config: Mapping[str, Any], data: Data) -> tuple[Frozen, dict[str, Any]]:
+def make_assets(config: Mapping[str, Any], data: Data) -> tuple[PolicyAssets, dict[str, Any]]:
     """The frozen parts, and what a checkpoint says about them: statistics, prompts, encoder."""
     section = config["data"]
     statistics = statistics_by_dataset(
@@ -103,20 +103,20 @@ def make_frozen(config: Mapping[str, Any], data: Data) -> tuple[Frozen, dict[str
 
     # The model computes with text in this dtype, whatever it was kept in.
     dtype = choose(DTYPES, config["train"]["compute_dtype"], "train.compute_dtype")
-    frozen = Frozen(
+    assets = PolicyAssets(
         autoencoder=make_autoencoder(config, data),
         text=jnp.asarray(text.features, dtype),
         text_length=jnp.asarray(text.lengths),
         actions=normalizer("action", policy.expert.action_dim),
         state=normalizer("state", policy.proprio_dim),
     )
-    about = {
+    metadata = {
         "datasets": list(statistics),  # in the order of their numbers
         "statistics": statistics_to_json(statistics),
         "prompts": list(text.prompts),
         "text_encoder": text.encoder,
     }
-    return frozen, about
+    return assets, metadata
 
 
 def encode_text(
@@ -172,15 +172,17 @@ def make_autoencoder(config: Mapping[str, Any], data: Data) -> nnx.Module:
 def _some_frames(dataset: Dataset, config: Mapping[str, Any]) -> UInt8[np.ndarray, "n h w 3"]:
     """Images as the policy sees them, spread over the training part of one dataset."""
     part, spec = config["data"]["train_split"], image_spec(config["data"])
-    anchors = dataset.anchors(part)
-    chosen = anchors[np.linspace(0, len(anchors) - 1, FIT_FRAMES).astype(int)]
+    start_frames = dataset.start_frames(part)
+    chosen = start_frames[np.linspace(0, len(start_frames) - 1, FIT_FRAMES).astype(int)]
     reader = dataset.reader(part)
     frames = []
     for start in range(0, len(chosen), FIT_BATCH):
-        anchors = np.unique(chosen[start : start + FIT_BATCH])
-        batch = empty_batch(len(anchors), dataset.sample)
-        bad = {image.row for image in reader.fill(batch, np.arange(len(anchors)), anchors)}
-        good = [row for row in range(len(anchors)) if row not in bad]
+        start_frames = np.unique(chosen[start : start + FIT_BATCH])
+        batch = empty_batch(len(start_frames), dataset.sample)
+        bad = {
+            image.row for image in reader.fill(batch, np.arange(len(start_frames)), start_frames)
+        }
+        good = [row for row in range(len(start_frames)) if row not in bad]
         images, sizes = batch["images"][good][:, :, :1], batch["image_size"][good]
         images = prepare_images(images, sizes, spec, None)
         frames.append(np.asarray(images).reshape(-1, *images.shape[-3:]))

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from imagewam_jax.checkpoints.assets import abstract_frozen_trees, frozen_from_trees, frozen_trees
+from imagewam_jax.checkpoints.assets import abstract_asset_trees, asset_trees, assets_from_trees
 from imagewam_jax.checkpoints.store import Checkpoints
 from imagewam_jax.errors import CheckpointError, Unreadable
 from imagewam_jax.models.parameters import flatten
-from imagewam_jax.preprocess.inputs import Frozen
+from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.training.distributed import all_agree, is_first, wait_for_all
 from imagewam_jax.training.sharding import with_shardings
-from imagewam_jax.training.state import TrainState, parted, whole_policy
+from imagewam_jax.training.state import TrainState, all_params, partition
 from imagewam_jax.training.step import Trainer
 
 # What a run may change about itself when it resumes: nothing that its numbers depend on. A mesh,
@@ -42,8 +42,8 @@ class Resumed(NamedTuple):
 
     step: int
     state: TrainState
-    frozen: Frozen
-    about: dict[str, Any]
+    assets: PolicyAssets
+    metadata: dict[str, Any]
     data: dict[str, Any]
 
 
@@ -51,19 +51,19 @@ def save(
     checkpoints: Checkpoints,
     step: int,
     state: TrainState,
-    frozen: Frozen,
-    about: Mapping[str, Any],
+    assets: PolicyAssets,
+    metadata: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> None:
     """Starts to write a checkpoint."""
-    checkpoints.save(step, state_trees(state) | frozen_trees(frozen), about, data)
+    checkpoints.save(step, state_trees(state) | asset_trees(assets), metadata, data)
 
 
 def state_trees(state: TrainState) -> dict[str, Any]:
     """The trees of a checkpoint that change. Those of parameters are of a whole policy each, so
     that each alone is enough to act."""
-    trees = {"params": whole_policy(state), "optimizer": state.optimizer}
-    return trees if state.ema is None else trees | {"ema": whole_policy(state, average=True)}
+    trees = {"params": all_params(state), "optimizer": state.optimizer}
+    return trees if state.ema is None else trees | {"ema": all_params(state, average=True)}
 
 
 def abstract_state(trainer: Trainer) -> TrainState:
@@ -128,13 +128,13 @@ def _read(
     checkpoints: Checkpoints, step: int, trainer: Trainer, config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All trees, as far as this process holds them; it waits for no other."""
-    about = checkpoints.restore_json(step, "about")
-    check_same(about["config"], config, checkpoints.directory.parent)
+    metadata = checkpoints.restore_json(step, "metadata")
+    check_same(metadata["config"], config, checkpoints.directory.parent)
     try:
         checkpoints.restore_json(step, "data")  # that they can be read
-        checkpoints.sums(step)
-        frozen = abstract_frozen_trees(checkpoints, step, config["autoencoder"])
-        return checkpoints.read(step, state_trees(abstract_state(trainer)) | frozen)
+        checkpoints.checksums(step)
+        assets = abstract_asset_trees(checkpoints, step, config["autoencoder"])
+        return checkpoints.read(step, state_trees(abstract_state(trainer)) | assets)
     except CheckpointError as error:  # of the same config, so that it can only be damaged
         raise Unreadable(str(error)) from error
 
@@ -149,33 +149,33 @@ def _checked(
     """Of trees that all processes have read."""
     checkpoints.check(step, trees)
     trained = frozenset(flatten(trainer.shardings.params))
-    params, fixed = parted(trees["params"], trained)
-    ema = parted(trees["ema"], trained)[0] if "ema" in trees else None
+    params, frozen_params = partition(trees["params"], trained)
+    ema = partition(trees["ema"], trained)[0] if "ema" in trees else None
     number = jax.device_put(jnp.asarray(step, jnp.int32), trainer.shardings.step)
     return Resumed(
         step,
-        TrainState(number, params, fixed, ema, trees["optimizer"]),
-        frozen_from_trees(trees, config["autoencoder"]),
+        TrainState(number, params, frozen_params, ema, trees["optimizer"]),
+        assets_from_trees(trees, config["autoencoder"]),
         # What a run may change about itself is from now on as it says.
-        checkpoints.restore_json(step, "about") | {"config": dict(config)},
+        checkpoints.restore_json(step, "metadata") | {"config": dict(config)},
         checkpoints.restore_json(step, "data"),
     )
 
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """CheckpointError, naming each field, unless a run's numbers stay what they were."""
-    saved, now = _fixed(saved), _fixed(now)
+    saved, now = _unchangeable(saved), _unchangeable(now)
     changed = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
     if changed:
         details = "; ".join(f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in changed)
         raise CheckpointError(f"{where}: the checkpoint is of another config ({details})")
 
 
-def _fixed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _unchangeable(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat |= _fixed(value, f"{prefix}{key}.")
+            flat |= _unchangeable(value, f"{prefix}{key}.")
         elif key not in RESUMABLE.get(prefix.rstrip("."), ()):
             flat[prefix + key] = value
     return flat

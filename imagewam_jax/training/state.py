@@ -22,24 +22,24 @@ class TrainState(NamedTuple):
 
     step: Int[Array, ""]
     params: Params
-    fixed: Params
+    frozen_params: Params
     ema: Params | None
     optimizer: optax.OptState
 
 
-def whole_policy(state: TrainState, *, average: bool = False) -> Params:
+def all_params(state: TrainState, *, average: bool = False) -> Params:
     """All parameters; of those that are trained the moving average, if wanted and there is one."""
     trained = state.ema if average and state.ema is not None else state.params
-    return joined(state.fixed, trained)
+    return merge(state.frozen_params, trained)
 
 
-def joined(*trees: Params) -> Params:
+def merge(*trees: Params) -> Params:
     """One tree of several that share no leaf; in the order of names, as Flax has it."""
     flat = {path: leaf for tree in trees for path, leaf in flatten(tree).items()}
     return unflatten({path: flat[path] for path in sorted(flat)})
 
 
-def parted(params: Params, trained: frozenset[str]) -> tuple[Params, Params]:
+def partition(params: Params, trained: frozenset[str]) -> tuple[Params, Params]:
     """Those of these dotted paths, and the others."""
     flat = flatten(params)
     return (

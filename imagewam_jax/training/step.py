@@ -15,10 +15,10 @@ from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import Draws, ImageWAMConfig, sample_draws
 from imagewam_jax.models.parameters import Params, initial_params, policy_builder
 from imagewam_jax.models.partitioning import constrain, partitioned
-from imagewam_jax.preprocess.inputs import Frozen, image_spec, make_sample, target_weights
+from imagewam_jax.preprocess.inputs import PolicyAssets, image_spec, make_sample, target_weights
 from imagewam_jax.training.optimizer import learning_rate, make_optimizer, update_ema
 from imagewam_jax.training.sharding import RULES, optimizer_shardings, param_shardings, replicated
-from imagewam_jax.training.state import TrainState, cast, joined, parted, trained_paths
+from imagewam_jax.training.state import TrainState, cast, merge, partition, trained_paths
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
@@ -34,8 +34,8 @@ class Trainer(NamedTuple):
     """
 
     init: Callable[[int, Params], TrainState]
-    step: Callable[[TrainState, Batch, Frozen], tuple[TrainState, Metrics]]
-    validate: Callable[[Params, Batch, Frozen, int], Metrics]
+    step: Callable[[TrainState, Batch, PolicyAssets], tuple[TrainState, Metrics]]
+    validate: Callable[[Params, Batch, PolicyAssets, int], Metrics]
     shardings: TrainState
     compiler_options: dict[str, str]
 
@@ -52,27 +52,36 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig, mesh: Mesh) 
     spec, seed, parts = image_spec(config["data"]), config["seed"], config["train"]["accumulate"]
     masked = config["train"]["mask_padded_targets"]
     trained = trained_paths(policy, config["train"]["frozen"])
-    shardings, fixed_shardings = parted(param_shardings(mesh, policy), trained)
+    shardings, frozen_shardings = partition(param_shardings(mesh, policy), trained)
     rebuild = policy_builder(policy)
 
-    def loss(params: Params, fixed: Params, frozen: Frozen, batch: Batch, draws: Draws, augment):
+    def loss(
+        params: Params,
+        frozen_params: Params,
+        assets: PolicyAssets,
+        batch: Batch,
+        draws: Draws,
+        augment,
+    ):
         # Cast before anything else, so that what is sent between devices is of this dtype.
-        model = rebuild(joined(cast(fixed, dtype), cast(params, dtype)))
-        sample = make_sample(frozen, spec, batch, augment=augment)
+        model = rebuild(merge(cast(frozen_params, dtype), cast(params, dtype)))
+        sample = make_sample(assets, spec, batch, augment=augment)
         return model.training_loss(sample, draws)
 
-    def complete(frozen: Frozen, batch: Batch, key: Array) -> tuple[Batch, Draws]:
+    def complete(assets: PolicyAssets, batch: Batch, key: Array) -> tuple[Batch, Draws]:
         """What a whole batch decides, whatever parts it runs in."""
         if masked:
             batch = {**batch, "target_weight": target_weights(batch["target_is_pad"])}
-        shapes = jax.eval_shape(lambda: make_sample(frozen, spec, batch))
+        shapes = jax.eval_shape(lambda: make_sample(assets, spec, batch))
         draws = sample_draws(key, shapes)
         return jax.tree.map(_by_sample, (batch, draws))
 
-    def gradients(state: TrainState, frozen: Frozen, batch: Batch, draws: Draws):
+    def gradients(state: TrainState, assets: PolicyAssets, batch: Batch, draws: Draws):
         def of(batch, draws):
             losses = jax.value_and_grad(loss, has_aux=True)
-            (total, parts), grads = losses(state.params, state.fixed, frozen, batch, draws, True)
+            (total, parts), grads = losses(
+                state.params, state.frozen_params, assets, batch, draws, True
+            )
             grads = jax.lax.with_sharding_constraint(grads, shardings)
             return _scalars(total, parts), grads
 
@@ -93,16 +102,20 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig, mesh: Mesh) 
         return jax.tree.map(lambda x: x / parts, sums)
 
     def init(seed: int, weights: Params) -> TrainState:
-        params, fixed = parted(overlay(initial_params(policy, seed), weights), trained)
+        params, frozen_params = partition(overlay(initial_params(policy, seed), weights), trained)
         ema = params if section["ema_decay"] else None
         return TrainState(
-            jnp.zeros((), jnp.int32), params, cast(fixed, dtype), ema, optimizer.init(params)
+            jnp.zeros((), jnp.int32),
+            params,
+            cast(frozen_params, dtype),
+            ema,
+            optimizer.init(params),
         )
 
-    def step(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, assets: PolicyAssets) -> tuple[TrainState, Metrics]:
         with partitioned(mesh, RULES):
             key = jax.random.fold_in(jax.random.key(seed), state.step)
-            losses, grads = gradients(state, frozen, *complete(frozen, batch, key))
+            losses, grads = gradients(state, assets, *complete(assets, batch, key))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -115,14 +128,14 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig, mesh: Mesh) 
             "grad_norm_expert": optax.tree.norm(grads.get("expert", {})),
             "learning_rate": rate(state.step),
         }
-        state = TrainState(state.step + 1, params, state.fixed, ema, optimizer_state)
+        state = TrainState(state.step + 1, params, state.frozen_params, ema, optimizer_state)
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
-    def validate(params: Params, batch: Batch, frozen: Frozen, number: int) -> Metrics:
+    def validate(params: Params, batch: Batch, assets: PolicyAssets, number: int) -> Metrics:
         # The draws depend on the batch alone, so that curves over training are smooth.
         with partitioned(mesh, RULES):
-            batch, draws = complete(frozen, batch, jax.random.key(number))
-            return _scalars(*loss(params, {}, frozen, batch, draws, False))
+            batch, draws = complete(assets, batch, jax.random.key(number))
+            return _scalars(*loss(params, {}, assets, batch, draws, False))
 
     return Trainer(
         init,
@@ -131,7 +144,7 @@ def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig, mesh: Mesh) 
         TrainState(
             step=replicated(mesh),
             params=shardings,
-            fixed=fixed_shardings,
+            frozen_params=frozen_shardings,
             ema=shardings if section["ema_decay"] else None,
             optimizer=optimizer_shardings(
                 mesh, optimizer, jax.eval_shape(init, 0, {}).params, shardings

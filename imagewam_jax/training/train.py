@@ -16,9 +16,9 @@ from imagewam_jax.data.datasets import config_data
 from imagewam_jax.data.loading.loader import BadFrames, Source
 from imagewam_jax.data.loading.samples import Batch
 from imagewam_jax.errors import CheckpointError
-from imagewam_jax.preprocess.inputs import Frozen
+from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.training.batches import (
-    DeviceBatches,
+    DevicePrefetch,
     model_keys,
     train_iterator,
     validation_batches,
@@ -28,11 +28,11 @@ from imagewam_jax.training.flat import FlatStep
 from imagewam_jax.training.metrics.watch import Watch, check_watch
 from imagewam_jax.training.metrics.work import step_work
 from imagewam_jax.training.preemption import Notice, Preempted
-from imagewam_jax.training.prepare import check_fits, make_frozen, starting_weights
+from imagewam_jax.training.prepare import check_fits, make_assets, starting_weights
 from imagewam_jax.training.resume import abstract_state, save, state_trees
 from imagewam_jax.training.resume import resume as resume_run
 from imagewam_jax.training.sharding import batch_rows, make_mesh, put_batch, replicated
-from imagewam_jax.training.state import TrainState, whole_policy
+from imagewam_jax.training.state import TrainState, all_params
 from imagewam_jax.training.step import Metrics, Trainer, check_compiler_options, make_trainer
 
 
@@ -77,18 +77,18 @@ def _train(config: ConfigDict, workdir: Path, resume: bool, began: float, notice
     with first_alone("preparing the data"):
         data = config_data(config)
         sources = data.sources(config["data"]["train_split"])
-        made = None if resumed else make_frozen(config, data)
+        made = None if resumed else make_assets(config, data)
     batches = train_iterator(config, sources, rows)
     if resumed:
-        _, state, frozen, about, position = resumed
+        _, state, assets, metadata, position = resumed
         batches.set_state(position)
     else:
-        frozen, about = made
-        frozen = replicate(from_first(frozen), everywhere)
+        assets, metadata = made
+        assets = replicate(from_first(assets), everywhere)
         weights, start = starting_weights(
-            config["train"]["initial_weights"], policy, whole_policy(trainer.shardings)
+            config["train"]["initial_weights"], policy, all_params(trainer.shardings)
         )
-        about = {"config": config, **about, **start}
+        metadata = {"config": config, **metadata, **start}
         init = jax.jit(trainer.init, donate_argnums=1, out_shardings=trainer.shardings)
         state = init(config["seed"], weights)
         del weights, made  # or they would stay in memory for as long as the run
@@ -98,12 +98,12 @@ def _train(config: ConfigDict, workdir: Path, resume: bool, began: float, notice
         return put_batch(mesh, {key: batch[key] for key in keys}, rows, batch_size)
 
     validation = [put(batch) for batch in validation_batches(config, data, rows)]
-    run = _Run(config["train"], trainer, checkpoints, state, frozen, about, validation)
-    work = step_work(config, policy, frozen, mesh)
+    run = _Run(config["train"], trainer, checkpoints, state, assets, metadata, validation)
+    work = step_work(config, policy, assets, mesh)
     watch = Watch(config, workdir, int(state.step), work, began)
     if is_first():
         print(summary(state, sources, config, mesh))
-    ahead = DeviceBatches(batches, put)
+    ahead = DevicePrefetch(batches, put)
     try:
         with watch:
             run.steps(ahead, watch, batches.bad_frames, notice)
@@ -122,17 +122,17 @@ class _Run:
         trainer: Trainer,
         checkpoints: Checkpoints,
         state: TrainState,
-        frozen: Frozen,
-        about: Mapping[str, Any],
+        assets: PolicyAssets,
+        metadata: Mapping[str, Any],
         validation: Sequence[Mapping[str, jax.Array]],
     ):
         self.config, self.validation = config, validation
-        self.checkpoints, self.frozen, self.about = checkpoints, frozen, about
-        self.step = FlatStep(trainer, state, frozen)
+        self.checkpoints, self.assets, self.metadata = checkpoints, assets, metadata
+        self.step = FlatStep(trainer, state, assets)
         self.validate = jax.jit(trainer.validate, out_shardings=trainer.shardings.step)
 
     def steps(
-        self, batches: DeviceBatches, watch: Watch, bad_frames: BadFrames, notice: Notice
+        self, batches: DevicePrefetch, watch: Watch, bad_frames: BadFrames, notice: Notice
     ) -> None:
         config, steps = self.config, self.config["steps"]
         stop = False
@@ -160,13 +160,13 @@ class _Run:
             raise Preempted(f"told to stop, saved after step {done} of {steps}")
 
     def save(self, step: int, position: Mapping[str, Any]) -> None:
-        save(self.checkpoints, step, self.step.state, self.frozen, self.about, position)
+        save(self.checkpoints, step, self.step.state, self.assets, self.metadata, position)
 
     def validation_losses(self, state: TrainState) -> list[Metrics]:
         """Of the averaged weights, on each batch of held-out samples."""
-        params = whole_policy(state, average=True)
+        params = all_params(state, average=True)
         return [
-            self.validate(params, batch, self.frozen, number)
+            self.validate(params, batch, self.assets, number)
             for number, batch in enumerate(self.validation)
         ]
 
@@ -175,20 +175,19 @@ def summary(
     state: TrainState, sources: Sequence[Source], config: Mapping[str, Any], mesh: Mesh
 ) -> str:
     """Parameters by part, samples by dataset, devices by axis of their mesh."""
-    anchors = sum(len(source.anchors) for source in sources)
+    start_frames = sum(len(source.start_frames) for source in sources)
     shares = ", ".join(f"{s.reader.dataset.name} {s.share:.1%}" for s in sources)
     sizes = {
-        name: sum(x.size for x in jax.tree.leaves(tree))
-        for name, tree in whole_policy(state).items()
+        name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in all_params(state).items()
     }
     parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    fixed = sum(x.size for x in jax.tree.leaves(state.fixed))
-    frozen = f", of which {fixed:,} are frozen" if fixed else ""
+    frozen_params = sum(x.size for x in jax.tree.leaves(state.frozen_params))
+    frozen = f", of which {frozen_params:,} are frozen" if frozen_params else ""
     shared = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    epochs = config["train"]["steps"] * config["train"]["batch_size"] / anchors
+    epochs = config["train"]["steps"] * config["train"]["batch_size"] / start_frames
     return (
         f"parameters: {sum(sizes.values()):,} ({parts}){frozen}\n"
-        f"data: {anchors:,} samples, {epochs:.1f} epochs of them ({shares}); "
+        f"data: {start_frames:,} samples, {epochs:.1f} epochs of them ({shares}); "
         f"devices: {jax.device_count()} x {jax.devices()[0].device_kind}"
         f"{f' ({shared})' if shared else ''}"
     )

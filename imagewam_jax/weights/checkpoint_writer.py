@@ -56,7 +56,7 @@ def write_streams(
     directory: Path | str,
     step: int,
     streams: Mapping[str, Stream],
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     **json_items: Mapping[str, Any],
 ) -> None:
     """Writes one checkpoint: see `checkpoint` for the names and what `about` says.
@@ -83,7 +83,7 @@ def write_streams(
         )
         for name in streams
     }
-    for name, value in {"about": {"format": FORMAT, **about}, **json_items}.items():
+    for name, value in {"metadata": {"format": FORMAT, **metadata}, **json_items}.items():
         items[name] = ocp.args.JsonSave(dict(value))
         handlers[name] = ocp.JsonCheckpointHandler()
     try:

@@ -91,9 +91,9 @@ PARTS = {
 }
 
 
-def parts_of(about: Mapping[str, Any], trees: set[str], where: str) -> dict[str, Any]:
+def parts_of(metadata: Mapping[str, Any], trees: set[str], where: str) -> dict[str, Any]:
     """The parts that a checkpoint has, with the config of each; a whole policy is one part."""
-    config = about["config"]
+    config = metadata["config"]
     names = []
     if "params" in trees:
         model = config.get("model", {})

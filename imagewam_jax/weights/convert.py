@@ -53,13 +53,13 @@ def convert(
     of_part = {f.layout.part: f for f in found}
     official = of_part.get("policy")
     sections = [PARTS[c.part].section(c.config) for c in conversions]
-    about: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "config": merged_config(sections, official.facts if official else {}, config)
     }
     streams = {tree: _stream(conversions, tree, dtype) for tree in {c.tree for c in conversions}}
     if official:
         policy = next(c.config for c in conversions if c.part == "policy")
-        streams |= _statistics(about, official, policy)
+        streams |= _statistics(metadata, official, policy)
         if config is None:
             print(NO_CONFIG)
     if unused := sorted(set(given).difference(*(f.facts.used for f in found))):
@@ -69,7 +69,7 @@ def convert(
         json_items["tokenizer"] = of_part["text_encoder"].beside.tokenizer
     step = _step(official)
     check_absent(to, step)
-    about["provenance"] = {
+    metadata["provenance"] = {
         "imagewam_jax": imagewam_jax.__version__,
         "sources": [
             {**file, "part": f.layout.part, "recognised": f.layout.name}
@@ -81,7 +81,7 @@ def convert(
         "dtype": dtype or "as in the sources",
         "carried": {name: value for f in found for name, value in _carried(f).items()},
     }
-    write_streams(to, step, streams, about, **json_items)
+    write_streams(to, step, streams, metadata, **json_items)
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
 
 
@@ -131,19 +131,19 @@ def _carried(f: Found) -> dict[str, int]:
     return carried
 
 
-def _statistics(about: dict[str, Any], f: Found, policy: ImageWAMConfig) -> dict[str, Stream]:
+def _statistics(metadata: dict[str, Any], f: Found, policy: ImageWAMConfig) -> dict[str, Stream]:
     """Statistics of an official checkpoint into `about`; the normalisers, if a mode is known."""
-    about["official"] = {"config": f.beside.facts, "statistics": f.beside.statistics}
+    metadata["official"] = {"config": f.beside.facts, "statistics": f.beside.statistics}
     if f.beside.statistics is None:
         return {}
     embodiment = find(f.facts, "embodiment")
     dims = {"action": policy.expert.action_dim, "state": policy.proprio_dim}
     statistics = global_statistics(f.beside.statistics, embodiment, dims)
-    name = about["config"]["data"]["dataset"] or embodiment or OFFICIAL
-    about["datasets"] = [name]
+    name = metadata["config"]["data"]["dataset"] or embodiment or OFFICIAL
+    metadata["datasets"] = [name]
     source = {"file": STATISTICS, "official": True}
-    about["statistics"] = {name: {"source": source, **statistics_to_json(statistics)}}
-    mode = about["config"]["data"]["normalization"]
+    metadata["statistics"] = {name: {"source": source, **statistics_to_json(statistics)}}
+    mode = metadata["config"]["data"]["normalization"]
     if not mode:
         print(
             "the mode of normalisation is not known: give --set normalization=min/max (official "

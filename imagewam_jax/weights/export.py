@@ -106,8 +106,8 @@ def export(
         raise CheckpointError(f"{to} is there already; name a path that is not")
     checkpoints, step = open_checkpoint(checkpoint)
     with contextlib.closing(checkpoints):
-        about = checkpoints.restore_json(step, "about")
-        jobs = plan(checkpoints, step, about, format, target_dtype, weights)
+        metadata = checkpoints.restore_json(step, "metadata")
+        jobs = plan(checkpoints, step, metadata, format, target_dtype, weights)
         single = to.suffix == ".safetensors"
         if single and (format != "flux2" or len(jobs) > 1):
             named = " and ".join(job.target.name for job in jobs)
@@ -120,7 +120,7 @@ def export(
             for job in jobs:
                 path = out if single else out / job.target.name
                 if format == "official":
-                    _write_official(path, job, about, step, bar.update)
+                    _write_official(path, job, metadata, step, bar.update)
                 elif format == "flux2":
                     write_safetensors(path, job.source, progress=bar.update)
                 else:
@@ -134,7 +134,7 @@ def export(
 def plan(
     checkpoints: Checkpoints,
     step: int,
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     format: str,
     dtype: np.dtype | None,
     weights: str | None,
@@ -142,13 +142,13 @@ def plan(
     """What is to be written; prints what is not. CheckpointError, ConversionError: it cannot be."""
     where = str(checkpoints.directory / str(step))
     trees = checkpoints.trees(step)
-    parts = parts_of(about, trees, where)
+    parts = parts_of(metadata, trees, where)
     targets = TARGETS[format]
     jobs, absent = [], []
     lora = NO_LORA  # what these layouts have no place for, and kernels do
     if "policy" in parts:
         lora, parts["policy"] = parts["policy"].lora, without_lora(parts["policy"])
-    if "backbone" in parts and "expert" in about["config"].get("model", {}):
+    if "backbone" in parts and "expert" in metadata["config"].get("model", {}):
         absent.append("first weights of the action expert")
     if "policy" in parts and ImageWAMConfig not in targets:
         parts["backbone"] = parts.pop("policy").backbone
@@ -164,7 +164,7 @@ def plan(
             saved = saved_policy(checkpoints, step, tree, lora)
         else:
             saved = SavedTree(checkpoints, step, tree)
-        source = _source(saved, name, config, target.layout, dtype, about, f"{where}/{tree}")
+        source = _source(saved, name, config, target.layout, dtype, metadata, f"{where}/{tree}")
         jobs.append(Job(config, target, source))
     if not jobs:
         raise ConversionError(
@@ -186,7 +186,7 @@ def _source(
     config: Any,
     layout: Layout,
     dtype: np.dtype | None,
-    about: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     where: str,
 ) -> TensorSource:
     """The tensors of a part, in a dtype of choice, with those that only the layout has."""
@@ -209,16 +209,16 @@ def _source(
     if not layout.carried:
         return source
     # Counters of training; 0 where there was none.
-    carried = about.get("provenance", {}).get("carried", {})
+    carried = metadata.get("provenance", {}).get("carried", {})
     values = {name: np.array(carried.get(name, 0), np.int64) for name in layout.carried}
     return Joined(source, ArraySource(values, where))
 
 
 def _write_official(
-    path: Path, job: Job, about: Mapping[str, Any], step: int, progress: Progress
+    path: Path, job: Job, metadata: Mapping[str, Any], step: int, progress: Progress
 ) -> None:
     # First what costs nothing and can fail.
-    texts = files_beside(job.config, about, job.source.specs)
+    texts = files_beside(job.config, metadata, job.source.specs)
     contents = checkpoint_contents(job.config, job.source.specs, step)
     write_torch_file(path, contents, job.source, progress)
     for name, text in texts.items():

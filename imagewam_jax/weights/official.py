@@ -24,30 +24,30 @@ from imagewam_jax.weights.settings import RUN_TIME, find_below
 SETTINGS = "train_config.yaml"
 
 
-def settings(config: ImageWAMConfig, about: Mapping[str, Any], specs: Specs) -> dict[str, Any]:
+def settings(config: ImageWAMConfig, metadata: Mapping[str, Any], specs: Specs) -> dict[str, Any]:
     """What `train_config.yaml` is to say of a policy whose tensors have these specs.
 
     That is what stood beside the official checkpoint that it was converted from, and under our
     names what the user gave besides; or, of a policy of ours, what is known.
     """
-    stored = about.get("official", {}).get("config")
+    stored = metadata.get("official", {}).get("config")
     chosen = without_lora(stored) if stored else official_settings(config)
     if not _tells(chosen, config, specs):
         chosen |= _given(config)
     if imagewam_config(specs, chosen).coordinate_dtype != config.coordinate_dtype:
         chosen["coordinate_dtype"] = config.coordinate_dtype
-    mode = about["config"].get("data", {}).get("normalization")
+    mode = metadata["config"].get("data", {}).get("normalization")
     if mode and mode != find_below(chosen, "default_mode"):
         chosen["normalization"] = mode
     return chosen
 
 
-def statistics(about: Mapping[str, Any], horizon: int) -> dict[str, Any] | None:
+def statistics(metadata: Mapping[str, Any], horizon: int) -> dict[str, Any] | None:
     """What `dataset_stats.json` is to say: what stood beside the official checkpoint, or what a
     policy of ours was trained with, which is one set of numbers for all steps of a chunk."""
-    if stored := about.get("official", {}).get("statistics"):
+    if stored := metadata.get("official", {}).get("statistics"):
         return stored
-    by_dataset = about.get("statistics")
+    by_dataset = metadata.get("statistics")
     if by_dataset is None:
         return None
     first, *others = by_dataset.values()
@@ -64,11 +64,13 @@ def statistics(about: Mapping[str, Any], horizon: int) -> dict[str, Any] | None:
     }
 
 
-def files_beside(config: ImageWAMConfig, about: Mapping[str, Any], specs: Specs) -> dict[str, str]:
+def files_beside(
+    config: ImageWAMConfig, metadata: Mapping[str, Any], specs: Specs
+) -> dict[str, str]:
     """Both files, as text, by their names. Says so where statistics are not known, and where the
     official code would not have positions and times in the dtype that the policy has them in.
     ConversionError: the settings that were kept are not those of these tensors."""
-    said = settings(config, about, specs)
+    said = settings(config, metadata, specs)
     texts = {SETTINGS: yaml.safe_dump(said, sort_keys=False, allow_unicode=True)}
     if np.dtype(specs[f"{BACKBONE}img_in.weight"].dtype).name != config.coordinate_dtype:
         precision = MIXED_PRECISION[config.coordinate_dtype]
@@ -76,7 +78,7 @@ def files_beside(config: ImageWAMConfig, about: Mapping[str, Any], specs: Specs)
             f"positions and times of this policy are in {config.coordinate_dtype}, its weights are "
             f"not: run the official code with mixed_precision {precision!r}"
         )
-    found = statistics(about, config.horizon)
+    found = statistics(metadata, config.horizon)
     if found is None:
         print(f"{beside.STATISTICS} is not written: the statistics are not known")
     else:

@@ -10,12 +10,12 @@ from benchmarks import workload  # noqa: E402
 from benchmarks.sides import jax_calls, torch_calls  # noqa: E402
 from benchmarks.torch_imagewam import Draws, TorchImageWAM  # noqa: E402
 from benchmarks.torch_policy import (  # noqa: E402
-    Frozen,
+    PolicyAssets,
     TorchTrainer,
     load_params,
     torch_tensors,
 )
-from imagewam_jax.checkpoints.assets import frozen_trees  # noqa: E402
+from imagewam_jax.checkpoints.assets import asset_trees  # noqa: E402
 from imagewam_jax.models.imagewam import sample_draws  # noqa: E402
 from imagewam_jax.models.parameters import policy_builder  # noqa: E402
 from imagewam_jax.preprocess.inputs import image_spec, make_sample  # noqa: E402
@@ -33,8 +33,8 @@ def work() -> workload.Workload:
 def ours(work):
     """Loss, gradients, and parameters and averages after one update; the draws used."""
 
-    def run(params, frozen, batch):
-        sample = make_sample(frozen, image_spec(work.config["data"]), batch)
+    def run(params, assets, batch):
+        sample = make_sample(assets, image_spec(work.config["data"]), batch)
         draws = sample_draws(jax.random.key(1), sample)
 
         def loss(params):
@@ -47,17 +47,17 @@ def ours(work):
         ema = update_ema(params, updated, 0, work.config["optimizer"]["ema_decay"])
         return value, grads, updated, ema, draws
 
-    return jax.jit(run)(work.params, work.frozen, work.batch)
+    return jax.jit(run)(work.params, work.assets, work.batch)
 
 
 @pytest.fixture(scope="module")
 def theirs(work, ours):
     """A trainer after one update with the same draws, and its loss before that."""
-    frozen = Frozen(frozen_trees(work.frozen), work.frozen.autoencoder.factor)
-    model = TorchImageWAM(work.policy, (4, 4), work.frozen.text.shape[1])
+    assets = PolicyAssets(asset_trees(work.assets), work.assets.autoencoder.factor)
+    model = TorchImageWAM(work.policy, (4, 4), work.assets.text.shape[1])
     load_params(model, work.params)
-    trainer = TorchTrainer(model, frozen, work.config)
-    sample = frozen.sample({k: torch.from_numpy(v) for k, v in work.batch.items()})
+    trainer = TorchTrainer(model, assets, work.config)
+    sample = assets.sample({k: torch.from_numpy(v) for k, v in work.batch.items()})
     draws = Draws(*(torch.from_numpy(np.array(x)) for x in ours[4]))
     gradients = {}
     trainer.optimizer.register_step_pre_hook(

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from imagewam_jax.checkpoints.checksums import array_sums, differing
+from imagewam_jax.checkpoints.checksums import array_checksums, differing
 from imagewam_jax.checkpoints.store import Checkpoints
 from imagewam_jax.errors import CheckpointError, Unreadable
 
@@ -18,12 +18,12 @@ def test_it_is_the_sum_of_the_words(dtype):
     values = (np.random.default_rng(0).normal(size=(7, 33)) * 9).astype(dtype)
     words = values.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[values.itemsize])
     expected = int(words.astype(np.uint64).sum() % 2**32)
-    assert array_sums({"a": {"b": values}}) == {"a.b": expected}
+    assert array_checksums({"a": {"b": values}}) == {"a.b": expected}
 
 
 def test_every_bit_counts():
     values = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
-    saved = array_sums({"w": values})
+    saved = array_checksums({"w": values})
     assert differing({"w": jnp.asarray(values)}, saved) == []
     for bit in range(0, 8 * values.nbytes, 7):
         changed = values.copy()
@@ -33,7 +33,7 @@ def test_every_bit_counts():
 
 def test_not_a_number_counts_too():
     values = np.array([np.nan, -0.0, np.inf], np.float32)
-    saved = array_sums({"w": values})
+    saved = array_checksums({"w": values})
     assert differing({"w": np.array([np.nan, 0.0, np.inf], np.float32)}, saved) == ["w"]
 
 
@@ -65,7 +65,7 @@ def test_flips_on_disk(tmp_path):
         reader.close()
         file.write_bytes(whole)
     assert noticed > 20
-    assert differing(checkpoints.restore(1, abstract)["params"], array_sums(tree)) == []
+    assert differing(checkpoints.restore(1, abstract)["params"], array_checksums(tree)) == []
     checkpoints.close()
 
 
@@ -84,7 +84,9 @@ def test_the_array_is_named(tmp_path, monkeypatch):
     tree = {"a": jnp.ones(3), "b": {"c": jnp.zeros(4)}}
     checkpoints = Checkpoints(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "array_sums", lambda tree: {**array_sums(tree), "b.c": 1})
+        patch.setattr(
+            checkpoint, "array_checksums", lambda tree: {**array_checksums(tree), "b.c": 1}
+        )
         checkpoints.save(1, {"params": tree}, {})
         checkpoints.wait()
     with pytest.raises(Unreadable, match=r"/1: 1 arrays of params are not .* such as b\.c"):

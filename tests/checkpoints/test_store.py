@@ -112,8 +112,8 @@ def test_paths_that_do_not(run, tmp_path):
         (run / "checkpoints/1", r"no checkpoint of step 1; it has \[2, 3\]"),
         (tmp_path / "nothing", "nothing: no such directory, expected a run or a checkpoint"),
         (tmp_path / "notes", r"notes: no checkpoint; it has \[\]"),
-        (tmp_path / "numbers", "numbers/12: about cannot be read"),
-        (tmp_path / "numbers/12", "numbers/12: about cannot be read"),
+        (tmp_path / "numbers", "numbers/12: metadata cannot be read"),
+        (tmp_path / "numbers/12", "numbers/12: metadata cannot be read"),
     ):
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(path)
@@ -125,8 +125,8 @@ def test_a_damaged_about(tmp_path, content):
     save(checkpoints, 1, 10)
     checkpoints.wait()
     checkpoints.close()
-    (tmp_path / "1" / "about" / "metadata").write_text(content)
-    with pytest.raises(CheckpointError, match="1: about cannot be read"):
+    (tmp_path / "1" / "metadata" / "metadata").write_text(content)
+    with pytest.raises(CheckpointError, match="1: metadata cannot be read"):
         open_checkpoint(tmp_path)
 
 

@@ -11,7 +11,7 @@ from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import sample_draws
 from imagewam_jax.models.parameters import abstract_params, policy_builder
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
-from imagewam_jax.preprocess.inputs import Frozen, image_spec, make_sample
+from imagewam_jax.preprocess.inputs import PolicyAssets, image_spec, make_sample
 from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.text.encoders import TEXT_ENCODERS, make_prompt
 from tests.training.tiny import ROOT
@@ -119,10 +119,10 @@ def test_shapes_of_training_and_acting(name, size):
     horizon, action_dim, state_dim = policy.horizon, facts["action_dim"], facts["state_dim"]
     (height, width), cameras = facts["mosaic"], (facts["cameras"], *facts["camera"])
 
-    def compute(params, frozen, batch):
+    def compute(params, assets, batch):
         params = jax.tree.map(lambda p: p.astype(config["train"]["compute_dtype"]), params)
         model = policy_builder(policy)(params)
-        sample = make_sample(frozen, image_spec(config["data"]), batch, augment=True)
+        sample = make_sample(assets, image_spec(config["data"]), batch, augment=True)
         draws = sample_draws(jax.random.key(0), sample)
         cache = model.prefill(sample.context)
         actions, _ = model.act(cache, draws.action_noise, model.action_schedule())
@@ -132,7 +132,7 @@ def test_shapes_of_training_and_acting(name, size):
         return jnp.zeros(shape, dtype)
 
     def arguments():
-        frozen = Frozen(
+        assets = PolicyAssets(
             autoencoder=new_autoencoder(config["autoencoder"]),
             text=zeros(40, tokens, policy.backbone.text_dim),
             text_length=zeros(40, dtype=jnp.int32),
@@ -150,11 +150,11 @@ def test_shapes_of_training_and_acting(name, size):
             "action_is_pad": zeros(batch_size, horizon, dtype=bool),
             "action_dim_mask": zeros(batch_size, action_dim, dtype=bool),
         }
-        return frozen, batch
+        return assets, batch
 
-    frozen, batch = jax.eval_shape(arguments)
+    assets, batch = jax.eval_shape(arguments)
     (loss, parts), actions, target, cache = jax.eval_shape(
-        compute, abstract_params(policy), frozen, batch
+        compute, abstract_params(policy), assets, batch
     )
     assert target.shape == (batch_size, height // 16, width // 16, 128)
     assert loss.shape == () and loss.dtype == jnp.float32

@@ -71,10 +71,10 @@ def test_shares_by_size_and_blank_language(root):
     ]
     data = mixture(root, entries=entries, scale_by_size=True, sample_every=4)
     first, second = data.sources("train[:50%]")
-    total = len(first.anchors) + len(second.anchors)
-    assert first.share == len(first.anchors) / total
+    total = len(first.start_frames) + len(second.start_frames)
+    assert first.share == len(first.start_frames) / total
     assert data.instructions == ("",)
-    assert not first.reader.read(first.anchors)["text_id"].any()
+    assert not first.reader.read(first.start_frames)["text_id"].any()
 
 
 def test_what_has_no_instruction_can_be_kept(toy):
@@ -121,4 +121,4 @@ def test_an_index_elsewhere(toy, tmp_path):
     assert not (folder / "imagewam_index").exists()
     found = open_index(folder, tmp_path / "indexes" / "toy_arm")
     assert found.checksum == open_index(toy.dataset_dir).checksum
-    assert len(data.datasets[0].anchors("train")) == 138
+    assert len(data.datasets[0].start_frames("train")) == 138

@@ -29,19 +29,19 @@ def result(policy, dataset):
 
 
 @pytest.fixture(scope="module")
-def anchors(dataset):
+def start_frames(dataset):
     """Frames that are evaluated: spread over all but the first of each episode."""
     starts = dataset.index.split("val").episode_start
     frames = [f for f in range(starts[-1]) if f not in set(starts.tolist())]
     return [frames[int(i)] for i in np.linspace(0, len(frames) - 1, SAMPLES)]
 
 
-def mean_error(dataset, anchors, guess):
+def mean_error(dataset, start_frames, guess):
     """Mean over samples of |guess - recorded action|, for each step ahead that was recorded."""
     index = dataset.index.split("val")
     actions = index.steps["action"][:]
     total, count = np.zeros((4, 4)), np.zeros(4)
-    for number, frame in enumerate(anchors):
+    for number, frame in enumerate(start_frames):
         end = index.episode_start[index.frame_episode[frame] + 1]
         for ahead in range(4):
             if frame + ahead < end:
@@ -51,22 +51,22 @@ def mean_error(dataset, anchors, guess):
     return total / count[:, None]
 
 
-def test_guesses_that_need_no_model(dataset, result, anchors):
+def test_guesses_that_need_no_model(dataset, result, start_frames):
     actions = dataset.index.split("val").steps["action"][:]
     last = mean_error(
-        dataset, anchors, lambda _, frame: np.repeat(actions[frame - 1 : frame], 4, 0)
+        dataset, start_frames, lambda _, frame: np.repeat(actions[frame - 1 : frame], 4, 0)
     )
     np.testing.assert_allclose(result.action_error[LAST_ACTION], last, rtol=1e-5, atol=1e-6)
     everything = dataset.index.split("train").steps["action"][:].astype(np.float64)
-    mean = mean_error(dataset, anchors, lambda *_: np.repeat(everything.mean(0)[None], 4, 0))
+    mean = mean_error(dataset, start_frames, lambda *_: np.repeat(everything.mean(0)[None], 4, 0))
     np.testing.assert_allclose(result.action_error[MEAN_ACTION], mean, rtol=1e-5, atol=1e-6)
 
 
-def test_the_policy(policy, dataset, result, anchors):
+def test_the_policy(policy, dataset, result, start_frames):
     """One sample at a time, each with its own noise."""
     reader = dataset.reader("val")
     chunks, imagined, copied = [], [], []
-    for number, frame in enumerate(anchors):
+    for number, frame in enumerate(start_frames):
         batch = reader.read(np.array([frame]))
         observations = Observations(
             batch["images"][:, :, 0],
@@ -83,7 +83,7 @@ def test_the_policy(policy, dataset, result, anchors):
         imagined.append(np.mean((guess - true) ** 2))
         copied.append(np.mean((now - true) ** 2))
     reader.close()
-    expected = mean_error(dataset, anchors, lambda number, _: chunks[number])
+    expected = mean_error(dataset, start_frames, lambda number, _: chunks[number])
     np.testing.assert_allclose(result.action_error[POLICY], expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(result.imagined_error_n, imagined, rtol=1e-3)
     np.testing.assert_allclose(result.copied_error_n, copied, rtol=1e-4, atol=1e-7)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from imagewam_jax.models.attention import attend_xla
 from imagewam_jax.models.backbones.flux2 import Flux2
-from imagewam_jax.models.blocks import Streams
+from imagewam_jax.models.blocks import AttentionLayout
 from imagewam_jax.models.layers import rope_tables
 from imagewam_jax.weights.io.tensors import ArraySource
 from imagewam_jax.weights.layouts.lora import MergedLora
@@ -24,7 +24,7 @@ def stock_forward(model: Flux2, images, text, positions, time):
     x = model.embed(images, text)
     condition = model.condition(jnp.asarray(time))
     config = model.config
-    streams = Streams(
+    layout = AttentionLayout(
         n_target=x.shape[1],
         n_text=text.shape[1],
         context_length_b=None,
@@ -32,7 +32,7 @@ def stock_forward(model: Flux2, images, text, positions, time):
         attend=attend_xla,
     )
     for layers, on in zip(model.groups, model.group_conditions(condition), strict=True):
-        x, _ = jax.lax.scan(lambda x, layer, on=on: (layer(x, on, streams)[0], None), x, layers)
+        x, _ = jax.lax.scan(lambda x, layer, on=on: (layer(x, on, layout)[0], None), x, layers)
     return model.predict(x[:, : x.shape[1] - text.shape[1]], condition)
 
 

@@ -13,18 +13,18 @@ def packed(policy, io, case):
     mask = io[f"{case}.mask"]
     grid = np.zeros((mask.shape[0], 1, 2, 2, policy.config.backbone.in_channels), np.float32)
     context = Context(io["context"], mask.sum(-1), grid, io["proprio"])
-    return policy.streams(context, None)
+    return policy.layout(context, None)
 
 
 @pytest.mark.parametrize("case", ["right_padded", "full", "one_empty"])
 def test_the_token_stands_behind_the_valid_text(case):
     folder = golden("imagewam_flux2")
     io = load_file(folder / "proprio_pack.safetensors")
-    text, streams = packed(official.load_policy(folder), io, case)
+    text, layout = packed(official.load_policy(folder), io, case)
     expected, valid = io[f"{case}.pack_true.context"], io[f"{case}.pack_true.mask"]
     np.testing.assert_allclose(np.asarray(text)[valid], expected[valid], atol=2e-6, rtol=0)
     references = 4
-    np.testing.assert_array_equal(streams.context_length_b, references + valid.sum(-1))
+    np.testing.assert_array_equal(layout.context_length_b, references + valid.sum(-1))
 
 
 @pytest.mark.parametrize("case", ["right_padded", "full", "one_empty"])
@@ -38,10 +38,10 @@ def test_the_token_at_a_fixed_position(case):
     expected, valid = io[f"{case}.pack_false.context"], io[f"{case}.pack_false.mask"]
     last = expected.shape[1] - 1
     policy = official.load_policy(folder, proprio_position=last)
-    text, streams = packed(policy, io, case)
+    text, layout = packed(policy, io, case)
     by_position = (
         official.load_policy(folder)
-        .streams(
+        .layout(
             Context(
                 expected, np.full(len(expected), last), np.zeros((2, 1, 2, 2, 16)), io["proprio"]
             ),
@@ -52,6 +52,6 @@ def test_the_token_at_a_fixed_position(case):
     for row, is_valid in enumerate(valid):
         n = is_valid.sum()
         np.testing.assert_allclose(text[row, :n], expected[row, is_valid], atol=2e-6, rtol=0)
-        ours = np.asarray(streams.rope.cos)[row, 4 : 4 + n]
+        ours = np.asarray(layout.rope.cos)[row, 4 : 4 + n]
         theirs = np.asarray(by_position.cos)[0, 4 : 4 + last + 1][is_valid]
         np.testing.assert_array_equal(ours, theirs)

@@ -334,11 +334,11 @@ def test_weights_in_bfloat16(converted):
 def test_the_average_of_a_training_run(converted, tmp_path):
     """Where there is one, as `imagewam export` writes it; or the weights as they are."""
     checkpoints, step = open_checkpoint(converted("flux2_transformer"))
-    about = checkpoints.restore_json(step, "about")
+    metadata = checkpoints.restore_json(step, "metadata")
     params = checkpoints.restore(step, {"params": checkpoints.abstract(step, "params")})["params"]
     checkpoints.close()
     run = Checkpoints(tmp_path / "run")
-    run.save(0, {"params": jax.tree.map(lambda x: 1.5 * x, params), "ema": params}, about)
+    run.save(0, {"params": jax.tree.map(lambda x: 1.5 * x, params), "ema": params}, metadata)
     run.wait()
     run.close()
     without = ("rope.safetensors", "weights.safetensors")

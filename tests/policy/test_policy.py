@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagewam_jax.checkpoints.assets import restore_frozen
+from imagewam_jax.checkpoints.assets import restore_assets
 from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import CheckpointError, DataError
@@ -54,11 +54,11 @@ def test_a_copied_step_is_all_that_a_fresh_process_needs(policy, case, tmp_path)
     observations, noise = case
     source = trained_run() / "checkpoints" / str(policy.step)
     step = shutil.copytree(source, tmp_path / "moved" / str(policy.step))
-    about = step / "about" / "metadata"
-    text = about.read_text()
+    metadata = step / "metadata" / "metadata"
+    text = metadata.read_text()
     directory = policy.config["data"]["directory"]
     assert directory in text
-    about.write_text(text.replace(directory, "/gone"))
+    metadata.write_text(text.replace(directory, "/gone"))
     inputs, outputs = tmp_path / "inputs", tmp_path / "outputs"
     instructions = [INSTRUCTIONS[row] for row in observations.text_id]
     inputs.write_bytes(pickle.dumps((observations.images, observations.state, instructions, noise)))
@@ -104,19 +104,19 @@ def test_actions_are_those_of_the_model_in_units_of_the_dataset(policy, case):
     checkpoints, step = open_checkpoint(trained_run())
     config = policy_config(policy.config["model"])
     params = checkpoints.restore(step, {"ema": abstract_params(config)})["ema"]
-    frozen = restore_frozen(checkpoints, step, policy.config["autoencoder"])
+    assets = restore_assets(checkpoints, step, policy.config["autoencoder"])
     checkpoints.close()
 
     @jax.jit
-    def act(params, frozen, observations, noise):
+    def act(params, assets, observations, noise):
         model = policy_builder(config)(params)
         images = ImageSpec("single", (64, 64), "")
-        latents = encode_images(frozen, images, observations.images[:, :, None])
-        context = make_context(frozen, latents[:, 0], observations.text_id, observations.state, 0)
+        latents = encode_images(assets, images, observations.images[:, :, None])
+        context = make_context(assets, latents[:, 0], observations.text_id, observations.state, 0)
         return model.act(model.prefill(context), noise, model.action_schedule(2))[0]
 
-    normalized = np.asarray(act(params, frozen, observations, noise))
-    statistics = policy.about["statistics"]["metaworld_faucet"]["action"]
+    normalized = np.asarray(act(params, assets, observations, noise))
+    statistics = policy.metadata["statistics"]["metaworld_faucet"]["action"]
     low, high = np.array(statistics["min"]), np.array(statistics["max"])
     constant = high == low  # such a dimension is only shifted
     assert not constant.all()

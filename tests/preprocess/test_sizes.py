@@ -7,7 +7,7 @@ import pytest
 from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.loading import load_config
 from imagewam_jax.models.flops import Sizes
-from imagewam_jax.preprocess.inputs import Frozen, work_sizes
+from imagewam_jax.preprocess.inputs import PolicyAssets, work_sizes
 from imagewam_jax.preprocess.normalization import Normalizer
 from tests.training.tiny import ROOT
 
@@ -23,8 +23,8 @@ from tests.training.tiny import ROOT
 )
 def test_sizes(config, overrides, stored, grid, references):
     config = load_config(str(ROOT / "configs" / config), overrides).to_dict()
-    frozen = jax.eval_shape(
-        lambda: Frozen(
+    assets = jax.eval_shape(
+        lambda: PolicyAssets(
             autoencoder=new_autoencoder(config["autoencoder"]),
             text=jnp.zeros((40, 64, 16)),
             text_length=jnp.zeros(40, jnp.int32),
@@ -32,5 +32,5 @@ def test_sizes(config, overrides, stored, grid, references):
             state=Normalizer(jnp.zeros((1, 8)), jnp.zeros((1, 8))),
         )
     )
-    found = work_sizes(config["data"], frozen, (5, *stored))
+    found = work_sizes(config["data"], assets, (5, *stored))
     assert found == Sizes(5, 64, grid, grid, references)

@@ -299,8 +299,8 @@ def test_weights_that_are_not_a_converted_encoder(tmp_path):
     (tmp_path / "Qwen3-4B").mkdir()
     (tmp_path / "Qwen3-4B" / "config.json").touch()
     checkpoints = Checkpoints(tmp_path / "policy")
-    about = {"config": {"text": text_section(encoder="byte_qwen3")}}
-    checkpoints.save(1, {"params": {"w": jnp.zeros(3)}}, about)
+    metadata = {"config": {"text": text_section(encoder="byte_qwen3")}}
+    checkpoints.save(1, {"params": {"w": jnp.zeros(3)}}, metadata)
     checkpoints.wait()
     checkpoints.close()
     write_encoder(tmp_path / "bare", parameters(), tokenizer={})

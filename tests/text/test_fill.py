@@ -16,7 +16,7 @@ from imagewam_jax.text import fill as text_table
 from imagewam_jax.text.encoders import make_text_encoder
 from imagewam_jax.text.fill import fill_text_table, read_instructions
 from imagewam_jax.text.tables import open_text_table, write_text_table
-from imagewam_jax.training.prepare import encode_text, make_frozen
+from imagewam_jax.training.prepare import encode_text, make_assets
 from tests.text.tiny_qwen3 import parameters, write_encoder
 from tests.training.commands import start
 from tests.training.tiny import INSTRUCTIONS, copy_sample, tiny_config
@@ -187,12 +187,12 @@ def test_training_takes_the_table_of_a_converted_qwen3(tmp_path):
     table = fill_text_table(with_weights, INSTRUCTIONS, tmp_path / "table")
 
     section = {**with_weights["text"], "weights": "", "table": str(table.path)}
-    frozen, about = make_frozen({**with_weights, "text": section}, dataset)
-    assert about["prompts"] == list(INSTRUCTIONS) and about["text_encoder"] == table.encoder
-    assert frozen.text.dtype == jnp.float32 and frozen.text.shape == (2, 64, 96)
+    assets, metadata = make_assets({**with_weights, "text": section}, dataset)
+    assert metadata["prompts"] == list(INSTRUCTIONS) and metadata["text_encoder"] == table.encoder
+    assert assets.text.dtype == jnp.float32 and assets.text.shape == (2, 64, 96)
     in_training = encode_text(with_weights["text"], INSTRUCTIONS)
     for row, length in enumerate(in_training.lengths):
         np.testing.assert_array_equal(
-            frozen.text[row, :length], in_training.features[row, :length].astype(np.float32)
+            assets.text[row, :length], in_training.features[row, :length].astype(np.float32)
         )
-    assert frozen.text_length.tolist() == in_training.lengths.tolist()
+    assert assets.text_length.tolist() == in_training.lengths.tolist()

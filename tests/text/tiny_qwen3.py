@@ -95,13 +95,13 @@ def write_encoder(
         {"file": f, "sha256": s, "part": "text_encoder"}
         for f, s in zip(files, checksums, strict=True)
     ]
-    about = {
+    metadata = {
         "config": {"text": {"encoder": "qwen3", "sizes": dataclasses.asdict(config)}},
         "provenance": {"sources": sources},
     }
     tokenizer = tokenizer_files() if tokenizer is None else tokenizer
     checkpoints = Checkpoints(folder)
-    checkpoints.save(0, {"text_encoder": tree}, about, tokenizer=tokenizer)
+    checkpoints.save(0, {"text_encoder": tree}, metadata, tokenizer=tokenizer)
     checkpoints.wait()
     checkpoints.close()
     return str(folder)

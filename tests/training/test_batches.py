@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagewam_jax.errors import DataError
-from imagewam_jax.training.batches import DeviceBatches
+from imagewam_jax.training.batches import DevicePrefetch
 
 
 def x_alone(batch):
@@ -38,7 +38,7 @@ class Stream:
 
 def test_batches_in_order_with_the_state_of_those_that_were_taken():
     stream = Stream(first=7)
-    batches = DeviceBatches(stream, x_alone, ahead=3)
+    batches = DevicePrefetch(stream, x_alone, ahead=3)
     for number in range(7, 30):
         assert batches.get_state() == {"next_batch": number, "fingerprint": "same"}
         batch = next(batches)
@@ -51,7 +51,7 @@ def test_batches_in_order_with_the_state_of_those_that_were_taken():
 
 
 def test_an_error_comes_in_its_turn_and_stays():
-    batches = DeviceBatches(Stream(bad=2), x_alone)
+    batches = DevicePrefetch(Stream(bad=2), x_alone)
     assert [int(next(batches)["x"][0]) for _ in range(2)] == [0, 1]
     for _ in range(3):
         with pytest.raises(DataError, match="a bad batch"):
@@ -62,6 +62,6 @@ def test_an_error_comes_in_its_turn_and_stays():
 
 def test_it_can_be_closed_while_its_thread_waits():
     for stream in (Stream(), Stream(bad=0)):
-        batches = DeviceBatches(stream, x_alone, ahead=1)
+        batches = DevicePrefetch(stream, x_alone, ahead=1)
         batches.close()
         assert stream.closed

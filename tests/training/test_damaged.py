@@ -49,7 +49,7 @@ def without_arrays(checkpoint):
 
 
 def half_a_description(checkpoint):
-    file = largest(checkpoint / "about")
+    file = largest(checkpoint / "metadata")
     file.write_text(file.read_text()[:100])
 
 
@@ -123,10 +123,10 @@ def test_another_version_is_not_damage(finished, tmp_path):
     config, run = finished
     shutil.copytree(run, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / str(STEPS)
-    file = largest(newest / "about")
-    about = json.loads(file.read_text())
-    assert np.isfinite(about["format"])
-    file.write_text(json.dumps({**about, "format": 99}))
+    file = largest(newest / "metadata")
+    metadata = json.loads(file.read_text())
+    assert np.isfinite(metadata["format"])
+    file.write_text(json.dumps({**metadata, "format": 99}))
     with pytest.raises(CheckpointError, match="checkpoint format 99"):
         train(config, tmp_path / "run", resume=True)
     assert newest.is_dir()

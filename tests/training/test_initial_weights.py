@@ -22,9 +22,9 @@ from tests.training.tiny import copy_sample, tiny_config, trained_run
 def saved(run, tree: str = "params"):
     checkpoints, step = open_checkpoint(run)
     arrays = checkpoints.restore(step, {tree: checkpoints.abstract(step, tree)})[tree]
-    about = checkpoints.restore_json(step, "about")
+    metadata = checkpoints.restore_json(step, "metadata")
     checkpoints.close()
-    return flatten(jax.tree.map(np.asarray, arrays)), about
+    return flatten(jax.tree.map(np.asarray, arrays)), metadata
 
 
 def still(folder, weights):
@@ -62,25 +62,25 @@ def test_a_transformer_and_its_expert(converted, tmp_path, capsys):
     train(still(tmp_path, converted), tmp_path / "run")
     random = "expert.action_in, expert.head, proprio_in"
     assert f"starts from {converted}, at random: {random}" in capsys.readouterr().out
-    params, about = saved(tmp_path / "run")
+    params, metadata = saved(tmp_path / "run")
     source, _ = saved(converted)
     fresh = ("expert.action_in.", "expert.head.", "proprio_in.")
     assert {name for name in params if not name.startswith(fresh)} == set(source)
     for name, array in source.items():
         np.testing.assert_array_equal(params[name], array, err_msg=name)
     assert all(np.ptp(params[n]) > 0 for n in params if n.startswith(fresh))
-    assert about["initial_weights"]["sources"][0]["file"] == "flux2.safetensors"
-    assert about["initial_weights"]["expert"] == "official"
+    assert metadata["initial_weights"]["sources"][0]["file"] == "flux2.safetensors"
+    assert metadata["initial_weights"]["expert"] == "official"
 
 
 def test_the_average_of_another_run(tmp_path):
     train(still(tmp_path, trained_run()), tmp_path / "run")
-    params, about = saved(tmp_path / "run")
+    params, metadata = saved(tmp_path / "run")
     expected, _ = saved(trained_run(), "ema")
     assert params.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(params[name], array, err_msg=name)
-    assert about["initial_weights"] == {"step": 40}
+    assert metadata["initial_weights"] == {"step": 40}
 
 
 def test_weights_that_do_not_fit(converted):
@@ -114,9 +114,9 @@ def test_what_no_array_shows_is_told():
 
 
 def test_a_backbone_must_be_whole(converted, tmp_path):
-    arrays, about = saved(converted)
+    arrays, metadata = saved(converted)
     del arrays["backbone.text_in.kernel"]
-    write_streams(tmp_path, 0, {"params": stream_of(unflatten(arrays))}, about)
+    write_streams(tmp_path, 0, {"params": stream_of(unflatten(arrays))}, metadata)
     policy = policy_config(tiny_config("").to_dict()["model"])
     with pytest.raises(
         CheckpointError, match=r"lacks 1 arrays .*, such as backbone.text_in.kernel"

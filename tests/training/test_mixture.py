@@ -60,13 +60,13 @@ def test_the_policy_acts_in_the_units_of_either(run):
     # The third and fourth dimension of the state matter to one of them alone.
     moved = observations._replace(state=state + np.array([0, 0, 0.2, 0.9], np.float32))
     assert np.abs(one.act(moved, noise) - one.act(observations, noise)).max() > 0
-    statistics = one.about["statistics"]
+    statistics = one.metadata["statistics"]
     for name in ("min", "max", "mean"):
         np.testing.assert_allclose(
             statistics["half"]["action"][name],
             2 * np.array(statistics["metaworld_faucet"]["action"][name]),
         )
-    assert other.about["datasets"] == ["metaworld_faucet", "half"]
+    assert other.metadata["datasets"] == ["metaworld_faucet", "half"]
 
 
 def test_its_data_opens_again(run):
@@ -74,6 +74,6 @@ def test_its_data_opens_again(run):
     config = json.loads(json.dumps(load_policy(run, dataset="half").config))
     first, second = config_data(config).sources("train")
     assert (first.share, second.share) == (0.25, 0.75)
-    batch = second.reader.read(second.anchors[:2])
+    batch = second.reader.read(second.start_frames[:2])
     assert batch["norm_id"].tolist() == [1, 1]
     assert batch["proprio_mask"].tolist() == [[True, True, False, False]] * 2

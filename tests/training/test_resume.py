@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagewam_jax.checkpoints.assets import frozen_trees
+from imagewam_jax.checkpoints.assets import asset_trees
 from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.training.resume import restore
@@ -129,12 +129,12 @@ def saved(workdir: Path) -> list[jax.Array]:
     """Every array of the last checkpoint: parameters, average, optimizer and frozen parts."""
     checkpoints, step = open_checkpoint(workdir)
     assert step == STEPS
-    about = checkpoints.restore_json(step, "about")
-    config = about["config"]
+    metadata = checkpoints.restore_json(step, "metadata")
+    config = metadata["config"]
     trainer = make_trainer(config, policy_config(config["model"]), one_device())
     restored = restore(checkpoints, step, trainer, config)
     checkpoints.close()
-    return jax.tree.leaves((restored.state, frozen_trees(restored.frozen)))
+    return jax.tree.leaves((restored.state, asset_trees(restored.assets)))
 
 
 def test_training_imports_neither_tensorflow_nor_torch(runs):

@@ -12,7 +12,7 @@ from imagewam_jax.models.imagewam import Context, ImageWAM, Sample, sample_draws
 from imagewam_jax.models.parameters import policy_builder
 from imagewam_jax.training.optimizer import learning_rate, update_ema
 from imagewam_jax.training.resume import restore
-from imagewam_jax.training.state import whole_policy
+from imagewam_jax.training.state import all_params
 from imagewam_jax.training.step import make_trainer
 from tests.training.tiny import one_device, trained_run
 
@@ -22,18 +22,18 @@ class Run:
 
     def __init__(self, workdir):
         checkpoints, step = open_checkpoint(workdir)
-        about = checkpoints.restore_json(step, "about")
-        self.config = about["config"]
+        metadata = checkpoints.restore_json(step, "metadata")
+        self.config = metadata["config"]
         self.policy = policy_config(self.config["model"])
         self.trainer = make_trainer(self.config, self.policy, one_device())
         restored = restore(checkpoints, step, self.trainer, self.config)
-        self.state, self.frozen = restored.state, restored.frozen
+        self.state, self.assets = restored.state, restored.assets
         checkpoints.close()
         (self.dataset,) = config_data(self.config).datasets
         reader = self.dataset.reader("train")
-        anchors = self.dataset.anchors("train")
+        start_frames = self.dataset.start_frames("train")
         # The last of these are near the end of an episode, so that some actions are padding.
-        self.batch = reader.read(anchors[[0, 70, -2, -1]])
+        self.batch = reader.read(start_frames[[0, 70, -2, -1]])
         reader.close()
         self.step = jax.jit(self.trainer.step)
 
@@ -56,7 +56,7 @@ def test_training_lowers_the_loss():
 
 def test_the_loss_is_that_of_the_policy_on_a_sample_made_by_hand(run):
     """Numbers go through `make_sample`: normalisation, latents, text, and what is padding."""
-    batch, frozen = run.batch, jax.tree.map(np.asarray, run.frozen)
+    batch, assets = run.batch, jax.tree.map(np.asarray, run.assets)
     assert batch["action_is_pad"].any() and len(set(batch["text_id"].tolist())) == 2
     steps = run.dataset.index.split("train").steps
     statistics = {
@@ -72,14 +72,14 @@ def test_the_loss_is_that_of_the_policy_on_a_sample_made_by_hand(run):
 
     def latent(images):
         patches = images.reshape(4, 4, 16, 4, 16, 3).swapaxes(2, 3).reshape(4, 4, 4, 768)
-        autoencoder = frozen.autoencoder
+        autoencoder = assets.autoencoder
         centered = patches / np.float32(127.5) - 1 - autoencoder.mean[...]
         return (centered @ autoencoder.basis[...] / autoencoder.scale[...]).astype(np.float32)
 
     sample = Sample(
         Context(
-            text=frozen.text[batch["text_id"]],
-            text_length=frozen.text_length[batch["text_id"]],
+            text=assets.text[batch["text_id"]],
+            text_length=assets.text_length[batch["text_id"]],
             references=latent(batch["images"][:, 0, 0])[:, None],
             proprio=normalized("proprio"),
         ),
@@ -91,26 +91,26 @@ def test_the_loss_is_that_of_the_policy_on_a_sample_made_by_hand(run):
     key = jax.random.fold_in(jax.random.key(run.config["seed"]), run.state.step)
     model = policy_builder(run.policy)(run.state.params)
     loss, parts = jax.jit(ImageWAM.training_loss)(model, sample, sample_draws(key, sample))
-    _, metrics = run.step(run.state, run.batch, run.frozen)
+    _, metrics = run.step(run.state, run.batch, run.assets)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["target_loss"], parts["target_loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics["action_loss"], parts["action_loss"], rtol=1e-5)
 
 
 def test_a_step_repeats_exactly_and_depends_on_its_number(run):
-    first, second = (run.step(run.state, run.batch, run.frozen) for _ in range(2))
+    first, second = (run.step(run.state, run.batch, run.assets) for _ in range(2))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
     step = jax.device_put(np.int32(run.state.step + 1), run.state.step.sharding)
     later = run.state._replace(step=step)
-    assert run.step(later, run.batch, run.frozen)[1]["loss"] != first[1]["loss"]
+    assert run.step(later, run.batch, run.assets)[1]["loss"] != first[1]["loss"]
 
 
 def test_validation_does_not_depend_on_the_step_but_on_the_batch_number(run):
     validate = jax.jit(run.trainer.validate)
-    params = whole_policy(run.state, average=True)
+    params = all_params(run.state, average=True)
     first, again, other = (
-        float(validate(params, run.batch, run.frozen, n)["loss"]) for n in (0, 0, 1)
+        float(validate(params, run.batch, run.assets, n)["loss"]) for n in (0, 0, 1)
     )
     assert first == again != other
 
@@ -119,7 +119,7 @@ def test_master_weights_stay_float32_when_computing_in_bfloat16(run):
     config = {**run.config, "train": {**run.config["train"], "compute_dtype": "bfloat16"}}
     trainer = make_trainer(config, run.policy, one_device())
     before = run.state
-    after, metrics = jax.jit(trainer.step)(before, run.batch, run.frozen)
+    after, metrics = jax.jit(trainer.step)(before, run.batch, run.assets)
     for name in ("params", "ema", "optimizer"):
         for leaf in jax.tree.leaves(getattr(after, name)):
             assert leaf.dtype == jnp.float32 or leaf.shape == (), name  # counters are integers
@@ -128,7 +128,7 @@ def test_master_weights_stay_float32_when_computing_in_bfloat16(run):
     assert any((leaf != leaf.astype(jnp.bfloat16)).any() for leaf in exact)
     assert all(value.dtype == jnp.float32 for value in metrics.values())
     # And the step computes in bfloat16 indeed: near the float32 loss, not equal to it.
-    expected = run.step(before, run.batch, run.frozen)[1]["loss"]
+    expected = run.step(before, run.batch, run.assets)[1]["loss"]
     assert metrics["loss"] != expected
     np.testing.assert_allclose(metrics["loss"], expected, rtol=0.05)
 
@@ -143,7 +143,7 @@ def test_moving_average():
 
 
 def test_a_step_updates_the_average_from_the_new_parameters(run):
-    state, step = run.step(run.state, run.batch, run.frozen)[0], int(run.state.step)
+    state, step = run.step(run.state, run.batch, run.assets)[0], int(run.state.step)
     decay = min(run.config["optimizer"]["ema_decay"], (1 + step) / (10 + step))
     for old, new, found in zip(
         *(jax.tree.leaves(as_numpy(t)) for t in (run.state.ema, state.params, state.ema)),
@@ -172,7 +172,7 @@ def test_the_rate_and_clipping_of_a_step(run):
 
     fresh = jax.tree.map(zeros, run.state.optimizer)
     state = run.state._replace(step=zeros(run.state.step), optimizer=fresh)
-    after, metrics = run.step(state, run.batch, run.frozen)
+    after, metrics = run.step(state, run.batch, run.assets)
     state, after = as_numpy((state, after))
     section = run.config["optimizer"]
     assert metrics["grad_norm"] > 1.1 * section["clip_norm"]
@@ -199,10 +199,10 @@ def test_a_batch_in_parts_is_the_same_batch(run):
 
     def step(parts):
         trainer = make_trainer(changed(config, "train", accumulate=parts), run.policy, one_device())
-        return jax.jit(trainer.step)(run.state, batch, run.frozen)
+        return jax.jit(trainer.step)(run.state, batch, run.assets)
 
     expected, found = step(1), step(2)
-    assert expected[1]["target_loss"] != run.step(run.state, batch, run.frozen)[1]["target_loss"]
+    assert expected[1]["target_loss"] != run.step(run.state, batch, run.assets)[1]["target_loss"]
     for key, value in expected[1].items():
         np.testing.assert_allclose(found[1][key], value, rtol=1e-5, err_msg=key)
 
@@ -211,12 +211,14 @@ def test_what_is_frozen_stays_and_has_no_moments(run):
     config = changed(run.config, "train", frozen=["backbone", "expert.head"])
     trainer = make_trainer(config, run.policy, one_device())
     state = jax.jit(trainer.init)(0, {})
-    assert state.params.keys() == {"expert", "proprio_in"} and "head" in state.fixed["expert"]
+    assert (
+        state.params.keys() == {"expert", "proprio_in"} and "head" in state.frozen_params["expert"]
+    )
     assert jax.tree.structure(state.ema) == jax.tree.structure(state.params)
     moments = state.optimizer[1][0].mu
     assert jax.tree.structure(moments) == jax.tree.structure(state.params)
-    after, metrics = jax.jit(trainer.step)(state, run.batch, run.frozen)
-    for old, new in zip(*(jax.tree.leaves(s.fixed) for s in (state, after)), strict=True):
+    after, metrics = jax.jit(trainer.step)(state, run.batch, run.assets)
+    for old, new in zip(*(jax.tree.leaves(s.frozen_params) for s in (state, after)), strict=True):
         np.testing.assert_array_equal(old, new)
     assert metrics["grad_norm_backbone"] == 0 < metrics["grad_norm_expert"]
     assert metrics["grad_norm"] >= metrics["grad_norm_expert"] and np.isfinite(metrics["loss"])
@@ -225,9 +227,9 @@ def test_what_is_frozen_stays_and_has_no_moments(run):
 def test_an_average_is_kept_only_where_one_is_wanted(run):
     config = changed(run.config, "optimizer", ema_decay=0.0)
     trainer = make_trainer(config, run.policy, one_device())
-    state, _ = jax.jit(trainer.step)(jax.jit(trainer.init)(0, {}), run.batch, run.frozen)
+    state, _ = jax.jit(trainer.step)(jax.jit(trainer.init)(0, {}), run.batch, run.assets)
     assert state.ema is None and trainer.shardings.ema is None
     for one, other in zip(
-        *(jax.tree.leaves(whole_policy(state, average=a)) for a in (True, False)), strict=True
+        *(jax.tree.leaves(all_params(state, average=a)) for a in (True, False)), strict=True
     ):
         np.testing.assert_array_equal(one, other)

@@ -47,11 +47,11 @@ def write_shards(tensors: Mapping[str, np.ndarray], folder: Path, shards: int = 
 def converted(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """`about` and all trees of a checkpoint, as NumPy arrays in the dtypes that were saved."""
     checkpoints, step = open_checkpoint(folder)
-    about = checkpoints.restore_json(step, "about")
+    metadata = checkpoints.restore_json(step, "metadata")
     abstract = {name: checkpoints.abstract(step, name) for name in checkpoints.trees(step)}
     trees = checkpoints.restore(step, abstract)
     checkpoints.close()
-    return about, jax.tree.map(np.asarray, trees)
+    return metadata, jax.tree.map(np.asarray, trees)
 
 
 def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -43,9 +43,9 @@ CASES = [
 ]
 
 
-def part_of(about, trees):
+def part_of(metadata, trees):
     """The one part of a checkpoint: its name, sizes and tree."""
-    ((name, sizes),) = parts_of(about, set(trees), "checkpoint").items()
+    ((name, sizes),) = parts_of(metadata, set(trees), "checkpoint").items()
     tree = trees[PARTS[name].tree]
     return name, sizes, tree[PARTS[name].path] if PARTS[name].path else tree
 
@@ -97,22 +97,22 @@ def test_several_sources_become_one_checkpoint(tmp_path, capsys):
     (text / "tokenizer.json").write_text('{"a": "é"}')
     convert([source, golden("flux2_autoencoder") / "weights.safetensors"], tmp_path / "out")
     said = capsys.readouterr().out
-    about, trees = converted(tmp_path / "out")
+    metadata, trees = converted(tmp_path / "out")
     assert set(trees) == {"params", "autoencoder"}
-    sources = about["provenance"]["sources"]
+    sources = metadata["provenance"]["sources"]
     assert [s["bytes"] for s in sources[:3]] == [
         p.stat().st_size for p in sorted(source.glob("*.safetensors"))
     ]
     assert len(sources) == 4 and all(len(s["sha256"]) == 64 for s in sources)
-    assert about["provenance"]["carried"] == {COUNTER: 17}
+    assert metadata["provenance"]["carried"] == {COUNTER: 17}
     assert "FLUX.2 transformer, original layout, 45 tensors" in said
     assert "backbone: in_channels 16, text_dim 48, dim 72, heads 3" in said
     assert "589,584 numbers in float32" in said
 
     convert([text], tmp_path / "text_out")
-    about, trees = converted(tmp_path / "text_out")
+    metadata, trees = converted(tmp_path / "text_out")
     assert set(trees) == {"text_encoder"}
-    assert about["config"]["text"]["sizes"]["rope_theta"] == 1e6
+    assert metadata["config"]["text"]["sizes"]["rope_theta"] == 1e6
     assert tokenizer(tmp_path / "text_out") == {"tokenizer.json": '{"a": "é"}'}
 
     # Where a pipeline of diffusers has it.
@@ -135,7 +135,7 @@ def test_dtypes(tmp_path):
     name = "img_in.weight"
     exact = load_file(source)[name]
     convert([source], tmp_path / "bf16", dtype="bfloat16")
-    about, trees = converted(tmp_path / "bf16")
+    metadata, trees = converted(tmp_path / "bf16")
     kernel = trees["params"]["backbone"]["image_in"]["kernel"]
     assert kernel.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(kernel, exact.T.astype(ml_dtypes.bfloat16))
@@ -148,7 +148,7 @@ def test_dtypes(tmp_path):
         np.testing.assert_array_equal(
             kernel.astype(np.float32), exact.T.astype(ml_dtypes.bfloat16).astype(np.float32)
         )
-    assert about["provenance"]["dtype"] == "bfloat16"
+    assert metadata["provenance"]["dtype"] == "bfloat16"
 
 
 KINDS = ("checkpoint_unmerged", "checkpoint_merged", "checkpoint_trainable_only")
@@ -212,7 +212,7 @@ def test_alpha_that_is_not_the_rank(tmp_path):
 def test_first_weights_of_an_expert(recipe, tmp_path):
     source = copy_case(golden("action_init"), tmp_path / "source", "flux2_weights.safetensors")
     convert([source], tmp_path / "out", expert=recipe, given={"expert_dim": 32})
-    about, trees = converted(tmp_path / "out")
+    metadata, trees = converted(tmp_path / "out")
     assert set(trees["params"]) == {"backbone", "expert"}
     assert set(trees["params"]["expert"]) == {
         "time_in",
@@ -221,15 +221,15 @@ def test_first_weights_of_an_expert(recipe, tmp_path):
         "double_layers",
         "single_layers",
     }
-    sizes = PARTS["backbone"].config(about["config"])
-    expert = PARTS["expert"].config(about["config"])
+    sizes = PARTS["backbone"].config(metadata["config"])
+    expert = PARTS["expert"].config(metadata["config"])
     rules = [r for r in action_expert_rules(expert, sizes) if not r.name.startswith(FRESH)]
     found = to_foreign(rules, trees["params"]["expert"])
     expected = load_file(golden("action_init") / "action_init_narrow.safetensors")
     assert found.keys() == expected.keys()
     same = [np.allclose(found[k], v, atol=5e-5, rtol=0) for k, v in expected.items()]
     assert all(same) if recipe == "official" else not all(same)
-    assert about["provenance"]["expert"] == recipe
+    assert metadata["provenance"]["expert"] == recipe
 
 
 def test_settings_and_statistics_beside_an_official_checkpoint(tmp_path):
@@ -256,20 +256,20 @@ def test_settings_and_statistics_beside_an_official_checkpoint(tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump(official))
     shutil.copyfile(golden("normalization") / "stats_single.json", run / "dataset_stats.json")
     convert([weights], tmp_path / "out", given={"horizon": 6})
-    about, trees = converted(tmp_path / "out")
-    model = about["config"]["model"]
+    metadata, trees = converted(tmp_path / "out")
+    model = metadata["config"]["model"]
     assert (model["target_loss_weight"], model["action_loss_weight"]) == (0.25, 2.0)
     assert model["target_flow"] == {"train_shift": 3.0, "sample_shift": 4.0}
     assert model["action_flow"] == {"train_shift": 2.0, "sample_shift": 1.5}
     assert model["expert"]["max_horizon"] == 32 and model["horizon"] == 6
     assert model["coordinate_dtype"] == "float32"  # of the parameters of this one
-    assert about["config"]["data"]["normalization"] == "z-score"
-    assert about["config"]["text"]["template"].startswith("A video recorded from a robot")
-    assert about["official"]["config"]["model"] == official["model"]
+    assert metadata["config"]["data"]["normalization"] == "z-score"
+    assert metadata["config"]["text"]["template"].startswith("A video recorded from a robot")
+    assert metadata["official"]["config"]["model"] == official["model"]
     stats = json.loads((run / "dataset_stats.json").read_text())
-    assert about["official"]["statistics"] == stats
+    assert metadata["official"]["statistics"] == stats
     mean = np.array(stats["action"]["default"]["global_mean"])
-    np.testing.assert_allclose(about["statistics"]["official"]["action"]["mean"], mean)
+    np.testing.assert_allclose(metadata["statistics"]["official"]["action"]["mean"], mean)
     np.testing.assert_allclose(trees["normalizers"]["actions"]["center"][0], mean, rtol=1e-6)
     std = np.array(stats["state"]["default"]["global_std"])
     np.testing.assert_allclose(
@@ -304,9 +304,9 @@ def test_a_config_of_the_users_must_speak_of_these_weights(tmp_path):
     config["data"] |= {"dataset": "mine", "normalization": "q01/q99"}
     config["model"]["remat"] = "none"
     convert([source], tmp_path / "mine", config=config)
-    about = converted(tmp_path / "mine")[0]
-    assert about["config"]["data"]["dataset"] == "mine"
-    assert about["config"]["model"]["remat"] == "none"
+    metadata = converted(tmp_path / "mine")[0]
+    assert metadata["config"]["data"]["dataset"] == "mine"
+    assert metadata["config"]["model"]["remat"] == "none"
     config["model"]["expert"]["action_dim"] = 9
     with pytest.raises(ConversionError, match=r"model.expert.action_dim=9, .* one with 7"):
         convert([source], tmp_path / "other", config=config)
@@ -356,8 +356,8 @@ def test_a_config_file_on_the_command_line(tmp_path, capsys):
 def in_diffusers_layout(source: Path, folder: Path) -> Path:
     """A transformer as diffusers would have it."""
     convert([source], folder / "checkpoint")
-    about, trees = converted(folder / "checkpoint")
-    sizes = PARTS["backbone"].config(about["config"])
+    metadata, trees = converted(folder / "checkpoint")
+    sizes = PARTS["backbone"].config(metadata["config"])
     tensors = to_foreign(flux2_diffusers_rules(sizes), trees["params"]["backbone"])
     write_shards(tensors, folder / "transformer")
     (folder / "transformer" / "config.json").write_text(json.dumps(flux2_diffusers_json(sizes)))

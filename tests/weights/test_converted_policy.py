@@ -78,10 +78,10 @@ def test_actions_are_those_of_the_official_weights_in_real_units(policy, case, p
     )
 
     @jax.jit
-    def act(params, frozen):
+    def act(params, assets):
         images = image_spec(policy.config["data"])
-        latents = encode_images(frozen, images, observations.images[:, :, None])
-        context = make_context(frozen, latents[:, 0], observations.text_id, observations.state, 0)
+        latents = encode_images(assets, images, observations.images[:, :, None])
+        context = make_context(assets, latents[:, 0], observations.text_id, observations.state, 0)
         model = policy_builder(config)(params)
         return model.act(model.prefill(context), noise, model.action_schedule(10))[0]
 

@@ -49,8 +49,8 @@ def randomised(model):
 
 def our_model(folder):
     """The one part of a converted checkpoint, as a module."""
-    about, trees = converted(folder)
-    ((name, config),) = parts_of(about, set(trees), str(folder)).items()
+    metadata, trees = converted(folder)
+    ((name, config),) = parts_of(metadata, set(trees), str(folder)).items()
     part = PARTS[name]
     graph, state = nnx.split(jax.eval_shape(lambda: part.module(config)))
     nnx.replace_by_pure_dict(state, trees[part.tree][part.path] if part.path else trees[part.tree])

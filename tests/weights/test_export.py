@@ -237,12 +237,12 @@ def test_what_stood_beside_it_comes_back_with_what_was_given(tmp_path):
     written = yaml.safe_load((tmp_path / "out" / "train_config.yaml").read_text())
     assert {**config, **given}.items() <= written.items()
     convert([tmp_path / "out" / "model.pt"], tmp_path / "again")
-    (again, trees), (about, expected) = (
+    (again, trees), (metadata, expected) = (
         converted(tmp_path / "again"),
         converted(tmp_path / "checkpoint"),
     )
-    assert again["config"] == about["config"]
-    assert again["statistics"] == about["statistics"]
+    assert again["config"] == metadata["config"]
+    assert again["statistics"] == metadata["statistics"]
     assert_same(trees, expected)
 
 
@@ -255,17 +255,17 @@ def test_a_training_run_in_the_official_layout_and_back(weights, tmp_path, capsy
     assert "has no place for it: autoencoder" in capsys.readouterr().out
     assert torch_tensors(tmp_path / "out" / "model.pt")["step"] == 40
     convert([tmp_path / "out" / "model.pt"], tmp_path / "again")
-    (again, trees), (about, expected) = converted(tmp_path / "again"), converted(run)
+    (again, trees), (metadata, expected) = converted(tmp_path / "again"), converted(run)
     assert_same(trees["params"], expected[weights or "ema"])
     assert_same(trees["normalizers"], expected["normalizers"])
-    for name, value in about["config"]["model"].items():
+    for name, value in metadata["config"]["model"].items():
         if name not in ("attention", "remat", "unroll"):
             assert again["config"]["model"][name] == value, name
-    assert again["config"]["data"]["normalization"] == about["config"]["data"]["normalization"]
+    assert again["config"]["data"]["normalization"] == metadata["config"]["data"]["normalization"]
     stats = json.loads((tmp_path / "out" / "dataset_stats.json").read_text())
-    assert stats["num_transition"] == about["statistics"]["metaworld_faucet"]["source"]["frames"]
+    assert stats["num_transition"] == metadata["statistics"]["metaworld_faucet"]["source"]["frames"]
     action = stats["action"]["default"]
-    assert action["global_q01"] == about["statistics"]["metaworld_faucet"]["action"]["q01"]
+    assert action["global_q01"] == metadata["statistics"]["metaworld_faucet"]["action"]["q01"]
     assert action["stepwise_q01"] == [action["global_q01"]] * 4
 
 
@@ -276,8 +276,8 @@ def test_positions_in_another_dtype_than_the_weights(tmp_path, capsys):
     export(tmp_path / "checkpoint", "official", tmp_path / "out", dtype="bfloat16")
     assert "run the official code with mixed_precision 'no'" in capsys.readouterr().out
     convert([tmp_path / "out" / "model.pt"], tmp_path / "again")
-    about, trees = converted(tmp_path / "again")
-    assert about["config"]["model"]["coordinate_dtype"] == "float32"
+    metadata, trees = converted(tmp_path / "again")
+    assert metadata["config"]["model"]["coordinate_dtype"] == "float32"
     assert trees["params"]["proprio_in"]["bias"].dtype == ml_dtypes.bfloat16
 
 
@@ -306,10 +306,10 @@ def test_first_weights_of_an_expert_are_named_as_left_out(format, tmp_path, caps
 
 def with_changed(checkpoint, to, change):
     """A checkpoint whose trees, or what it says of itself, are not what was converted."""
-    about, trees = converted(checkpoint)
-    change(about, trees)
+    metadata, trees = converted(checkpoint)
+    change(metadata, trees)
     checkpoints = Checkpoints(to)
-    checkpoints.save(3, trees, about)
+    checkpoints.save(3, trees, metadata)
     checkpoints.close()
     return to
 
@@ -321,7 +321,7 @@ def test_numbers_that_are_none(format, tmp_path):
         pytest.importorskip("torch")
     convert([golden("imagewam_flux2") / "model.safetensors"], tmp_path / "converted")
 
-    def spoil(about, trees):
+    def spoil(metadata, trees):
         k = trees["params"]["backbone"]["double_layers"]["image"]["k"]
         k["kernel"] = k["kernel"].copy()
         k["kernel"][1, 3, 2, 5] = np.nan
@@ -338,8 +338,8 @@ def test_settings_that_are_not_of_these_weights(tmp_path, monkeypatch):
     """Noticed before the tensors are written, which can take an hour."""
     convert([golden("imagewam_flux2") / "model.safetensors"], tmp_path / "converted")
 
-    def contradict(about, trees):
-        about["official"]["config"]["flux2_params"]["depth"] = 7
+    def contradict(metadata, trees):
+        metadata["official"]["config"]["flux2_params"]["depth"] = 7
 
     checkpoint = with_changed(tmp_path / "converted", tmp_path / "checkpoint", contradict)
     shutil.rmtree(tmp_path / "converted")
@@ -401,8 +401,8 @@ def test_a_checkpoint_of_another_model_than_it_says(tmp_path):
     """Its arrays are compared with its config before anything is written."""
     convert([golden("flux2_autoencoder") / "weights.safetensors"], tmp_path / "converted")
 
-    def widen(about, trees):
-        about["config"]["autoencoder"]["width"] = 64
+    def widen(metadata, trees):
+        metadata["config"]["autoencoder"]["width"] = 64
 
     checkpoint = with_changed(tmp_path / "converted", tmp_path / "checkpoint", widen)
     with pytest.raises(CheckpointError, match=r"arrays are not those that the config speaks of"):

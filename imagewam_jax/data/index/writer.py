@@ -19,7 +19,7 @@ from imagewam_jax.data.index.shard_columns import Arrays
 from imagewam_jax.data.index.shard_parts import part_file, read_header, read_part
 from imagewam_jax.data.index.tfds_folder import Features, TfdsFolder, column_kind
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import write_file_sums
+from imagewam_jax.files import write_file_checksums
 
 # Wide rows are looked up among this many earlier ones; beyond it they are stored as they come.
 _MAX_CODED_ROWS = 2**22
@@ -72,7 +72,7 @@ def write_index(folder: TfdsFolder, parts_dir: Path, target: Path) -> None:
         }
     meta["checksum"] = index_format.meta_checksum(meta)
     (target / index_format.META_FILE).write_text(json.dumps(meta, indent=1))
-    write_file_sums(target)
+    write_file_checksums(target)
 
 
 def _check_record_counts(folder: TfdsFolder, headers: dict) -> None:

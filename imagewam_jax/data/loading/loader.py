@@ -114,7 +114,7 @@ class Source(NamedTuple):
     shapes; `share` is its part of all samples."""
 
     reader: SampleReader
-    anchors: Int64[np.ndarray, " anchors"]
+    start_frames: Int64[np.ndarray, " anchors"]
     share: float
     identity: dict[str, Any]
 
@@ -149,13 +149,13 @@ class TrainIterator:
         if not len(rows) or rows.min() < 0 or rows.max() >= global_batch:
             raise DataError(f"rows {rows.tolist()} of a global batch of {global_batch}")
         for source in sources:
-            if not len(source.anchors):
+            if not len(source.start_frames):
                 raise DataError(f"{source.reader.dataset.name}: no anchors to iterate over")
         sample = sources[0].reader.sample
         # As many as there can be batches on their way.
         buffers = ImageBuffers(images_shape(len(rows), sample), keep=num_threads + prefetch + 2)
         self._reader = _MixedReader(sources, buffers)
-        self.bad_frames = BadFrames(bad_share, sum(len(s.anchors) for s in sources))
+        self.bad_frames = BadFrames(bad_share, sum(len(s.start_frames) for s in sources))
         order = _order(sources, seed)
         self._fingerprint = _fingerprint(sources, order, global_batch, seed)
 
@@ -224,12 +224,12 @@ class _MixedReader:
         for number, (source, start) in enumerate(zip(self._sources, self._starts, strict=False)):
             rows = np.flatnonzero(source_of_row == number)
             places = positions[rows] - start
-            for _ in range(len(source.anchors)):
-                bad = source.reader.fill(batch, rows, source.anchors[places], seeds[rows])
+            for _ in range(len(source.start_frames)):
+                bad = source.reader.fill(batch, rows, source.start_frames[places], seeds[rows])
                 for image in bad:
                     bad_frames.count(image.error)
                 again = np.isin(rows, [image.row for image in bad])
-                rows, places = rows[again], (places[again] + 1) % len(source.anchors)
+                rows, places = rows[again], (places[again] + 1) % len(source.start_frames)
                 if not len(rows):
                     break
             else:
@@ -239,7 +239,7 @@ class _MixedReader:
 
 def _starts(sources: Sequence[Source]) -> Int64[np.ndarray, " sources+1"]:
     """The position of each source's first anchor, and one behind all."""
-    return np.concatenate([[0], np.cumsum([len(s.anchors) for s in sources])])
+    return np.concatenate([[0], np.cumsum([len(s.start_frames) for s in sources])])
 
 
 def _order(sources: Sequence[Source], seed: int) -> grain.MapDataset:
@@ -247,7 +247,7 @@ def _order(sources: Sequence[Source], seed: int) -> grain.MapDataset:
     starts = _starts(sources).tolist()
     shuffled = [
         # One seed for all would shuffle two datasets of one size the same way.
-        grain.MapDataset.range(start, start + len(source.anchors))
+        grain.MapDataset.range(start, start + len(source.start_frames))
         .seed(seed + number)
         .shuffle()
         .repeat(None)
@@ -262,14 +262,14 @@ def _fingerprint(
     sources: Sequence[Source], order: grain.MapDataset, global_batch: int, seed: int
 ) -> dict:
     """What decides which samples the stream holds and in which order; no path, no host count."""
-    total = sum(len(source.anchors) for source in sources)
+    total = sum(len(source.start_frames) for source in sources)
     first = np.array([order[n] for n in range(min(_ORDER_PROBE, total))], np.int64)
     return {
         "datasets": [
             {
                 **source.identity,
                 "share": source.share,
-                "anchors": f"{len(source.anchors)}:{_checksum(source.anchors)}",
+                "anchors": f"{len(source.start_frames)}:{_checksum(source.start_frames)}",
             }
             for source in sources
         ],
@@ -285,11 +285,11 @@ def _checksum(numbers: Int[np.ndarray, " n"]) -> str:
 
 
 def evaluation_batches(
-    reader: SampleReader, anchors: Int64[np.ndarray, " anchors"], batch_size: int
+    reader: SampleReader, start_frames: Int64[np.ndarray, " anchors"], batch_size: int
 ) -> Iterator[Batch]:
     """Each anchor once, in order; the last batch may be smaller. `index` counts the anchors."""
-    for start in range(0, len(anchors), batch_size):
-        chosen = anchors[start : start + batch_size]
+    for start in range(0, len(start_frames), batch_size):
+        chosen = start_frames[start : start + batch_size]
         index = np.arange(start, start + len(chosen))
         seeds = augmentation_seeds(0, index)
         yield reader.read(chosen, seeds) | {"index": index, "aug_seed": seeds}

@@ -87,7 +87,7 @@ class SampleReader:
 
     def read(
         self,
-        anchors: Int64[np.ndarray, " b"],
+        start_frames: Int64[np.ndarray, " b"],
         seeds: UInt32[np.ndarray, " b"] | None = None,
     ) -> Batch:
         """The batch of the given anchors (steps of the standard form): see `empty_batch`.
@@ -95,8 +95,8 @@ class SampleReader:
         `seeds` choose among instructions that say the same; without, it is the first. Raises
         BadFrameError for the first image that cannot be read.
         """
-        batch = empty_batch(len(anchors), self.sample)
-        if bad := self.fill(batch, np.arange(len(anchors)), anchors, seeds):
+        batch = empty_batch(len(start_frames), self.sample)
+        if bad := self.fill(batch, np.arange(len(start_frames)), start_frames, seeds):
             raise bad[0].error
         return batch
 
@@ -104,28 +104,30 @@ class SampleReader:
         self,
         batch: Batch,
         rows: Int[np.ndarray, " n"],
-        anchors: Int64[np.ndarray, " n"],
+        start_frames: Int64[np.ndarray, " n"],
         seeds: UInt32[np.ndarray, " n"] | None = None,
     ) -> list[BadImage]:
         """Reads samples into some rows of a batch, whatever its images hold. Returns the images
         that could not be read, which are grey."""
-        episode = self.split.frame_episode[anchors]
+        episode = self.split.frame_episode[start_frames]
         first = self.split.episode_start[episode]
         last = first + self.standard.episode_steps[episode] - 1
-        target = anchors + self.sample.horizon * self.sample.stride
+        target = start_frames + self.sample.horizon * self.sample.stride
         batch["target_is_pad"][rows] = target > last
-        batch["text_id"][rows] = self._texts(anchors, seeds)
+        batch["text_id"][rows] = self._texts(start_frames, seeds)
         batch["episode"][rows] = episode
-        batch["step"][rows] = self.standard.frames[anchors] - first
+        batch["step"][rows] = self.standard.frames[start_frames] - first
         for key, number in self._ids.items():
             batch[key][rows] = number
-        self._fill_actions(batch, rows, anchors, last)
+        self._fill_actions(batch, rows, start_frames, last)
         width = len(self.dataset.state.dims)
-        batch["proprio"][rows, :width] = self.standard.states[anchors]
+        batch["proprio"][rows, :width] = self.standard.states[start_frames]
         batch["proprio_mask"][rows] = np.arange(self.sample.state_dim) < width
         batch["camera_mask"][rows] = [camera is not None for camera in self._cameras]
         frames = self.standard.frames
-        return self._fill_images(batch, rows, frames[anchors], frames[np.minimum(target, last)])
+        return self._fill_images(
+            batch, rows, frames[start_frames], frames[np.minimum(target, last)]
+        )
 
     def identity(self) -> dict[str, Any]:
         """What decides the samples besides the indexed bytes and the registry row."""
@@ -135,9 +137,9 @@ class SampleReader:
         self._files.close()
 
     def _texts(
-        self, anchors: Int64[np.ndarray, " n"], seeds: UInt32[np.ndarray, " n"] | None
+        self, start_frames: Int64[np.ndarray, " n"], seeds: UInt32[np.ndarray, " n"] | None
     ) -> Int32[np.ndarray, " n"]:
-        ids = self.standard.text_ids[anchors]
+        ids = self.standard.text_ids[start_frames]
         count = np.maximum((ids >= 0).sum(1), 1)
         chosen = np.zeros(len(ids), np.int64) if seeds is None else seeds % count
         ids = ids[np.arange(len(ids)), chosen]
@@ -148,11 +150,11 @@ class SampleReader:
         self,
         batch: Batch,
         rows: Int[np.ndarray, " n"],
-        anchors: Int64[np.ndarray, " n"],
+        start_frames: Int64[np.ndarray, " n"],
         last: Int64[np.ndarray, " n"],
     ) -> None:
         sample, width = self.sample, len(self._relative)
-        frames_nh = anchors[:, None] + sample.stride * np.arange(sample.horizon)
+        frames_nh = start_frames[:, None] + sample.stride * np.arange(sample.horizon)
         is_pad_nh = frames_nh > last[:, None]
         actions_nha = self.standard.actions[np.minimum(frames_nh, last[:, None])]
         actions_nha[is_pad_nh[..., None] & self._relative] = 0.0  # stand still

@@ -28,7 +28,7 @@ class Part(NamedTuple):
         return start, max(start, stop)
 
 
-def frame_anchors(
+def find_start_frames(
     split: SplitIndex,
     standard: Standard,
     *,

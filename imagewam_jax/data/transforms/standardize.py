@@ -28,7 +28,7 @@ from imagewam_jax.data.transforms import (
     spec_identity,
 )
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import check_open_files, partial_path, write_file_sums
+from imagewam_jax.files import check_open_files, partial_path, write_file_checksums
 
 
 def text_of_codes(codes: Int32[np.ndarray, "n width"]) -> np.ndarray:
@@ -92,7 +92,7 @@ def standardize(
         try:
             partial.mkdir(parents=True)
             _write(index, spec, partial, progress)
-            write_file_sums(partial)
+            write_file_checksums(partial)
             # Of two processes that made it the second finds that of the first, which is the same.
             with contextlib.suppress(OSError):
                 os.rename(partial, target)

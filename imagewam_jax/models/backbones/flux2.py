@@ -15,7 +15,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.attention import KV
-from imagewam_jax.models.blocks import ParallelBlock, SequentialBlock, Streams, attend_streams
+from imagewam_jax.models.blocks import (
+    AttentionLayout,
+    ParallelBlock,
+    SequentialBlock,
+    attend_streams,
+)
 from imagewam_jax.models.layers import (
     Linear,
     Modulation,
@@ -92,17 +97,17 @@ class DoubleLayer(nnx.Module):
         self.text = SequentialBlock(*sizes, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b s d"], condition, streams: Streams
+        self, x: Float[Array, "b s d"], condition, layout: AttentionLayout
     ) -> tuple[Float[Array, "b s d"], KV]:
         """The tokens after this layer, and the keys and values that the context leaves."""
         on_image, on_text = condition
-        n_image = x.shape[1] - streams.n_text
+        n_image = x.shape[1] - layout.n_text
         image, text = x[:, :n_image], x[:, n_image:]
         qkv = zip(
             self.image.project(image, on_image), self.text.project(text, on_text), strict=True
         )
         q, k, v = (jnp.concatenate(pair, axis=1) for pair in qkv)
-        attended, context = attend_streams(q, k, v, streams)
+        attended, context = attend_streams(q, k, v, layout)
         image = self.image.finish(image, attended[:, :n_image], on_image)
         text = self.text.finish(text, attended[:, n_image:], on_text)
         return jnp.concatenate([image, text], axis=1), context
@@ -116,10 +121,10 @@ class SingleLayer(nnx.Module):
         self.block = ParallelBlock(*sizes, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b s d"], condition, streams: Streams
+        self, x: Float[Array, "b s d"], condition, layout: AttentionLayout
     ) -> tuple[Float[Array, "b s d"], KV]:
         """As `DoubleLayer`."""
-        attended, context = attend_streams(*self.block.project(x, condition), streams)
+        attended, context = attend_streams(*self.block.project(x, condition), layout)
         return self.block.finish(x, attended, condition), context
 
 

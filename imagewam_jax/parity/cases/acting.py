@@ -42,12 +42,12 @@ _act = run_once(ImageWAM.act)
 @run_once
 def _last_state(policy: ImageWAM, context: Context) -> Float[Array, "b s d"]:
     """The tokens [reference | text] after the last layer of `ImageWAM.prefill`."""
-    text, streams = policy.streams(context, None)
+    text, layout = policy.layout(context, None)
     backbone = policy.backbone
     condition = backbone.condition(jnp.zeros(len(text), policy.config.coordinate_dtype))
     x = backbone.embed([as_tokens(context.references)], text)
     for layers, on in zip(backbone.groups, backbone.group_conditions(condition), strict=True):
-        x, _ = jax.lax.scan(lambda x, layer, on=on: (layer(x, on, streams)[0], None), x, layers)
+        x, _ = jax.lax.scan(lambda x, layer, on=on: (layer(x, on, layout)[0], None), x, layers)
     return x
 
 

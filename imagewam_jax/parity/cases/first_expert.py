@@ -29,7 +29,7 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     expert, backbone = loaded.config("expert"), loaded.config("backbone")
     rules = [r for r in action_expert_rules(expert, backbone) if not r.name.startswith(FRESH)]
     ours = foreign_view(rules, loaded.tree("expert"), str(loaded.path))
-    scaled = find(loaded.about, "provenance.given.expert_scale") is not False
+    scaled = find(loaded.metadata, "provenance.given.expert_scale") is not False
     for file, tensors in _files(folder).items():
         target = file.removesuffix(".safetensors").removeprefix(PREFIX)
         settings = find(folder.config, f"targets.{target}") or {}

@@ -31,7 +31,7 @@ def _joint_states(policy: ImageWAM, context: Context, target, target_time, actio
     """As `ImageWAM.velocities`, with what it goes through: the rotation, the embedded times, the
     tokens of backbone and expert before the layers, and after each, stacked."""
     backbone, expert = policy.backbone, policy.expert
-    text, streams = policy.streams(context, target.shape[1:3])
+    text, layout = policy.layout(context, target.shape[1:3])
     x = backbone.embed([as_tokens(target), as_tokens(context.references)], text)
     a = expert.action_in(actions)
     rope = backbone.action_rope(actions.shape[1], jnp.dtype(policy.config.coordinate_dtype))
@@ -47,21 +47,21 @@ def _joint_states(policy: ImageWAM, context: Context, target, target_time, actio
 
         def step(tokens, layer, on=on, a_on=a_on):
             (x, a), (backbone_layer, expert_layer) = tokens, layer
-            x, context_kv = backbone_layer(x, on, streams)
+            x, context_kv = backbone_layer(x, on, layout)
             a = action_layer(
                 expert_layer,
                 a,
                 a_on,
                 context_kv,
                 rope=rope,
-                context_length_b=streams.context_length_b,
+                context_length_b=layout.context_length_b,
                 attend=attend_xla,
             )
             return (x, a), (x, a)
 
         (x, a), states = jax.lax.scan(step, (x, a), (layers, a_layers))
         after.append(states)
-    return streams.rope, vectors, before, after
+    return layout.rope, vectors, before, after
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:

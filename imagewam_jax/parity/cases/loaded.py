@@ -36,10 +36,10 @@ class Loaded:
         self.dtype = dtype
         self._checkpoints, self._step = open_checkpoint(path)
         self.path = self._checkpoints.directory / str(self._step)
-        self.about = self._checkpoints.restore_json(self._step, "about")
+        self.metadata = self._checkpoints.restore_json(self._step, "metadata")
         trees = self._checkpoints.trees(self._step)
         self._params = self._checkpoints.weights(self._step, weights)
-        self.configs = parts_of(self.about, trees, str(self.path))
+        self.configs = parts_of(self.metadata, trees, str(self.path))
         self._modules: dict[str, nnx.Module] = {}
         self._trees: dict[str, dict[str, Any]] = {}
         self._lora = NO_LORA
@@ -62,13 +62,13 @@ class Loaded:
         if part == "backbone" and "policy" in self.configs:
             return self.configs["policy"].backbone
         if part == "expert" and self.first_expert is not None:
-            return PARTS["expert"].config(self.about["config"])
+            return PARTS["expert"].config(self.metadata["config"])
         return self.configs.get(part)
 
     @property
     def first_expert(self) -> str | None:
         """The recipe of an action expert's first weights, where there are nothing but these."""
-        return self.about.get("provenance", {}).get("expert")
+        return self.metadata.get("provenance", {}).get("expert")
 
     @property
     def stored_dtype(self) -> str:

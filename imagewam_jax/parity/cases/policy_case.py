@@ -66,8 +66,8 @@ def official_text(
 
 @run_once
 def _context(policy: ImageWAM, context: Context):
-    text, streams = policy.streams(context, None)
-    return text, streams.context_length_b
+    text, layout = policy.layout(context, None)
+    return text, layout.context_length_b
 
 
 class TrainingCase(NamedTuple):

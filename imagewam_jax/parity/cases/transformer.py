@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.attention import attend_xla
 from imagewam_jax.models.backbones.flux2 import REFERENCE_TIME, TARGET_TIME, Flux2
-from imagewam_jax.models.blocks import Streams
+from imagewam_jax.models.blocks import AttentionLayout
 from imagewam_jax.models.layers import rope_tables
 from imagewam_jax.parity.cases import limits
 from imagewam_jax.parity.cases.base import (
@@ -47,7 +47,7 @@ def _forward(
     """Velocities of all image tokens."""
     x, condition = model.embed(images, text), model.condition(time_b)
     config, dtype = model.config, time_b.dtype
-    streams = Streams(
+    layout = AttentionLayout(
         n_target=x.shape[1],
         n_text=text.shape[1],
         context_length_b=None,
@@ -55,7 +55,7 @@ def _forward(
         attend=attend_xla,
     )
     for layers, on in zip(model.groups, model.group_conditions(condition), strict=True):
-        x, _ = jax.lax.scan(lambda x, layer, on=on: (layer(x, on, streams)[0], None), x, layers)
+        x, _ = jax.lax.scan(lambda x, layer, on=on: (layer(x, on, layout)[0], None), x, layers)
     return model.predict(x[:, : x.shape[1] - text.shape[1]], condition)
 
 

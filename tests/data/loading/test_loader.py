@@ -169,7 +169,7 @@ def test_resume_of_another_stream_names_what_changed(toy, source, make):
     for changed, names in (
         (make(seed=1), "order: .*, seed: 0 -> 1"),
         (make(global_batch=16), "global_batch: 8 -> 16"),
-        (make(source._replace(anchors=source.anchors[::2])), "'138:.* -> .*'69:"),
+        (make(source._replace(start_frames=source.start_frames[::2])), "'138:.* -> .*'69:"),
         (make(other_horizon), "sample: .*'horizon': 8"),
         (make(other_row), "datasets: .*'standard': "),
         (make(other_split), "'split': 'train'.* -> .*'split': 'val'"),
@@ -245,7 +245,7 @@ def test_more_bad_frames_than_are_allowed(damaged, make):
 
 def test_no_readable_sample_at_all(damaged, make):
     source = damaged(50, 51)
-    only = source._replace(anchors=np.array([50, 51]))
+    only = source._replace(start_frames=np.array([50, 51]))
     with pytest.raises(DataError, match="toy_arm: no anchor has readable images"):
         take(make(only, bad_share=1.0), 1)
 
@@ -258,7 +258,8 @@ def mixed(source, sizes, weights):
         for n in numbers
     ]
     return [
-        Source(readers[n], source.anchors[: sizes[n]], weights[n], {"number": n}) for n in numbers
+        Source(readers[n], source.start_frames[: sizes[n]], weights[n], {"number": n})
+        for n in numbers
     ]
 
 
@@ -311,18 +312,18 @@ def test_an_impossible_stream(make, options, complaint):
 
 def test_a_stream_of_nothing(source, make):
     with pytest.raises(DataError, match="toy_arm: no anchors"):
-        make(source._replace(anchors=np.array([], np.int64)))
+        make(source._replace(start_frames=np.array([], np.int64)))
 
 
 def test_evaluation_visits_each_anchor_once_in_order(toy):
     (dataset,) = toy_data(toy.dataset_dir, sample_every=5).datasets
-    reader, anchors = dataset.reader("val"), dataset.anchors("val")
-    batches = list(evaluation_batches(reader, anchors, 4))
+    reader, start_frames = dataset.reader("val"), dataset.start_frames("val")
+    batches = list(evaluation_batches(reader, start_frames, 4))
     assert [len(batch["index"]) for batch in batches] == [4, 4, 3]
     found = [frame for batch in batches for frame in frames(batch, reader.split)]
-    assert found == anchors.tolist()
+    assert found == start_frames.tolist()
     index = np.concatenate([batch["index"] for batch in batches])
-    np.testing.assert_array_equal(index, np.arange(len(anchors)))
+    np.testing.assert_array_equal(index, np.arange(len(start_frames)))
 
 
 def test_the_training_process_imports_neither_tensorflow_nor_torch(toy):

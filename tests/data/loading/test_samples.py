@@ -250,11 +250,11 @@ def test_the_rest_of_a_batch_with_a_bad_frame_is_whole(toy, toy_copy):
     flip_byte(train_shard(toy_copy, 0), int(column.offset[2]) + 50)
     reader = toy_reader(index, toy_copy, "train")
     batch = empty_batch(4, TOY_SAMPLE)
-    anchors = np.array([60, 2, 70, 80])
-    (bad,) = reader.fill(batch, np.arange(4), anchors)
+    start_frames = np.array([60, 2, 70, 80])
+    (bad,) = reader.fill(batch, np.arange(4), start_frames)
     assert bad[:3] == (1, 0, 0) and "differ from their checksum" in str(bad.error)
     assert (batch["images"][1, 0, 0] == UNREADABLE).all()
-    truth = toy_reader(open_index(toy.dataset_dir), toy.dataset_dir, "train").read(anchors)
+    truth = toy_reader(open_index(toy.dataset_dir), toy.dataset_dir, "train").read(start_frames)
     batch["images"][1, 0, 0] = truth["images"][1, 0, 0]
     for key, value in truth.items():
         np.testing.assert_array_equal(batch[key], value, err_msg=key)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from imagewam_jax.data.loading.start_frames import frame_anchors, parse_part
+from imagewam_jax.data.loading.start_frames import find_start_frames, parse_part
 from imagewam_jax.errors import DataError
 from tests.data.toy import toy_data
 
@@ -26,15 +26,15 @@ def standard(dataset):
 
 
 def test_every_step_or_every_nth_of_each_episode(toy, split, standard):
-    np.testing.assert_array_equal(frame_anchors(split, standard), np.arange(138))
+    np.testing.assert_array_equal(find_start_frames(split, standard), np.arange(138))
     expected, start = [], 0
     for episode in toy.truth["train"]:
         steps = len(episode["action"])
         expected += [start + t for t in range(0, steps, 8)]
         start += steps
-    np.testing.assert_array_equal(frame_anchors(split, standard, every=8), expected)
+    np.testing.assert_array_equal(find_start_frames(split, standard, every=8), expected)
     with pytest.raises(DataError, match="samples every 0 steps"):
-        frame_anchors(split, standard, every=0)
+        find_start_frames(split, standard, every=0)
 
 
 def test_steps_that_a_filter_left_out_and_steps_without_an_instruction(split, standard):
@@ -43,14 +43,14 @@ def test_steps_that_a_filter_left_out_and_steps_without_an_instruction(split, st
     text[[7, 40]] = -1
     changed = dataclasses.replace(standard, usable=usable, text_ids=text)
     used = [t for t in range(138) if t not in (3, 40, 137)]
-    np.testing.assert_array_equal(frame_anchors(split, changed, unlabelled="blank"), used)
+    np.testing.assert_array_equal(find_start_frames(split, changed, unlabelled="blank"), used)
     used.remove(7)
-    np.testing.assert_array_equal(frame_anchors(split, changed, unlabelled="drop"), used)
+    np.testing.assert_array_equal(find_start_frames(split, changed, unlabelled="drop"), used)
     where = split.describe_frame(7).split(" (")[0]
     with pytest.raises(DataError, match=rf"1 of 135 steps have no instruction, first in {where}"):
-        frame_anchors(split, changed, unlabelled="error")
+        find_start_frames(split, changed, unlabelled="error")
     with pytest.raises(DataError, match="unlabelled is 'keep', expected one of"):
-        frame_anchors(split, changed, unlabelled="keep")
+        find_start_frames(split, changed, unlabelled="keep")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_some_episodes_of_a_split(dataset, split, text, episodes):
     part = parse_part(text)
     assert (part.split, part.episodes(9)) == ("train", episodes)
     start, stop = (split.episode_start[episode] for episode in episodes)
-    np.testing.assert_array_equal(dataset.anchors(text), np.arange(start, stop))
+    np.testing.assert_array_equal(dataset.start_frames(text), np.arange(start, stop))
 
 
 @pytest.mark.parametrize("text", ["", "train[", "train[1:2", "train[-1:]", "train[a:b]", "a b"])

@@ -17,7 +17,7 @@ from imagewam_jax.data.registry import (
 )
 from imagewam_jax.data.registry.mixtures import MIXTURES
 from imagewam_jax.data.tools.listing import dataset_table
-from imagewam_jax.data.transforms import find_filter, find_transform
+from imagewam_jax.data.transforms import check_spec, find_filter, find_transform, spec_identity
 from imagewam_jax.errors import DataError
 from tests.data.public_layouts import LAYOUTS, features_of
 

@@ -175,11 +175,11 @@ def test_samples_of_it_with_that_row(imported, tmp_path):
     section = defaults().data.to_dict() | {"directory": str(results["v30"]["path"]), "rows": rows}
     section |= {"dataset": name, "cameras": ("primary", "wrist")}
     (dataset,) = open_data(section | {"index_directory": str(tmp_path)}, **sizes).datasets
-    reader, anchors = dataset.reader("train"), dataset.anchors("train")
-    assert len(anchors) == sum(LENGTHS)
-    batch = reader.read(anchors)
+    reader, start_frames = dataset.reader("train"), dataset.start_frames("train")
+    assert len(start_frames) == sum(LENGTHS)
+    batch = reader.read(start_frames)
     numbers = dataset.index.splits["train"].episodes["episode_metadata/episode_index"][:]
-    for row in range(len(anchors)):
+    for row in range(len(start_frames)):
         episode = written["v30"][int(numbers[batch["episode"][row]])]
         step, last = int(batch["step"][row]), episode.length - 1
         for k, camera in enumerate(("image", "wrist_image")):

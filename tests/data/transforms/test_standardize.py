@@ -263,8 +263,8 @@ def test_episodes_without_steps(tmp_path, lengths):
     }
     data = open_data(section, horizon=4, action_dim=2, state_dim=1)
     (source,) = data.sources("train")
-    assert len(source.anchors) == 5
-    batch = source.reader.read(source.anchors)
+    assert len(source.start_frames) == 5
+    batch = source.reader.read(source.start_frames)
     assert batch["step"].tolist() == [t for steps in lengths for t in range(steps)]
     assert batch["proprio"][:, 0].tolist() == [t for steps in lengths for t in range(steps)]
 

@@ -18,7 +18,7 @@ def idle_trainer(*arguments):
     """Its step takes and returns what a step does and computes nothing: a CPU that is the device
     too would do that in the thread that is measured."""
 
-    def step(state, batch, frozen):
+    def step(state, batch, assets):
         metrics = {f"metric_{n}": jnp.zeros(()) for n in range(METRICS)}
         return state._replace(step=state.step + 1), metrics
 

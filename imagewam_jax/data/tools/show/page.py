@@ -46,14 +46,14 @@ def write_data_page(
 
 
 def _mixture(sources: list[Source]) -> Section:
-    total = sum(len(source.anchors) for source in sources)
-    there = {s.reader.dataset.name: len(s.anchors) / total for s in sources}
+    total = sum(len(source.start_frames) for source in sources)
+    there = {s.reader.dataset.name: len(s.start_frames) / total for s in sources}
     drawn = {s.reader.dataset.name: s.share for s in sources}
     rows = [("dataset", "samples", "share of all", "share drawn")]
     rows += [
         (
             s.reader.dataset.name,
-            f"{len(s.anchors):,}",
+            f"{len(s.start_frames):,}",
             f"{there[s.reader.dataset.name]:.2%}",
             f"{s.share:.2%}",
         )
@@ -92,7 +92,7 @@ def _facts(dataset: Dataset, source: Source, part: str) -> Section:
         ("index", dataset.index.checksum),
         ("episodes", f"{last - first:,}"),
         ("steps", f"{steps.sum():,}"),
-        ("samples", f"{len(source.anchors):,}"),
+        ("samples", f"{len(source.start_frames):,}"),
         ("control rate", f"{spec.control_hz:g} Hz"),
         ("transform", ", ".join([spec.transform, *spec.filters, *spec.cuts])),
         ("instructions at", ", ".join(spec.language) or "none"),
@@ -145,7 +145,7 @@ def _sheets(dataset: Dataset, source: Source, part: str, episodes: int) -> Secti
 
 
 def _instructions(dataset: Dataset, source: Source) -> Section:
-    ids = source.reader.standard.text_ids[source.anchors]
+    ids = source.reader.standard.text_ids[source.start_frames]
     counts = collections.Counter(ids[ids != NO_TEXT].tolist())
     most = counts.most_common(SHOWN_INSTRUCTIONS)
     rows = [("instruction", "samples")]

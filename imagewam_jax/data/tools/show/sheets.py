@@ -28,12 +28,13 @@ def contact_sheet(reader: SampleReader, start: int, steps: int) -> Sheet:
     Above each other are the cameras, of each the current image and the target; a target behind the
     episode's end has an orange bar.
     """
-    anchors = start + np.unique(np.linspace(0, steps - 1, MOMENTS).astype(int))
-    batch = empty_batch(len(anchors), reader.sample)
-    bad = reader.fill(batch, np.arange(len(anchors)), anchors)
+    start_frames = start + np.unique(np.linspace(0, steps - 1, MOMENTS).astype(int))
+    batch = empty_batch(len(start_frames), reader.sample)
+    bad = reader.fill(batch, np.arange(len(start_frames)), start_frames)
     unreadable = {(image.row, image.camera, image.moment) for image in bad}
     columns = [
-        _column(batch, row, int(anchor) - start, unreadable) for row, anchor in enumerate(anchors)
+        _column(batch, row, int(anchor) - start, unreadable)
+        for row, anchor in enumerate(start_frames)
     ]
     height = max(column.shape[0] for column in columns)
     width = max(column.shape[1] for column in columns)
