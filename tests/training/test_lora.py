@@ -133,7 +133,7 @@ def test_a_policy_with_additions_starts_from_one_without(finished):
     config = tiny_config("")
     wider = dataclasses.replace(tiny_policy(), lora=LoRAConfig(RANK, ALPHA))
     assert initial_weights(trained_run(), wider).random == ("lora",)
-    trained = trained_paths(wider, config.train.assets)
+    trained = trained_paths(wider, config.train.frozen)
     assert trained == {
         path
         for path in flatten(initial_params(wider, 0))
