@@ -10,6 +10,7 @@ import pytest
 from tests.test_imports import DATA_ROOMS, ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "imagewam_jax"
 PAGES = [
     ROOT / "README.md",
     *(ROOT / "docs").rglob("*.md"),
@@ -17,11 +18,18 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     ROOT / "data" / "README.md",
 ]
+FILES = [
+    *PAGES,
+    *(
+        path
+        for folder in ("imagewam_jax", "configs", "data", "launch", "benchmarks", "tests")
+        for suffix in ("py", "sh", "sbatch")
+        for path in sorted((ROOT / folder).rglob(f"*.{suffix}"))
+    ),
+]
 # Names of files that the reader makes.
 THE_READERS = {"configs/mine.py"}
-NAMED_PATH = re.compile(
-    r"(?<![\w/.$}~-])((?:[\w-]+/)+(?:[\w-]+\.(?:py|sh|sbatch|md))?)(?![\w*<])"
-)
+NAMED_PATH = re.compile(r"(?<![\w/.$}~-])((?:[\w-]+/)+(?:[\w-]+\.(?:py|sh|sbatch|md))?)(?![\w*<])")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -50,9 +58,9 @@ def test_every_path_that_is_named_exists(page):
         return  # the paths there are those of the official code
     # `folder/file.py` or `folder/`, below the root, the page's folder or the package.
     named = NAMED_PATH.findall(page.read_text())
-    tops = {path.name for base in (ROOT, ROOT / "imagewam_jax") for path in base.iterdir()}
+    tops = {path.name for base in (ROOT, PACKAGE) for path in base.iterdir()}
     for name in set(named) - THE_READERS:
-        bases = (ROOT, page.parent, ROOT / "imagewam_jax")
+        bases = (ROOT, page.parent, PACKAGE)
         if name.split("/")[0] in tops or name.endswith((".py", ".sh", ".md")):
             assert any((base / name).exists() for base in bases), name
 
@@ -64,6 +72,18 @@ def test_every_import_of_an_example_works(page):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("imagewam_jax"):
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names), node.module
+
+
+def test_every_module_that_is_named_exists():
+    """A dotted name of the package, in comments and docstrings too, is a module or in one."""
+    for path in FILES:
+        for dotted in re.findall(r"\bimagewam_jax((?:\.[a-zA-Z]\w*)+)", path.read_text()):
+            module, names = PACKAGE, dotted[1:].split(".")
+            while names and ((module / names[0]).is_dir() or (module / f"{names[0]}.py").is_file()):
+                module /= names.pop(0)
+            source = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+            found = not names or re.search(rf"\b{names[0]}\b", source.read_text())
+            assert found, f"{path}: imagewam_jax{dotted}"
 
 
 @pytest.mark.parametrize("rooms", [ROOMS, DATA_ROOMS], ids=["package", "data"])
