@@ -1,6 +1,6 @@
 """Every field of a config, with its meaning. Config files start from this and change it.
 
-The optimizer and the flow are those of the official recipe (spec imagewam_flux2, 6 and 8.1).
+Optimizer and flow are those of the official recipe (docs/spec/imagewam_flux2.md, 6 and 8.1).
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The official fine-tuning recipe on FLUX.2 klein (spec imagewam_flux2, 3.1, 7.2 and 8.1)."""
+"""The official recipe on FLUX.2 klein (docs/spec/imagewam_flux2.md, 3.1, 7.2 and 8.1)."""
 
 import dataclasses
 
