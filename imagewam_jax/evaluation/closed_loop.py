@@ -22,6 +22,7 @@ from imagewam_jax.evaluation.rollout import (
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from imagewam_jax.policy import policy as trained
+from imagewam_jax.preprocess.inputs import Observations
 
 FIRST_SEED = 10_000  # demonstrations have smaller ones
 SIMULATORS_PER_WORKER = 8
@@ -84,7 +85,7 @@ def acting(policy: trained.Policy, seed: int = 0) -> Policy:
 
     def act(batch: PolicyInput) -> Float[np.ndarray, "b horizon a"]:
         seeds = [[seed, *pair] for pair in zip(batch.episode_b, batch.step_b, strict=True)]
-        observations = trained.Observations(
+        observations = Observations(
             batch.images_bnhwc, batch.state_bp, policy.text_ids(batch.instructions)
         )
         return policy.act(observations, sample_noise(seeds, (policy.horizon, policy.action_dim)))

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.errors import DataError
-from imagewam_jax.policy.policy import Observations, Policy
+from imagewam_jax.policy.policy import Policy
+from imagewam_jax.preprocess.inputs import Observations
 
 POLICY, LAST_ACTION, MEAN_ACTION = "policy", "repeat the last action", "mean action"
 

@@ -22,7 +22,8 @@ from imagewam_jax.evaluation.closed_loop import (
 )
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import PolicyInput, RolloutResult, wilson_interval
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.preprocess.inputs import Observations
 from tests.evaluation.fake_simulator import NAME as FAKE
 from tests.evaluation.opengl import require_metaworld
 from tests.training.tiny import INSTRUCTIONS, trained_run

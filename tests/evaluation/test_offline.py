@@ -6,7 +6,8 @@ import pytest
 from imagewam_jax.data.datasets import config_data
 from imagewam_jax.evaluation import offline
 from imagewam_jax.evaluation.offline import LAST_ACTION, MEAN_ACTION, POLICY, evaluate_offline
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.preprocess.inputs import Observations
 from tests.training.tiny import trained_run
 
 SAMPLES = 12

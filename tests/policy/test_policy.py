@@ -15,16 +15,17 @@ from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import CheckpointError, DataError
 from imagewam_jax.models.parameters import abstract_params, policy_builder
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
 from imagewam_jax.preprocess.images import ImageSpec
-from imagewam_jax.preprocess.inputs import encode_images, make_context
+from imagewam_jax.preprocess.inputs import Observations, make_context
 from imagewam_jax.text.tables import write_text_table
 from tests.training.tiny import INSTRUCTIONS, trained_run
 
 BATCH = 3
 ACT = """
 import pickle, sys
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.preprocess.inputs import Observations
 path, inputs, outputs = sys.argv[1:]
 images, state, instructions, noise = pickle.load(open(inputs, "rb"))
 policy = load_policy(path)
@@ -111,8 +112,7 @@ def test_actions_are_those_of_the_model_in_units_of_the_dataset(policy, case):
     def act(params, assets, observations, noise):
         model = policy_builder(config)(params)
         images = ImageSpec("single", (64, 64), "")
-        latents = encode_images(assets, images, observations.images[:, :, None])
-        context = make_context(assets, latents[:, 0], observations.text_id, observations.state, 0)
+        context = make_context(assets, images, observations)
         return model.act(model.prefill(context), noise, model.action_schedule(2))[0]
 
     normalized = np.asarray(act(params, assets, observations, noise))
