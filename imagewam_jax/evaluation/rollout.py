@@ -21,7 +21,7 @@ from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 
 
 class PolicyInput(NamedTuple):
-    """What a policy is given, one row per simulator.
+    """What a policy is given to act on, one row per simulator.
 
     episode: which episode of the rollout a row belongs to.
     step: actions executed in that episode so far.
@@ -45,7 +45,7 @@ class RolloutResult:
     episodes: (task, seed) as given.
     success: whether the task was done within the simulator's step limit.
     steps: actions executed.
-    frames: recorded episode -> what the policy saw each time it planned, then the end.
+    frames: recorded episode -> images at each decision of the policy, then at the end.
     """
 
     episodes: tuple[tuple[str, int], ...]
@@ -129,7 +129,7 @@ def _batch(
     observations: Mapping[int, Observation],
     steps: Int[np.ndarray, "n"],
 ) -> PolicyInput:
-    """One row per playing simulator, in order, then copies of the first up to `size`."""
+    """Stacks one row per playing simulator, in order, then copies of the first up to `size`."""
     simulators = list(playing)
     simulators += simulators[:1] * (size - len(simulators))
     episode_b = np.array([playing[i] for i in simulators])
@@ -175,7 +175,7 @@ def replay_policy(
 ) -> Policy:
     """Baseline: in each episode, the actions of one random demonstration of its instruction.
 
-    It shows what can be had without looking. After the demonstration's end its actions are 0.
+    It shows how often acting without looking succeeds. Actions after the demonstration's end are 0.
 
     Args:
         demonstrations: instruction -> the actions of each of its demonstrations.
@@ -226,6 +226,6 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
         raise ValueError(f"no rate for {successes} successes in {trials} trials")
     rate = successes / trials
     scale = 1 + z**2 / trials
-    centre = (rate + z**2 / (2 * trials)) / scale
+    center = (rate + z**2 / (2 * trials)) / scale
     half_width = z / scale * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    return centre - half_width, centre + half_width
+    return center - half_width, center + half_width

@@ -1,4 +1,4 @@
-"""Success in a simulator: the ways to act, and what each of them is given."""
+"""Success in a simulator: the policy variants, and what each of them is given."""
 
 import html
 import json

@@ -10,7 +10,7 @@ _REGISTRY = {
 
 
 def make_simulator(name: str, **options) -> Simulator:
-    """Builds a simulator from its registered name, or from "module:Class" if it is not ours.
+    """Builds a simulator from its registered name, or from "module:Class" if it is elsewhere.
 
     Raises:
         ValueError: no simulator has that name.

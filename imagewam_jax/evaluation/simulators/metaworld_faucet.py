@@ -108,7 +108,7 @@ class MetaworldFaucet:
         )
 
     def expert_action(self) -> Float32[np.ndarray, "a=4"]:
-        """What Meta-World's scripted policy, which knows where the faucet is, would do now."""
+        """The next action of Meta-World's scripted policy, which knows where the faucet is."""
         with warnings.catch_warnings():
             # It warns whenever its proportional control exceeds 1; the clipping is meant.
             warnings.simplefilter("ignore")

@@ -14,7 +14,7 @@ from PIL import Image
 from imagewam_jax import cli
 from imagewam_jax.data.index.dataset_index import open_index
 from imagewam_jax.data.tools.show import write_data_page
-from imagewam_jax.data.tools.show.sheets import contact_sheet
+from imagewam_jax.data.tools.show_pictures import contact_sheet
 from tests.data.conftest import flip_byte, train_shard
 from tests.data.toy import TOY_ROW, toy_data
 from tests.training.tiny import copy_sample
