@@ -219,17 +219,17 @@ DIES_AT_EPISODE_2 = """
 import os, pickle, sys
 from pathlib import Path
 from imagewam_jax.data.tools.lerobot import import_lerobot
-from imagewam_jax.data.tools.lerobot import importer
+from imagewam_jax.data.tools.lerobot import jobs
 
-class Dies(importer.ShardWriter):
+class Dies(jobs.ShardWriter):
     def write(self, episode):
         if episode["episode_metadata"]["episode_index"] == 2:
             os._exit(9)
         super().write(episode)
 
-importer.ShardWriter = Dies
+jobs.ShardWriter = Dies
 (source, output, options), = pickle.loads((Path(sys.argv[1]) / "jobs.pickle").read_bytes())
-importer._SHARD_BYTES = options.pop("shard_bytes")
+jobs._SHARD_BYTES = options.pop("shard_bytes")
 import_lerobot(source, output, progress=False, **options)
 """
 
