@@ -7,7 +7,7 @@ epochs depend on the copy; set `train.steps` to what they are for yours.
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 
 
 def get_config(size: str = "4b") -> ConfigDict:

@@ -6,7 +6,7 @@ mosaic of 288 x 256. Its 5 epochs depend on the copy of the dataset; set `train.
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 
 
 def get_config(size: str = "4b") -> ConfigDict:

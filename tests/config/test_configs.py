@@ -7,6 +7,7 @@ import pytest
 from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.loading import load_config
 from imagewam_jax.config.schema import policy_config
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import sample_draws
 from imagewam_jax.models.parameters import abstract_params, policy_builder
@@ -66,6 +67,16 @@ def test_every_config_loads(name):
     autoencoder = jax.eval_shape(lambda: new_autoencoder(config["autoencoder"]))
     assert autoencoder.channels == policy.backbone.in_channels
     assert config["text"]["encoder"] in TEXT_ENCODERS
+
+
+def test_a_config_of_an_older_version_is_told_where_things_are_now(tmp_path):
+    path = tmp_path / "old.py"
+    path.write_text("from imagewam_jax.policies.defaults import defaults\n")
+    with pytest.raises(ConfigError, match=r"policies, which .* in imagewam_jax.config.defaults"):
+        load_config(str(path), [])
+    path.write_text("import not_there\n")
+    with pytest.raises(ModuleNotFoundError, match="not_there"):
+        load_config(str(path), [])
 
 
 def test_all_kinds_of_parts_are_in_use():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from imagewam_jax.checkpoints.store import Checkpoints
-from imagewam_jax.config.recipes import PROMPT
+from imagewam_jax.config.defaults import PROMPT
 from imagewam_jax.errors import CheckpointError, ConfigError, DataError, MissingWeights
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
 from imagewam_jax.text import qwen3 as qwen3_encoder
