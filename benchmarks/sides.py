@@ -17,7 +17,12 @@ from imagewam_jax.checkpoints.assets import asset_trees
 from imagewam_jax.models.parameters import policy_builder
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.training.sharding import make_mesh
-from imagewam_jax.training.step import make_trainer
+from imagewam_jax.training.step import (
+    abstract_state,
+    init_state,
+    jit_train_step,
+    step_settings,
+)
 
 Calls = dict[str, Callable[[], np.ndarray]]
 
@@ -26,10 +31,10 @@ def jax_calls(work: Workload) -> Calls:
     """`act` and `train` as `imagewam evaluate` and `imagewam train` run them."""
     metadata = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
     policy = Policy(policy_builder(work.policy)(work.params), work.assets, metadata, 0)
+    settings = step_settings(work.config, work.policy)
     mesh = make_mesh(work.config["mesh"], jax.devices()[:1])
-    trainer = make_trainer(work.config, work.policy, mesh)
-    step = jax.jit(trainer.step, donate_argnums=0)
-    state = jax.jit(trainer.init)(work.config["seed"], {})
+    step = jit_train_step(settings, abstract_state(settings, mesh))
+    state = jax.jit(init_state, static_argnums=0)(settings, {})
 
     def train() -> np.ndarray:
         nonlocal state

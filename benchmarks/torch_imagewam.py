@@ -1,6 +1,6 @@
 """ImageWAM on FLUX.2 in plain PyTorch: the other side of the benchmarks.
 
-The same mathematics as `imagewam_jax.models.imagewam` (spec imagewam_flux2, sections 1, 4, 5 and
+The same mathematics as `imagewam_jax.models.imagewam` (docs/spec/imagewam_flux2.md, 1, 4, 5 and
 6), written as the official code is: modules under the official names with fused projections, one
 joint attention under a boolean mask in training, a cached prefix and a loop of Euler steps in
 acting. What PyTorch has a kernel for is done by that kernel. Tokens stand in the official order
@@ -94,7 +94,7 @@ class Attention(nn.Module):
 
 
 class SequentialBlock(nn.Module):
-    """One stream of a double block: attention, then MLP (spec 1.8)."""
+    """One stream of a double block: attention, then MLP (docs/spec/imagewam_flux2.md, 1.8)."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int):
         super().__init__()
@@ -117,7 +117,7 @@ class SequentialBlock(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """Attention and MLP side by side, in two projections (spec 1.9)."""
+    """Attention and MLP side by side, in two projections (docs/spec/imagewam_flux2.md, 1.9)."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int):
         super().__init__()
@@ -195,7 +195,7 @@ class OutputHead(nn.Module):
 
 
 class Video(nn.Module):
-    """The FLUX.2 transformer (spec 1)."""
+    """The FLUX.2 transformer (docs/spec/imagewam_flux2.md, 1)."""
 
     def __init__(self, config: ImageWAMConfig):
         super().__init__()
@@ -213,7 +213,7 @@ class Video(nn.Module):
 
 
 class Action(nn.Module):
-    """The action expert (spec 4)."""
+    """The action expert (docs/spec/imagewam_flux2.md, 4)."""
 
     def __init__(self, config: ImageWAMConfig):
         super().__init__()
@@ -257,7 +257,7 @@ class TorchImageWAM(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def training_loss(self, sample: Sample, draws: Draws) -> Float[Tensor, ""]:
-        """The weighted sum of both losses (spec 6)."""
+        """The weighted sum of both losses (docs/spec/imagewam_flux2.md, 6)."""
         config = self.config
         target_time = shift_time(draws.target_u, config.target_flow.train_shift)
         action_time = shift_time(draws.action_u, config.action_flow.train_shift)
@@ -315,7 +315,7 @@ class TorchImageWAM(nn.Module):
         )
 
     def prefill(self, context: Context) -> Cache:
-        """Text and reference through all layers at time 0 (spec 5.5)."""
+        """Text and reference through all layers at time 0 (docs/spec/imagewam_flux2.md, 5.5)."""
         video = self.video
         text, valid = self.text(context)
         mask = F.pad(valid, (0, self.n_image), value=True)[:, None, None]
@@ -358,7 +358,10 @@ class TorchImageWAM(nn.Module):
         return actions
 
     def text(self, context: Context) -> tuple[Tensor, Bool[Tensor, "b t"]]:
-        """The robot state's token behind the valid text (spec 5.3), and what is valid."""
+        """Text with the robot state's token behind it, and what is valid of it.
+
+        See docs/spec/imagewam_flux2.md, 5.3.
+        """
         index = torch.arange(self.n_text)
         is_proprio = index == context.text_length[:, None]
         proprio = self.proprio_encoder(context.proprio)[:, None]
@@ -409,7 +412,7 @@ def modulate(x: Tensor, on: Sequence[Tensor]) -> Tensor:
 
 
 def rope_table(config: ImageWAMConfig, grid: tuple[int, int], n_text: int) -> Tensor:
-    """`[tokens, 1, pairs, (cos, sin)]` of all tokens, in their order (spec 1.4 and 1.5)."""
+    """`[tokens, 1, pairs, (cos, sin)]` of all tokens (docs/spec/imagewam_flux2.md, 1.4 and 1.5)."""
     rows, columns = grid
     positions = [(0, 0, 0, n) for n in range(n_text)]
     for time in (REFERENCE_TIME, TARGET_TIME):

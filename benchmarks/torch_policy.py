@@ -47,7 +47,7 @@ class PolicyAssets(nn.Module):
     """What is fixed in training: the patch autoencoder, text features and normalisation."""
 
     def __init__(self, tree: Mapping[str, Any], factor: int):
-        """`tree` is `imagewam_jax.preprocess.inputs.frozen_trees`."""
+        """`tree` is `imagewam_jax.checkpoints.assets.asset_trees`."""
         super().__init__()
         self.factor = factor
         for path, array in flatten(tree).items():

@@ -1,7 +1,7 @@
 """Every field of a config, with its meaning, and the official recipe for FLUX.2 klein.
 
 Config files start from one of these functions and change fields. The defaults of the optimizer and
-the flow are those of the official recipe (spec imagewam_flux2, 6 and 8.1).
+the flow are those of the official recipe (docs/spec/imagewam_flux2.md, 6 and 8.1).
 """
 
 import dataclasses
@@ -122,7 +122,7 @@ def defaults() -> ConfigDict:
 
 
 def klein_recipe(size: str) -> ConfigDict:
-    """The official recipe (spec imagewam_flux2, 3.1, 7.2 and 8.1) for FLUX.2 klein.
+    """The official recipe (docs/spec/imagewam_flux2.md, 3.1, 7.2 and 8.1) for FLUX.2 klein.
 
     size: "4b" or "9b". ConfigError: another size.
     """

@@ -1,4 +1,4 @@
-"""The slim transformer of the action stream (spec imagewam_flux2, section 4).
+"""The slim transformer of the action stream (docs/spec/imagewam_flux2.md, 4).
 
 It has as many layers, heads and head channels as the backbone, so that its queries meet the
 backbone's keys; its residual width is its own.

@@ -54,7 +54,7 @@ class _Flux2Block(nnx.Module):
 
 
 class SequentialBlock(_Flux2Block):
-    """Attention, then MLP, each with its own modulation (spec imagewam_flux2, 1.8)."""
+    """Attention, then MLP, each with its own modulation (docs/spec/imagewam_flux2.md, 1.8)."""
 
     def finish(self, x: Tokens, attended: Heads, condition: tuple[Modulation, Modulation]):
         attention, mlp = condition
@@ -63,7 +63,7 @@ class SequentialBlock(_Flux2Block):
 
 
 class ParallelBlock(_Flux2Block):
-    """Attention and MLP of the same input, one modulation (spec imagewam_flux2, 1.9)."""
+    """Attention and MLP of the same input, one modulation (docs/spec/imagewam_flux2.md, 1.9)."""
 
     def finish(self, x: Tokens, attended: Heads, condition: tuple[Modulation]):
         (both,) = condition

@@ -1,4 +1,4 @@
-"""Flow matching between data (time 0) and noise (time 1) (spec imagewam_flux2, section 6).
+"""Flow matching between data (time 0) and noise (time 1) (docs/spec/imagewam_flux2.md, 6).
 
 The official scheduler counts time in timesteps from 0 to 1000; the networks take
 `timestep / 1000`. `dtype` is that in which the official code would hold them: with bfloat16,

@@ -129,7 +129,7 @@ class TimeEmbedding(nnx.Module):
 
 
 def sinusoids(time_b: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
-    """`[cos | sin]` of 1000 * time over `width / 2` frequencies (spec imagewam_flux2, 1.2).
+    """`[cos | sin]` of 1000 * time over `width / 2` frequencies (docs/spec/imagewam_flux2.md, 1.2).
 
     The factor 1000 is applied in the dtype of `time_b`, as the official code does; the
     sinusoids are float32 and come back in that dtype.
@@ -200,7 +200,7 @@ def rope_tables(
     theta: float,
     dtype: jnp.dtype,
 ) -> Rope:
-    """Rotation tables for integer positions on several axes (spec imagewam_flux2, 1.4).
+    """Rotation tables for integer positions on several axes (docs/spec/imagewam_flux2.md, 1.4).
 
     With `dtype=bfloat16`, frequencies, angles and tables are each rounded to bfloat16, as in
     a bfloat16 run of the official code; the tables themselves are always float32. They are

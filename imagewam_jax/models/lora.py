@@ -1,4 +1,4 @@
-"""Low-rank additions to frozen kernels (LoRA; spec imagewam_flux2, 8.2).
+"""Low-rank additions to frozen kernels (LoRA; docs/spec/imagewam_flux2.md, 8.2).
 
     y = x W + (alpha / rank) (x A) B
 

@@ -1,4 +1,4 @@
-"""The official image augmentation (spec imagewam_flux2 7.4) inside jit, with each sample's seed.
+"""The official image augmentation (docs/spec/imagewam_flux2.md, 7.4) in jit, a seed per sample.
 
 One coin per sample decides for all of its cameras; a sample that the coin spares keeps its pixels.
 Each camera draws a kind from a list, and parameters that all frames of its clip share. The steps

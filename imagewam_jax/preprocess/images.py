@@ -1,4 +1,4 @@
-"""From stored images to those that the model sees, inside jit (spec imagewam_flux2 7.2, 7.3)."""
+"""From stored images to the model's, inside jit (docs/spec/imagewam_flux2.md, 7.2, 7.3)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

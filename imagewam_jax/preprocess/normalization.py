@@ -1,4 +1,4 @@
-"""Normalisation of actions and states: the official modes (spec imagewam_flux2 7.5).
+"""Normalisation of actions and states: the official modes (docs/spec/imagewam_flux2.md, 7.5).
 
 Everything is elementwise and works on NumPy arrays and, inside jit, on JAX arrays.
 """

@@ -25,7 +25,7 @@ EXPERT = {
     ("9b", 14): 952_407_040,
 }
 PROPRIO = {("libero", "4b"): 69_120, ("robotwin", "4b"): 115_200, ("libero", "9b"): 110_592}
-# Spec imagewam_flux2, 7.2 and 8.1.
+# docs/spec/imagewam_flux2.md, 7.2 and 8.1.
 RECIPES = {
     "libero": {
         "cameras": 2,

@@ -212,7 +212,7 @@ def test_the_generator_is_not_a_setting():
 
 
 def test_presets_are_those_of_the_specification():
-    """Spec imagewam_flux2, 7.4."""
+    """docs/spec/imagewam_flux2.md, 7.4."""
     libero, robotwin = (dataclasses.asdict(AUGMENTATIONS[n]) for n in ("libero", "robotwin"))
     assert libero.pop("kinds") == ("corrupt_only", "color_only", "both", "both")
     assert robotwin.pop("kinds") == ("corrupt_only", "color_only", "both")

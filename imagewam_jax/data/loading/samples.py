@@ -1,10 +1,11 @@
 """Samples of one dataset split: a current and a target image, an action chunk, the state, the text.
 
 An anchor is a step t of an episode of T steps; s is the stride, H the horizon. The actions are
-those of steps t + s*i for i < H, the target image is that of step t + s*H (spec imagewam_flux2
-7.1). Beyond the last step the target is the last frame, relative action dimensions are 0 and
-absolute ones repeat. All is in the units of the standard form: normalisation happens on the
-accelerator, and so does resizing: images lie as they are stored in the top left of their buffer.
+those of steps t + s*i for i < H, the target image is that of step t + s*H
+(docs/spec/imagewam_flux2.md, 7.1). Beyond the last step the target is the last frame, relative
+action dimensions are 0 and absolute ones repeat. All is in the units of the standard form:
+normalisation happens on the accelerator, and so does resizing: images lie as they are stored in the
+top left of their buffer.
 """
 
 import dataclasses

@@ -38,7 +38,7 @@ def find_start_frames(
 ) -> Int64[np.ndarray, " anchors"]:
     """Usable steps 0, every, 2*every, ... of each episode, the last included.
 
-    every: the official `sample_index_stride` (spec imagewam_flux2 7.1).
+    every: the official `sample_index_stride` (docs/spec/imagewam_flux2.md, 7.1).
     episodes: the first and one behind the last, of all.
     unlabelled: of steps without an instruction, "error" refuses the dataset, "drop" leaves them
       out, "blank" keeps them.

@@ -1,12 +1,12 @@
 """The four LIBERO suites as RLDS without idle steps, `modified_libero_rlds`.
 
 Sources: the data card and features of openvla/modified_libero_rlds, OpenVLA's
-`regenerate_libero_dataset.py`, and sections 7.2 and 9.2 of the porting specification. 20 Hz is the
-control rate of LIBERO's environments. Actions lie in [-1, 1], the controller's units.
+`regenerate_libero_dataset.py`, and docs/spec/imagewam_flux2.md, 7.2 and 9.2. 20 Hz is the control
+rate of LIBERO's environments. Actions lie in [-1, 1], the controller's units.
 
 Both cameras are stored rotated by 180 degrees with respect to what the simulator renders, and that
 is the right way up: a policy is trained on them as stored, and the images of a simulator are turned
-before it sees them (spec 9.2). So the cameras here are not flagged `upside_down`.
+before it sees them. So the cameras here are not flagged `upside_down`.
 """
 
 from imagewam_jax.data.dataset_spec import Camera, DatasetSpec

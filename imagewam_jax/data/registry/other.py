@@ -1,8 +1,8 @@
 """Sets whose actions are not those of one hand: joints, two arms, driving.
 
 Sources: TFDS catalog for keys and widths (`robo_set`, `aloha_mobile`, `berkeley_*`), RDT's
-`dataset_control_freq.json` for rates, OpenVLA's loader for the gripper of RoboSet; section 7.2 of
-the porting specification and the RLDS layout of OpenVLA-OFT's ALOHA builders for RoboTwin.
+`dataset_control_freq.json` for rates, OpenVLA's loader for the gripper of RoboSet; for RoboTwin
+docs/spec/imagewam_flux2.md, 7.2 and the RLDS layout of OpenVLA-OFT's ALOHA builders.
 """
 
 from imagewam_jax.data.dataset_spec import DatasetSpec, views

@@ -1,4 +1,4 @@
-"""The statistics that the official code keeps in `dataset_stats.json` (spec imagewam_flux2 7.6).
+"""The statistics in the official `dataset_stats.json` (docs/spec/imagewam_flux2.md, 7.6).
 
 They differ from exact ones: actions are counted in windows of the horizon with the last one
 repeated, every episode weighs the same, and the quantiles are extremes of per-episode quantiles.

@@ -1,4 +1,4 @@
-"""Idle stretches of bimanual recordings, by the official rule (spec imagewam_flux2 7.8).
+"""Idle stretches of bimanual recordings, by the official rule (docs/spec/imagewam_flux2.md, 7.8).
 
 A frame is idle when the commanded joints are where the joints already are. Short pauses are part of
 a movement and are kept, and so is the stretch in which an episode comes to rest.

@@ -1,4 +1,4 @@
-"""The FLUX.2 autoencoder (spec imagewam_flux2, section 2).
+"""The FLUX.2 autoencoder (docs/spec/imagewam_flux2.md, 2).
 
 A convolutional encoder and decoder around a latent at an eighth of the resolution, of which
 2 x 2 cells at a time become the channels of one token.

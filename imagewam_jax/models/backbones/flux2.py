@@ -1,4 +1,4 @@
-"""The FLUX.2 [klein] transformer (spec imagewam_flux2, section 1).
+"""The FLUX.2 [klein] transformer (docs/spec/imagewam_flux2.md, 1).
 
 Tokens are one array `[target | reference | text]`; the order is immaterial to attention and
 makes every key set a slice (see `models.blocks`). Image tokens share their weights and, in

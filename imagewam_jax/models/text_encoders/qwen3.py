@@ -1,4 +1,4 @@
-"""The Qwen3 decoder as a text encoder (spec imagewam_flux2, 3.2).
+"""The Qwen3 decoder as a text encoder (docs/spec/imagewam_flux2.md, 3.2).
 
 Features are the residual stream after some of its layers, side by side; the layers behind
 the last of these, the final norm and the output head are not part of it.
