@@ -97,12 +97,12 @@ def acting(policy: trained.Policy, seed: int = 0) -> Policy:
 
 
 def demonstrations_by_instruction(
-    dataset: Dataset, part: str
+    dataset: Dataset, split: str
 ) -> Mapping[str, list[Float[np.ndarray, "t a"]]]:
     """Reads the actions of all episodes, grouped by instruction."""
-    reader = dataset.reader(part)
+    reader = dataset.reader(split)
     found: dict[str, list] = {}
-    for episode in range(*dataset.episodes(part)):
+    for episode in range(*dataset.episodes(split)):
         start = reader.split.episode_start[episode]
         stop = start + reader.standard.episode_steps[episode]
         instruction = dataset.instructions[dataset.text_rows[reader.standard.text_ids[start, 0]]]

@@ -79,8 +79,8 @@ def evaluate(
 
 def _examples(policy: Policy, dataset: Dataset):
     """Predictions on a few held-out samples, and what the action stream attended to in them."""
-    part = policy.config["data"]["eval_split"]
-    reader, start_frames = dataset.reader(part), dataset.start_frames(part)
+    split = policy.config["data"]["eval_split"]
+    reader, start_frames = dataset.reader(split), dataset.start_frames(split)
     chosen = start_frames[
         np.linspace(0, len(start_frames) - 1, SHOWN_SAMPLES + 2)[1:-1].astype(int)
     ]
