@@ -49,7 +49,7 @@ SMALLEST_DEVIATION = 0.1
 
 
 class Place(NamedTuple):
-    """Where a problem is. `episode` is a number in the split (-1: not known), `record` in the shard."""
+    """Where a problem is. `episode` counts in the split (-1: not known), `record` in the shard."""
 
     split: str
     shard: str
