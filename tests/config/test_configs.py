@@ -123,7 +123,7 @@ def test_facts_of_the_official_recipe(name, size):
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_shapes_of_training_and_acting(name, size):
-    """At the recipe's batch, from camera images to losses and actions; nothing is computed."""
+    """Traces the recipe's batch from camera images to losses and actions, without computing."""
     config, facts = load(f"{name}:{size}"), RECIPES[name]
     policy = policy_config(config["model"])
     batch_size, tokens = facts["batch_size"][size], config["text"]["buckets"][0]

@@ -60,7 +60,7 @@ class StandIn:
         return np.broadcast_to(move[:, None, None], noise.shape)
 
 
-def test_every_way_to_act(monkeypatch):
+def test_every_policy_variant(monkeypatch):
     """Forward succeeds from any of these starts within its 12 steps, backward never does."""
     monkeypatch.setattr(closed_loop, "FIRST_SEED", 4)
     monkeypatch.setattr(closed_loop, "SIMULATORS_PER_WORKER", 2)

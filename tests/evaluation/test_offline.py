@@ -64,7 +64,7 @@ def test_guesses_that_need_no_model(dataset, result, start_frames):
 
 
 def test_the_policy(policy, dataset, result, start_frames):
-    """One sample at a time, each with its own noise."""
+    """Errors are those of acting on one sample at a time, each with its own noise."""
     reader = dataset.reader("val")
     chunks, imagined, copied = [], [], []
     for number, frame in enumerate(start_frames):
@@ -100,7 +100,7 @@ def test_summary(result):
 
 
 def test_noise_belongs_to_the_sample():
-    """Not to its batch, nor to its place in it."""
+    """Noise depends neither on the batch nor on a sample's place in it."""
     together = offline.sample_noise([3, [0, 7], 5], (2, 4))
     np.testing.assert_array_equal(together[2], offline.sample_noise([5], (2, 4))[0])
     assert together.dtype == np.float32 and len(np.unique(together)) == together.size

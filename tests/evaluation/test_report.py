@@ -60,7 +60,7 @@ def check_self_contained(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """Of a run that lies elsewhere now, as its dataset does."""
+    """The report of a run that was moved, as was its dataset."""
     folder = tmp_path_factory.mktemp("moved")
     run = Path(shutil.copytree(trained_run(), folder / "run"))
     dataset = Path(shutil.copytree(trained_run().parent / "metaworld_faucet", folder / "set"))

@@ -51,7 +51,7 @@ def case(policy):
 
 
 def test_a_copied_step_is_all_that_a_fresh_process_needs(policy, case, tmp_path):
-    """Moved elsewhere, without the rest of the run, and the dataset gone."""
+    """The step was moved, without the rest of its run, and the dataset is gone."""
     observations, noise = case
     source = trained_run() / "checkpoints" / str(policy.step)
     step = shutil.copytree(source, tmp_path / "moved" / str(policy.step))

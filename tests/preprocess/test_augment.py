@@ -69,7 +69,7 @@ def test_gamma_and_exposure():
 
 
 def test_jitter_in_every_order(images):
-    """One program for all orders, the same as the operations one after another."""
+    """One program computes every order as the operations do one after another."""
     parameters = jnp.array([1.2, 0.75, 1.15, -0.03])
     orders = list(itertools.permutations(range(4)))
     found = jax.jit(jax.vmap(module.jitter_color, (None, 0, None)))(
@@ -90,7 +90,7 @@ def test_jitter_in_every_order(images):
 
 @pytest.mark.parametrize("degrees", [-8.0, 0.0, 3.5, 30.0, 90.0])
 def test_rotation_against_pytorch(images, degrees):
-    """Interpolated with black, then with the fill where no image was: as torchvision does it."""
+    """torchvision interpolates with black first, and then puts the fill where no image was."""
     torch = pytest.importorskip("torch")
     angle = np.deg2rad(degrees)
     # From the result's pixels to the image's, about the center, in pixels.
@@ -198,7 +198,7 @@ def test_whole_samples():
 
 
 def test_the_generator_is_not_a_setting():
-    """Under another default of JAX the draws stay what they are."""
+    """Draws stay the same when another generator is the default of JAX."""
 
     def angles():
         coin = functools.partial(

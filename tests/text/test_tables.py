@@ -39,7 +39,7 @@ def test_a_table_survives_its_file(tmp_path):
 
 
 def test_nothing_is_padded_on_disk(tmp_path):
-    """And it is a plain safetensors file."""
+    """The file is a plain safetensors file of just these tensors."""
     path = write(tmp_path / "table").path
     tensors = load_file(path)
     np.testing.assert_array_equal(tensors["features"], np.concatenate(ROWS))

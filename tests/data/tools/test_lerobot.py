@@ -168,7 +168,7 @@ def told(result):
 
 
 def test_samples_of_it_with_that_row(imported, tmp_path):
-    """Indexed and standardised, from the video's frames to the batch."""
+    """The imported dataset is indexed and standardized: batches show the frames of the video."""
     _, written, results = imported
     name, rows = told(results["v30"])
     sizes = {"horizon": 3, "action_dim": 4, "state_dim": 3}

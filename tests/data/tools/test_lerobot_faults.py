@@ -71,7 +71,7 @@ def change_rows(source, change):
 
 
 def change_listed_episodes(source, change):
-    """Of v3.0: `change` gets the row of episode 1."""
+    """Changes meta/episodes of v3.0: `change` gets the row of episode 1."""
     for file in (source / "meta/episodes").glob("*/*.parquet"):
         rows = pq.read_table(file).to_pylist()
         for row in rows:

@@ -146,7 +146,7 @@ def test_a_mixture_with_a_set_that_has_neither_state_nor_language(toy, tmp_path)
 
 
 def test_of_a_folder_alone(tmp_path):
-    """All cameras of the row that has its name; nothing has to be written before."""
+    """The registry has its name: all cameras are shown, and no config is needed."""
     folder, page = copy_sample(tmp_path), tmp_path / "page.html"
     assert cli.main(["data", "show", str(folder), f"--output={page}", "--episodes=1"]) == 0
     assert "metaworld_faucet: episodes" in page.read_text()
