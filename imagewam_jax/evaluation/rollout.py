@@ -63,20 +63,15 @@ def rollout(
     record: Collection[int] = (),
     description: str = "rollout",
 ) -> RolloutResult:
-    """Plays each episode to success or to the step limit.
+    """Plays each episode, a (task, seed), to success or to the step limit.
 
-    Args:
-        pool: the simulators; their number is the policy's batch size.
-        policy: chunks of actions in real units, [b, horizon, a].
-        episodes: (task, seed) of each.
-        execute_steps: actions executed of each chunk before the policy is asked again.
-        record: positions in `episodes` whose frames are kept.
-        description: shown by the progress bar.
+    The policy's batch size is the number of simulators in the pool.
 
-    Raises:
-        ValueError: the policy's actions have the wrong shape or are not finite, or `record` names
-            an episode that does not exist.
-        SimulatorError: a simulator failed.
+    execute_steps: actions executed of each chunk before the policy is asked again.
+    record: positions in `episodes` whose frames are kept.
+    description: shown by the progress bar.
+    ValueError: the policy's actions have the wrong shape or are not finite, or `record` names an
+        episode that does not exist. SimulatorError: a simulator failed.
     """
     unknown = [episode for episode in record if not 0 <= episode < len(episodes)]
     if unknown:
@@ -177,10 +172,8 @@ def replay_policy(
 
     It shows how often acting without looking succeeds. Actions after the demonstration's end are 0.
 
-    Args:
-        demonstrations: instruction -> the actions of each of its demonstrations.
-        horizon: actions per chunk.
-        seed: chooses the demonstrations.
+    demonstrations: instruction -> the actions of each of its demonstrations.
+    seed: chooses the demonstrations.
     """
 
     def policy(batch: PolicyInput) -> Float[np.ndarray, "b horizon a"]:
@@ -219,8 +212,7 @@ def with_blank_images(policy: Policy) -> Policy:
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a success rate; z = 1.96 covers 95 %.
 
-    Raises:
-        ValueError: no trials, or more successes than trials.
+    ValueError: no trials, or more successes than trials.
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"no rate for {successes} successes in {trials} trials")

@@ -71,7 +71,8 @@ def test_every_config_loads(name):
 
 def test_a_config_of_an_older_version_is_told_where_things_are_now(tmp_path):
     path = tmp_path / "old.py"
-    path.write_text("from imagewam_jax.policies.defaults import defaults\n")
+    gone = "policies.defaults"
+    path.write_text(f"from imagewam_jax.{gone} import defaults\n")
     with pytest.raises(ConfigError, match=r"policies, which .* in imagewam_jax.config.defaults"):
         load_config(str(path), [])
     path.write_text("import not_there\n")

@@ -138,10 +138,7 @@ def check_dataset(
         for number, listed in zip(numbers, split.shard_records, strict=True):
             result = done[number]
             name = shards[number].name
-            for problem, key, record, step, why, count in result.found:
-                episode = first + record if record >= 0 else -1
-                place = Place(split.name, name, record, episode, step, why)
-                found.add(problem, key, place, count)
+            found.merge(result.found, split.name, first)
             if result.records != listed:
                 why = f"{result.records} records, dataset_info.json lists {listed}"
                 found.add("unreadable", "", Place(split.name, name, result.records, -1, None, why))
@@ -157,17 +154,26 @@ def check_dataset(
 
 
 class _Found:
-    """Findings by problem and key, with a bounded number of places."""
+    """Findings by problem and feature: counts, and the first `PLACES` places of each."""
 
     def __init__(self):
         self._counts: dict[tuple[str, str], int] = {}
         self._places: dict[tuple[str, str], list[Place]] = {}
 
-    def add(self, problem: str, key: str, place: Place, count: int = 1) -> None:
-        self._counts[problem, key] = self._counts.get((problem, key), 0) + count
+    def add(self, problem: str, key: str, place: Place) -> None:
+        self._counts[problem, key] = self._counts.get((problem, key), 0) + 1
         places = self._places.setdefault((problem, key), [])
-        if place.why and len(places) < PLACES:
+        if len(places) < PLACES:
             places.append(place)
+
+    def merge(self, other: "_Found", split: str, first: int) -> None:
+        """Adds what was found in a shard of a split, whose records are episodes from `first` on."""
+        for item, count in other._counts.items():
+            self._counts[item] = self._counts.get(item, 0) + count
+            places = self._places.setdefault(item, [])
+            for place in other._places[item][: PLACES - len(places)]:
+                episode = first + place.record if place.record >= 0 else -1
+                places.append(place._replace(split=split, episode=episode))
 
     def findings(self) -> tuple[Finding, ...]:
         order = [*BAD, *ODD]
@@ -213,48 +219,38 @@ def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
 
 
 class _ShardResult(NamedTuple):
-    """found: (problem, key, record, step, why, count); lengths: (record, steps)."""
+    """What was read of a shard, and found in it. lengths: (record, steps)."""
 
     records: int
     images: int
     lengths: list[tuple[int, int]]
-    found: list[tuple]
+    found: _Found
 
 
 def _check_shard(path: Path, features: Features, pinned: dict | None) -> _ShardResult:
-    checker = _ShardChecker(features, pinned)
+    checker = _ShardChecker(path, features, pinned)
     try:
-        checker.check(path)
+        checker.check()
     except OSError as error:
         checker.note("unreadable", "", -1, None, f"{error}")
     except MemoryError:
         checker.note("unreadable", "", checker.records, None, "a record does not fit into memory")
-    return _ShardResult(checker.records, checker.images, checker.lengths, checker.notes())
+    return _ShardResult(checker.records, checker.images, checker.lengths, checker.found)
 
 
 class _ShardChecker:
-    def __init__(self, features: Features, pinned: dict | None):
-        self._features, self._pinned = features, pinned
+    def __init__(self, path: Path, features: Features, pinned: dict | None):
+        self._path, self._features, self._pinned = path, features, pinned
         self._counting = counting_order(features)
-        self._found: dict[tuple[str, str], list[tuple]] = {}
-        self._more: dict[tuple[str, str], int] = {}
+        self.found = _Found()
         self.records = self.images = 0
         self.lengths: list[tuple[int, int]] = []
 
     def note(self, problem: str, key: str, record: int, step: int | None, why: str) -> None:
-        """Keeps the first `PLACES` occurrences of a problem in a feature, and counts the others."""
-        found = self._found.setdefault((problem, key), [])
-        if len(found) < PLACES:
-            found.append((problem, key, record, step, why, 1))
-        else:
-            self._more[problem, key] = self._more.get((problem, key), 0) + 1
+        self.found.add(problem, key, Place("", self._path.name, record, -1, step, why))
 
-    def notes(self) -> list[tuple]:
-        out = [note for found in self._found.values() for note in found]
-        return out + [(*item, -1, None, "", count) for item, count in self._more.items()]
-
-    def check(self, path: Path) -> None:
-        for number, record in enumerate(scan_records(path)):
+    def check(self) -> None:
+        for number, record in enumerate(scan_records(self._path)):
             if record.data is None:
                 self.note("unreadable", "", number, None, f"unreadable from here: {record.damage}")
                 return

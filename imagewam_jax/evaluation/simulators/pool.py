@@ -29,16 +29,12 @@ class SimulatorPool:
     fork) nor spawned by `multiprocessing` (which imports the caller's main module, and with it
     whatever that imports, into each).
 
-    Args:
-        name: what `make_simulator` takes.
-        num_simulators: environments in all.
-        num_workers: processes; at most one per simulator is started.
-        options: keyword options of the simulator.
-        timeout_s: the longest one call may take, starting included.
-
-    Raises:
-        OpenGLUnavailable: the simulator renders, and this machine cannot.
-        SimulatorError: a simulator could not be built; also raised by the methods.
+    name, options: what `make_simulator` takes.
+    num_simulators: environments in all.
+    num_workers: processes; at most one per simulator is started.
+    timeout_s: the longest one call may take, starting included.
+    OpenGLUnavailable: the simulator renders, and this machine cannot.
+    SimulatorError: a simulator could not be built; also raised by the methods.
     """
 
     spec: SimulatorSpec
