@@ -9,7 +9,7 @@ and channels; the backbone is trained with LoRA, which fits a GPU of 80 GB.
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 
 
 def get_config(batch_size: str = "16") -> ConfigDict:

@@ -17,8 +17,7 @@ from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, initial_params
-from imagewam_jax.policy.policy import Observations
-from imagewam_jax.preprocess.inputs import PolicyAssets
+from imagewam_jax.preprocess.inputs import Observations, PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.training.prepare import encode_text
 

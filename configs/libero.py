@@ -7,7 +7,7 @@ How many steps the official 10 epochs are depends on the copy; set `train.steps`
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 
 
 def get_config(size: str = "4b") -> ConfigDict:

@@ -7,7 +7,7 @@ one mosaic of 288 x 256. How many steps its 5 epochs are depends on the copy of 
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 
 
 def get_config(size: str = "4b") -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Normalisation of actions and states: the official modes (docs/spec/imagewam_flux2.md, 7.5).
+"""Normalization of actions and states: the official modes (docs/spec/imagewam_flux2.md, 7.5).
 
 Everything is elementwise and works on NumPy arrays and, inside jit, on JAX arrays.
 """
@@ -26,7 +26,7 @@ Fields = Mapping[str, Float[Array, "... d"]]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Normalizer:
-    """y = (x - center) * scale. `scale`, `center` float32 [d], or [t, d] for stepwise statistics.
+    """y = (x - center) * scale. Both are float32: [d], or [dataset, d] for several datasets.
 
     The official form is x * scale + offset. For a constant dimension under z-score the scale is
     1e8, and XLA fuses that form into one multiply-add, which turns the rounding of the product into
@@ -37,27 +37,27 @@ class Normalizer:
     center: Float[Array, "*t d"]
 
     def of(self, rows: Int[Array, "*b"]) -> "Normalizer":
-        """Of the normaliser of several datasets, [dataset, d], those of some rows."""
+        """The normalizers of some datasets, by their rows in a stack of several."""
         return Normalizer(self.scale[rows], self.center[rows])
 
     @property
     def offset(self) -> Float[Array, "*t d"]:
-        """The official form's offset."""
+        """The offset of the official form."""
         return -self.center * self.scale
 
     def normalize(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Real units to about [-1, 1], clamped to [-5, 5]."""
+        """Converts real units to about [-1, 1], clamped to [-5, 5]."""
         return ((x - self.center) * self.scale).clip(-CLAMP, CLAMP)
 
     def denormalize(self, y: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Back to real units, without a clamp."""
+        """Converts back to real units, without a clamp."""
         return y / self.scale + self.center
 
 
 def make_normalizer(statistics: FieldStatistics, mode: str) -> Normalizer:
-    """mode: "z-score", "min/max", "q01/q99", or two constants as in "-1.0/1.0".
+    """A normalizer in float32, computed in float64.
 
-    Computed in float64, kept in float32. Raises DataError for another mode.
+    mode: "z-score", "min/max", "q01/q99", or two constants as in "-1.0/1.0". DataError: another.
     """
     if mode == "z-score":
         scale = 1.0 / (np.asarray(statistics["std"], np.float64) + STD_EPSILON)
@@ -72,7 +72,10 @@ def make_normalizer(statistics: FieldStatistics, mode: str) -> Normalizer:
 
 
 def stack_normalizers(normalizers: Sequence[Normalizer], width: int) -> Normalizer:
-    """One of several datasets, [dataset, width]; dimensions that one lacks stay as they are."""
+    """Stacks the normalizers of several datasets: [dataset, width].
+
+    Dimensions that a dataset lacks are left as they are.
+    """
     shape = (len(normalizers), width)
     scale, center = np.ones(shape, np.float32), np.zeros(shape, np.float32)
     for row, normalizer in enumerate(normalizers):
@@ -153,7 +156,7 @@ def zero_padded_steps(
 def zero_missing_dims(
     values: Float[Array, "... d"], dim_is_pad: Bool[Array, "... d"]
 ) -> Float[Array, "... d"]:
-    """Sets dimensions that an embodiment lacks to 0, after normalising."""
+    """Sets normalized dimensions that an embodiment lacks to 0."""
     return values.__array_namespace__().where(dim_is_pad, 0.0, values)
 
 

@@ -12,8 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.schema import DTYPES
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.policy.policy import Observations
-from imagewam_jax.preprocess.inputs import PolicyAssets
+from imagewam_jax.preprocess.inputs import Observations, PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.training.sharding import batch_sharding, replicated
 

@@ -45,7 +45,7 @@ def official(name):
 
 
 def tolerance(width, mode):
-    """Per dimension; dimension 3 of wide fields has a range below 1e-4."""
+    """The tolerance of each dimension; dimension 3 of wide fields has a range below 1e-4."""
     limits = np.full(width, TOLERANCE)
     if mode == "z-score" and width >= 4:
         limits[3] = NEARLY_CONSTANT_TOLERANCE
@@ -60,7 +60,7 @@ def assert_close(found, expected, mode, name):
 
 
 def assert_relatively_close(found, expected, name):
-    """For what is in real units or spans many decades: three float32 roundings."""
+    """Compares real units, which span many decades, up to three float32 roundings."""
     np.testing.assert_allclose(found, expected, rtol=4e-7, atol=TOLERANCE, err_msg=name)
 
 
@@ -152,7 +152,7 @@ def test_per_embodiment(recorded, layouts, embodiment, variant, mode):
 
 
 def test_every_recorded_tensor_is_compared(recorded):
-    """A tensor that no test above reads would be a hole."""
+    """Fails if no test above reads some recorded tensor."""
     prefixes = [f"{layout}.{v}." for layout in LAYOUTS for v in VARIANTS]
     prefixes += [f"{layout}.{part}." for layout in LAYOUTS for part in ("in", "in_normalized")]
     prefixes += ["single.masked.", "single.processor_", "single.per_embodiment_"]

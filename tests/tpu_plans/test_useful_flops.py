@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models import flops
 from imagewam_jax.models.flops import Sizes

@@ -8,7 +8,8 @@ import pytest
 from imagewam_jax.data.datasets import config_data
 from imagewam_jax.data.transforms import transform
 from imagewam_jax.errors import CheckpointError
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.preprocess.inputs import Observations
 from imagewam_jax.training.train import train
 from tests.training.tiny import INSTRUCTIONS, copy_sample, tiny_config
 

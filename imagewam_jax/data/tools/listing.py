@@ -1,4 +1,4 @@
-"""The registry as a table to read."""
+"""The registry as a table for people."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,16 +12,16 @@ HEADER = ("dataset", "Hz", "cameras", "action", "state", "language", "transform"
 def table_rows(
     specs: Iterable[DatasetSpec], mixtures: Mapping[str, Mixture]
 ) -> list[tuple[str, ...]]:
-    """A row of text per dataset, in the columns of `HEADER`, sorted by name.
+    """One row of text per dataset, in the columns of `HEADER`, sorted by name.
 
-    Cameras that are stored as BGR or upside down say so; the transform is named with its gripper
-    operation and filters; a mixture with the dataset's weight in it.
+    Cameras are marked if they are stored as BGR or upside down. The transform is named with its
+    gripper operation and filters, each mixture with the dataset's weight in it.
     """
     return [_row(spec, mixtures) for spec in sorted(specs, key=lambda spec: spec.name)]
 
 
 def dataset_table(specs: Iterable[DatasetSpec], mixtures: Mapping[str, Mixture]) -> str:
-    """`table_rows` below their header, in columns of fixed width."""
+    """Formats `table_rows` below their header, in columns of fixed width."""
     lines = [HEADER, *table_rows(specs, mixtures)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     rule = tuple("-" * width for width in widths)

@@ -14,7 +14,7 @@ from PIL import Image
 from imagewam_jax import cli
 from imagewam_jax.data.index.dataset_index import open_index
 from imagewam_jax.data.tools.show import write_data_page
-from imagewam_jax.data.tools.show.sheets import contact_sheet
+from imagewam_jax.data.tools.show_pictures import contact_sheet
 from tests.data.conftest import flip_byte, train_shard
 from tests.data.toy import TOY_ROW, toy_data
 from tests.training.tiny import copy_sample
@@ -146,7 +146,7 @@ def test_a_mixture_with_a_set_that_has_neither_state_nor_language(toy, tmp_path)
 
 
 def test_of_a_folder_alone(tmp_path):
-    """All cameras of the row that has its name; nothing has to be written before."""
+    """The registry has its name: all cameras are shown, and no config is needed."""
     folder, page = copy_sample(tmp_path), tmp_path / "page.html"
     assert cli.main(["data", "show", str(folder), f"--output={page}", "--episodes=1"]) == 0
     assert "metaworld_faucet: episodes" in page.read_text()

@@ -1,4 +1,4 @@
-"""The page about a dataset or a mixture."""
+"""Writes a page to look at a dataset or a mixture with."""
 
 import collections
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,7 @@ from imagewam_jax.data.datasets import Data, Dataset
 from imagewam_jax.data.loading.loader import Source
 from imagewam_jax.data.loading.start_frames import parse_part
 from imagewam_jax.data.statistics.by_dataset import dataset_statistics, statistics_by_dataset
-from imagewam_jax.data.tools.show import plots
-from imagewam_jax.data.tools.show.sheets import contact_sheet
+from imagewam_jax.data.tools import show_pictures
 from imagewam_jax.data.transforms.standardize import NO_TEXT
 from imagewam_jax.html.page import Section, picture, write_page
 from imagewam_jax.preprocess.normalization import Normalizer, make_normalizer
@@ -26,9 +25,11 @@ def write_data_page(
 ) -> Path:
     """Writes one self-contained HTML file about a part of each dataset; returns its path.
 
-    `episodes` of each dataset are drawn, spread over the part; `normalization` is a mode of
-    `normalization.make_normalizer`, with statistics of each dataset or, `pooled`, of all. Frames
-    that cannot be read are grey, and listed.
+    episodes: how many of each dataset are shown, spread over the part.
+    normalization: a mode of `normalization.make_normalizer`.
+    pooled: normalize by the statistics of all datasets together, rather than of each.
+
+    Frames that cannot be read are grey, and listed.
     """
     sources = data.sources(part)
     statistics = statistics_by_dataset(data, part, pooled=pooled)
@@ -59,7 +60,7 @@ def _mixture(sources: list[Source]) -> Section:
         )
         for s in sources
     ]
-    chart = plots.shares({name: (drawn[name], there[name]) for name in drawn})
+    chart = show_pictures.shares({name: (drawn[name], there[name]) for name in drawn})
     return Section("Mixture", "", rows, [picture(chart)])
 
 
@@ -113,11 +114,11 @@ def _facts(dataset: Dataset, source: Source, part: str) -> Section:
             for dim, relative in zip(encoding.dims, encoding.relative, strict=True)
         ]
         rows.append((f"{field}: {encoding.name}", ", ".join(dims) or "none"))
-    return Section(dataset.name, "", rows, [picture(plots.lengths(np.asarray(steps)))])
+    return Section(dataset.name, "", rows, [picture(show_pictures.lengths(np.asarray(steps)))])
 
 
 def _chosen(dataset: Dataset, part: str, count: int) -> list[tuple[int, int, int]]:
-    """(number, first step, steps) of some episodes spread over a part, without empty ones."""
+    """Chooses episodes spread over a part, without empty ones: (number, first frame, steps)."""
     split = parse_part(part).split
     standard, start = dataset.standard.splits[split], dataset.index.split(split).episode_start
     numbers = np.arange(*dataset.episodes(part))
@@ -129,7 +130,7 @@ def _chosen(dataset: Dataset, part: str, count: int) -> list[tuple[int, int, int
 def _sheets(dataset: Dataset, source: Source, part: str, episodes: int) -> Section:
     reader, pictures, problems = source.reader, [], []
     for number, start, steps in _chosen(dataset, part, episodes):
-        sheet = contact_sheet(reader, start, steps)
+        sheet = show_pictures.contact_sheet(reader, start, steps)
         row = reader.standard.text_ids[start, 0]
         text = "no instruction" if row == NO_TEXT else dataset.standard.instructions[row]
         pictures.append(picture(sheet.jpeg, f"episode {number}, {steps} steps: {text}"))
@@ -164,7 +165,8 @@ def _numbers(
     episodes: int,
     normalizers: Mapping[str, Normalizer],
 ) -> Iterator[Section]:
-    """Actions and states: curves of some episodes, and all steps before and after normalising."""
+    """Sections of actions and states: curves of episodes, and histograms before and after
+    normalization."""
     standard = source.reader.standard
     statistics = dataset_statistics([dataset], part)
     chosen = _chosen(dataset, part, episodes)
@@ -191,9 +193,9 @@ def _numbers(
             text,
             rows,
             [
-                picture(plots.curves(curves, usable, list(dims))),
+                picture(show_pictures.curves(curves, usable, list(dims))),
                 picture(
-                    plots.histograms(sample, normalized, dims),
+                    show_pictures.histograms(sample, normalized, dims),
                     "in their own units, and below normalised, with [-1, 1] shaded; log counts",
                 ),
             ],
