@@ -27,6 +27,7 @@ def test_rows_are_kept_for_a_later_upload(offline, tmp_path):
         for step in steps:
             sink.write("train", step, {"loss": 0.5 / step})
         sink.close()
+    offline.teardown()  # waits for the service that writes the file
     files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert [path.name for path in files] == [f"run-{wandb_run_id(tmp_path)}.wandb"] * 2
     assert all(b"train/loss" in path.read_bytes() for path in files)
@@ -37,6 +38,7 @@ def test_a_run_writes_to_it_if_its_config_says_so(offline, tmp_path):
     check_watch(config["watch"])
     with Watch(config, tmp_path, 0, Work(1), time.perf_counter()):
         pass
+    offline.teardown()  # waits for the service that writes the file
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert b"goodput/startup_seconds" in file.read_bytes()
 
