@@ -1,7 +1,8 @@
-"""Fine-tuning on RoboTwin 2.0, three cameras: `--config=configs/robotwin.py:4b` or `:9b`.
+"""Fine-tunes on RoboTwin 2.0, three cameras: `--config=configs/robotwin.py:4b` or `:9b`.
 
 The official recipe (spec imagewam_flux2, 7.2 and 8.1): head camera over two wrist cameras, one
-mosaic of 288 x 256. Its 5 epochs depend on the copy of the dataset; set `train.steps`.
+mosaic of 288 x 256. How many steps its 5 epochs are depends on the copy of the dataset; set
+`train.steps` accordingly.
 """
 
 from ml_collections import ConfigDict
