@@ -1,4 +1,4 @@
-"""ImageWAM on FLUX.2 in plain PyTorch: the other side of the benchmarks.
+"""ImageWAM on FLUX.2 in plain PyTorch, which the benchmarks compare with.
 
 The same mathematics as `imagewam_jax.models.imagewam` (docs/spec/imagewam_flux2.md, 1, 4, 5 and
 6), written as the official code is: modules under the official names with fused projections, one
@@ -20,7 +20,7 @@ from imagewam_jax.models.backbones.flux2 import ACTION_TIME, REFERENCE_TIME, TAR
 from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.imagewam import ImageWAMConfig
 
-EPSILON = 1e-6  # of all norms
+EPSILON = 1e-6  # in all norms
 
 Modulation = tuple[Tensor, Tensor, Tensor]  # shift, scale, gate: [b, 1, d]
 
@@ -129,7 +129,7 @@ class ParallelBlock(nn.Module):
         self.gate = Gate()
 
     def project(self, x: Tensor, on: Sequence[Modulation]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `SequentialBlock.project`, and what the MLP is made of."""
+        """As `SequentialBlock.project`, with the input of the MLP's gate."""
         qkv, mlp = self.linear1(modulate(x, on[0])).split(self.widths, -1)
         q, k, v = split_heads(qkv, self.heads)
         return *self.norm(q, k), v, mlp
@@ -284,7 +284,7 @@ class TorchImageWAM(nn.Module):
     def velocities(
         self, context: Context, target: Tensor, target_time: Tensor, a: Tensor, action_time: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of target tokens and actions, through one joint attention in every layer."""
+        """Velocities of target tokens and actions, with one joint attention in every layer."""
         video, action = self.video, self.action
         text, valid = self.text(context)
         text = video.txt_in(text)
@@ -334,7 +334,7 @@ class TorchImageWAM(nn.Module):
         return Cache(layers, mask)
 
     def act(self, context: Context, noise: Float[Tensor, "b s a"], steps: int) -> Tensor:
-        """Normalised actions: one prefill, then Euler steps of the expert against its cache."""
+        """Normalized actions: one prefill, then Euler steps of the expert against its cache."""
         action, cache = self.action, self.prefill(context)
         times = shift_time(torch.linspace(1, 0, steps + 1), self.config.action_flow.sample_shift)
         t = action.time_in(times[:-1])
@@ -379,10 +379,10 @@ def joint_layer(
     prefix: tuple[Tensor, Tensor] | None = None,
     keep: list[tuple[Tensor, Tensor]] | None = None,
 ) -> list[Tensor]:
-    """One layer of several streams under one attention.
+    """Run one layer of several streams under one attention.
 
-    `prefix` are cached keys and values before those of the streams; `keep` collects what the
-    streams leave for such a cache.
+    `prefix` are cached keys and values in front of those of the streams; `keep` collects the keys
+    and values of the streams for such a cache.
     """
     projected = [block.project(x, o) for block, x, o in zip(blocks, streams, on, strict=True)]
     q, k, v = (joined([p[i] for p in projected], 1) for i in range(3))
@@ -428,7 +428,7 @@ def rope_table(config: ImageWAMConfig, grid: tuple[int, int], n_text: int) -> Te
 
 
 def rotate(x: Float[Tensor, "b s n h"], rope: Tensor) -> Float[Tensor, "b s n h"]:
-    """Turns adjacent channel pairs."""
+    """Rotate adjacent channel pairs."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope.unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
@@ -453,6 +453,6 @@ def mean_bell(shift: float) -> float:
 
 
 def masked_mean(x: Tensor, valid: Bool[Tensor, "..."]) -> Tensor:
-    """Over the valid entries of the last axis; 0 where there is none."""
+    """The mean over the valid entries of the last axis; 0 where there are none."""
     valid = valid.expand(x.shape).to(x.dtype)
     return (x * valid).sum(-1) / valid.sum(-1).clamp(min=1)

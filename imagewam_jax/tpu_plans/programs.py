@@ -1,4 +1,4 @@
-"""The programs that are planned: the train step and acting, as they are run."""
+"""The programs that are planned, the train step and acting, just as they run on devices."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from imagewam_jax.tpu_plans.arguments import (
     bytes_per_chip,
     shaped,
 )
-from imagewam_jax.tpu_plans.jaxpr_flops import function_flops, jaxpr_flops
+from imagewam_jax.tpu_plans.flops import function_flops, jaxpr_flops
 from imagewam_jax.training.prepare import check_fits
 from imagewam_jax.training.sharding import (
     batch_rows,
@@ -37,9 +37,9 @@ from imagewam_jax.training.step import abstract_state, jit_train_step, step_sett
 class Counts:
     """FLOPs of one call on all chips together.
 
-    useful: the policy's (`models.flops`). dense: the same with 512 rows of text and, in training,
-    one attention over everything. autoencoder: what encodes the images. computed: all of it, as
-    traced, and recomputed: what of it the backward pass computes again.
+    useful: the policy's model FLOPs (`models.flops`). dense: the same with 512 rows of text and, in
+    training, one attention over all streams. autoencoder: encoding the images. computed: everything
+    in the traced program, of which the backward pass computes `recomputed` a second time.
     """
 
     useful: float
@@ -51,7 +51,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function to be compiled, and its abstract arguments.
+    """A traced function, ready to be compiled, with its sizes and counts.
 
     memory: bytes of its arguments on each chip, by what they are.
     """
@@ -64,7 +64,7 @@ class Program:
 
 
 def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Program:
-    """The train step on a mesh. ConfigError, DataError: it would not run there."""
+    """Trace the train step on a mesh. ConfigError, DataError: it would not run there."""
     policy = policy_config(config["model"])
     check_fits(config, policy)
     batch_size = config["train"]["batch_size"]
@@ -107,9 +107,10 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
 
 
 def act_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh, batch: int) -> Program:
-    """A decision for `batch` robots: prefill and Euler steps, from images to actions.
+    """Trace acting for `batch` robots: from images through prefill and Euler steps to actions.
 
-    Parameters are of the dtype that the config computes in, as `imagewam convert` can write them.
+    Parameters have the dtype that the config computes in, as `imagewam convert` can write them.
+    PlanError: the mesh cannot share the batch.
     """
     policy, steps = policy_config(config["model"]), config["acting"]["euler_steps"]
     check_fits(config, policy)
@@ -171,7 +172,7 @@ def _frozen_memory(assets: PolicyAssets) -> dict[str, int]:
 
 
 def _encoding_flops(config: Mapping[str, Any], assets: PolicyAssets, shape: tuple[int, ...]) -> int:
-    """Of images of this shape, [batch, camera, moment, rows, columns, 3]."""
+    """FLOPs of encoding images of shape [batch, camera, moment, height, width, 3]."""
 
     def encode(assets, images):
         return encode_images(assets, image_spec(config["data"]), images)

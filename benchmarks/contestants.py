@@ -1,7 +1,7 @@
-"""The two sides of the benchmark, each for a process of its own.
+"""The contestants of the benchmark, ours and PyTorch, each for a process of its own.
 
-A side is a dictionary of functions without arguments; a call of one is one measurement. All
-start from the same raw NumPy data and end with the result on the host.
+A contestant is a dictionary of functions without arguments; one call is one measurement. All start
+from the same raw NumPy data and end with the result on the host.
 """
 
 from collections.abc import Callable
@@ -45,8 +45,10 @@ def jax_calls(work: Workload) -> Calls:
 
 
 def torch_calls(work: Workload, compiled: bool) -> Calls:
-    """The same in PyTorch; `compiled`: prefill with all Euler steps, and the loss, each as one
-    graph."""
+    """The same in PyTorch.
+
+    compiled: prefill with all Euler steps is one compiled graph, and the loss another.
+    """
     assets = PolicyAssets(asset_trees(work.assets), work.assets.autoencoder.factor)
     rows, columns = (
         side // work.assets.autoencoder.factor for side in work.config["data"]["image_size"]
