@@ -36,7 +36,7 @@ def defaults() -> ConfigDict:
                 "prefetch": 8,  # batches that are held ready
             },
             "text": {
-                "encoder": "byte_qwen3",  # one of policies.text.TEXT_ENCODERS
+                "encoder": "byte_qwen3",  # one of text.encoders.TEXT_ENCODERS
                 "weights": "",  # a converted text encoder: imagewam convert; empty for random ones
                 "seed": 0,  # of the encoder's weights, where these are random
                 "template": "{}",  # what an instruction is wrapped in, in the place of {}
