@@ -10,8 +10,7 @@ from typing import Any
 from imagewam_jax.config.schema import choose
 from imagewam_jax.errors import ConfigError, DataError, MissingWeights
 from imagewam_jax.models.text_encoders.base import PromptTooLong, TextEncoder, Tokens
-from imagewam_jax.models.text_encoders.byte_qwen3 import byte_qwen3
-from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
+from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, byte_qwen3
 from imagewam_jax.text.qwen3 import qwen3
 from imagewam_jax.text.tables import TextTableFile
 
