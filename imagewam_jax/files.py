@@ -1,4 +1,4 @@
-"""Checksums of the files of a folder that is written once: of an index, or of a standard form."""
+"""Checksums of the files of a folder that is written once: an index, or standardized episodes."""
 
 import errno
 import json

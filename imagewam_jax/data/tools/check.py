@@ -18,8 +18,12 @@ from PIL import Image
 
 from imagewam_jax.data.index.build import run_over_shards
 from imagewam_jax.data.index.dataset_index import META_FILE, default_index_dir, open_index
-from imagewam_jax.data.index.image_header import image_size
-from imagewam_jax.data.index.shard_columns import count_steps, counting_order, read_feature
+from imagewam_jax.data.index.shard_columns import (
+    count_steps,
+    counting_order,
+    image_size,
+    read_feature,
+)
 from imagewam_jax.data.index.tf_example import parse_example
 from imagewam_jax.data.index.tfds_folder import Feature, Features, read_tfds_folder
 from imagewam_jax.data.index.tfrecord import scan_records
@@ -177,15 +181,15 @@ class _Found:
 def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
     """Of each shard, what the index says of its images: key to (offset, length, crc32c, steps).
 
-    An index that does not fit its shards is a finding, and so is a file of it, or of a standard
-    form in it, that is not what was written.
+    An index that does not fit its shards is a finding, and so is a file of it, or of the
+    standardized episodes in it, that is not what was written.
     """
     index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir)
     if not (index_dir / META_FILE).is_file():
         return {}
     for folder, remedy in (
         (index_dir, "index again"),
-        *((path, "remove its folder") for path in sorted(index_dir.glob("standard/*"))),
+        *((path, "remove its folder") for path in sorted(index_dir.glob("standardized/*"))),
     ):
         for path in damaged_files(folder):
             why = f"{path}: not what was written; {remedy}"
