@@ -279,7 +279,7 @@ def _counted(step):
 
 def _first(dataset: str) -> float:
     """Seconds from an indexed dataset to its first batch, after the imports."""
-    _data(dataset)  # imports, and writes the standardized episodes, which is done once
+    _data(dataset)  # imports, and the standardized episodes, which are made once
 
     start = time.perf_counter()
     stream = _stream(dataset, BATCH)

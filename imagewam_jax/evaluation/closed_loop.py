@@ -104,9 +104,10 @@ def demonstrations_by_instruction(
     found: dict[str, list] = {}
     for episode in range(*dataset.episodes(split)):
         start = reader.split.episode_start[episode]
-        stop = start + reader.standard.episode_steps[episode]
-        instruction = dataset.instructions[dataset.text_rows[reader.standard.text_ids[start, 0]]]
-        found.setdefault(instruction, []).append(reader.standard.actions[start:stop])
+        stop = start + reader.standardized.episode_steps[episode]
+        text_row = dataset.text_rows[reader.standardized.text_ids[start, 0]]
+        instruction = dataset.instructions[text_row]
+        found.setdefault(instruction, []).append(reader.standardized.actions[start:stop])
     reader.close()
     return found
 

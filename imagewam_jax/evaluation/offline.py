@@ -68,7 +68,7 @@ def evaluate_offline(
     ]
     spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
     start_frames = start_frames[spread]
-    actions_na = _widened(reader.standard.actions, policy.action_dim)
+    actions_na = _widened(reader.standardized.actions, policy.action_dim)
     statistics = policy.metadata["statistics"][policy.dataset]
     mean_action = _widened(np.array(statistics["action"]["mean"])[None], policy.action_dim)[0]
 

@@ -4,14 +4,14 @@ Everything is elementwise and works on NumPy arrays and, inside jit, on JAX arra
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from imagewam_jax.errors import DataError
-from imagewam_jax.preprocess.statistics import FieldStatistics, select_statistics
+from imagewam_jax.preprocess.statistics import FieldStatistics
 
 CLAMP = 5.0
 STD_EPSILON = 1e-8
@@ -19,8 +19,6 @@ STD_EPSILON = 1e-8
 RANGE_TOLERANCE = 1e-4
 
 _RANGES = {"min/max": ("min", "max"), "q01/q99": ("q01", "q99")}
-# Parts of a vector by key, in the vector's order.
-Fields = Mapping[str, Float[Array, "... d"]]
 
 
 @jax.tree_util.register_dataclass
@@ -110,76 +108,8 @@ def _constants(mode: str) -> tuple[float, float]:
     return low, high
 
 
-def make_normalizers(
-    official: Mapping,
-    default_mode: str,
-    exception_mode: Mapping[str, Mapping[str, str]] | None = None,
-    *,
-    stepwise_actions: bool = False,
-) -> dict[str, dict[str, Normalizer]]:
-    """{"action": {key: ...}, "state": {key: ...}} from official statistics.
-
-    official: the content of a `dataset_stats.json`, or one entry of its "embodiments".
-    exception_mode: modes of single keys, for instance {"action": {"gripper": "z-score"}}.
-    stepwise_actions: one normaliser per step of the chunk; states always use global statistics.
-    """
-    exceptions = exception_mode or {}
-    for field, keys in exceptions.items():
-        unknown = sorted(keys.keys() - official.get(field, {}).keys())
-        if unknown:
-            raise DataError(
-                f"exception_mode names {field} {unknown}, the statistics have "
-                f"{sorted(official.get(field, {}))}"
-            )
-    return {
-        field: {
-            key: make_normalizer(
-                select_statistics(entry, stepwise_actions and field == "action"),
-                exceptions.get(field, {}).get(key, default_mode),
-            )
-            for key, entry in official[field].items()
-        }
-        for field in ("action", "state")
-    }
-
-
-def zero_padded_steps(
-    actions: Float[Array, "... t d"],
-    step_is_pad: Bool[Array, "... t"],
-    relative_mask: Bool[Array, " d"],
-) -> Float[Array, "... t d"]:
-    """Sets relative dimensions of steps beyond the episode to 0, in real units: stand still."""
-    xp = actions.__array_namespace__()
-    return xp.where(step_is_pad[..., None] & xp.asarray(relative_mask), 0.0, actions)
-
-
 def zero_missing_dims(
     values: Float[Array, "... d"], dim_is_pad: Bool[Array, "... d"]
 ) -> Float[Array, "... d"]:
     """Sets normalized dimensions that an embodiment lacks to 0."""
     return values.__array_namespace__().where(dim_is_pad, 0.0, values)
-
-
-def pack_fields(
-    fields: Fields, target_dim: int
-) -> tuple[Float[Array, "... target"], Bool[np.ndarray, " target"]]:
-    """Concatenates the fields and appends zeros up to `target_dim`; and which dimensions those are.
-
-    Raises DataError when the fields are wider than `target_dim`.
-    """
-    parts = list(fields.values())
-    xp = parts[0].__array_namespace__()
-    width = sum(part.shape[-1] for part in parts)
-    if width > target_dim:
-        raise DataError(f"fields {list(fields)} have {width} dimensions, the target {target_dim}")
-    zeros = xp.zeros((*parts[0].shape[:-1], target_dim - width), parts[0].dtype)
-    return xp.concatenate([*parts, zeros], axis=-1), np.arange(target_dim) >= width
-
-
-def unpack_fields(packed: Float[Array, "... d"], widths: Mapping[str, int]) -> Fields:
-    """Cuts a vector into fields of the given widths and drops what is left of it."""
-    ends = np.cumsum(list(widths.values()))
-    return {
-        key: packed[..., end - width : end]
-        for (key, width), end in zip(widths.items(), ends.tolist(), strict=True)
-    }

@@ -14,7 +14,7 @@ from imagewam_jax.checkpoints.initial_weights import initial_weights
 from imagewam_jax.config.schema import DTYPES, choose, policy_config
 from imagewam_jax.data.datasets import Data, Dataset
 from imagewam_jax.data.loading.samples import empty_batch
-from imagewam_jax.data.statistics.by_dataset import statistics_by_dataset
+from imagewam_jax.data.statistics.exact import statistics_by_dataset
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.imagewam import ImageWAMConfig

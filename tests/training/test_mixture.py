@@ -77,4 +77,3 @@ def test_its_data_opens_again(run):
     assert (first.share, second.share) == (0.25, 0.75)
     batch = second.reader.read(second.start_frames[:2])
     assert batch["norm_id"].tolist() == [1, 1]
-    assert batch["proprio_mask"].tolist() == [[True, True, False, False]] * 2

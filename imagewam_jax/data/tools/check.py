@@ -18,8 +18,12 @@ from PIL import Image
 
 from imagewam_jax.data.index.build import run_over_shards
 from imagewam_jax.data.index.dataset_index import META_FILE, default_index_dir, open_index
-from imagewam_jax.data.index.image_header import image_size
-from imagewam_jax.data.index.shard_columns import count_steps, counting_order, read_feature
+from imagewam_jax.data.index.shard_columns import (
+    count_steps,
+    counting_order,
+    image_size,
+    read_feature,
+)
 from imagewam_jax.data.index.tf_example import parse_example
 from imagewam_jax.data.index.tfds_folder import Feature, Features, read_tfds_folder
 from imagewam_jax.data.index.tfrecord import scan_records
@@ -192,7 +196,7 @@ def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
         return {}
     for folder, remedy in (
         (index_dir, "index again"),
-        *((path, "remove its folder") for path in sorted(index_dir.glob("standard/*"))),
+        *((path, "remove its folder") for path in sorted(index_dir.glob("standardized/*"))),
     ):
         for path in damaged_files(folder):
             why = f"{path}: not what was written; {remedy}"

@@ -61,7 +61,7 @@ def _transform(spec: DatasetSpec) -> str:
     text = f"{spec.transform} v{find_transform(spec.transform).version}"
     if spec.option("gripper"):
         text += f", gripper {spec.option('gripper')}"
-    for what, names in (("filter", spec.filters), ("cut", spec.cuts)):
+    for what, names in (("filter", spec.filters), ("drop filter", spec.drop_filters)):
         for name in names:
             text += f", {what} {name} v{find_filter(name).version}"
     return text

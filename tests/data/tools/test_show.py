@@ -101,8 +101,10 @@ def test_tiles_are_the_images_of_samples(toy):
 def test_what_stands_in_the_data_is_escaped(toy, tmp_path):
     data = toy_data(toy.dataset_dir)
     (dataset,) = data.datasets
-    standard = dataclasses.replace(dataset.standard, instructions=("<script>x</script>", "b & c"))
-    changed = dataclasses.replace(dataset, standard=standard)
+    standardized = dataclasses.replace(
+        dataset.standardized, instructions=("<script>x</script>", "b & c")
+    )
+    changed = dataclasses.replace(dataset, standardized=standardized)
     page = page_of(dataclasses.replace(data, datasets=(changed,)), tmp_path)
     assert "<script>" not in page and "&lt;script&gt;x&lt;/script&gt;" in page
     assert "b &amp; c" in page
