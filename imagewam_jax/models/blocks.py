@@ -59,7 +59,7 @@ class SequentialBlock(_Flux2Block):
 
 
 class ParallelBlock(_Flux2Block):
-    """Attention and MLP of the same input, with one modulation (docs/spec/imagewam_flux2.md, 1.9)."""
+    """Attention and MLP of the same input, one modulation (docs/spec/imagewam_flux2.md, 1.9)."""
 
     def finish(self, x: Tokens, attended: Heads, condition: tuple[Modulation]):
         (both,) = condition

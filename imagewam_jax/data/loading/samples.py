@@ -1,10 +1,11 @@
 """Samples of one dataset split: a current and a target image, an action chunk, the state, the text.
 
 A sample starts at step t of an episode of T steps; s is the stride, H the horizon. Its actions are
-those of steps t + s*i for i < H, its target image is that of step t + s*H (docs/spec/imagewam_flux2.md,
-7.1). Beyond the last step the target is the last frame, relative action dimensions are 0 and
-absolute ones repeat. Numbers are in the units of the standardized episodes, and images lie as they
-are stored in the top left of their buffer: the accelerator normalizes and resizes.
+those of steps t + s*i for i < H, its target image is that of step t + s*H
+(docs/spec/imagewam_flux2.md, 7.1). Beyond the last step the target is the last frame, relative
+action dimensions are 0 and absolute ones repeat. Numbers are in the units of the standardized
+episodes, and images lie as they are stored in the top left of their buffer: the accelerator
+normalizes and resizes.
 """
 
 import dataclasses

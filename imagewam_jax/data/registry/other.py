@@ -35,12 +35,13 @@ METAWORLD_FAUCET = DatasetSpec(
 
 # The four LIBERO suites as RLDS without idle steps, `modified_libero_rlds`. Sources: the data card
 # and features of openvla/modified_libero_rlds, OpenVLA's `regenerate_libero_dataset.py`, and
-# sections 7.2 and 9.2 of the porting specification. 20 Hz is the control rate of LIBERO's
+# docs/spec/imagewam_flux2.md, 7.2 and 9.2. 20 Hz is the control rate of LIBERO's
 # environments. Actions lie in [-1, 1], the controller's units.
 #
 # Both cameras are stored rotated by 180 degrees with respect to what the simulator renders. That is
 # the right way up for a policy, which is trained on them as stored: the images of a simulator are
-# turned before the policy sees them (docs/spec/imagewam_flux2.md, 9.2). So no camera is flagged `upside_down`.
+# turned before the policy sees them (docs/spec/imagewam_flux2.md, 9.2). So no camera is flagged
+# `upside_down`.
 LIBERO = tuple(
     DatasetSpec(
         name=f"{suite}_no_noops",
@@ -127,7 +128,7 @@ def _navigation(name: str, control_hz: float) -> DatasetSpec:
 
 # Joints, two arms, driving. Sources: TFDS catalog for keys and widths (`robo_set`, `aloha_mobile`,
 # `berkeley_*`), RDT's `dataset_control_freq.json` for rates, OpenVLA's loader for the gripper of
-# RoboSet; section 7.2 of the porting specification and the RLDS layout of OpenVLA-OFT's ALOHA
+# RoboSet; docs/spec/imagewam_flux2.md, 7.2 and the RLDS layout of OpenVLA-OFT's ALOHA
 # builders for RoboTwin.
 NOT_ONE_HAND = (
     DatasetSpec(

@@ -97,8 +97,9 @@ def bimanual_non_idle(
     action: Float32[np.ndarray, "t a"],
     state: Float32[np.ndarray, "t p"],
 ) -> Bool[np.ndarray, " t"]:
-    """Drops long idle stretches of bimanual recordings, by the official rule (docs/spec/imagewam_flux2.md,
-    7.8). Actions and states are absolute, 2 x (6 joints, gripper).
+    """Drops long idle stretches of bimanual recordings (docs/spec/imagewam_flux2.md, 7.8).
+
+    Actions and states are absolute, 2 x (6 joints, gripper).
 
     A frame is idle when the commanded joints are where the joints already are. Short pauses are
     part of a movement and are kept, and so is the stretch in which an episode comes to rest.

@@ -1,4 +1,6 @@
-"""The Qwen3 decoder as a text encoder (docs/spec/imagewam_flux2.md, 3.2), and a small one over bytes.
+"""The Qwen3 decoder as a text encoder, and a small one over bytes.
+
+See docs/spec/imagewam_flux2.md, 3.2.
 
 Features are the residual stream after some of its layers, side by side; the layers behind
 the last of these, the final norm and the output head are not part of it.
