@@ -16,7 +16,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.attention import KV, Attend
-from imagewam_jax.models.backbones.base import Backbone, Expert
+from imagewam_jax.models.backbones.base import Transformer
 from imagewam_jax.models.blocks import ActionLayout, AttentionLayout
 from imagewam_jax.models.partitioning import constrain
 
@@ -36,7 +36,7 @@ class Stack(NamedTuple):
     layout: what its layers share.
     """
 
-    network: Backbone | Expert
+    network: Transformer
     tokens: Float[Array, "b s d"]
     condition: Any
     layout: AttentionLayout | ActionLayout

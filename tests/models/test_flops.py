@@ -112,7 +112,7 @@ def test_dense_is_one_attention_over_everything():
 
 @pytest.mark.parametrize(
     ("backbone", "text_tokens", "teraflops"),
-    # What others counted, rounded, for one chunk of actions on LIBERO's images, 10 steps.
+    # FLOPs that others counted, rounded, for one chunk of actions on LIBERO's images, 10 steps.
     [(KLEIN_4B, 512, 6.07), (KLEIN_4B, 128, 3.5), (KLEIN_9B, 512, 13.5)],
 )
 def test_acting_on_libero(backbone, text_tokens, teraflops):
@@ -146,7 +146,7 @@ def xla_flops(function, *arguments) -> float:
 
 
 def test_xla_counts_the_same():
-    """It counts elementwise work too: a few percent more."""
+    """The compiler counts elementwise work, too: a few percent more."""
     shape, batch = jax.ShapeDtypeStruct, WIDE_SIZES.batch
     params, rebuild = abstract_params(WIDE), policy_builder(WIDE)
     context = Context(

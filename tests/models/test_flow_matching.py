@@ -123,7 +123,7 @@ def test_a_perfect_velocity_leads_from_noise_to_data():
 
 
 def test_bfloat16_times_make_bfloat16_samples():
-    """As in the official bfloat16 runs, every operation is rounded."""
+    """Every operation is rounded, as in the official bfloat16 runs."""
     clean, noise = np.float32([[0.3]]), np.float32([[1.7]])
     time = training_timestep(jnp.array([0.37]), 5.0, jnp.bfloat16) / TIMESTEPS
     noisy = add_noise(clean, noise, time)

@@ -179,7 +179,7 @@ def test_acting_from_the_cache_is_the_joint_forward(folder):
 
 
 def test_the_context_does_not_see_target_or_action(folder):
-    """What one stream predicts has no derivative along what it must not see."""
+    """A stream's predictions have no derivative along what it must not see."""
     policy = official.load_policy(folder)
     io, sample, _ = official.train_case(folder)
     target, action = official.as_grid(io["noisy_video"], folder), io["noisy_action"]
@@ -261,7 +261,7 @@ def test_the_loss_in_bfloat16_is_near_that_in_float32(coordinates):
 
 
 def test_a_target_of_no_weight_does_not_count():
-    """What is left is the loss of the other samples alone."""
+    """The loss that is left is that of the other samples alone."""
     folder = golden("imagewam_flux2")
     policy = official.load_policy(folder)
     _, sample, draws = official.train_case(folder)

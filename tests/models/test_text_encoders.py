@@ -79,7 +79,7 @@ def encoder():
 
 
 def test_qwen3_features_as_recorded(recorded):
-    """At every token, padding too: what a cached feature file holds."""
+    """Cached feature files hold features at every token, also at padding."""
     config, weights, io = recorded
     features = run(load_qwen3(config, weights), io["input_ids"], io["attention_mask"].sum(-1))
     np.testing.assert_allclose(features, io["text_hidden_states"], atol=1e-4, rtol=0)
@@ -134,7 +134,7 @@ def test_qwen3_against_transformers(dtype):
         ).hidden_states
     expected = torch.cat([states[1], states[3]], -1).float().numpy()
     error = np.abs(np.float32(features) - expected)[mask]
-    # Of bfloat16, both sides are rounded, in the same places but not in the same sums.
+    # In bfloat16 both sides are rounded, in the same places but not in the same sums.
     limits = {"float32": (1e-5, 1e-6), "bfloat16": (0.05, 0.006)}[dtype]
     size = np.abs(expected[mask]).max()
     assert error.max() < limits[0] * size and error.mean() < limits[1] * size
@@ -240,7 +240,7 @@ def encode(encoder, prompts, max_length=64) -> list[np.ndarray]:
 
 
 def test_random_features_tell_prompts_apart(encoder):
-    """Of two opposite instructions, differing in two of their first bytes."""
+    """Two opposite instructions differ in two of their first bytes."""
     opened, closed = encode(encoder, ["open the faucet", "close the faucet"])
     assert (opened.shape, closed.shape) == ((17, encoder.feature_dim), (18, 192))
     assert cosine(opened.mean(0), closed.mean(0)) < 0.9

@@ -16,7 +16,7 @@ from tests.goldens import golden
 from tests.parity.recordings import Converted, edit
 from tests.weights.foreign import copy_case
 
-# Of each checkpoint: the folder that it is recorded in.
+# The folder that each checkpoint is recorded in.
 PARTS = {
     "imagewam_flux2": "policy",
     "flux2_transformer": "transformer",
@@ -80,7 +80,7 @@ def without_other_functions(tensors):
 
 
 def test_the_numbers_of_a_policy_belong_together(policy):
-    """What is recorded follows from what else is recorded, in NumPy."""
+    """Recorded outputs follow from other recorded tensors, in NumPy."""
     train, infer = (load_file(policy / "policy" / f"{n}.safetensors") for n in ("train", "infer"))
     time = train["unit_timestep_video"][:, None, None]
     noisy = (1 - time) * train["target_latent"] + time * train["noise_video"]

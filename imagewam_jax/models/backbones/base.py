@@ -51,7 +51,7 @@ class BackboneConfig(Protocol):
 
 @runtime_checkable
 class BackboneLayer(Protocol):
-    """One slice of a group."""
+    """One layer of a backbone, a slice of a group."""
 
     def __call__(
         self, x: Float[Array, "b s d"], condition: Any, layout: AttentionLayout
@@ -64,21 +64,30 @@ class BackboneLayer(Protocol):
 
 
 @runtime_checkable
-class Backbone(Protocol):
-    """An `nnx.Module` with these attributes and methods; `models.layer_runner` runs its layers."""
+class Transformer(Protocol):
+    """An `nnx.Module` whose layers `models.layer_runner` can run."""
 
     ROWS: ClassVar[Rows]
-    config: BackboneConfig
 
     @property
     def groups(self) -> tuple[nnx.Module, ...]:
-        """Stacks of equal layers (`layers.stacked`), in order; a slice is a `BackboneLayer`."""
+        """Stacks of equal layers (`layers.stacked`), in order; a slice is one layer."""
 
     def condition(self, time_b: Float[Array, " b"]) -> Any:
         """Everything that depends on a time in [0, 1], 1 being pure noise."""
 
     def group_conditions(self, condition: Any) -> tuple:
         """The part of a condition that each of `groups` takes."""
+
+    def predict(self, x: Float[Array, "b x d"], condition: Any) -> Float[Array, "b x c"]:
+        """Velocity (noise - data) of target or action, from its tokens after the last layer."""
+
+
+@runtime_checkable
+class Backbone(Transformer, Protocol):
+    """The image-editing transformer; its layers are `BackboneLayer`s."""
+
+    config: BackboneConfig
 
     def embed(
         self,
@@ -88,7 +97,10 @@ class Backbone(Protocol):
         condition: Any,
         layout: AttentionLayout,
     ) -> Float[Array, "b s d"]:
-        """The tokens that the first layer takes, refined where the transformer has refiners."""
+        """The tokens that the first layer takes, refined where the transformer has refiners.
+
+        Target or references are None where there are none.
+        """
 
     def rope(
         self,
@@ -107,9 +119,6 @@ class Backbone(Protocol):
 
     def action_rope(self, horizon: int, dtype: jnp.dtype) -> Rope:
         """Rotation tables of an action chunk."""
-
-    def predict(self, target: Float[Array, "b x d"], condition: Any) -> Float[Array, "b x c"]:
-        """Velocity (noise - data) of the target tokens, from those after the last layer."""
 
     def make_expert(self, config: ActionExpertConfig, *, rngs: nnx.Rngs) -> "Expert":
         """An action expert whose layers answer this backbone's, one to one."""
@@ -131,7 +140,7 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class ExpertLayer(Protocol):
-    """One slice of a group of the expert's."""
+    """One layer of an expert, a slice of a group."""
 
     def __call__(
         self, x: Float[Array, "b s d"], condition: Any, context: Any, layout: ActionLayout
@@ -140,24 +149,10 @@ class ExpertLayer(Protocol):
 
 
 @runtime_checkable
-class Expert(Protocol):
-    """The transformer of the action: an `nnx.Module` that a backbone makes for itself."""
+class Expert(Transformer, Protocol):
+    """The transformer of the action, with a group of `ExpertLayer`s for each of the backbone's."""
 
-    ROWS: ClassVar[Rows]
     config: ActionExpertConfig
-
-    @property
-    def groups(self) -> tuple[nnx.Module, ...]:
-        """Stacks of equal layers, one for each of the backbone's; a slice is an `ExpertLayer`."""
 
     def action_in(self, actions: Float[Array, "b s action"]) -> Float[Array, "b s d"]:
         """The tokens that the first layer takes."""
-
-    def condition(self, time_b: Float[Array, " b"]) -> Any:
-        """As `Backbone.condition`."""
-
-    def group_conditions(self, condition: Any) -> tuple:
-        """As `Backbone.group_conditions`."""
-
-    def predict(self, x: Float[Array, "b s d"], condition: Any) -> Float[Array, "b s action"]:
-        """Velocity (noise - data) of the action chunk."""

@@ -190,10 +190,8 @@ class Flux2(nnx.Module):
         images = [image.reshape(image.shape[0], -1, image.shape[-1]) for image in images]
         return jnp.concatenate([*map(self.image_in, images), self.text_in(text)], axis=1)
 
-    def predict(
-        self, target: Float[Array, "b x d"], condition: Flux2Condition
-    ) -> Float[Array, "b x c"]:
-        return self.head(target, condition.head)
+    def predict(self, x: Float[Array, "b x d"], condition: Flux2Condition) -> Float[Array, "b x c"]:
+        return self.head(x, condition.head)
 
     def make_expert(self, config: ActionExpertConfig, *, rngs: nnx.Rngs) -> ActionExpert:
         sizes = self.config
