@@ -201,7 +201,7 @@ def _text(file: TextTableFile, dtype: jnp.dtype) -> dict[str, Array]:
 def _context(assets: PolicyAssets, observations: Observations, images: ImageSpec) -> Context:
     references = encode_images(assets, images, observations.images[:, :, None])[:, 0]
     # The frozen parts of a policy are those of the one dataset in whose units it acts.
-    return make_context(assets, references, observations.text_id, observations.state, norm_id=0)
+    return make_context(assets, references, observations.text_id, observations.state, dataset_id=0)
 
 
 @partial(jax.jit, static_argnames=("images", "euler_steps"))

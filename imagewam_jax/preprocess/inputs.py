@@ -70,15 +70,15 @@ def make_context(
     references: Float[Array, "b reference rows columns channels"],
     text_id: Int[Array, " b"],
     state: Float[Array, "b p"],
-    norm_id: Int[Array, "*b"],
+    dataset_id: Int[Array, "*b"],
 ) -> Context:
     """What the policy decides on. `text_id` is a row of `frozen.text`; `state` in the units of the
-    dataset that `norm_id` numbers."""
+    dataset that `dataset_id` numbers."""
     return Context(
         text=assets.text[text_id],
         text_length=assets.text_length[text_id],
         references=references,
-        proprio=assets.state.of(norm_id).normalize(state),
+        proprio=assets.state.of(dataset_id).normalize(state),
     )
 
 
@@ -95,10 +95,10 @@ def make_sample(
     seeds = batch["aug_seed"] if augment and spec.augmentation else None
     latents = encode_images(assets, spec, batch["images"], batch.get("image_size"), seeds)
     action_dim_is_pad = ~batch["action_dim_mask"]
-    actions = assets.actions.of(batch["norm_id"][:, None]).normalize(batch["actions"])
+    actions = assets.actions.of(batch["dataset_id"][:, None]).normalize(batch["actions"])
     return Sample(
         context=make_context(
-            assets, latents[:, 0], batch["text_id"], batch["proprio"], batch["norm_id"]
+            assets, latents[:, 0], batch["text_id"], batch["proprio"], batch["dataset_id"]
         ),
         target=latents[:, 1, 0],
         actions=zero_missing_dims(actions, action_dim_is_pad[:, None]),
