@@ -61,7 +61,7 @@ def quickstart(batch_size: int | None = None) -> Workload:
     batch = {
         "images": images,
         "image_size": np.full((batch_size, 1, 2), config["data"]["image_size"], np.int32),
-        "norm_id": np.zeros(batch_size, np.int32),
+        "dataset_id": np.zeros(batch_size, np.int32),
         "target_is_pad": np.zeros(batch_size, bool),
         "text_id": rng.integers(0, len(INSTRUCTIONS), batch_size).astype(np.int32),
         "proprio": rng.normal(size=(batch_size, state_dim)).astype(np.float32),

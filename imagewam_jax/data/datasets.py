@@ -72,7 +72,6 @@ class Dataset:
             self.spec,
             self.sample,
             dataset_id=self.number,
-            norm_id=self.number,
             text_rows=self.text_rows,
         )
 

@@ -49,7 +49,7 @@ class Policy:
         rows = np.array([row])
         self.config = metadata["config"]
         self._model = model
-        self._assets = dataclasses.replace(  # of this dataset alone, so that its `norm_id` is 0
+        self._assets = dataclasses.replace(  # of this dataset alone, so that its `dataset_id` is 0
             assets, actions=assets.actions.of(rows), state=assets.state.of(rows)
         )
         self._images = image_spec(self.config["data"])

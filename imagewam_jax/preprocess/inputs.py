@@ -62,9 +62,9 @@ def make_sample(
     latents = encode_images(assets, spec, batch["images"], batch.get("image_size"), seeds)
     current, future = latents[:, 0], latents[:, 1, 0]
     action_dim_is_pad = ~batch["action_dim_mask"]
-    actions = assets.actions.of(batch["norm_id"][:, None]).normalize(batch["actions"])
+    actions = assets.actions.of(batch["dataset_id"][:, None]).normalize(batch["actions"])
     return Sample(
-        context=_context(assets, current, batch["text_id"], batch["proprio"], batch["norm_id"]),
+        context=_context(assets, current, batch["text_id"], batch["proprio"], batch["dataset_id"]),
         target=future,
         actions=zero_missing_dims(actions, action_dim_is_pad[:, None]),
         action_is_pad=batch["action_is_pad"],
@@ -77,11 +77,11 @@ def make_context(
     assets: PolicyAssets,
     spec: ImageSpec,
     observations: Observations,
-    norm_id: Int[Array, "*b"] | int = 0,
+    dataset_id: Int[Array, "*b"] | int = 0,
 ) -> Context:
-    """What the policy acts on. States are in the units of the dataset that `norm_id` numbers."""
+    """What the policy acts on. States are in the units of the dataset that `dataset_id` numbers."""
     latents = encode_images(assets, spec, observations.images[:, :, None])
-    return _context(assets, latents[:, 0], observations.text_id, observations.state, norm_id)
+    return _context(assets, latents[:, 0], observations.text_id, observations.state, dataset_id)
 
 
 def encode_images(
@@ -107,14 +107,14 @@ def _context(
     references: Float[Array, "b reference rows columns channels"],
     text_id: Int[Array, " b"],
     state: Float[Array, "b p"],
-    norm_id: Int[Array, "*b"] | int,
+    dataset_id: Int[Array, "*b"] | int,
 ) -> Context:
     """Encoded images with the features of the prompts and normalized states."""
     return Context(
         text=assets.text[text_id],
         text_length=assets.text_length[text_id],
         references=references,
-        proprio=assets.state.of(norm_id).normalize(state),
+        proprio=assets.state.of(dataset_id).normalize(state),
     )
 
 

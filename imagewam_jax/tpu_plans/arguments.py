@@ -82,7 +82,7 @@ def abstract_batch(
         "action_is_pad": ((horizon,), jnp.bool_),
         "action_dim_mask": ((action,), jnp.bool_),
         "target_is_pad": ((), jnp.bool_),
-        "norm_id": ((), jnp.int32),
+        "dataset_id": ((), jnp.int32),
     }
     sharding = batch_sharding(mesh)
     return {

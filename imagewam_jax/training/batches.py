@@ -24,7 +24,7 @@ MODEL_KEYS = (
     "action_is_pad",
     "action_dim_mask",
     "target_is_pad",
-    "norm_id",
+    "dataset_id",
 )
 
 

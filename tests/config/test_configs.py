@@ -154,7 +154,7 @@ def test_shapes_of_training_and_acting(name, size):
         images = zeros(batch_size, cameras[0], 2, *cameras[1:], 3, dtype=jnp.uint8)
         batch = {
             "images": images,
-            "norm_id": zeros(batch_size, dtype=jnp.int32),
+            "dataset_id": zeros(batch_size, dtype=jnp.int32),
             "aug_seed": zeros(batch_size, dtype=jnp.uint32),
             "text_id": zeros(batch_size, dtype=jnp.int32),
             "proprio": zeros(batch_size, state_dim),

@@ -57,7 +57,7 @@ def test_a_mixture(root):
     first, second = data.sources("train")
     assert (first.share, second.share) == (0.75, 0.25)
     one, two = (source.reader.read(np.array([5, 30])) for source in (first, second))
-    assert one["dataset_id"].tolist() == [0, 0] and two["norm_id"].tolist() == [1, 1]
+    assert one["dataset_id"].tolist() == [0, 0] and two["dataset_id"].tolist() == [1, 1]
     assert two["text_id"].tolist() == [0, 0] and set(one["text_id"].tolist()) <= {1, 2}
     assert two["action_dim_mask"].tolist() == [[True, True, False, False]] * 2
     np.testing.assert_array_equal(two["images"][:, 1], one["images"][:, 0])

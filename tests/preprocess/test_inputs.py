@@ -52,7 +52,7 @@ def batch():
     return {
         "images": rng.integers(0, 256, (BATCH, 2, 2, *SIDES, 3)).astype(np.uint8),
         "image_size": np.full((BATCH, 2, 2), SIDES),
-        "norm_id": np.array([0, 1, 0]),
+        "dataset_id": np.array([0, 1, 0]),
         "target_is_pad": np.array([False, True, False]),
         "text_id": np.array([1, 0, 1]),
         "proprio": rng.normal(size=(BATCH, STATE)).astype(np.float32),

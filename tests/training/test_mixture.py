@@ -76,4 +76,4 @@ def test_its_data_opens_again(run):
     first, second = config_data(config).sources("train")
     assert (first.share, second.share) == (0.25, 0.75)
     batch = second.reader.read(second.start_frames[:2])
-    assert batch["norm_id"].tolist() == [1, 1]
+    assert batch["dataset_id"].tolist() == [1, 1]

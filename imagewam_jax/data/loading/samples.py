@@ -66,7 +66,6 @@ class SampleReader:
         sample: SampleSpec,
         *,
         dataset_id: int = 0,
-        norm_id: int = 0,
         text_rows: Int[np.ndarray, " instructions"] | None = None,
     ):
         """DataError: the dataset is wider than the sample."""
@@ -76,8 +75,7 @@ class SampleReader:
             dataset,
             sample,
         )
-        self._ids = {"dataset_id": dataset_id, "norm_id": norm_id}
-        self._text_rows = text_rows
+        self._dataset_id, self._text_rows = dataset_id, text_rows
         cameras = dict(dataset.cameras)
         self._cameras: list[Camera | None] = [cameras.get(role) for role in sample.cameras]
         for what, encoding, width in (
@@ -127,8 +125,7 @@ class SampleReader:
         batch["text_id"][rows] = self._texts(start_frames, seeds)
         batch["episode"][rows] = episode
         batch["step"][rows] = self.standardized.frames[start_frames] - first
-        for key, number in self._ids.items():
-            batch[key][rows] = number
+        batch["dataset_id"][rows] = self._dataset_id
         self._fill_actions(batch, rows, start_frames, last)
         width = len(self.dataset.state.dims)
         batch["proprio"][rows, :width] = self.standardized.states[start_frames]
@@ -202,8 +199,8 @@ def empty_batch(
     images uint8 [b, camera, 2, h, w, 3] (current, target), image_size int32 [b, camera, 2] (rows
     and columns of the stored images), target_is_pad bool [b], actions float32 [b, H, A],
     action_is_pad bool [b, H], action_dim_mask bool [b, A], proprio float32 [b, P]; and int32 [b]
-    text_id, dataset_id, episode, step, norm_id. True in `action_dim_mask` means that the dataset
-    has the dimension; in `*_is_pad` it means beyond the episode.
+    text_id, dataset_id, episode, step. True in `action_dim_mask` means that the dataset has the
+    dimension; in `*_is_pad` it means beyond the episode.
     """
     cameras = len(sample.cameras)
     shapes = {
@@ -214,7 +211,7 @@ def empty_batch(
         "action_dim_mask": (bool, sample.action_dim),
         "proprio": (np.float32, sample.state_dim),
     }
-    shapes |= dict.fromkeys(("text_id", "dataset_id", "episode", "step", "norm_id"), (np.int32,))
+    shapes |= dict.fromkeys(("text_id", "dataset_id", "episode", "step"), (np.int32,))
     batch = {key: np.zeros((size, *shape), dtype) for key, (dtype, *shape) in shapes.items()}
     batch["images"] = np.empty(images_shape(size, sample), np.uint8) if images is None else images
     # A missing camera is a black image that fills the buffer.

@@ -81,9 +81,7 @@ def test_every_sample_of_every_episode(toy, toy_index, horizon, stride):
     sample = dataclasses.replace(TOY_SAMPLE, horizon=horizon, stride=stride)
     padded = 0
     for name, episodes in toy.truth.items():
-        reader = toy_reader(
-            toy_index, toy.dataset_dir, name, sample=sample, dataset_id=3, norm_id=2
-        )
+        reader = toy_reader(toy_index, toy.dataset_dir, name, sample=sample, dataset_id=3)
         batch = reader.read(np.arange(reader.split.num_frames))
         row = 0
         for number, episode in enumerate(episodes):
@@ -95,7 +93,7 @@ def test_every_sample_of_every_episode(toy, toy_index, horizon, stride):
                 padded += expected["action_is_pad"].sum()
                 row += 1
         assert row == len(batch["images"])
-        assert (batch["dataset_id"] == 3).all() and (batch["norm_id"] == 2).all()
+        assert (batch["dataset_id"] == 3).all()
         reader.close()
     assert (padded > 0) == (horizon > 1)
 
@@ -111,7 +109,7 @@ def test_types_and_shapes_are_those_of_the_contract(reader):
         "action_is_pad": ("bool", (2, 16)),
         "action_dim_mask": ("bool", (2, 4)),
         "proprio": ("float32", (2, 5)),
-    } | {key: ("int32", (2,)) for key in ("text_id", "dataset_id", "episode", "step", "norm_id")}
+    } | {key: ("int32", (2,)) for key in ("text_id", "dataset_id", "episode", "step")}
 
 
 def test_wider_arrays_are_padded_and_masked(of_val):
