@@ -1,4 +1,4 @@
-"""Files that appear whole, that are checked later, that are streamed, and how many may be open."""
+"""Files that appear whole, checksums of a folder, streamed safetensors, limits on open files."""
 
 import contextlib
 import errno

@@ -4,8 +4,9 @@ They are computed in `data.statistics`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,19 +50,16 @@ def read_statistics(path: Path) -> dict:
 
 def statistics_to_json(statistics: dict) -> dict:
     """Turns arrays into nested lists, at any depth."""
-    return {
-        key: statistics_to_json(value)
-        if isinstance(value, dict)
-        else (value.tolist() if isinstance(value, np.ndarray) else value)
-        for key, value in statistics.items()
-    }
+    return _replaced(statistics, np.ndarray, np.ndarray.tolist)
 
 
 def statistics_from_json(statistics: dict) -> dict:
     """Turns lists into float64 arrays, at any depth."""
-    return {
-        key: statistics_from_json(value)
-        if isinstance(value, dict)
-        else (np.array(value, np.float64) if isinstance(value, list) else value)
-        for key, value in statistics.items()
-    }
+    return _replaced(statistics, list, lambda values: np.array(values, np.float64))
+
+
+def _replaced(tree: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Nested dictionaries with `change` of every value of some kind."""
+    if isinstance(tree, dict):
+        return {key: _replaced(value, kind, change) for key, value in tree.items()}
+    return change(tree) if isinstance(tree, kind) else tree

@@ -153,7 +153,7 @@ def _identity(
 
 
 def _load(path: str, config: Qwen3Config) -> Qwen3:
-    """Restores the weights on the first device, in the dtypes in which they were saved."""
+    """The weights in the dtypes in which they were saved, on the first device."""
     module = jax.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(module)
     checkpoints, step = open_checkpoint(path)

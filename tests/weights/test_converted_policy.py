@@ -84,7 +84,7 @@ def test_actions_are_those_of_the_official_weights_in_real_units(policy, case, p
         model = policy_builder(config)(params)
         return model.act(model.prefill(context), noise, model.action_schedule(10))[0]
 
-    normalized = np.asarray(act(params, policy._frozen))
+    normalized = np.asarray(act(params, policy._assets))
     statistics = json.loads((parts / "source" / "dataset_stats.json").read_text())
     low, high = (np.array(statistics["action"]["default"][f"global_{n}"]) for n in ("min", "max"))
     width = np.where(high - low < 1e-4, 2.0, high - low)

@@ -188,8 +188,8 @@ class _Found:
 def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
     """What the index knows of each shard: where its episodes start, and where its images are.
 
-    An index that does not fit its shards is a finding, and so is a file of it, or of standardized
-    episodes in it, that has changed since it was written.
+    An index that does not fit its shards is a finding, and so is a file of it, or of the
+    standardized episodes in it, that is not what was written.
     """
     index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir)
     if not (index_dir / META_FILE).is_file():

@@ -153,7 +153,7 @@ def test_an_image_other_than_the_indexed_one(tmp_path):
 
 
 def test_a_flipped_bit_in_an_index_and_in_standardized_episodes(toy_copy):
-    """Damaged numbers are read without an error: nothing but the checksums shows them."""
+    """Numbers that are read as they are: nothing else would notice."""
     assert not check(toy_copy).bad
     index = open_index(toy_copy)
     standardized = standardize(index, TOY, default_index_dir(toy_copy), progress=False)
