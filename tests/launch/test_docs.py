@@ -1,4 +1,4 @@
-"""The commands of docs/pods.md are ones that the launchers take."""
+"""The launchers accept the commands of docs/pods.md."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ VARIABLES = dict(re.findall(r'^(\w+)="(.*?)"$', "\n".join(BLOCKS), re.MULTILINE 
 
 
 def arguments(start: str) -> list[list[str]]:
-    """Those of each command that starts so, as a shell makes them of its line."""
+    """The arguments of each command of the page that begins with `start`, split by words."""
     text = "\n".join(BLOCKS).replace("\\\n", " ")
     for _ in range(2):  # one holds another
         text = re.sub(r"\$(\w+)", lambda m: VARIABLES[m[1]].replace("\n", " "), text)
