@@ -29,7 +29,7 @@ def dataset(folder):
 
 def test_both_readers_deliver_the_same_samples(dataset):
     ours, theirs = (input_pipeline.run(f"{kind}_epoch", dataset, 16) for kind in ("our", "tf"))
-    # Proprioception is random, so that it tells samples apart.
+    # Proprioception is random, so it identifies samples.
     one, other = (np.lexsort(epoch["proprio"].T) for epoch in (ours, theirs))
     assert len(one) == len(other) > 100
     assert len(np.unique(ours["proprio"], axis=0)) == len(one)

@@ -1,4 +1,4 @@
-"""Access to the scripts in data/, which is no package."""
+"""Imports the scripts in data/, which is not a package."""
 
 import importlib.util
 import subprocess

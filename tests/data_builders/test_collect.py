@@ -1,4 +1,4 @@
-"""Collecting demonstrations: what is planned, recorded, and written."""
+"""Collecting demonstrations: planned, recorded and written episodes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ def plan(noisy: bool, task: str = "faucet-open") -> "collect.EpisodePlan":
 
 
 class Slider:
-    """Done once the executed first actions add up to the goal; its expert always says 1, 1."""
+    """Succeeds once the executed first actions add up to the goal; the expert's action is 1, 1."""
 
     def __init__(self, goal: float):
         self.spec = SimpleNamespace(max_steps=30)

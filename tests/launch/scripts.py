@@ -1,4 +1,4 @@
-"""Running the shell launchers with commands of the cluster replaced by programs of the test."""
+"""Runs the shell launchers with the cluster's commands replaced by programs of the tests."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ LAUNCH = ROOT / "launch"
 
 
 def stub(folder: Path, name: str, body: str) -> Path:
-    """A program that a script finds before the real one, if there is one."""
+    """Make a program that a script finds instead of the real one."""
     folder.mkdir(exist_ok=True)
     program = folder / name
     program.write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -18,7 +18,7 @@ def stub(folder: Path, name: str, body: str) -> Path:
 
 
 def run(script: str, *arguments: str, programs: Path | None = None, **environment: str):
-    """Returns the finished process; its output is one text."""
+    """Run a script; returns the finished process, with both outputs as one text."""
     path = os.environ["PATH"] if programs is None else f"{programs}:{os.environ['PATH']}"
     return subprocess.run(
         ["bash", LAUNCH / script, *arguments],

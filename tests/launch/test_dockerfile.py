@@ -1,4 +1,4 @@
-"""The image's files, as far as can be seen without building it."""
+"""The files of the image, as far as can be checked without building it."""
 
 import re
 

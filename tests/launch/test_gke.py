@@ -1,4 +1,4 @@
-"""The JobSet: its structure, what it asks of GKE, and when it starts again."""
+"""The JobSet: its structure, its demands on GKE, and when it restarts."""
 
 import subprocess
 import sys

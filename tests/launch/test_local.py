@@ -1,4 +1,4 @@
-"""The local launcher, with children that are a line of Python."""
+"""The local launcher, with children that run a line of Python."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from launch import local
 from launch.local import LocalProcesses
 from tests.launch.scripts import ROOT
 
-# Says that it is there, then waits for a signal; what it does with it comes before.
+# Reports that it runs, then waits for a signal; its signal handler comes before this.
 WAIT = "print('ready', flush=True); import time; time.sleep(60)"
 SAVE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); " + WAIT
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAIT
@@ -95,7 +95,7 @@ def test_a_signal_reaches_all():
 
 
 def test_to_end_by_a_signal_that_was_sent_is_no_failure():
-    """The other has its time to save."""
+    """The other process has time to save a checkpoint."""
     lines = []
     slow = SAVE.replace("sys.exit(75)", "(time.sleep(0.5), print('saved'), sys.exit(75))")
     with job("import time; " + WAIT, "import time; " + slow, lines=lines) as running:
@@ -154,7 +154,7 @@ def test_devices_replace_those_that_were_set():
 
 
 def test_processes_share_their_devices():
-    """JAX sees those of all processes, and a sum goes over them."""
+    """JAX sees the devices of all processes, and a sum goes over them."""
     program = (
         "import sys, jax, jax.numpy as jnp; from jax.sharding import *; "
         "jax.distributed.initialize('127.0.0.1:{port}', 2, {number}); "
@@ -199,7 +199,7 @@ def test_commands_that_are_none(arguments, message, capsys):
 
 
 def test_signals_of_the_launcher_are_forwarded(tmp_path):
-    """And the launcher ends with what the processes make of them."""
+    """The launcher's exit code is the one that the processes end with."""
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"

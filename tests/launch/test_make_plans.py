@@ -1,4 +1,4 @@
-"""The plans that are kept: what they say fits, and that pages and commands belong to them."""
+"""The plans in launch/plans: they fit where they should, and their pages are up to date."""
 
 import shlex
 
@@ -53,6 +53,6 @@ def test_padded_text_and_other_streams_are_not_computed(name):
     once = counts.computed - counts.recomputed - counts.autoencoder
     assert once / counts.useful == pytest.approx(1, abs=0.05)
     assert once / counts.dense < 0.70
-    # And the compiler adds nothing to what was traced.
+    # The compiler adds nothing to the traced work.
     compiled = KEPT[name].compiled.flops * KEPT[name].chips
     assert compiled / counts.computed == pytest.approx(1, abs=0.05)

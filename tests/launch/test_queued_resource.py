@@ -11,7 +11,7 @@ from tests.launch.scripts import run, stub
 
 NAMED = ["--name=faucet", "--zone=us-east5-a", "--project=p"]
 TRAIN = ["--", "train", "--config=configs/libero.py:4b", "--config.data.cameras=('a', 'b')"]
-# Each worker of each node is a home folder; they run what is sent to them at once.
+# Each worker of each node is a home folder; workers run the scripts sent to them at once.
 GCLOUD = """
 set -o pipefail
 command=${@: -1:1}
@@ -35,7 +35,7 @@ while true; do sleep 0.1; done
 
 @pytest.fixture
 def commands(tmp_path):
-    """What a dry run prints, as a shell that is given it runs it."""
+    """Makes a dry run; returns its commands, split into words by a real shell."""
     programs = tmp_path / "echo"
     for name in ("gcloud", "git"):
         stub(programs, name, f"printf '%s\\x1f' {name} \"$@\"; printf '\\x1e'")
@@ -52,7 +52,7 @@ def commands(tmp_path):
 
 
 def ssh(command: list[str]) -> tuple[str, str]:
-    """The node, and what it is told."""
+    """The node and the script that is sent to it."""
     assert command[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh"]
     assert {"--zone=us-east5-a", "--project=p", "--worker=all"} <= set(command)
     return command[5], command[-1].removeprefix("--command=")
@@ -138,7 +138,7 @@ def log_of(home: Path) -> str:
 
 
 def test_start_and_stop(cluster):
-    """On all workers of all nodes, detached; what was one argument here is one there."""
+    """It starts detached on all workers of all nodes, with the arguments split as they were."""
     workers, action = cluster
     done = action("start", "--env=A=b c", *TRAIN)
     assert done.returncode == 0, done.stdout
@@ -166,7 +166,7 @@ def test_stop_where_nothing_runs(cluster):
 
 
 def states(tmp_path, *names: str):
-    """A gcloud that tells one state after the other."""
+    """A gcloud that reports one state after the other."""
     (tmp_path / "states").write_text("".join(f"{name}\n" for name in names))
     stub(tmp_path, "gcloud", f"head -n 1 {tmp_path}/states; sed -i 1d {tmp_path}/states")
     stub(tmp_path, "sleep", ":")

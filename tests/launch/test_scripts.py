@@ -1,4 +1,4 @@
-"""What holds for every shell launcher."""
+"""Properties of every shell launcher."""
 
 import os
 import shutil

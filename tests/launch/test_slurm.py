@@ -43,7 +43,7 @@ def test_a_job_that_failed_does_not(programs, code):
 
 
 def test_options_of_the_job():
-    """As JAX finds processes under Slurm, each has the GPU of its number on the node."""
+    """Under Slurm, JAX gives each process the GPU with the process's number on its node."""
     text = (LAUNCH / "slurm.sbatch").read_text()
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", text, re.MULTILINE))
     assert options["ntasks-per-node"] == options["gpus-per-node"]

@@ -1,4 +1,4 @@
-"""The XPK command, and what it hands over."""
+"""The XPK command, and the command that it passes on to pods."""
 
 import shlex
 
@@ -35,7 +35,7 @@ def test_the_command():
 
 
 def test_what_runs_in_each_pod():
-    """A line for a shell there: what was one argument here is one there."""
+    """The command is a line for the pod's shell, which splits it into the same arguments."""
     (line,) = [x.removeprefix("--command=") for x in command(*NEEDED) if x.startswith("--command")]
     assert shlex.split(line) == ["exec", "imagewam", *TRAIN[1:], "--distributed", "--resume"]
 

@@ -1,6 +1,6 @@
 """Small programs compiled for four virtual devices; run as a process of its own with `FLAGS`.
 
-Prints, as JSON by name, what is counted in each.
+Prints the counts of each program, by name, as JSON.
 """
 
 import dataclasses

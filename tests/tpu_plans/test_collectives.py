@@ -34,7 +34,7 @@ def programs() -> dict:
         ("gather", "all-gather", 1, WHOLE, 3 * SHARD),
         ("scatter", "reduce-scatter", 1, WHOLE, 3 * SHARD),
         ("reduce", "all-reduce", 1, SHARD, 2 * SHARD * 3 / 4),
-        # Between two chips, of a quarter each.
+        # Between two chips with a quarter each.
         ("reduce_in_pairs", "all-reduce", 1, SHARD, SHARD),
         ("exchange", "all-to-all", 1, SHARD, SHARD * 3 / 4),
         ("permute", "collective-permute", 1, SHARD, SHARD),
@@ -152,7 +152,7 @@ def test_a_noted_trip_count_is_taken():
 
 
 def test_bytes_of_the_main_memory():
-    """Of the gather in two fusions its operand is read twice: what it makes is in inner memory."""
+    """Two fusions of the gather each read its operand; its result is in inner memory."""
     module = parse_module(TPU)
     mib = 2**20
     gather, permute = 2 * mib / 2, mib / 2 + mib / 2
@@ -168,7 +168,7 @@ def test_bytes_of_the_main_memory():
 def test_flops_of_a_product_written_as_a_convolution():
     module = parse_module(TPU)
     assert module_flops(module, count_runs(module)) == 2 * 256 * 64 * 1024
-    # A part of the work as one of several fusions does it: the window meets padding half the time.
+    # One of several fusions does a part of the work: its window meets padding half the time.
     line = "%gte.4, %weights), dim_labels=bf_io->bf"
     parts = TPU.replace("bf16[1024,64]", "bf16[1024,2,64,16]").replace(
         "%weights = ", "%rows = bf16[16,128,1024,1]{3,2,1,0} parameter(3)\n  %weights = "

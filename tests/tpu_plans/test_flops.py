@@ -15,7 +15,7 @@ ONCE = 2 * 8 * 16 * 16
 
 
 def xla_flops(function, *arguments) -> float:
-    """XLA's analysis, of a function that does nothing elementwise."""
+    """XLA's count, for a function without elementwise operations."""
     return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
 
 

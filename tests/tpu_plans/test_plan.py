@@ -24,7 +24,7 @@ pytestmark = [
     ),
 ]
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
-# Enough for a figure, and several times faster.
+# Compiles several times faster; the results are good enough for these tests.
 FAST = "--config.train.compiler_options=('optimization_level=1',)"
 
 
@@ -39,7 +39,7 @@ def plan():
 
 
 def test_memory_of_a_tiny_step(plan):
-    """Four chips share parameters, moments and average; each has all of what is frozen."""
+    """Four chips share parameters, moments and average; the policy assets are on each of them."""
     memory, compiled = plan.memory, plan.compiled
     params = abstract_params(policy_config(quickstart()["model"]))
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -47,7 +47,7 @@ def test_memory_of_a_tiny_step(plan):
     assert 3 < whole / memory["parameters (float32)"] <= 4
     assert memory["optimizer"] == pytest.approx(2 * memory["parameters (float32)"], rel=1e-3)
     assert memory["moving average"] == memory["parameters (float32)"]
-    # 2 of 8 samples: two images and 16 steps of 4 actions, a state, and what says what is valid.
+    # 2 of 8 samples: two images, 16 steps of 4 actions, a state, and masks and indices.
     assert memory["batch"] == 2 * (2 * 64 * 64 * 3 + 4 * (16 * 4 + 4) + 16 + 4 + 1 + 3 * 4)
     assert memory["autoencoder"] == 4 * (768 * 64 + 768 + 64)
     assert compiled.arguments >= sum(memory.values()) and compiled.temporaries > 0
@@ -61,7 +61,7 @@ def test_work_and_traffic_of_a_tiny_step(plan):
     counts, compiled = plan.counts, plan.compiled
     once = counts.computed - counts.recomputed - counts.autoencoder
     assert once / counts.useful == pytest.approx(1, rel=0.05)
-    # Neither dropped nor computed on several chips at once.
+    # No work is dropped or done on several chips at once.
     assert compiled.flops * plan.chips / counts.computed == pytest.approx(1, rel=0.15)
     assert not compiled.unknown_loops
     # Three chips' parts of every parameter are gathered at least once, and of its gradient summed;

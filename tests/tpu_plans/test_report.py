@@ -1,4 +1,4 @@
-"""A plan as JSON and as a page, of figures that were made up."""
+"""A plan as JSON and as a page, with invented figures."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_peak_and_spare():
     assert COMPILED.peak == (5 + 3 + 1 + 0.25) * GIB
     assert PLAN.spare == pytest.approx(1 - 9.25 / 15.75)
     assert TIGHT.peak is None and TIGHT.spare is None and TIGHT.bounds is None
-    # 2 GiB are held that the program does not take.
+    # The chip holds 2 GiB that the program does not use.
     held = dataclasses.replace(PLAN, memory={"parameters": 3 * GIB, "autoencoder": 4 * GIB})
     assert held.peak == PLAN.peak + 2 * GIB
 
@@ -76,7 +76,7 @@ def test_json_and_back():
 
 
 def cells(page: str, first: str) -> list[str]:
-    """Of the row of a page's tables that begins so."""
+    """The cells of the table row that begins with `first`, without that one."""
     (line,) = [line for line in page.splitlines() if line.startswith(f"| {first} ")]
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 

@@ -1,4 +1,4 @@
-"""TPU slices by name, and what is said where there is none or no compiler."""
+"""TPU slices by name, and the errors without such a slice or without a compiler."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""What the official LIBERO training step computes, against the useful work.
+"""The official LIBERO training step computes the useful work and no more.
 
 Nothing is compiled: the step's loss and gradient are traced with the 4B policy's shapes, and the
 products in the jaxpr counted. Model FLOPs leave recomputation out, so it is counted apart: the
@@ -35,7 +35,7 @@ def policy(size: str, rank: int = 0):
 
 @functools.cache
 def computed(size: str, remat: str, rank: int = 0) -> int:
-    """FLOPs of the loss and its gradient by what is trained, per batch."""
+    """FLOPs of the loss and its gradient with respect to trained parameters, per batch."""
     config, shape = dataclasses.replace(policy(size, rank), remat=remat), jax.ShapeDtypeStruct
     batch, channels = SIZES.batch, config.backbone.in_channels
     rebuild = policy_builder(config)
@@ -63,7 +63,7 @@ def computed(size: str, remat: str, rank: int = 0) -> int:
 @pytest.mark.parametrize("size", ["4b", "9b"])
 def test_a_step_computes_the_useful_work_and_no_more(size):
     useful = flops.training_step(policy(size), SIZES).total
-    # Only what embeds inputs has less than a whole backward pass.
+    # Only the input embeddings have less than a whole backward pass.
     assert 0.999 < computed(size, "none") / useful <= 1
 
 

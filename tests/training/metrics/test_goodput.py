@@ -15,7 +15,7 @@ from imagewam_jax.training.metrics.goodput import (
 
 
 class Clock:
-    """Goes only when told to."""
+    """A clock that tests move."""
 
     def __init__(self):
         self.now = 100.0
@@ -92,10 +92,10 @@ def test_a_run_that_was_never_started_before():
 
 
 def test_steps_behind_the_checkpoint_are_lost(clock):
-    """What the killed process had written up to the checkpoint still counts."""
+    """Rows that the killed process had written before the checkpoint still count."""
     saved = account(clock, 50, startup=10.0, steps=100.0, checkpoints=3.0)
     kept = [*train_rows([20, 40], 2.0), saved]
-    # Rows of ten steps (of the 20 of that row the first 10 are kept) and of 20.
+    # Lost are the last 10 of the 20 steps of the first row, and all 20 of the second.
     found = earlier_seconds(kept, train_rows([60, 80], 2.0))
     assert found["lost"] == 60
     assert (found["startup"], found["steps"], found["checkpoints"]) == (10, 100, 3)

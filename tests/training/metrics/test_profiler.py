@@ -1,4 +1,4 @@
-"""Traces: of which steps, where, and that one always ends."""
+"""Which steps are traced, where traces are written, and that each trace ends."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def traces(folder):
 
 @pytest.fixture
 def profiler(tmp_path):
-    """Makes one that is closed when the test ends."""
+    """Makes profilers, which are closed when the test ends."""
     made = []
 
     def make(first=0, count=0, on_signal=0):
@@ -34,7 +34,7 @@ def profiler(tmp_path):
 
 
 def run(profiler, numbers, signals=()):
-    """Steps; SIGUSR1 comes after those in `signals`."""
+    """Run steps; the process gets SIGUSR1 after those in `signals`."""
     step, value = jax.jit(lambda x: x + 1), jnp.zeros(())
     for number in numbers:
         profiler.before_step(number, value)
@@ -50,7 +50,7 @@ def test_nothing_is_traced_unless_it_is_asked_for(profiler, tmp_path):
 
 
 def test_the_steps_of_the_config(profiler, tmp_path, monkeypatch):
-    """No more than these are within."""
+    """The trace begins before the first of them and ends after the last."""
     calls, number = [], 0
     start, stop = jax.profiler.start_trace, jax.profiler.stop_trace
     monkeypatch.setattr(jax.profiler, "start_trace", lambda f: (calls.append(number), start(f)))
@@ -67,7 +67,7 @@ def test_a_resumed_run_traces_what_is_left_of_them(profiler, tmp_path):
 
 
 def test_the_steps_after_a_signal(profiler, tmp_path):
-    """A signal during a trace asks for what there is already."""
+    """A signal during a trace changes nothing."""
     before = signal.getsignal(signal.SIGUSR1)
     each = profiler(on_signal=3)
     run(each, range(1, 16), signals=(2, 4, 10))

@@ -21,7 +21,7 @@ def offline(monkeypatch):
 
 
 def test_rows_are_kept_for_a_later_upload(offline, tmp_path):
-    """And a resumed run goes on with the same one."""
+    """A resumed run continues the same W&B run."""
     for steps in ((1, 2), (2, 3)):
         sink = WandbSink("faucets", tmp_path, {"train": {"steps": 3}})
         for step in steps:

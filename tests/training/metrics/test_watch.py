@@ -1,4 +1,4 @@
-"""All of it around a loop that does next to nothing."""
+"""The whole watch around a loop that does next to nothing."""
 
 import time
 
@@ -15,7 +15,7 @@ WATCH = {"profile": (0, 0), "profile_on_signal": 5, "wandb": ""}
 
 
 def run(workdir, first, last, **section):
-    """Steps of 2 ms and more, of which 5 are a row and 10 a checkpoint; returns all rows."""
+    """Run steps of over 2 ms, with a row every 5 and a checkpoint every 10; returns all rows."""
 
     @jax.jit
     def step(x):
@@ -97,7 +97,7 @@ def test_an_error_in_the_loop_still_leaves_an_account(tmp_path):
 
 
 def test_only_the_first_process_writes(tmp_path, capsys, monkeypatch):
-    """All of them trace."""
+    """All processes trace."""
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     assert run(tmp_path, 0, 6, profile=(2, 2)) == []
     assert [path.name for path in tmp_path.iterdir()] == ["profile"]
@@ -105,7 +105,7 @@ def test_only_the_first_process_writes(tmp_path, capsys, monkeypatch):
 
 
 def test_watching_takes_less_than_a_millisecond_of_a_step(tmp_path):
-    """What the loop adds to a step that takes no time: a row for every 20."""
+    """The steps themselves take no time; there is a row for every 20 of them."""
     metrics = jax.block_until_ready({f"metric_{n}": jnp.float32(n) for n in range(7)})
     per_step = []
     for _ in range(5):

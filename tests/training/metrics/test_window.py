@@ -1,4 +1,4 @@
-"""What rows of metrics say of speed and memory."""
+"""Speed and memory, as rows of metrics have them."""
 
 from types import SimpleNamespace
 

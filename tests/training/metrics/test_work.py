@@ -1,4 +1,4 @@
-"""How much a step has to do, from the config of a run."""
+"""The work of a step, from the config of a run."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ from tests.training.tiny import one_device, tiny_config
 
 @pytest.fixture
 def run(tmp_path):
-    """The config of a run, and what is frozen in it."""
+    """The config of a run and its policy assets."""
     config = tiny_config(tmp_path).to_dict()
     autoencoder = new_autoencoder(config["autoencoder"])
     text = jnp.zeros((2, 20, 192))

@@ -12,7 +12,7 @@ from imagewam_jax.training.metrics.sinks import JsonLines, MetricsWriter
 
 
 class Kept:
-    """A sink that can be held up, and can fail."""
+    """A sink that tests can block and let fail."""
 
     def __init__(self, error=None):
         self.rows, self.closed, self.error = [], False, error
