@@ -27,7 +27,7 @@ def load_params(model: TorchImageWAM, params: Mapping[str, Any]) -> None:
 def torch_tensors(config: ImageWAMConfig, params: Mapping[str, Any]) -> Tensors:
     """Our tree of arrays (parameters or gradients) under the names of `TorchImageWAM`."""
     official = to_foreign(imagewam_rules(config), params)
-    return {_name(name): torch.from_numpy(array) for name, array in official.items()}
+    return {_name(name): torch.from_numpy(array.copy()) for name, array in official.items()}
 
 
 def _name(official: str) -> str:

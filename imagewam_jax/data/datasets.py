@@ -50,7 +50,7 @@ class Dataset:
     standard: StandardDataset
     sample: SampleSpec
     instructions: tuple[str, ...]
-    text_rows: Int32[np.ndarray, " instructions+1"]
+    text_rows: Int32[np.ndarray, " rows"]
     every: int
     unlabelled: str
 

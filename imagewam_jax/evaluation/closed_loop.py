@@ -94,7 +94,7 @@ def acting(policy: trained.Policy, seed: int = 0) -> Policy:
 
 def demonstrations_by_instruction(
     dataset: Dataset, part: str
-) -> Mapping[str, list[Float[np.ndarray, "t a"]]]:
+) -> Mapping[str, list[Float[np.ndarray, "_ a"]]]:
     """The actions of each episode, under its instruction."""
     reader = dataset.reader(part)
     found: dict[str, list] = {}

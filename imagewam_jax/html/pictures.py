@@ -15,7 +15,7 @@ ACCENT, MUTED, SECOND = "#2563eb", "#9ca3af", "#ea580c"
 _PIXEL_SCALE = 2  # small camera images are shown larger
 
 
-def image_grid(rows: Sequence[Sequence[UInt8[np.ndarray, "h w 3"]]]) -> bytes:
+def image_grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> bytes:
     """Images of one size in rows, with a thin white gap."""
     padded = [
         np.concatenate(

@@ -83,17 +83,19 @@ AUGMENTATIONS = MappingProxyType(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The parameters of one clip, all but whether the coin fell."""
+    """The parameters of one clip, all but whether the coin fell; of several, under `jax.vmap`."""
 
-    color: Bool[Array, ""]
-    corrupt: Bool[Array, ""]
-    order: Int32[Array, "4"]  # of the jitter operations: BRIGHTNESS, CONTRAST, SATURATION, HUE
-    jitter: Float32[Array, "4"]  # their parameters, in that sequence
-    gamma: Float32[Array, ""]
-    exposure: Float32[Array, ""]
-    noise_key: Key[Array, ""]
+    color: Bool[Array, "*clips"]
+    corrupt: Bool[Array, "*clips"]
+    order: Int32[
+        Array, "*clips 4"
+    ]  # of the jitter operations: BRIGHTNESS, CONTRAST, SATURATION, HUE
+    jitter: Float32[Array, "*clips 4"]  # their parameters, in that sequence
+    gamma: Float32[Array, "*clips"]
+    exposure: Float32[Array, "*clips"]
+    noise_key: Key[Array, "*clips"]
     crop: Region
-    angle: Float32[Array, ""]
+    angle: Float32[Array, "*clips"]
 
 
 def augment(

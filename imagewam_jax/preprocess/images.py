@@ -86,7 +86,7 @@ class Layout(NamedTuple):
     sizes: tuple[Size, ...] | None = None
 
 
-def mosaic(layout: str, cameras: Sequence[Num[Array, "... h w 3"]]) -> Num[Array, "... H W 3"]:
+def mosaic(layout: str, cameras: Sequence[Num[Array, "... _ _ 3"]]) -> Num[Array, "... H W 3"]:
     """The one image that the model sees, of the cameras in their order. DataError: they do not fit
     the layout."""
     arrange, sizes = LAYOUTS[layout]
@@ -102,12 +102,12 @@ def single(cameras: Sequence[Num[Array, "... h w 3"]]) -> Num[Array, "... h w 3"
     return cameras[0]
 
 
-def row(cameras: Sequence[Num[Array, "... h w 3"]]) -> Num[Array, "... h cw 3"]:
+def row(cameras: Sequence[Num[Array, "... h _ 3"]]) -> Num[Array, "... h cw 3"]:
     """Cameras of one height side by side, the first one left (LIBERO: image, wrist image)."""
     return jnp.concatenate(cameras, axis=-2)
 
 
-def head_over_wrists(cameras: Sequence[Num[Array, "... h w 3"]]) -> Num[Array, "... H W 3"]:
+def head_over_wrists(cameras: Sequence[Num[Array, "... _ _ 3"]]) -> Num[Array, "... H W 3"]:
     """The head camera above the left and right wrist cameras, which are side by side."""
     head, left, right = cameras
     return jnp.concatenate([head, row([left, right])], axis=-3)

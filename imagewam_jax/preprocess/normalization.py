@@ -20,7 +20,7 @@ RANGE_TOLERANCE = 1e-4
 
 _RANGES = {"min/max": ("min", "max"), "q01/q99": ("q01", "q99")}
 # Parts of a vector by key, in the vector's order.
-Fields = Mapping[str, Float[Array, "... d"]]
+Fields = Mapping[str, Float[Array, "... _"]]
 
 
 @jax.tree_util.register_dataclass

@@ -53,7 +53,7 @@ class TextTable:
 
 
 def text_table(
-    prompts: Sequence[str], rows: Sequence[Float[np.ndarray, "token channel"]], encoder: str
+    prompts: Sequence[str], rows: Sequence[Float[np.ndarray, "_ channel"]], encoder: str
 ) -> TextTable:
     """The table whose row r is `rows[r]`, padded with zeros to the longest."""
     lengths = np.array([len(row) for row in rows], np.int32)
@@ -94,7 +94,7 @@ class TextTableFile:
             )
         return text_table(prompts, list(self.rows(prompts)), self.encoder)
 
-    def rows(self, prompts: Iterable[str]) -> Iterator[Float[np.ndarray, "token channel"]]:
+    def rows(self, prompts: Iterable[str]) -> Iterator[Float[np.ndarray, "_ channel"]]:
         """The features of each of these prompts, which are in the table."""
         ends = np.cumsum(self.lengths, dtype=np.int64)
         slices = {
@@ -141,7 +141,7 @@ def write_text_table(
     path: Path | str,
     prompts: Sequence[str],
     lengths: Sequence[int],
-    features: Iterable[Float[np.ndarray, "token channel"]],
+    features: Iterable[Float[np.ndarray, "_ channel"]],
     channels: int,
     encoder: str,
 ) -> TextTableFile:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import pytest
 
 from imagewam_jax.data.index.build import build_index
-from imagewam_jax.data.index.dataset_index import open_index
+from imagewam_jax.data.index.dataset_index import META_FILE, default_index_dir, open_index
+from imagewam_jax.files import SUMS_FILE
 
 
 class ToySet(NamedTuple):
@@ -73,8 +74,15 @@ def toy_index(toy):
 
 @pytest.fixture
 def toy_copy(toy, tmp_path) -> Path:
-    """A copy of the set and its index that a test may damage."""
-    return Path(shutil.copytree(toy.dataset_dir, tmp_path / "1.0.0"))
+    """A copy of the set and its index that a test may damage, without what tests of the set itself
+    have put into the index's folder."""
+    default = default_index_dir(toy.dataset_dir)
+    keep = {SUMS_FILE, META_FILE, "parts", "splits"}
+
+    def others(folder, names):
+        return set(names) - keep if Path(folder) == default else ()
+
+    return Path(shutil.copytree(toy.dataset_dir, tmp_path / "1.0.0", ignore=others))
 
 
 def train_shard(dataset_dir: Path, number: int) -> Path:

@@ -21,15 +21,15 @@ from imagewam_jax.preprocess.statistics import PREFIXES, STATISTICS, FieldStatis
 class Episode(NamedTuple):
     """The arrays [steps, dim] of one episode by field key; a plain dataset's key is "default"."""
 
-    action: Mapping[str, Float[np.ndarray, "n d"]]
-    state: Mapping[str, Float[np.ndarray, "n d"]]
+    action: Mapping[str, Float[np.ndarray, "n _"]]
+    state: Mapping[str, Float[np.ndarray, "n _"]]
 
 
 class DimMasks(NamedTuple):
     """The dimensions that an embodiment lacks, by field key."""
 
-    action: Mapping[str, Bool[np.ndarray, " d"]]
-    state: Mapping[str, Bool[np.ndarray, " d"]]
+    action: Mapping[str, Bool[np.ndarray, " _"]]
+    state: Mapping[str, Bool[np.ndarray, " _"]]
 
 
 def standard_episodes(

@@ -44,7 +44,8 @@ class Transform:
     version: int
     options: tuple[str, ...] = ()
 
-    def __call__(self, steps: Steps, spec: DatasetSpec) -> Standardised:
+    def __call__(self, steps: Steps, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
+        """Unchecked: what a user's function returns may be of any shapes."""
         return self.function(steps, spec)
 
 

@@ -7,7 +7,7 @@ a movement and are kept, and so is the stretch in which an episode comes to rest
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
 
 from imagewam_jax.data.transforms.base import Steps, feature, step_filter
 from imagewam_jax.errors import DataError
@@ -71,7 +71,7 @@ ARMS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12)
 
 
 def idle_frames(
-    action: Float32[np.ndarray, "t 14"], state: Float32[np.ndarray, "t 14"]
+    action: Float[np.ndarray, "t 14"], state: Float[np.ndarray, "t 14"]
 ) -> Bool[np.ndarray, " t"]:
     """Frames whose action is the state: all of it, or arms and grippers each within 1e-3."""
     difference = np.asarray(action, np.float64) - state

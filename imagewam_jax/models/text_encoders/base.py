@@ -26,7 +26,7 @@ class EncodedBatch(NamedTuple):
     """Some rows of `Tokens`, and the features of the valid tokens of each."""
 
     rows: Int[np.ndarray, " rows"]
-    features: list[Float[np.ndarray, "token channel"]]
+    features: list[Float[np.ndarray, "_ channel"]]
 
 
 class PromptTooLong(ValueError):
@@ -67,7 +67,7 @@ class TextEncoder(NamedTuple):
                 bar.update(len(rows))
 
 
-def batches(length: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " rows"]]:
+def batches(length: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:
     """Rows of about the same length, the shortest first.
 
     Without the rows of the first batches, the others are as before.
