@@ -1,4 +1,4 @@
-"""Converts synthetic weights of a public model's full size, and says what it took.
+"""Measures the conversion of synthetic weights of a public model's full size.
 
     python benchmarks/convert_full_size.py --model 4b --layout original [--scratch DIR]
 
@@ -51,11 +51,11 @@ LAYOUTS = {
     "diffusers": layouts.FLUX2_DIFFUSERS,
     "official": layouts.IMAGEWAM_FLUX2,
 }
-SHARD_BYTES = 4 * 10**9  # of the diffusers layout
+SHARD_BYTES = 4 * 10**9  # of a file in the diffusers layout
 
 
 class RandomWeights:
-    """Tensors of finite random bits, each of its name alone."""
+    """Tensors of finite random bits, which depend on their names alone."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]):
         dtype = np.dtype(ml_dtypes.bfloat16)
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def write(scratch: Path, name: str, config, weights: RandomWeights) -> Path:
-    """The weights on disk, alone in a folder; the path to convert."""
+    """Write the weights alone into a folder; returns the path to convert."""
     folder = scratch / "source"
     folder.mkdir()
     total = sum(int(np.prod(spec.shape)) * 2 for spec in weights.specs.values())
@@ -133,7 +133,7 @@ def write(scratch: Path, name: str, config, weights: RandomWeights) -> Path:
 
 
 def copy(source: Path) -> float:
-    """Seconds that a plain copy takes, until it is on disk."""
+    """Seconds that a plain copy takes until it is on disk."""
     target = source.parent.parent / "copy"
     start = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
@@ -145,7 +145,7 @@ def copy(source: Path) -> float:
 
 
 def convert(source: Path, out: Path) -> dict[str, float]:
-    """Seconds and peak resident memory of the command, checksums and all."""
+    """Seconds and peak resident memory of `imagewam convert`, checksums included."""
     command = [sys.executable, "-m", "imagewam_jax.cli", "convert", str(source), "--to", str(out)]
     start = time.perf_counter()
     process = subprocess.Popen(command)
@@ -161,7 +161,10 @@ def convert(source: Path, out: Path) -> dict[str, float]:
 
 
 def peak_resident(pid: int) -> int:
-    """In KiB, so far; what the kernel says at the end would count this process's, too."""
+    """Peak resident memory of a running process so far, in KiB.
+
+    What the kernel reports after its end would include that of this process.
+    """
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -170,7 +173,7 @@ def peak_resident(pid: int) -> int:
 
 
 def count_same(out: Path, layout: layouts.Layout, config, weights: RandomWeights) -> int:
-    """How many tensors come out of the checkpoint as they went in, bit for bit."""
+    """Count the tensors that come out of the checkpoint as they went in, bit for bit."""
     part = PARTS[layout.part]
     checkpoints, step = open_checkpoint(out)
     tree = SavedTree(checkpoints, step, part.tree)

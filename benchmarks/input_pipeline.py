@@ -3,17 +3,17 @@
     python benchmarks/input_pipeline.py [--folder DIR] [--rounds 25] [--json result.json]
 
 Each reader lives in a process of its own and they take turns, so that a busy machine slows all of
-them. A process is stopped while others have their turn: what it read ahead meanwhile would be
-samples whose CPU time nobody counted. A sample is a chunk of 16 actions and two cameras now and 16
-steps on: four JPEGs. Samples per core-second are samples over the CPU time of the process with all
-its threads.
+them. A process is stopped while others have their turn: the CPU time of samples that it read ahead
+meanwhile would not be counted. A sample is a chunk of 16 actions and two cameras, now and 16 steps
+later: four JPEGs. Samples per core-second are samples over the CPU time of the process with all its
+threads.
 
 TensorFlow decodes with a fast, less exact DCT unless told otherwise, and so does the reader that
-ours is held against; "exact DCT" is the one that has the very pixels that ours has.
+ours is compared with; the one with "exact DCT" has the same pixels as ours.
 
 Our pipeline resizes on the accelerator, so its batches are of stored size, and the ratios "with
-resizing" compare them with batches that tf.data resized; the line with our own resize runs that on
-the CPU, where a product of matrices is dear.
+resizing" compare them with batches that tf.data resized. The line "ours, resized by the CPU" runs
+our resize on the CPU, where matrix products are expensive.
 """
 
 import argparse
@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 BATCH, SHUFFLE = 64, 2000
 SOAK_BATCH = 16
-# Name: (what reads, how it resizes, its part of the batches of a measurement, less for slow ones).
+# Name: (task, how it resizes, its share of the batches of a measurement, less for slow ones).
 READERS = {
     "tf.data": ("tf", None, 1.0),
     "tf.data, exact DCT": ("tf_exact", None, 1.0),
@@ -48,8 +48,8 @@ READERS = {
     "ours": ("ours", None, 1.0),
     "ours, resized by the CPU": ("ours", "device", 0.3),
 }
-# Ratio of ours over theirs, and the aim. Our batches are the same with resizing and without, since
-# that happens on the accelerator; the last line has the same work on the same processor.
+# Name: (our reader, theirs, the ratio that is aimed at). Our batches are the same with resizing and
+# without, since the accelerator resizes; the last line has the same work on the same processor.
 RATIOS = {
     "without resizing": ("ours", "tf.data", 1.3),
     "without resizing, the same pixels": ("ours", "tf.data, exact DCT", None),
@@ -65,11 +65,11 @@ RATIOS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="keeps the set for other runs")
+    parser.add_argument("--folder", type=Path, help="keeps the dataset for other runs")
     parser.add_argument("--episodes", type=int, default=72)
-    parser.add_argument("--steps", type=int, default=118, help="of an episode, on average")
+    parser.add_argument("--steps", type=int, default=118, help="steps of an episode, on average")
     parser.add_argument("--rounds", type=int, default=25, help="measurements of each reader")
-    parser.add_argument("--batches", type=int, default=12, help="of a measurement")
+    parser.add_argument("--batches", type=int, default=12, help="batches of a measurement")
     parser.add_argument(
         "--soak-steps", type=int, default=10_000, help=f"of {SOAK_BATCH} samples each"
     )
@@ -99,26 +99,26 @@ def main() -> None:
 
 
 def run(task: str, *arguments: Any) -> Any:
-    """The result of a task in a new process."""
-    with contextlib.closing(Side(task, *arguments)) as side:
-        return side.ask()
+    """Run a task in a new process; returns its result."""
+    with contextlib.closing(Worker(task, *arguments)) as worker:
+        return worker.ask()
 
 
 def measure(dataset: str, rounds: int, batches: int) -> dict[str, dict[str, float]]:
-    """Medians of interleaved measurements."""
+    """Measure all readers in turns; returns the medians of each."""
     with contextlib.ExitStack() as stack:
-        sides = {}
+        workers = {}
         counts = {name: max(1, round(batches * part)) for name, (*_, part) in READERS.items()}
         for name, (kind, resize, _) in tqdm(READERS.items(), desc="warm", unit="reader"):
-            sides[name] = stack.enter_context(contextlib.closing(Side(kind, dataset, resize)))
-            sides[name].ask(counts[name])  # threads, buffers, the page cache, tf.data's tuning
-            sides[name].stop()
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+            workers[name] = stack.enter_context(contextlib.closing(Worker(kind, dataset, resize)))
+            workers[name].ask(counts[name])  # threads, buffers, the page cache, tf.data's tuning
+            workers[name].stop()
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
         for _ in tqdm(range(rounds), desc="measure", unit="round"):
-            for name, side in sides.items():
-                side.go_on()
-                found[name].append(side.ask(counts[name]))
-                side.stop()
+            for name, worker in workers.items():
+                worker.go_on()
+                found[name].append(worker.ask(counts[name]))
+                worker.stop()
     return {
         name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         | {"rounds": [round(row["samples_per_core_second"], 1) for row in rows]}
@@ -126,8 +126,8 @@ def measure(dataset: str, rounds: int, batches: int) -> dict[str, dict[str, floa
     }
 
 
-class Side:
-    """A process that answers."""
+class Worker:
+    """A process that runs a task and answers questions."""
 
     def __init__(self, task: str, *arguments: Any):
         context = multiprocessing.get_context("spawn")
@@ -144,7 +144,7 @@ class Side:
         return answer
 
     def stop(self) -> None:
-        """Returns when none of its threads runs any more."""
+        """Stop the process; returns when none of its threads runs any more."""
         os.kill(self._process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
@@ -168,7 +168,7 @@ def _serve(pipe: Any, task: str, arguments: tuple) -> None:
 
 
 def _once(function):
-    """A task that has its answer after one question."""
+    """Make a task of a function that answers one question."""
     return lambda *arguments: lambda: function(*arguments)
 
 
@@ -219,7 +219,7 @@ def _data(dataset: str):
 
 
 def _stream(dataset: str, batch: int):
-    """As `imagewam train` reads."""
+    """Read batches as `imagewam train` does."""
     from imagewam_jax.config.defaults import defaults
     from imagewam_jax.data.loading.loader import TrainIterator
 
@@ -242,7 +242,7 @@ def _ours(dataset: str, resize: str | None):
 
 
 def _alone(function):
-    """Its answer, and that neither TensorFlow nor PyTorch is in this process after it."""
+    """Call the function, then check that neither TensorFlow nor PyTorch is in this process."""
 
     def answer(*arguments):
         result = function(*arguments)
@@ -279,7 +279,7 @@ def _counted(step):
 
 def _first(dataset: str) -> float:
     """Seconds from an indexed dataset to its first batch, after the imports."""
-    _data(dataset)  # imports, and the standard form, which is made once
+    _data(dataset)  # imports, and the standardized episodes, which are made once
 
     start = time.perf_counter()
     stream = _stream(dataset, BATCH)
@@ -290,7 +290,7 @@ def _first(dataset: str) -> float:
 
 
 def _soak(dataset: str, steps: int) -> dict[str, Any]:
-    """Resident memory through many steps, and its slope behind the first tenth of them."""
+    """Resident memory through many steps, and its slope after the first tenth of them."""
     import numpy as np
 
     stream, at, resident = _stream(dataset, SOAK_BATCH), [], []
@@ -303,7 +303,7 @@ def _soak(dataset: str, steps: int) -> dict[str, Any]:
     stream.close()
     settled = len(at) // 10
     x, y = np.array(at[settled:], float), np.array(resident[settled:])
-    # Least squares; without numpy.polyfit's complaint about a single point.
+    # Least squares, without numpy.polyfit's warning about a single point.
     slope = ((x - x.mean()) * (y - y.mean())).sum() / max(1.0, ((x - x.mean()) ** 2).sum())
     return {
         "steps": steps,
@@ -315,7 +315,7 @@ def _soak(dataset: str, steps: int) -> dict[str, Any]:
 
 
 def _our_epoch(dataset: str, batch: int) -> dict[str, Any]:
-    """Every sample once, for tests: what both sides have."""
+    """All samples of one epoch of our reader, for tests."""
     stream, (source,) = _stream(dataset, batch), _data(dataset).sources("train")
     count = len(source.start_frames)
     batches = [next(stream) for _ in range(-(-count // batch))]

@@ -1,4 +1,4 @@
-"""A config to time training steps of FLUX.2 klein 4B with, without any weights or downloads.
+"""A config for timing training steps of FLUX.2 klein 4B without any weights or downloads.
 
 The sample dataset with its image stretched to LIBERO's two cameras of 224 x 224, so that a step has
 as many tokens as there: 392 of the target, 392 of the reference, 64 of text and 16 actions. Weights
@@ -9,7 +9,7 @@ and channels; the backbone is trained with LoRA, which fits a GPU of 80 GB.
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 
 
 def get_config(batch_size: str = "16") -> ConfigDict:

@@ -2,9 +2,9 @@
 
     python benchmarks/quickstart_vs_torch.py [--pairs 15] [--json result.json]
 
-Ours and PyTorch's live in processes of their own on the same cores and take turns: one waits
-while the other measures, so that a busy machine slows both. The ratio of medians is PyTorch's
-faster way (eager or compiled) over ours.
+The contestants live in processes of their own on the same cores and take turns: the others wait
+while one measures, so that a busy machine slows all of them. The ratio of medians is that of the
+faster PyTorch (eager or compiled) over ours.
 """
 
 import argparse
@@ -24,47 +24,47 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 AIMS = {"act": 1.5, "train": 1.3}
-CALLS = {"act": 20, "train": 1}  # per measurement, which is their mean
-SIDES = ("ours", "torch eager", "torch compiled")
+CALLS = {"act": 20, "train": 1}  # calls per measurement, which is their mean
+CONTESTANTS = ("ours", "torch eager", "torch compiled")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=15, help="measurements of each side")
-    parser.add_argument("--threads", type=int, default=2, help="cores that each side may use")
+    parser.add_argument("--pairs", type=int, default=15, help="measurements of each contestant")
+    parser.add_argument("--threads", type=int, default=2, help="cores that each of them may use")
     parser.add_argument("--json", type=Path, help="a file for the result")
     args = parser.parse_args()
 
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
-        sides = {}
-        for name in tqdm(SIDES, desc="compile", unit="side"):
-            sides[name], theirs = context.Pipe()
+        pipes = {}
+        for name in tqdm(CONTESTANTS, desc="compile", unit="contestant"):
+            pipes[name], theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, name, args.threads))
             process.start()
             theirs.close()
             stack.callback(process.join)
-            stack.callback(sides[name].close)  # ends the process
-            sides[name].recv()  # after its first calls
-        seconds = {name: {task: [] for task in CALLS} for name in SIDES}
+            stack.callback(pipes[name].close)  # ends the process
+            pipes[name].recv()  # after its first calls
+        seconds = {name: {task: [] for task in CALLS} for name in CONTESTANTS}
         for _ in tqdm(range(args.pairs), desc="measure", unit="pair"):
             for task in CALLS:
-                for name, side in sides.items():
-                    side.send(task)
-                    seconds[name][task].append(side.recv())
-    result = summarise(seconds, args.threads)
+                for name, pipe in pipes.items():
+                    pipe.send(task)
+                    seconds[name][task].append(pipe.recv())
+    result = summarize(seconds, args.threads)
     print(table(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def summarise(seconds: dict[str, dict[str, list[float]]], threads: int) -> dict:
-    """Medians in milliseconds, the ratios, and where they were measured."""
+def summarize(seconds: dict[str, dict[str, list[float]]], threads: int) -> dict:
+    """Compute medians in milliseconds and ratios, and add where they were measured."""
     medians = {
         name: {task: 1e3 * statistics.median(values) for task, values in tasks.items()}
         for name, tasks in seconds.items()
     }
-    best = {task: min(medians[name][task] for name in SIDES[1:]) for task in CALLS}
+    best = {task: min(medians[name][task] for name in CONTESTANTS[1:]) for task in CALLS}
     return {
         "machine": f"{_cpu()}, {threads} threads of {os.cpu_count()}",
         "versions": {name: version(name) for name in ("jax", "jaxlib", "torch", "numpy")},
@@ -77,12 +77,12 @@ def summarise(seconds: dict[str, dict[str, list[float]]], threads: int) -> dict:
 
 
 def table(result: dict) -> str:
-    """The result for a terminal."""
+    """Format the result for a terminal."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    head = f"{'':6}" + "".join(f"{name:>16}" for name in SIDES) + f"{'ratio':>8}{'aim':>6}"
+    head = f"{'':6}" + "".join(f"{name:>16}" for name in CONTESTANTS) + f"{'ratio':>8}{'aim':>6}"
     lines = [result["machine"], f"{versions}; load {result['load_1min']:.1f}", head]
     for task in CALLS:
-        medians = "".join(f"{result['median_ms'][name][task]:13.1f} ms" for name in SIDES)
+        medians = "".join(f"{result['median_ms'][name][task]:13.1f} ms" for name in CONTESTANTS)
         lines.append(f"{task:6}{medians}{result['ratio'][task]:8.2f}{AIMS[task]:6.1f}")
     return "\n".join(lines)
 
@@ -94,7 +94,7 @@ def _serve(pipe, name: str, threads: int) -> None:
     os.sched_setaffinity(0, cores)  # before JAX makes its threads, one per core
     import torch
 
-    from benchmarks.sides import jax_calls, torch_calls
+    from benchmarks.contestants import jax_calls, torch_calls
     from benchmarks.workload import quickstart
 
     torch.set_num_threads(threads)
@@ -107,7 +107,7 @@ def _serve(pipe, name: str, threads: int) -> None:
     with contextlib.suppress(EOFError):
         while True:
             task = pipe.recv()
-            calls[task]()  # wakes the threads; the other side has just had the cores
+            calls[task]()  # wakes the threads: another process has just had the cores
             start = time.perf_counter()
             for _ in range(CALLS[task]):
                 calls[task]()

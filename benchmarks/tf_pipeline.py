@@ -1,4 +1,4 @@
-"""A tf.data reader of RLDS as its users write it, and the synthetic set that it is measured on.
+"""A tf.data reader of RLDS as its users write it, and the synthetic dataset for measurements.
 
 TensorFlow is imported here and nowhere else among the benchmarks of the input pipeline.
 """
@@ -18,7 +18,7 @@ from PIL import Image
 
 CAMERAS = ("image", "wrist_image")
 SIDE, STATE, ACTION, HORIZON = 256, 8, 7, 16
-PICTURES = 400  # distinct ones; episodes cut from a cycle of them
+PICTURES = 400  # distinct ones, which episodes take in a cycle
 
 
 class Synthetic(tfds.core.GeneratorBasedBuilder):
@@ -77,7 +77,7 @@ def _picture(number: int) -> bytes:
 
 
 def write(folder: Path, episodes: int, steps: int) -> Path:
-    """Writes the set; returns its version folder."""
+    """Write the dataset; returns its version folder."""
     Synthetic.episodes, Synthetic.steps = episodes, steps
     builder = Synthetic(data_dir=folder)
     options = tfds.download.DownloadConfig(num_shards=Synthetic.shards)
@@ -94,10 +94,11 @@ def reader(
     exact: bool = False,
     endless: bool = True,
 ) -> tf.data.Dataset:
-    """Batches, endless or of one epoch: chunks of 16 actions, and both cameras now and 16 steps on.
+    """Read batches of chunks of 16 actions with both cameras, now and 16 steps later.
 
     Encoded images go through the shuffle buffer and are decoded behind it. `resize` is a method
-    of tf.image.resize, antialiased, to 224 x 224. `exact`: not TensorFlow's own choice of a DCT.
+    of tf.image.resize, antialiased, to 224 x 224. `exact` decodes with the exact DCT instead of
+    TensorFlow's default. The batches are endless or those of one epoch.
     """
     shards = sorted(str(path) for path in folder.glob("*.tfrecord*"))
     keys = {f"steps/observation/{name}": tf.string for name in CAMERAS}

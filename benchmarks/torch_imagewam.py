@@ -1,6 +1,6 @@
-"""ImageWAM on FLUX.2 in plain PyTorch: the other side of the benchmarks.
+"""ImageWAM on FLUX.2 in plain PyTorch, which the benchmarks compare with.
 
-The same mathematics as `imagewam_jax.models.imagewam` (spec imagewam_flux2, sections 1, 4, 5 and
+The same mathematics as `imagewam_jax.models.imagewam` (docs/spec/imagewam_flux2.md, 1, 4, 5 and
 6), written as the official code is: modules under the official names with fused projections, one
 joint attention under a boolean mask in training, a cached prefix and a loop of Euler steps in
 acting. What PyTorch has a kernel for is done by that kernel. Tokens stand in the official order
@@ -20,7 +20,7 @@ from imagewam_jax.models.backbones.flux2 import ACTION_TIME, REFERENCE_TIME, TAR
 from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.imagewam import ImageWAMConfig
 
-EPSILON = 1e-6  # of all norms
+EPSILON = 1e-6  # in all norms
 
 Modulation = tuple[Tensor, Tensor, Tensor]  # shift, scale, gate: [b, 1, d]
 
@@ -94,7 +94,7 @@ class Attention(nn.Module):
 
 
 class SequentialBlock(nn.Module):
-    """One stream of a double block: attention, then MLP (spec 1.8)."""
+    """One stream of a double block: attention, then MLP (docs/spec/imagewam_flux2.md, 1.8)."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int):
         super().__init__()
@@ -117,7 +117,7 @@ class SequentialBlock(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """Attention and MLP side by side, in two projections (spec 1.9)."""
+    """Attention and MLP side by side, in two projections (docs/spec/imagewam_flux2.md, 1.9)."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int):
         super().__init__()
@@ -129,7 +129,7 @@ class ParallelBlock(nn.Module):
         self.gate = Gate()
 
     def project(self, x: Tensor, on: Sequence[Modulation]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `SequentialBlock.project`, and what the MLP is made of."""
+        """As `SequentialBlock.project`, with the input of the MLP's gate."""
         qkv, mlp = self.linear1(modulate(x, on[0])).split(self.widths, -1)
         q, k, v = split_heads(qkv, self.heads)
         return *self.norm(q, k), v, mlp
@@ -195,7 +195,7 @@ class OutputHead(nn.Module):
 
 
 class Video(nn.Module):
-    """The FLUX.2 transformer (spec 1)."""
+    """The FLUX.2 transformer (docs/spec/imagewam_flux2.md, 1)."""
 
     def __init__(self, config: ImageWAMConfig):
         super().__init__()
@@ -213,7 +213,7 @@ class Video(nn.Module):
 
 
 class Action(nn.Module):
-    """The action expert (spec 4)."""
+    """The action expert (docs/spec/imagewam_flux2.md, 4)."""
 
     def __init__(self, config: ImageWAMConfig):
         super().__init__()
@@ -257,7 +257,7 @@ class TorchImageWAM(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
 
     def training_loss(self, sample: Sample, draws: Draws) -> Float[Tensor, ""]:
-        """The weighted sum of both losses (spec 6)."""
+        """The weighted sum of both losses (docs/spec/imagewam_flux2.md, 6)."""
         config = self.config
         target_time = shift_time(draws.target_u, config.target_flow.train_shift)
         action_time = shift_time(draws.action_u, config.action_flow.train_shift)
@@ -284,7 +284,7 @@ class TorchImageWAM(nn.Module):
     def velocities(
         self, context: Context, target: Tensor, target_time: Tensor, a: Tensor, action_time: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of target tokens and actions, through one joint attention in every layer."""
+        """Velocities of target tokens and actions, with one joint attention in every layer."""
         video, action = self.video, self.action
         text, valid = self.text(context)
         text = video.txt_in(text)
@@ -315,7 +315,7 @@ class TorchImageWAM(nn.Module):
         )
 
     def prefill(self, context: Context) -> Cache:
-        """Text and reference through all layers at time 0 (spec 5.5)."""
+        """Text and reference through all layers at time 0 (docs/spec/imagewam_flux2.md, 5.5)."""
         video = self.video
         text, valid = self.text(context)
         mask = F.pad(valid, (0, self.n_image), value=True)[:, None, None]
@@ -334,7 +334,7 @@ class TorchImageWAM(nn.Module):
         return Cache(layers, mask)
 
     def act(self, context: Context, noise: Float[Tensor, "b s a"], steps: int) -> Tensor:
-        """Normalised actions: one prefill, then Euler steps of the expert against its cache."""
+        """Normalized actions: one prefill, then Euler steps of the expert against its cache."""
         action, cache = self.action, self.prefill(context)
         times = shift_time(torch.linspace(1, 0, steps + 1), self.config.action_flow.sample_shift)
         t = action.time_in(times[:-1])
@@ -358,7 +358,10 @@ class TorchImageWAM(nn.Module):
         return actions
 
     def text(self, context: Context) -> tuple[Tensor, Bool[Tensor, "b t"]]:
-        """The robot state's token behind the valid text (spec 5.3), and what is valid."""
+        """Text with the robot state's token behind it, and what is valid of it.
+
+        See docs/spec/imagewam_flux2.md, 5.3.
+        """
         index = torch.arange(self.n_text)
         is_proprio = index == context.text_length[:, None]
         proprio = self.proprio_encoder(context.proprio)[:, None]
@@ -376,10 +379,10 @@ def joint_layer(
     prefix: tuple[Tensor, Tensor] | None = None,
     keep: list[tuple[Tensor, Tensor]] | None = None,
 ) -> list[Tensor]:
-    """One layer of several streams under one attention.
+    """Run one layer of several streams under one attention.
 
-    `prefix` are cached keys and values before those of the streams; `keep` collects what the
-    streams leave for such a cache.
+    `prefix` are cached keys and values in front of those of the streams; `keep` collects the keys
+    and values of the streams for such a cache.
     """
     projected = [block.project(x, o) for block, x, o in zip(blocks, streams, on, strict=True)]
     q, k, v = (joined([p[i] for p in projected], 1) for i in range(3))
@@ -409,7 +412,7 @@ def modulate(x: Tensor, on: Sequence[Tensor]) -> Tensor:
 
 
 def rope_table(config: ImageWAMConfig, grid: tuple[int, int], n_text: int) -> Tensor:
-    """`[tokens, 1, pairs, (cos, sin)]` of all tokens, in their order (spec 1.4 and 1.5)."""
+    """`[tokens, 1, pairs, (cos, sin)]` of all tokens (docs/spec/imagewam_flux2.md, 1.4 and 1.5)."""
     rows, columns = grid
     positions = [(0, 0, 0, n) for n in range(n_text)]
     for time in (REFERENCE_TIME, TARGET_TIME):
@@ -425,7 +428,7 @@ def rope_table(config: ImageWAMConfig, grid: tuple[int, int], n_text: int) -> Te
 
 
 def rotate(x: Float[Tensor, "b s n h"], rope: Tensor) -> Float[Tensor, "b s n h"]:
-    """Turns adjacent channel pairs."""
+    """Rotate adjacent channel pairs."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = rope.unbind(-1)
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(-2)
@@ -450,6 +453,6 @@ def mean_bell(shift: float) -> float:
 
 
 def masked_mean(x: Tensor, valid: Bool[Tensor, "..."]) -> Tensor:
-    """Over the valid entries of the last axis; 0 where there is none."""
+    """The mean over the valid entries of the last axis; 0 where there are none."""
     valid = valid.expand(x.shape).to(x.dtype)
     return (x * valid).sum(-1) / valid.sum(-1).clamp(min=1)

@@ -20,14 +20,14 @@ Tensors = dict[str, Tensor]
 
 
 def load_params(model: TorchImageWAM, params: Mapping[str, Any]) -> None:
-    """Gives the model our parameters; KeyError or RuntimeError where they do not fit."""
+    """Give the model our parameters. KeyError, RuntimeError: they do not fit."""
     model.load_state_dict(torch_tensors(model.config, params))
 
 
 def torch_tensors(config: ImageWAMConfig, params: Mapping[str, Any]) -> Tensors:
-    """Our tree of arrays (parameters or gradients) under the names of `TorchImageWAM`."""
+    """Convert our tree of parameters or gradients to tensors under `TorchImageWAM`'s names."""
     official = to_foreign(imagewam_rules(config), params)
-    return {_name(name): torch.from_numpy(array.copy()) for name, array in official.items()}
+    return {_name(name): torch.from_numpy(np.array(array)) for name, array in official.items()}
 
 
 def _name(official: str) -> str:
@@ -44,17 +44,17 @@ def _name(official: str) -> str:
 
 
 class PolicyAssets(nn.Module):
-    """What is fixed in training: the patch autoencoder, text features and normalisation."""
+    """The parts that training does not change: patch autoencoder, text features, normalization."""
 
     def __init__(self, tree: Mapping[str, Any], factor: int):
-        """`tree` is `imagewam_jax.preprocess.inputs.frozen_trees`."""
+        """`tree` is `imagewam_jax.checkpoints.assets.asset_trees`."""
         super().__init__()
         self.factor = factor
         for path, array in flatten(tree).items():
             self.register_buffer(path.replace(".", "_"), torch.from_numpy(np.array(array)))
 
     def encode(self, images: Tensor) -> Float[Tensor, "b h w c"]:
-        """Of uint8 images `[b, height, width, 3]`."""
+        """Encode uint8 images `[b, height, width, 3]`."""
         x = (images.float() / 255 - 0.5) / 0.5
         x = x.unflatten(2, (-1, self.factor)).unflatten(1, (-1, self.factor))
         patches = x.transpose(2, 3).flatten(3)
@@ -68,7 +68,7 @@ class PolicyAssets(nn.Module):
         return Context(self.text_features[text_id], self.text_length[text_id], reference, proprio)
 
     def sample(self, batch: Tensors) -> Sample:
-        """Of a batch of the loader, with one camera."""
+        """Make the sample of a loader's batch with one camera."""
         images = batch["images"][:, 0]
         latents = self.encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         actions = (
@@ -83,9 +83,9 @@ class PolicyAssets(nn.Module):
             absent,
         )
 
-    def raw_actions(self, normalised: Float[Tensor, "b s a"]) -> Float[Tensor, "b s a"]:
-        """Actions in real units."""
-        return normalised / self.normalizers_actions_scale + self.normalizers_actions_center
+    def raw_actions(self, normalized: Float[Tensor, "b s a"]) -> Float[Tensor, "b s a"]:
+        """Actions in the units of the world."""
+        return normalized / self.normalizers_actions_scale + self.normalizers_actions_center
 
 
 def sample_draws(sample: Sample) -> Draws:
@@ -99,7 +99,7 @@ def sample_draws(sample: Sample) -> Draws:
 
 
 class TorchTrainer:
-    """AdamW with warm-up, cosine, clipping and a moving average, as `imagewam_jax.training`."""
+    """Trains with AdamW, warm-up, cosine decay, clipping and a moving average, as ours does."""
 
     def __init__(self, model: TorchImageWAM, assets: PolicyAssets, config: Mapping[str, Any]):
         self.model, self.assets, self.section = model, assets, config["optimizer"]
@@ -107,7 +107,7 @@ class TorchTrainer:
         self.ema = [p.detach().clone() for p in self.params]
         self.optimizer = torch.optim.AdamW(
             self.params,
-            lr=1.0,  # the schedule has the rate itself
+            lr=1.0,  # replaced by the schedule at every step
             betas=(self.section["b1"], self.section["b2"]),
             eps=self.section["eps"],
             weight_decay=self.section["weight_decay"],
@@ -120,7 +120,7 @@ class TorchTrainer:
         self.loss = model.training_loss
 
     def step(self, batch: Tensors) -> Float[Tensor, ""]:
-        """One update; the loss before it."""
+        """Do one update; returns the loss before it."""
         sample = self.assets.sample(batch)
         return self.update(sample, sample_draws(sample))
 

@@ -1,4 +1,4 @@
-"""What both sides of a benchmark work on: the quickstart policy and data that is in memory.
+"""The workload of the contestants of a benchmark: the quickstart policy and data in memory.
 
 Sizes, text and optimizer are those of `configs/quickstart.py`; weights, images, states and
 actions are random, which changes no running time.
@@ -17,8 +17,7 @@ from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, initial_params
-from imagewam_jax.policy.policy import Observations
-from imagewam_jax.preprocess.inputs import PolicyAssets
+from imagewam_jax.preprocess.inputs import Observations, PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.training.prepare import encode_text
 
@@ -26,7 +25,7 @@ INSTRUCTIONS = ("close the faucet", "open the faucet")
 
 
 class Workload(NamedTuple):
-    """`batch` is one of the loader's; `observations` and `noise` are of one robot."""
+    """`batch` is as the loader makes it; `observations` and `noise` are those of one robot."""
 
     config: dict[str, Any]
     policy: ImageWAMConfig
@@ -39,7 +38,10 @@ class Workload(NamedTuple):
 
 
 def quickstart(batch_size: int | None = None) -> Workload:
-    """The same numbers at every call; `batch_size` None is that of the config."""
+    """Make the workload, with the same numbers at every call.
+
+    batch_size: None takes the config's.
+    """
     config = json.loads(get_config().to_json())
     policy = policy_config(config["model"])
     action_dim, state_dim = policy.expert.action_dim, policy.proprio_dim

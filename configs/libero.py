@@ -1,19 +1,19 @@
-"""Fine-tuning on LIBERO, two cameras side by side: `--config=configs/libero.py:4b` or `:9b`.
+"""Fine-tunes on LIBERO, two cameras side by side: `--config=configs/libero.py:4b` or `:9b`.
 
-The official recipe (spec imagewam_flux2, 7.2 and 8.1) on the four suites without idle steps, as
-RLDS: `data.directory` is the folder of `libero_spatial_no_noops` and the others. The official 10
-epochs depend on the copy; set `train.steps` to what they are for yours.
+The official recipe (docs/spec/imagewam_flux2.md, 7.2 and 8.1) on the four suites without idle
+steps, as RLDS: `data.directory` is the folder that holds `libero_spatial_no_noops` and the others.
+How many steps the official 10 epochs are depends on the copy; set `train.steps` to that of yours.
 """
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 
 
 def get_config(size: str = "4b") -> ConfigDict:
     config = klein_recipe(size)
     config.data.mixture = "libero"
-    # Officially nothing is held out: what is validated on is trained on too.
+    # The official recipe holds nothing out: validation episodes are trained on, too.
     config.data.eval_split = "train[98%:]"
     config.data.cameras = ("primary", "wrist")
     config.data.layout = "row"

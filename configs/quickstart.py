@@ -1,6 +1,6 @@
-"""A small FLUX.2-shaped policy on 64 x 64 images, trained in minutes on two CPU cores.
+"""Trains a small FLUX.2-shaped policy on 64 x 64 images, in minutes on two CPU cores.
 
-The same code paths as the 4B preset; only sizes differ.
+It runs the same code as the 4B preset; only the sizes differ.
 """
 
 from ml_collections import ConfigDict

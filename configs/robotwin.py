@@ -1,12 +1,13 @@
-"""Fine-tuning on RoboTwin 2.0, three cameras: `--config=configs/robotwin.py:4b` or `:9b`.
+"""Fine-tunes on RoboTwin 2.0, three cameras: `--config=configs/robotwin.py:4b` or `:9b`.
 
-The official recipe (spec imagewam_flux2, 7.2 and 8.1): head camera over two wrist cameras, one
-mosaic of 288 x 256. Its 5 epochs depend on the copy of the dataset; set `train.steps`.
+The official recipe (docs/spec/imagewam_flux2.md, 7.2 and 8.1): head camera over two wrist cameras,
+one mosaic of 288 x 256. How many steps its 5 epochs are depends on the copy of the dataset; set
+`train.steps`.
 """
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 
 
 def get_config(size: str = "4b") -> ConfigDict:

@@ -1,13 +1,19 @@
-"""Checksums of the files of a folder that is written once: of an index, or of a standard form."""
+"""Files that appear whole, that are checked later, that are streamed, and how many may be open."""
 
+import contextlib
 import errno
 import json
+import math
 import os
 import resource
 import socket
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import google_crc32c
+import ml_dtypes
+import numpy as np
 
 from imagewam_jax.errors import DataError
 
@@ -18,12 +24,80 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
 
 
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which gets its name at the end, and is removed after an error.
+
+    The folder is made if it is not there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+# The dtypes of safetensors files, by their names there.
+SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_SAFETENSORS_NAMES = {np.dtype(dtype): name for name, dtype in SAFETENSORS_DTYPES.items()}
+
+
+def stream_safetensors(
+    file: BinaryIO,
+    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    pieces: Iterable[np.ndarray],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a safetensors file whose tensors are not in memory together.
+
+    The library's own `save_file` wants them all. The format is small: the length of a JSON header
+    as 8 bytes, the header, and the tensors back to back as it lists them.
+
+    tensors: name -> (shape, dtype), in the order in which they are written.
+    pieces: the numbers of all tensors, one after another. The caller sees to it that they are as
+        many as `tensors` says.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (shape, dtype) in tensors.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": _SAFETENSORS_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # so that the tensors are aligned
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for piece in pieces:
+        file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+
+
 SUMS_FILE = "file_sums.json"
 _CHUNK = 2**20
 
 
 def write_file_checksums(folder: Path) -> None:
-    """Of all files that are in it now, into a file beside them."""
+    """Writes the checksums of all files in a folder into a file beside them."""
     sums = {
         path.relative_to(folder).as_posix(): _crc32c(path)
         for path in sorted(folder.rglob("*"))
@@ -33,7 +107,7 @@ def write_file_checksums(folder: Path) -> None:
 
 
 def damaged_files(folder: Path) -> list[Path]:
-    """Those that are missing or other than they were; none where there are no sums."""
+    """The files that are missing or have changed since; none where no checksums were written."""
     if not (folder / SUMS_FILE).is_file():
         return []
     try:
@@ -57,8 +131,10 @@ _WITHOUT_LIMIT = 2**16  # what is asked for where the hard limit is infinite
 
 
 def allow_open_files() -> None:
-    """Raises this process's soft limit, which is 1,024 on most machines and small for a mixture, to
-    its hard one."""
+    """Raises this process's soft limit on open files to its hard one.
+
+    On most machines the soft limit is 1,024, which is small for a mixture of datasets.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _WITHOUT_LIMIT if hard == resource.RLIM_INFINITY else hard
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -66,7 +142,7 @@ def allow_open_files() -> None:
 
 
 def check_open_files(error: OSError | ValueError) -> None:
-    """DataError if that is what an error is about."""
+    """Raises DataError, which names the limit, if an error says that too many files are open."""
     if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
         raise DataError(
             f"{error}: each shard and each array of an index is an open file, and this process may "

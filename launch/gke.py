@@ -3,13 +3,13 @@
     python -m launch.gke --name=libero --topology=v5p:2x2x4 --image=IMAGE --bucket=BUCKET \\
       -- train --config=configs/libero.py:4b --workdir=/bucket/runs/libero | kubectl apply -f -
 
-The cluster has JobSet 0.6 or newer and a node pool of the slice. What is behind -- is the command
+The cluster needs JobSet 0.6 or newer and a node pool of the slice. Write the command behind --,
 without --distributed, --resume and the number of slices, which are added.
 
-When it starts again: all pods together, always, since no process of a run can go on without the
-others. After exit code 75 (told to stop, a checkpoint was saved) and after a pod that was evicted,
-preempted, without end; after any other failure --max-restarts times, a node that vanishes among
-them: the other processes notice it, and fail, before Kubernetes does.
+All pods restart together, since no process of a run can go on without the others. They restart any
+number of times after exit code 75 (told to stop, a checkpoint was saved) and after the eviction or
+preemption of a pod, and --max-restarts times after any other failure. A node that vanishes is such
+a failure: the other processes notice it, and fail, before Kubernetes does.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from launch.local import PREEMPTED
 from launch.slices import Slice, SliceError, parse_slice
 
 BUCKET_PATH, CLAIM_PATH = "/bucket", "/data"
-# What one host writes the others see at once: they make a checkpoint together.
+# Hosts see at once what another has written, since they write a checkpoint together.
 MOUNT_OPTIONS = "implicit-dirs,metadata-cache:ttl-secs:0,metadata-cache:negative-ttl-secs:0"
-JOB = "slice"  # of the replicated job, and CONTAINER of the one in its pods
-CONTAINER = "imagewam"
+JOB = "slice"  # the name of the replicated job
+CONTAINER = "imagewam"  # the name of the one container in its pods
 
 
 def jobset(
@@ -48,13 +48,13 @@ def jobset(
     max_restarts: int = 50,
     grace_seconds: int = 600,
 ) -> dict[str, Any]:
-    """The manifest. What each parameter means, `--help` says."""
+    """The manifest; `--help` explains the parameters."""
     metadata: dict[str, Any] = {"name": name}
     if namespace:
         metadata["namespace"] = namespace
     if queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": queue}
-    # Each slice is a node pool, and each pool takes the pods of one slice.
+    # Each slice is a node pool, and each pool runs the pods of one slice.
     metadata["annotations"] = {
         "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
     }
@@ -64,7 +64,7 @@ def jobset(
         image=image,
         spot=spot,
         service_account=service_account,
-        # Without a TPU JAX fails, rather than train on the CPU.
+        # JAX then fails without a TPU instead of training on the CPU.
         env=["JAX_PLATFORMS=tpu,cpu", *env],
         grace_seconds=grace_seconds,
         host_network=slices > 1,
@@ -75,7 +75,7 @@ def jobset(
         "parallelism": topology.hosts,
         "completions": topology.hosts,
         "completionMode": "Indexed",
-        "backoffLimit": 0,  # one pod that failed is the failure of all
+        "backoffLimit": 0,  # the failure of one pod fails all
         "podFailurePolicy": {
             "rules": [
                 {
@@ -101,7 +101,7 @@ def jobset(
         "spec": {
             "failurePolicy": {
                 "maxRestarts": max_restarts,
-                # A job that its podFailurePolicy failed has this reason; any other failure counts.
+                # A job that failed by its podFailurePolicy has this reason; other failures count.
                 "rules": [
                     {
                         "name": "preempted",
@@ -116,7 +116,7 @@ def jobset(
 
 
 def _added(arguments: Sequence[str], slices: int) -> list[str]:
-    """--resume starts afresh where there is no checkpoint: a first start and a restart are one."""
+    """Options to add. --resume begins afresh where there is no checkpoint, so it always fits."""
     wanted = ["--distributed", "--resume"]
     if slices > 1:
         wanted.append(f"--config.mesh.slices={slices}")
@@ -139,7 +139,7 @@ def _pod(
     if service_account:
         pod["serviceAccountName"] = service_account
     if host_network:
-        # Between slices the traffic goes over the hosts' own network cards.
+        # Traffic between slices goes over the hosts' own network cards.
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     pod["nodeSelector"] = {
         "cloud.google.com/gke-tpu-accelerator": topology.accelerator,
@@ -148,7 +148,7 @@ def _pod(
     if spot:
         pod["nodeSelector"]["cloud.google.com/gke-spot"] = "true"
     pod["tolerations"] = [{"key": "google.com/tpu", "operator": "Exists", "effect": "NoSchedule"}]
-    # From SIGTERM to SIGKILL: the time for a checkpoint.
+    # The time from SIGTERM to SIGKILL, in which a checkpoint is saved.
     pod["terminationGracePeriodSeconds"] = grace_seconds
     pod["containers"] = [
         {
@@ -163,12 +163,12 @@ def _pod(
 
 
 def _mount(pod: dict[str, Any], *, bucket: str, bucket_cache: str, claim: str) -> dict[str, str]:
-    """Adds volumes to a pod; returns the annotations that it then needs."""
+    """Adds volumes to a pod; returns the annotations that the pod then needs."""
     volumes, mounts, annotations = [], [], {}
     if bucket:
         attributes = {"bucketName": bucket, "mountOptions": MOUNT_OPTIONS}
         if bucket_cache:
-            # Frames are read as ranges of files, which alone would not fill the cache.
+            # Frames are read as ranges of files, which would not fill the cache by default.
             attributes |= {"fileCacheCapacity": bucket_cache, "fileCacheForRangeRead": "true"}
         if pod.get("hostNetwork"):
             attributes["hostNetworkPodKSA"] = "true"
@@ -176,7 +176,7 @@ def _mount(pod: dict[str, Any], *, bucket: str, bucket_cache: str, claim: str) -
         volumes.append({"name": "bucket", "csi": source})
         mounts.append({"name": "bucket", "mountPath": BUCKET_PATH})
         annotations = {"gke-gcsfuse/volumes": "true"}
-        # Its container's defaults are for small files; 0 is no limit.
+        # The defaults of the sidecar container are for small files; 0 means no limit.
         for resource in ("cpu", "memory", "ephemeral-storage"):
             annotations[f"gke-gcsfuse/{resource}-limit"] = "0"
     if claim:
@@ -196,21 +196,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--name", required=True, help="of the JobSet; its pods are called NAME-slice-0-0")
-    add("--topology", required=True, help="of a slice, such as v5p:2x2x4 or v6e:4x4")
+    add("--name", required=True, help="name of the JobSet; its pods are called NAME-slice-0-0")
+    add("--topology", required=True, help="the slice, such as v5p:2x2x4 or v6e:4x4")
     add("--chips-per-host", type=int, help="8 for a 2x4 of one machine; default: as documented")
-    add("--slices", type=int, default=1, help="mesh.data is a multiple of it; default: 1")
-    add("--image", required=True, help="made of launch/Dockerfile")
-    add("--bucket", default="", help=f"mounted at {BUCKET_PATH} through GCS FUSE")
-    add("--bucket-cache", default="", help="of each host for the bucket's files, such as 200Gi")
-    add("--claim", default="", help=f"a PersistentVolumeClaim that is mounted at {CLAIM_PATH}")
+    add("--slices", type=int, default=1, help="how many; divides mesh.data; default: 1")
+    add("--image", required=True, help="an image made with launch/Dockerfile")
+    add("--bucket", default="", help=f"a bucket to mount at {BUCKET_PATH} through GCS FUSE")
+    add("--bucket-cache", default="", help="each host's cache of the bucket's files, such as 200Gi")
+    add("--claim", default="", help=f"a PersistentVolumeClaim to mount at {CLAIM_PATH}")
     add("--namespace", default="")
-    add("--service-account", default="", help="of Kubernetes; may read and write the bucket")
+    add("--service-account", default="", help="of Kubernetes, with access to the bucket")
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="can be repeated")
     add("--queue", default="", help="of Kueue")
     add("--spot", action="store_true", help="on Spot nodes")
     add("--max-restarts", type=int, default=50, help="after failures; default: 50")
-    add("--grace-seconds", type=int, default=600, help="to save a checkpoint in; default: 600")
+    add("--grace-seconds", type=int, default=600, help="time to save a checkpoint; default: 600")
     argv = list(sys.argv[1:] if argv is None else argv)
     own, arguments = argv, []
     if "--" in argv:
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(own))
     if not arguments:
         parser.error("what to run goes behind --, such as: -- train --config=... --workdir=...")
-    # A pod's host name is a label of at most 63 characters, the job's name and two numbers in it.
+    # A pod's host name has at most 63 characters, with the job's name and two numbers in them.
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,43}[a-z0-9])?", given["name"]):
         parser.error(f"--name={given['name']}: lower-case letters, digits and -, at most 45")
     if given["slices"] < 1:

@@ -2,9 +2,9 @@
 
     python launch/local.py --processes 2 --devices 4 -- train --config=... --workdir=...
 
-What a pod does with N hosts of M chips, without a pod: the tests do it, and so can anyone who wants
-to see a mesh or a resume work before paying for one. All processes share the cores of this machine,
-so it is never faster than one.
+It does what a pod does with N hosts of M chips, for tests and for anyone who wants to see a mesh or
+a resume work before paying for a pod. All processes share the cores of this machine, so they are
+never faster than one.
 
 Exit code: 0 when all processes ended well; 75 when they were told to stop and saved a checkpoint
 (run it again with --resume); else that of the process that failed first.
@@ -38,11 +38,11 @@ def write_line(line: str) -> None:
 class LocalProcesses:
     """Processes that belong together: when one fails, the others are ended.
 
-    As a context it kills what still runs on leaving.
+    Leaving it as a context manager kills all that still run.
 
-    output: takes each line that a process writes, behind the process's number.
-    grace: seconds from SIGTERM to SIGKILL for those that are ended because another failed. They
-        cannot save a checkpoint without it, so there is nothing to wait for.
+    output: takes each line that a process writes, after the number of the process.
+    grace: seconds from SIGTERM to SIGKILL for processes that are ended because another failed. They
+        cannot save a checkpoint without that one, so there is nothing to wait for.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class LocalProcesses:
         self.processes: list[subprocess.Popen] = []
         try:
             for command in commands:
-                # In a session of its own, so that Ctrl-C reaches it once, through `send`, and what
-                # it started ends with it.
+                # It has a session of its own, so that Ctrl-C reaches it once, through `send`, and
+                # its own children end with it.
                 process = subprocess.Popen(
                     command,
                     env=None if environment is None else dict(environment),
@@ -85,20 +85,20 @@ class LocalProcesses:
     def _read(self, number: int) -> None:
         for line in self.processes[number].stdout:
             line = line.rstrip()
-            if line:  # progress bars write many that are not
+            if line:  # progress bars write many empty ones
                 self._tails[number].append(line)
                 self._output(f"[{number}] {line}")
 
     def send(self, signal_number: int) -> None:
-        """Sends a signal to every process that still runs, and not to what they started."""
+        """Sends a signal to every process that still runs, but not to their children."""
         self._sent.add(signal_number)
         for process in self.processes:
             process.send_signal(signal_number)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Until all have ended; returns the worst exit code.
+        """Waits until all have ended; returns the worst exit code.
 
-        TimeoutError: some still run after `timeout` seconds. They are left running.
+        TimeoutError: some still run after `timeout` seconds, and are left running.
         """
         started = time.monotonic()
         while True:
@@ -119,7 +119,7 @@ class LocalProcesses:
         return code not in (None, 0, PREEMPTED) and -code not in self._sent
 
     def _end(self, failed: int) -> int:
-        """Ends all because of one; returns its exit code."""
+        """Ends all because one failed; returns the exit code of that one."""
         others = [n for n, process in enumerate(self.processes) if process.poll() is None]
         self.send(signal.SIGTERM)
         deadline = time.monotonic() + self._grace
@@ -139,7 +139,7 @@ class LocalProcesses:
         return exit_code(code)
 
     def kill(self) -> None:
-        """SIGKILL to all, and to what they started."""
+        """Sends SIGKILL to all processes and their children."""
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -159,7 +159,7 @@ class LocalProcesses:
 
 
 def exit_code(code: int) -> int:
-    """As a shell reports it: 128 + n for signal n."""
+    """The exit code as a shell reports it: 128 + n for signal n."""
     return code if code >= 0 else 128 - code
 
 
@@ -174,7 +174,7 @@ def start(
     """Starts `imagewam ARGUMENTS` in several processes that find each other.
 
     devices: virtual CPU devices of each process.
-    environment: variables besides those of this process.
+    environment: variables to add to those of this process.
     """
     found = {**os.environ, **(environment or {})}
     return LocalProcesses(
@@ -185,7 +185,7 @@ def start(
 
 
 def imagewam_commands(arguments: Sequence[str], processes: int, port: int) -> list[list[str]]:
-    """The command of each process; one alone needs no coordinator."""
+    """The command of each process; a single process needs no coordinator."""
     if processes == 1:
         return [[*IMAGEWAM, *arguments]]
     together = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"]
@@ -193,14 +193,14 @@ def imagewam_commands(arguments: Sequence[str], processes: int, port: int) -> li
 
 
 def with_virtual_devices(environment: Mapping[str, str], devices: int) -> dict[str, str]:
-    """An environment in which JAX sees that many CPU devices and nothing else."""
+    """A copy of the environment in which JAX sees `devices` CPU devices and nothing else."""
     others = _DEVICE_COUNT.sub("", environment.get("XLA_FLAGS", "")).split()
     flags = [*others, f"--xla_force_host_platform_device_count={devices}"]
     return {**environment, "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
 
 
 def free_port() -> int:
-    """A port that is free now; nothing keeps it so until it is used."""
+    """A port that is free now; another process may take it before it is used."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
@@ -208,7 +208,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def forwarded_signals(job: LocalProcesses) -> Iterator[None]:
-    """SIGTERM and SIGINT go to the job's processes: to save and end is their decision."""
+    """Forwards SIGTERM and SIGINT to the job's processes, which decide to save and end."""
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {n: signal.signal(n, lambda number, frame: job.send(number)) for n in numbers}
     try:

@@ -1,9 +1,9 @@
-"""Compiles the plans of `plans/` that are not there, and writes its pages.
+"""Compiles the plans that `plans/` lacks, and writes its pages.
 
     python -m launch.make_plans [NAME ...]
 
-Each is one `imagewam aot` command, in a process of its own; it takes minutes and a few GB.
-Whatever mesh, batch and rematerialisation a plan has, it is chosen here, with the reason.
+Each plan is one `imagewam aot` command in a process of its own, which takes minutes and a few GB.
+The mesh, batch and rematerialization of each plan are chosen here, with the reasons.
 """
 
 import argparse
@@ -20,7 +20,11 @@ IMAGEWAM = (sys.executable, "-c", "import sys; from imagewam_jax.cli import main
 
 
 class Wanted(NamedTuple):
-    """fields: of the config, changed. why: of these choices; it begins the page."""
+    """A plan to make.
+
+    config: the name of a file in configs/ and its argument. fields: fields of the config to change.
+    why: the reason of these choices; the page begins with it. options: for `imagewam aot`.
+    """
 
     title: str
     config: str
@@ -30,12 +34,12 @@ class Wanted(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-# Gathers layers whole, not in pieces beside the product that reads them: pieces multiply the
-# time to compile.
+# Layers are gathered whole, not in pieces overlapped with the products that read them: pieces take
+# many times as long to compile.
 WHOLE = {
     "train.compiler_options": "('xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000',)",
 }
-# LIBERO's images are stored so.
+# The size in which LIBERO's images are stored.
 STORED = ("--stored-size", "256", "256")
 
 WANTED = {
@@ -164,7 +168,7 @@ def main() -> None:
 
 
 def command(name: str, wanted: Wanted) -> list[str]:
-    """What makes a plan; run in the project's folder, so that its page can be followed."""
+    """The command that makes a plan. Run in the project's folder, its page shows relative paths."""
     config, _, size = wanted.config.partition(":")
     return [
         *IMAGEWAM,
@@ -180,7 +184,7 @@ def command(name: str, wanted: Wanted) -> list[str]:
 
 
 def write_pages() -> None:
-    """The page of each plan that is there, and an index of them."""
+    """Write a page for each plan in `plans/`, and an index of them."""
     found = {}
     for path in sorted(PLANS.glob("*.json")):
         found[path.stem] = plan_from_json(path.read_text())

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs, without Kubernetes: asks for them, installs on all, starts on all.
+# Trains on Cloud TPU VMs without Kubernetes: requests them, installs and starts on all of them.
 #
 #   launch/queued_resource.sh ACTION --name=NAME --zone=ZONE [OPTIONS] [-- train ...]
 #
-#   create   asks for the slice: --topology=v5p:2x2x4 [--slices=N] [--spot] [--reserved]
-#   wait     until it is there
-#   install  this checkout's commit into ~/imagewam of every worker, with Python and JAX for TPUs;
+#   create   requests the slice: --topology=v5p:2x2x4 [--slices=N] [--spot] [--reserved]
+#   wait     waits until the slice is there
+#   install  installs this checkout's commit into ~/imagewam of every worker, with Python and JAX for TPUs;
 #            mounts [--bucket=NAME] at /bucket and [--nfs=ADDRESS:/SHARE] at /data
-#   start    [--env=NAME=VALUE]... -- train --config=configs/libero.py:4b --workdir=/data/runs/libero
-#            without --distributed, --resume and the number of slices, which are added
+#   start    starts [--env=NAME=VALUE]... -- train --config=configs/libero.py:4b --workdir=/data/runs/libero
+#            on all workers; --distributed, --resume and the number of slices are added
 #   log      follows what the first worker writes
 #   stop     tells all to save a checkpoint and end, and waits for them; `start` goes on from there
 #   delete   gives the slice back
 #
-# Every action takes --project=PROJECT, --slices=N as it was created, and --dry-run, which prints
-# the commands and does not run them. A slice that was preempted is gone: delete, create, wait,
-# install and start again. Nothing here does that by itself; a JobSet on GKE does.
+# Every action takes --project=PROJECT, --slices=N as at creation, and --dry-run, which prints the
+# commands instead of running them. A slice that was preempted is gone: delete, create, wait,
+# install and start again. Nothing here does so by itself; a JobSet on GKE does.
 
 set -euo pipefail
 
@@ -24,7 +24,7 @@ fail() {
   exit 2
 }
 
-# Prints a command as a shell reads it, the scripts in it line by line.
+# Prints a command as a shell would read it, with the scripts in it line by line.
 show() {
   local word line=""
   for word in "$@"; do
@@ -42,7 +42,7 @@ run() {
   fi
 }
 
-# Of all nodes at once: the processes of a run wait for each other.
+# Runs a script on all nodes at once, since the processes of a run wait for each other.
 on_all() {
   local node pids=() pid code=0
   for node in "${nodes[@]}"; do
@@ -97,13 +97,13 @@ wait_for_slice() {
 install() {
   local archive node script
   archive=$(mktemp --suffix=.tar.gz)
-  # shellcheck disable=SC2064  # the name that it has now
+  # shellcheck disable=SC2064  # expanded now, on purpose
   trap "rm -f '$archive'" EXIT
   run git archive --format=tar.gz "--output=$archive" HEAD
   for node in "${nodes[@]}"; do
     run "${vm[@]}" scp "$archive" "$node:imagewam.tar.gz" "${where[@]}" --worker=all
   done
-  # uv brings the Python that constraints.txt was made with; that of the system is older.
+  # uv brings the Python that constraints.txt is for; that of the system is older.
   script='set -e
 rm -rf imagewam && mkdir imagewam && tar -xzf imagewam.tar.gz -C imagewam
 python3 -m pip install --quiet --user uv
@@ -111,7 +111,7 @@ cd imagewam
 ~/.local/bin/uv venv --quiet --python 3.11 .venv
 ~/.local/bin/uv pip install --quiet --constraint constraints.txt --editable ".[text]" "jax[tpu]"'
   if [[ -n $bucket ]]; then
-    # What one host writes the others see at once: they make a checkpoint together.
+    # Hosts see at once what another has written, since they write a checkpoint together.
     script+="
 if ! command -v gcsfuse >/dev/null; then
   curl -fsSL https://packages.cloud.google.com/apt/doc/apt-key.gpg \\
@@ -144,7 +144,7 @@ start() {
     arguments+=("--config.mesh.slices=$slices")
   fi
   quoted=$(printf ' %q' "${arguments[@]}")
-  # It goes on when the connection is closed. Its own process, not a shell's, is what stop signals.
+  # The run goes on when the connection is closed. `stop` signals its process, not that of a shell.
   on_all "if { kill -0 \"\$(cat imagewam.pid)\"; } 2>/dev/null; then
   echo 'it runs already' >&2
   exit 1
@@ -161,8 +161,8 @@ setsid nohup bash imagewam.sh >>imagewam.log 2>&1 </dev/null &"
 }
 
 stop() {
-  # All are told, and then waited for. Where nothing runs, there is nothing to do.
-  # shellcheck disable=SC2016  # expanded there
+  # Tells all processes to stop, then waits for them. Where none runs, there is nothing to do.
+  # shellcheck disable=SC2016  # expanded on the workers
   on_all 'pid=$(cat imagewam.pid) && kill -TERM "$pid" || exit 0
 while kill -0 "$pid"; do sleep 0.5; done 2>/dev/null
 sleep 0.5 && tail -n 1 imagewam.log'
@@ -172,7 +172,7 @@ sleep 0.5 && tail -n 1 imagewam.log'
 action=$1
 shift
 name="" zone="" project="" topology="" slices=1 bucket="" nfs="" dry_run="" kind=()
-# Without a TPU JAX fails, rather than train on the CPU.
+# JAX then fails without a TPU instead of training on the CPU.
 env=("JAX_PLATFORMS=tpu,cpu")
 while [[ $# -gt 0 && $1 != -- ]]; do
   case $1 in

@@ -1,6 +1,6 @@
-"""TPU slices: what a generation and a topology mean in hosts, chips and names.
+"""Knows TPU slices: the hosts, chips and names of each generation and topology.
 
-A slice is written "v5p:4x4x4", as `imagewam aot --topology` takes it. Facts are from the tables of
+A slice is written "v5p:4x4x4", as for `imagewam aot --topology`. The facts are from the tables of
 Google's documentation (GKE, "Plan TPUs"; Cloud TPU, "TPU versions").
 """
 
@@ -8,13 +8,14 @@ import math
 import re
 from typing import NamedTuple
 
-CHIPS_PER_HOST = 4  # of every slice but the smallest, and of those that are one host of 8
+CHIPS_PER_HOST = 4  # except in the smallest slices, and in those that are one host of 8
 
 
 class Generation(NamedTuple):
-    """accelerator: the value of the label cloud.google.com/gke-tpu-accelerator of its nodes.
+    """A generation of TPUs.
 
-    axes: of a topology. largest: how many chips one slice can have.
+    accelerator: the value of the label cloud.google.com/gke-tpu-accelerator of its nodes. axes: the
+    number of a topology's axes. largest: how many chips one slice can have.
     """
 
     accelerator: str
@@ -28,7 +29,7 @@ GENERATIONS = {
     "v5p": Generation("tpu-v5p-slice", 3, 8960),
     "v6e": Generation("tpu-v6e-slice", 2, 256),
 }
-# Below a cube of 4 x 4 x 4 there are these; beyond it every side is a multiple of 4.
+# The topologies below a cube of 4 x 4 x 4; beyond it, every side is a multiple of 4.
 SMALL_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 ALL_2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 
@@ -49,10 +50,10 @@ class SliceError(ValueError):
 
 
 def parse_slice(text: str, chips_per_host: int | None = None) -> Slice:
-    """The slice that "v6e:4x4" means. SliceError: there is none.
+    """Parse a slice such as "v6e:4x4". SliceError: there is no such slice.
 
-    chips_per_host: 8 for a 2x4 that is one machine (ct5lp-hightpu-8t, ct6e-standard-8t), which
-        there also is as two machines of 4.
+    chips_per_host: 8 for a 2x4 that is one machine (ct5lp-hightpu-8t, ct6e-standard-8t); a 2x4 can
+        also be two machines of 4.
     """
     generation, _, topology = text.partition(":")
     if generation not in GENERATIONS or not re.fullmatch(r"\d+(x\d+)+", topology):

@@ -6,12 +6,12 @@
 #     -- train --config=configs/libero.py:4b --workdir=/bucket/runs/libero
 #
 # XPK options are --option=value, such as --project, --zone, --priority and --storage, which mounts
-# what `xpk storage attach` knows. What is behind -- is the command without --distributed, --resume
-# and the number of slices, which are added. --dry-run prints the command and does not run it.
+# a storage of `xpk storage attach`. Write the command behind --, without --distributed, --resume and
+# the number of slices, which are added. --dry-run prints the command instead of running it.
 #
-# It starts again, all pods together, after exit code 75 (told to stop, a checkpoint was saved) and
-# after a pod that was killed; after any other exit code, such as 1 for a mistake in the config, it
-# has failed. XPK counts both, so there are many restarts.
+# All pods restart together after exit code 75 (told to stop, a checkpoint was saved) and after a pod
+# was killed. Any other exit code, such as 1 for a mistake in the config, ends the run. XPK counts
+# both kinds of restart, so many are allowed.
 
 set -euo pipefail
 
@@ -61,9 +61,9 @@ command=(
   "--max-restarts=$max_restarts"
   --restart-on-exit-codes=75
   "--termination-grace-period-seconds=$grace_seconds"
-  # Without a TPU JAX fails, rather than train on the CPU.
+  # JAX then fails without a TPU instead of training on the CPU.
   "--env=JAX_PLATFORMS=tpu,cpu"
-  # XPK runs it in a subshell, to which it passes SIGTERM on: exec makes that the process itself.
+  # XPK passes SIGTERM to the subshell that runs this; exec puts the process itself in its place.
   "--command=exec imagewam$(printf ' %q' "${arguments[@]}")"
 )
 if [[ -n $dry_run ]]; then

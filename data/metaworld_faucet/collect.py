@@ -2,14 +2,14 @@
 
     python data/metaworld_faucet/collect.py --output RAW_DIR --episodes-per-task 100
 
-Writes one file per successful episode, RAW_DIR/<task>_<index>.npz, and RAW_DIR/collection.json.
-Interrupted, it continues where it stopped. What it writes depends on the seed alone, not on the
-number of workers.
+Writes one file per successful episode, RAW_DIR/<task>_<index>.npz, and RAW_DIR/collection.json. Run
+again after an interruption, it continues where it stopped. The files depend on the seed alone, not
+on the number of workers.
 
 Pair `index` is an open and a close episode from the same start state, that of simulator seed
-`seed + index`. One of the two is recorded with Gaussian noise on the executed action, in turns:
-the noise shows how to recover, and the recorded action is always what the expert wanted, so the
-noise is never a label.
+`seed + index`. In turns, one of the two is recorded with Gaussian noise on the executed action,
+which shows how to recover. The recorded action is always the expert's, so the noise is never a
+label.
 """
 
 import argparse
@@ -34,7 +34,7 @@ STEPS_AFTER_SUCCESS = 4
 
 
 class EpisodePlan(NamedTuple):
-    """What fixes one episode."""
+    """Everything that determines one episode."""
 
     task: str
     seed: int
@@ -48,8 +48,8 @@ def plan_episodes(output: Path, episodes_per_task: int, seed: int) -> list[Episo
         EpisodePlan(
             task=task,
             seed=seed + index,
-            # Alternates within a pair, between pairs, and between tens of pairs: the split holds
-            # out one pair in ten, and both of its tasks need both kinds.
+            # Alternates within a pair, between pairs, and between tens of pairs: one pair in ten
+            # is held out, and both tasks need noisy and clean episodes in it.
             noisy=(index + index // 10 + position) % 2 == 1,
             path=output / f"{task}_{index:06d}.npz",
         )
@@ -61,7 +61,7 @@ def plan_episodes(output: Path, episodes_per_task: int, seed: int) -> list[Episo
 def record_episode(simulator, plan: EpisodePlan) -> dict[str, np.ndarray] | None:
     """Plays the expert once; returns the recorded arrays, or None without success.
 
-    Step t holds what was seen before the action, the expert's action, and a reward of 1 if the
+    Step t holds the observation before the action, the expert's action, and a reward of 1 if the
     task was done after it: images uint8 [t, h, w, 3], states float32 [t, 4], actions float32
     [t, 4], rewards float32 [t].
     """

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
 
-# One pair of episodes in ten is held out, the fourth: a collection of four pairs has both splits.
+# The fourth of every ten pairs is held out, so that a collection of four pairs has both splits.
 _HELD_OUT_REMAINDER = 3
 _JPEG_QUALITY = 95
 
@@ -123,7 +123,7 @@ def rlds_episode(raw) -> dict:
         "task": str(raw["task"]),
         "seed": int(raw["seed"]),
         "noisy": bool(raw["noisy"]),
-        "success": True,  # Others are not kept.
+        "success": True,  # collect.py keeps no others
     }
     return {"steps": steps, "episode_metadata": metadata}
 
@@ -133,7 +133,7 @@ def _pair_index(path: Path) -> int:
 
 
 def _encode_jpeg(image: np.ndarray) -> bytes:
-    """Full colour resolution: at 64 pixels the red handle is two pixels wide."""
+    """Encode in full color resolution: at 64 pixels the red handle is two pixels wide."""
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(image), quality=_JPEG_QUALITY, colorsubsampling="444"
     )

@@ -190,7 +190,7 @@ def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _stats(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.data.datasets import config_data
-    from imagewam_jax.data.statistics.by_dataset import statistics_by_dataset
+    from imagewam_jax.data.statistics.exact import statistics_by_dataset
 
     config = load_config(arguments.config, rest).to_dict()
     part, data = arguments.part or config["data"]["train_split"], config_data(config)
@@ -219,16 +219,16 @@ def _table(field: str, dims: tuple[str, ...], statistics: Mapping[str, Any]) -> 
 
 
 def _write_official(path: Path, data: Any, part: str, config: Mapping[str, Any]) -> None:
-    from imagewam_jax.data.loading.start_frames import parse_part
-    from imagewam_jax.data.statistics.official import official_statistics, standard_episodes
+    from imagewam_jax.data.loading.start_frames import parse_split
+    from imagewam_jax.data.statistics.official import official_statistics, standardized_episodes
     from imagewam_jax.preprocess.statistics import write_statistics
 
     episodes = (
         episode
         for dataset in data.datasets
-        for episode in standard_episodes(
-            dataset.index.split(parse_part(part).split),
-            dataset.standard.splits[parse_part(part).split],
+        for episode in standardized_episodes(
+            dataset.index.split(parse_split(part).name),
+            dataset.standardized.splits[parse_split(part).name],
             range(*dataset.episodes(part)),
         )
     )

@@ -1,1 +1,1 @@
-"""Configs: every field and its meaning, files and overrides, official recipes, checks."""
+"""Configs: every field and its meaning, the official recipe, files and overrides, checks."""

@@ -1,51 +1,60 @@
-"""Every field of a config, with its meaning. Config files start from this and change it.
+"""Every field of a config, with its meaning, and the official recipe for FLUX.2 klein.
 
-The optimizer and the flow are those of the official recipe (spec imagewam_flux2, 6 and 8.1).
+Config files start from one of these functions and change fields. The defaults of the optimizer and
+the flow are those of the official recipe (docs/spec/imagewam_flux2.md, 6 and 8.1).
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
+
+from imagewam_jax.config.schema import choose
+from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
+
+KLEIN = {"4b": KLEIN_4B, "9b": KLEIN_9B}
+PROMPT = "A video recorded from a robot's point of view executing the following instruction: {}"
 
 
 def defaults() -> ConfigDict:
     """A config for one RLDS dataset and a FLUX.2-shaped policy."""
     return ConfigDict(
         {
-            "seed": 0,  # of the order of samples, of initial weights and of noise
+            "seed": 0,  # for the order of samples, initial weights and noise
             "data": {
-                "directory": "",  # of one TFDS dataset version; of a mixture, the folder of all
-                "dataset": "",  # its row in data.registry, or in `rows`
-                "mixture": "",  # instead of it: one of data.mixtures, or of `mixtures`
-                "scale_by_size": True,  # the weights of a mixture are multiplied by samples
-                "rows": {},  # of datasets that the registry has not: name -> row
-                "mixtures": {},  # of your own: name -> list of dataset, weight and blank_language
-                "index_directory": "",  # of all indexes; empty: each beside its dataset
+                "directory": "",  # a TFDS dataset version; of a mixture, the folder of all
+                "dataset": "",  # its name in data.registry, or in `rows`
+                "mixture": "",  # instead: a name in registry.mixtures, or in `mixtures`
+                "scale_by_size": True,  # multiply the weights of a mixture by numbers of samples
+                "rows": {},  # your own datasets: name -> what the registry says of its datasets
+                "mixtures": {},  # your own: name -> list of dataset, weight and blank_language
+                "index_directory": "",  # for all indexes; empty: each is beside its dataset
                 "train_split": "train",  # or some episodes of it: "train[:95%]"
                 "eval_split": "val",
                 "sample_every": 1,  # steps between two starts of samples
                 "unlabelled": "error",  # steps without an instruction: or "drop", "blank"
-                "bad_frames": 0.0,  # the share of frames that may be unreadable before a run stops
+                "bad_frames": 0.0,  # the share of unreadable frames beyond which a run stops
                 "cameras": ("primary",),  # roles, in the order of the layout
                 "image_size": (224, 224),  # rows and columns that each camera is brought to
-                "letterbox": (),  # cameras that keep their aspect ratio then, within black
-                "layout": "single",  # one of data.device.LAYOUTS, or "references"
-                "augmentation": "",  # in training: one of data.augment.AUGMENTATIONS
+                "letterbox": (),  # cameras that keep their aspect ratio in that size, within black
+                "layout": "single",  # one of preprocess.images.LAYOUTS, or "references"
+                "augmentation": "",  # in training: a name in preprocess.augment.AUGMENTATIONS
                 "stride": 1,  # dataset steps between two actions of a chunk
-                "normalization": "min/max",  # of actions and states: data.normalization
-                "pool_statistics": False,  # of all datasets together, rather than of each
-                "threads": 4,  # batches that are read at a time
-                "prefetch": 8,  # batches that are held ready
+                "normalization": "min/max",  # of actions and states: preprocess.normalization
+                "pool_statistics": False,  # normalize by all datasets together, rather than by each
+                "threads": 4,  # how many batches are read at a time
+                "prefetch": 8,  # how many batches are held ready
             },
             "text": {
-                "encoder": "byte_qwen3",  # one of policies.text.TEXT_ENCODERS
-                "weights": "",  # a converted text encoder: imagewam convert; empty for random ones
-                "seed": 0,  # of the encoder's weights, where these are random
-                "template": "{}",  # what an instruction is wrapped in, in the place of {}
+                "encoder": "byte_qwen3",  # one of text.encoders.TEXT_ENCODERS
+                "weights": "",  # a checkpoint that imagewam convert made; empty: random weights
+                "seed": 0,  # for random weights of the encoder
+                "template": "{}",  # the prompt; {} stands for the instruction
                 "buckets": (32, 64, 128, 512),  # token counts that text is padded to
-                "table": "",  # a file of what this encoder made before: imagewam encode-text
+                "table": "",  # a file of features that imagewam encode-text made with this encoder
             },
             "autoencoder": {
                 "name": "flux2",  # one of models.autoencoders.AUTOENCODERS, and its sizes
-                "weights": "",  # a checkpoint that has it; a patch autoencoder is fitted instead
+                "weights": "",  # a checkpoint that has it; empty: a patch autoencoder is fitted
             },
             "model": {
                 "backbone": {"name": "flux2"},  # one of models.backbones.BACKBONES, and its sizes
@@ -56,7 +65,7 @@ def defaults() -> ConfigDict:
                 "action_flow": {"train_shift": 5.0, "sample_shift": 5.0},
                 "target_loss_weight": 0.5,
                 "action_loss_weight": 1.0,
-                "lora": {"rank": 0, "alpha": 0.0},  # of the backbone, which is frozen then
+                "lora": {"rank": 0, "alpha": 0.0},  # rank above 0: the backbone itself is frozen
                 "coordinate_dtype": "float32",  # bfloat16 repeats the official code's rounding
                 "attention": "xla",
                 "remat": "full",
@@ -66,34 +75,34 @@ def defaults() -> ConfigDict:
                 "initial_weights": "",  # a checkpoint to start from, converted or trained
                 "steps": 10_000,
                 "batch_size": 80,  # over all hosts
-                "accumulate": 1,  # parts of a batch that run one after another
+                "accumulate": 1,  # how many parts of a batch run one after another
                 "frozen": (),  # parts of the policy that stay as they are: "backbone", ...
                 "compute_dtype": "bfloat16",  # master weights are always float32
-                "compiler_options": (),  # of XLA, for the step: "name=value", ...
+                "compiler_options": (),  # options of XLA for the train step: "name=value", ...
                 "log_every": 20,
                 "validate_every": 500,  # 0: never
-                "validation_samples": 256,  # in full batches, at least one
+                "validation_samples": 256,  # rounded down to full batches, at least one
                 "mask_padded_targets": False,  # no target loss beyond the end of an episode
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,
             },
-            "mesh": {  # how many devices share what: training.sharding; -1: what is left of them
+            "mesh": {  # how many devices share what: training.sharding; -1: the devices left over
                 "data": 1,
                 "fsdp": -1,
                 "tensor": 1,
                 "context": 1,
-                "slices": 1,  # of a multi-slice pod
+                "slices": 1,  # how many slices a multi-slice pod has
             },
             "optimizer": {
                 "learning_rate": 1e-4,
-                "warmup_fraction": 0.05,  # of all steps
-                "final_fraction": 0.01,  # of the learning rate, at the end of the cosine
+                "warmup_fraction": 0.05,  # the share of all steps
+                "final_fraction": 0.01,  # the share of the learning rate at the end of the cosine
                 "b1": 0.9,
                 "b2": 0.95,
                 "eps": 1e-8,
                 "weight_decay": 0.01,
                 "clip_norm": 1.0,
-                "ema_decay": 0.999,  # of the moving average; 0: none
+                "ema_decay": 0.999,  # of the moving average of the parameters; 0: none
             },
             "watch": {  # docs/training.md
                 "profile": (0, 0),  # the first step to trace, and how many; 0: none
@@ -102,11 +111,35 @@ def defaults() -> ConfigDict:
             },
             "acting": {
                 "euler_steps": 10,
-                "execute_steps": 12,  # of each chunk, before the next decision
+                "execute_steps": 12,  # actions of each chunk that run before the next decision
             },
             "evaluation": {
-                "simulator": "",  # one of evaluation.simulators; none: on recorded data alone
-                "options": {},  # of the simulator
+                "simulator": "",  # one of evaluation.simulators; empty: recorded data alone
+                "options": {},  # keyword options of the simulator
             },
         }
     )
+
+
+def klein_recipe(size: str) -> ConfigDict:
+    """The official recipe (docs/spec/imagewam_flux2.md, 3.1, 7.2 and 8.1) for FLUX.2 klein.
+
+    size: "4b" or "9b". ConfigError: another size.
+    """
+    config = official_recipe()
+    backbone = choose(KLEIN, size, "the size of FLUX.2 klein")
+    config.model.backbone = {"name": "flux2", **dataclasses.asdict(backbone)}
+    return config
+
+
+def official_recipe() -> ConfigDict:
+    """The settings that all official runs share, whatever their backbone."""
+    config = defaults()
+    config.seed = 42
+    config.text.encoder = "qwen3"
+    config.text.template = PROMPT
+    # The official code has positions, times and Euler steps in the dtype of the parameters.
+    config.model.coordinate_dtype = "bfloat16"
+    config.train.compute_dtype = "bfloat16"
+    config.optimizer.ema_decay = 0.0  # no moving average
+    return config

@@ -1,4 +1,4 @@
-"""Config files and what the command line changes of them."""
+"""Config files, and the overrides of the command line."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, config_flags
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.errors import ConfigError
 
-# Sections whose fields are those of what they name, or are a user's own names.
+# Sections whose fields depend on what they name, or are names that a user chooses.
 OPEN_SECTIONS = (
     "autoencoder",
     "model.backbone",
@@ -21,10 +21,10 @@ OPEN_SECTIONS = (
 
 
 def load_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    """A config file with `--config.field=value` overrides.
+    """Loads a config file and applies `--config.field=value` overrides.
 
-    ConfigError: there is no such file, it has a field that there is not, or an override names no
-    field or does not fit it.
+    ConfigError: there is no such file, its fields are not those of the defaults, or an override
+    names no field or does not fit it.
     """
     file = path.rsplit(":", 1)[0]
     if not Path(file).is_file():
@@ -41,6 +41,13 @@ def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:
     flag = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         rest = values(argv)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("imagewam_jax"):
+            raise
+        raise ConfigError(
+            f"{path} imports {error.name}, which this version does not have: `defaults`, "
+            "`klein_recipe` and `official_recipe` are in imagewam_jax.config.defaults"
+        ) from error
     except (flags.Error, TypeError) as error:
         first = error  # the flags library wraps an error of the config file itself twice
         while first.__context__:
@@ -52,7 +59,7 @@ def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _check_known(file: str, found: Mapping, known: Mapping, prefix: str = "") -> None:
-    """ConfigError: a field of the file is not one of the defaults, or one of these is missing."""
+    """ConfigError: the file has a field that the defaults lack, or lacks one that they have."""
     if differing := sorted(found.keys() ^ known.keys()):
         name = differing[0]
         what = "an unknown field" if name in found else "no field"
@@ -64,6 +71,7 @@ def _check_known(file: str, found: Mapping, known: Mapping, prefix: str = "") ->
 
 
 def _check_fields(file: str, config: ConfigDict, overrides: Sequence[str]) -> None:
+    """ConfigError: an override names no field of the config."""
     for override in overrides:
         name, section = override.split("=")[0].removeprefix("--config."), config
         for part in name.split(".") if override.startswith("--config.") else ():

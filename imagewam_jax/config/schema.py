@@ -1,4 +1,4 @@
-"""From a config to the sizes of a policy, strictly: an unknown or missing field is an error."""
+"""Turns sections of a config into dataclasses; an unknown or missing field is an error."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,12 +13,15 @@ from imagewam_jax.models.flow_matching import FlowConfig
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.lora import LoRAConfig
 
-# What numbers can be computed in, as the names in configs.
+# The dtypes that can be computed in, by their names in configs.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
-    """The `model` section of a config; ConfigError names the field that does not fit."""
+    """The sizes of a policy from the `model` section of a config.
+
+    ConfigError names the field that does not fit.
+    """
     parts = {
         "backbone": named_config(model["backbone"], BACKBONES, "model.backbone"),
         "expert": from_fields(ActionExpertConfig, model["expert"], "model.expert"),
@@ -41,7 +44,7 @@ def model_section(policy: ImageWAMConfig) -> dict[str, Any]:
 def named_config(
     section: Mapping[str, Any], registry: Mapping[str, tuple[type, type]], where: str
 ) -> Any:
-    """The sizes in a section that names a registry's entry."""
+    """The sizes in a section whose `name` says which entry of a registry they belong to."""
     fields = {key: value for key, value in section.items() if key != "name"}
     kind, _ = choose(registry, section.get("name"), f"{where}.name")
     return from_fields(kind, fields, where)
@@ -54,8 +57,10 @@ def named_section(config: Any, registry: Mapping[str, tuple[type, type]]) -> dic
 
 
 def from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass from a mapping; ConfigError names fields that it does not have, or lacks, or
-    says what is wrong with their values."""
+    """A dataclass of some kind from a mapping.
+
+    ConfigError names unknown or missing fields, or says what is wrong with a value.
+    """
     known = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - set(known)):
         raise ConfigError(f"{where} has unknown fields {unknown}; it has {sorted(known)}")
@@ -76,12 +81,12 @@ def from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
 
 
-# What a number of a config may be.
+# The types that a number in a config may have, by the type of its field.
 _NUMBERS = {int: int, float: (int, float)}
 
 
 def choose(choices: Mapping[str, Any], name: str, where: str) -> Any:
-    """The entry of a registry; ConfigError names the choices."""
+    """The entry of a registry by its name. ConfigError lists the choices."""
     if name not in choices:
         raise ConfigError(f"{where} is {name!r}; choose from {sorted(choices)}")
     return choices[name]

@@ -1,5 +1,6 @@
-"""RLDS demonstrations on disk to batches on the accelerator, without TensorFlow.
+"""From RLDS demonstrations on disk to batches in host memory, without TensorFlow.
 
-`index_builder` makes a sidecar index of a TFDS folder, `index` opens it, `loader` iterates over it,
-`device` and `normalization` are what runs inside jit, `statistics` and `text` are computed once.
+`index` makes the shards of a TFDS folder random-access, `transforms` standardize their episodes as
+the dataset specs of `registry` say, `loading` reads samples, `statistics` measures what
+normalization needs, and `datasets` opens all of it for a config.
 """

@@ -1,7 +1,12 @@
-"""What the pipeline must know of a dataset to read it, as one row of plain data."""
+"""Dataset specs: what the pipeline must know of a dataset to read it, as plain data.
+
+Also the encodings of actions and states that many datasets share.
+"""
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from imagewam_jax.errors import DataError
@@ -13,9 +18,9 @@ ROLES = ("primary", "secondary", "wrist", "left_wrist", "right_wrist")
 class Camera:
     """One stored image feature.
 
-    key: its path below `steps`, "observation/image".
-    bgr: the channels are stored in that order. upside_down: whoever reads it must turn it by 180
-      degrees to have it the right way up.
+    key: its path below `steps`, such as "observation/image".
+    bgr: the channels are stored in the order blue, green, red.
+    upside_down: the stored image must be turned by 180 degrees to be the right way up.
     """
 
     key: str
@@ -24,7 +29,7 @@ class Camera:
 
 
 def views(*, bgr: tuple[str, ...] = (), **roles: str) -> tuple[tuple[str, Camera], ...]:
-    """Cameras by role, keys below `observation/`. bgr: the roles that are stored in that order."""
+    """(role, camera) pairs from keys below `observation/`; `bgr` lists roles stored as BGR."""
     return tuple(
         (role, Camera(f"observation/{key}", bgr=role in bgr)) for role, key in roles.items()
     )
@@ -32,11 +37,12 @@ def views(*, bgr: tuple[str, ...] = (), **roles: str) -> tuple[tuple[str, Camera
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """What the numbers of an action or a state are.
+    """What the numbers of an action or a state mean.
 
-    name: its kind, in a word. dims: a name per dimension, () if there is no such array.
-    relative: per dimension, whether it is a displacement (past an episode's end it is 0: stand
-      still) or an absolute target or reading (it repeats).
+    name: one word for the kind of encoding.
+    dims: a name per dimension; () if the dataset has no such array.
+    relative: per dimension, True for a displacement (past an episode's end it is 0: stand still),
+      False for an absolute target or reading (past the end it repeats).
     """
 
     name: str
@@ -57,17 +63,19 @@ class Encoding:
 class DatasetSpec:
     """How the pipeline reads one RLDS dataset.
 
-    cameras: (role, camera) pairs; the roles, of `ROLES`, are what configs ask for.
-    action, state: what the transform makes.
+    cameras: (role, camera) pairs; configs ask for cameras by role, one of `ROLES`.
+    action, state: encodings of the arrays that the transform returns.
     control_hz: steps per second of the recorded control loop.
-    language: keys of the instruction, of a step or an episode; several are alternative wordings,
-      () is a dataset without.
-    transform: a name in `TRANSFORMS`, or "package.module:function" of a user.
-    action_keys, state_keys: the features that `as_stored` and `columns` lay side by side.
-    filters: names in `FILTERS` or a user's functions; a sample starts where all of them allow it.
-    cuts: filters as well; steps that one of them does not allow are taken out of the episode, so
-      that those before and after follow each other.
-    options: (name, value) pairs for the transform and the filters; values are JSON with tuples.
+    language: keys of step or episode features that hold the instruction; several keys are
+      alternative wordings, () means that the dataset has no instructions.
+    transform: a name in `TRANSFORMS`, or a user's "package.module:function".
+    action_keys, state_keys: features that `as_stored` and `columns` concatenate.
+    filters: names in `FILTERS` or users' functions; a sample may start only at steps that all of
+      them allow.
+    drop_filters: filters that take steps out of the episode: where one of them does not allow a
+      step, the steps before and after it become neighbours.
+    options: (name, value) pairs for the transform and the filters; values are JSON, with tuples
+      for lists.
     """
 
     name: str
@@ -80,7 +88,7 @@ class DatasetSpec:
     action_keys: tuple[str, ...] = ()
     state_keys: tuple[str, ...] = ()
     filters: tuple[str, ...] = ()
-    cuts: tuple[str, ...] = ()
+    drop_filters: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
@@ -93,7 +101,7 @@ class DatasetSpec:
             raise DataError(f"{self.name}: control_hz is {self.control_hz}, expected more than 0")
 
     def camera(self, role: str) -> Camera:
-        """The camera in a role; DataError names the roles there are."""
+        """The camera that has this role. DataError names the roles that the dataset has."""
         cameras = dict(self.cameras)
         if role not in cameras:
             raise DataError(f"{self.name!r} has no camera {role!r}, it has {sorted(cameras)}")
@@ -101,3 +109,49 @@ class DatasetSpec:
 
     def option(self, name: str, default: Any = None) -> Any:
         return dict(self.options).get(name, default)
+
+
+POSITION = ("x", "y", "z")
+EULER = ("roll", "pitch", "yaw")
+QUATERNION = ("qx", "qy", "qz", "qw")
+AXIS_ANGLE = ("rx", "ry", "rz")
+JOINTS = tuple(f"joint_{n}" for n in range(1, 8))
+
+
+def absolute(name: str, *dims: str) -> Encoding:
+    """An encoding without displacements, for states and for actions that are targets."""
+    return Encoding(name, dims, (False,) * len(dims))
+
+
+def _arm(side: str) -> tuple[str, ...]:
+    return (*(f"{side}_{joint}" for joint in JOINTS[:6]), f"{side}_gripper")
+
+
+# Encodings of actions. The gripper of an action is 1 when open and 0 when closed, unless a comment
+# in a dataset spec says otherwise.
+EEF_DELTA = Encoding("eef_delta", (*POSITION, *EULER, "gripper"), (True,) * 6 + (False,))
+EEF_TARGET = absolute("eef_target", *POSITION, *EULER, "gripper")
+JOINT_DELTA = Encoding("joint_delta", (*JOINTS, "gripper"), (True,) * 7 + (False,))
+JOINT_TARGET = absolute("joint_target", *JOINTS, "gripper")
+NAV_2D = Encoding("nav_2d", ("x", "y"), (True, True))
+
+# Encodings of states, in the units and with the gripper sense of their dataset.
+NO_STATE = absolute("none")
+POS_EULER = absolute("pos_euler", *POSITION, *EULER, "gripper")
+POS_QUAT = absolute("pos_quat", *POSITION, *QUATERNION, "gripper")
+POS_AXIS_ANGLE = absolute("pos_axis_angle", *POSITION, *AXIS_ANGLE, "gripper")
+JOINT = absolute("joint", *JOINTS, "gripper")
+JOINT_ONLY = absolute("joint_only", *JOINTS)  # the gripper is not recorded
+NAV_POSE = absolute("nav_pose", "x", "y", "yaw")
+
+# Two arms; JOINT_BIMANUAL is a state as well as the targets of an action.
+JOINT_BIMANUAL = absolute("joint_bimanual", *_arm("left"), *_arm("right"))
+JOINT_BIMANUAL_NAV = Encoding(
+    "joint_bimanual_nav",
+    (*JOINT_BIMANUAL.dims, "base_linear", "base_angular"),
+    (False,) * 14 + (True, True),
+)
+
+ENCODINGS: Mapping[str, Encoding] = MappingProxyType(
+    {value.name: value for value in tuple(globals().values()) if isinstance(value, Encoding)}
+)

@@ -1,4 +1,4 @@
-"""The datasets of a run, opened the way a config's `data` section says."""
+"""The datasets of a run, opened as the `data` section of a config says."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from imagewam_jax.config.defaults import defaults
+from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.index.build import build_index
 from imagewam_jax.data.index.dataset_index import (
     META_FILE,
@@ -19,8 +20,9 @@ from imagewam_jax.data.index.dataset_index import (
 from imagewam_jax.data.index.tfds_folder import read_tfds_folder
 from imagewam_jax.data.loading.loader import Source
 from imagewam_jax.data.loading.samples import SampleReader, SampleSpec
-from imagewam_jax.data.loading.start_frames import find_start_frames, parse_part
-from imagewam_jax.data.registry import DatasetSpec, dataset_spec, spec_from_config
+from imagewam_jax.data.loading.start_frames import find_start_frames, parse_split
+from imagewam_jax.data.registry import dataset_spec
+from imagewam_jax.data.registry.config import spec_from_config
 from imagewam_jax.data.registry.mixtures import (
     MIXTURES,
     Entry,
@@ -28,26 +30,29 @@ from imagewam_jax.data.registry.mixtures import (
     mixture_from_config,
     shares,
 )
-from imagewam_jax.data.transforms.standardize import NO_TEXT, StandardDataset, standardize
+from imagewam_jax.data.transforms.standardize import NO_TEXT, StandardizedDataset, standardize
 from imagewam_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One dataset, opened.
+    """One opened dataset.
 
     number: its place in the mixture; its samples' `dataset_id`, and the row of its statistics.
-    index_folder: where what is made of it once is kept.
-    instructions: the distinct ones of all datasets of the mixture, sorted; samples' `text_id`.
-    text_rows: for each of its own, and at last for none, the row in these.
-    every, unlabelled: which steps samples start at, see `anchors.frame_anchors`.
+    index_folder: the folder of its index, standardized episodes and statistics.
+    instructions: the distinct instructions of all datasets of the mixture, sorted; a sample's
+      `text_id` is a row of them.
+    text_rows: the row in `instructions` of each of the dataset's own instructions, then of "".
+    every, unlabelled: at which steps samples start, see `find_start_frames`.
+
+    Methods take a split in the notation of TFDS, "train" or "train[:95%]".
     """
 
     number: int
     index: DatasetIndex
     index_folder: Path
     spec: DatasetSpec
-    standard: StandardDataset
+    standardized: StandardizedDataset
     sample: SampleSpec
     instructions: tuple[str, ...]
     text_rows: Int32[np.ndarray, " rows"]
@@ -58,12 +63,12 @@ class Dataset:
     def name(self) -> str:
         return self.spec.name
 
-    def reader(self, part: str) -> SampleReader:
-        """Of a split, or of that which `part` names some episodes of."""
-        split = parse_part(part).split
+    def reader(self, split: str) -> SampleReader:
+        """A reader of samples of the whole split, also where `split` names some of its episodes."""
+        name = parse_split(split).name
         return SampleReader(
-            self.index.split(split),
-            self.standard.splits[split],
+            self.index.split(name),
+            self.standardized.splits[name],
             self.spec,
             self.sample,
             dataset_id=self.number,
@@ -71,30 +76,33 @@ class Dataset:
             text_rows=self.text_rows,
         )
 
-    def episodes(self, part: str) -> tuple[int, int]:
+    def episodes(self, split: str) -> tuple[int, int]:
         """The first episode and one behind the last."""
-        parsed = parse_part(part)
-        return parsed.episodes(self.index.split(parsed.split).num_episodes)
+        spec = parse_split(split)
+        return spec.episodes(self.index.split(spec.name).num_episodes)
 
-    def start_frames(self, part: str) -> Int64[np.ndarray, " anchors"]:
-        """The frames that samples start at."""
-        split = parse_part(part).split
+    def start_frames(self, split: str) -> Int64[np.ndarray, " samples"]:
+        """The frames at which samples start."""
+        name = parse_split(split).name
         return find_start_frames(
-            self.index.split(split),
-            self.standard.splits[split],
+            self.index.split(name),
+            self.standardized.splits[name],
             every=self.every,
-            episodes=self.episodes(part),
+            episodes=self.episodes(split),
             unlabelled=self.unlabelled,
         )
 
-    def identity(self, part: str) -> dict[str, Any]:
-        """What the samples of a part are made of: bytes, row, and the order of its cameras."""
+    def identity(self, split: str) -> dict[str, Any]:
+        """What decides the samples of a split: the bytes, the spec, and the order of cameras.
+
+        Its keys stay as they are: a resumed run compares them with those of its checkpoint.
+        """
         cameras = dict(self.spec.cameras)
         used = [cameras.get(role) for role in self.sample.cameras]
         return {
             "dataset": f"{self.index.name}/{self.index.version}",
-            "split": parse_part(part).split,
-            "standard": self.standard.digest,
+            "split": parse_split(split).name,
+            "standard": self.standardized.digest,
             "cameras": [None if c is None else list(dataclasses.astuple(c)) for c in used],
         }
 
@@ -109,7 +117,7 @@ class Data:
 
     @property
     def instructions(self) -> tuple[str, ...]:
-        """The distinct ones of all datasets, sorted."""
+        """The distinct instructions of all datasets, sorted."""
         return self.datasets[0].instructions
 
     def __getitem__(self, name: str) -> Dataset:
@@ -120,7 +128,7 @@ class Data:
 
     @property
     def fills_buffer(self) -> bool:
-        """Whether every image is as large as its buffer, so that its size need not be sent."""
+        """Whether every image fills its buffer, so that image sizes need not go to the device."""
         sample = self.datasets[0].sample
         return all(
             (split.images[camera.key].size_ehw == sample.buffer_size).all()
@@ -130,21 +138,21 @@ class Data:
             if role in sample.cameras
         )
 
-    def sources(self, part: str) -> list[Source]:
-        """What the training stream is made of."""
-        start_frames = {d.name: d.start_frames(part) for d in self.datasets}
+    def sources(self, split: str) -> list[Source]:
+        """The datasets of a training stream over this split of each."""
+        start_frames = {d.name: d.start_frames(split) for d in self.datasets}
         sizes = {name: len(frames) for name, frames in start_frames.items()}
         share = shares(self.mixture, sizes, self.scale_by_size)
         return [
-            Source(d.reader(part), start_frames[d.name], share[d.name], d.identity(part))
+            Source(d.reader(split), start_frames[d.name], share[d.name], d.identity(split))
             for d in self.datasets
         ]
 
 
 def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, state_dim: int) -> Data:
-    """Opens the dataset or the mixture of a config, indexing what nobody has indexed.
+    """Opens the dataset or the mixture of a config and indexes datasets that have no index.
 
-    DataError: a dataset does not fit its row, the model's widths or the cameras that are wanted.
+    DataError: a dataset does not fit its spec, the model's widths or the cameras of the config.
     """
     mixture = _mixture(section)
     opened = [_open_one(section, entry) for entry in mixture.entries]
@@ -161,8 +169,8 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
         stride=section["stride"],
     )
     texts = [
-        ("",) if entry.blank_language else standard.instructions
-        for entry, (*_, standard) in zip(mixture.entries, opened, strict=True)
+        ("",) if entry.blank_language else standardized.instructions
+        for entry, (*_, standardized) in zip(mixture.entries, opened, strict=True)
     ]
     blank = {""} if section["unlabelled"] == "blank" else set()
     instructions = tuple(sorted(blank.union(*texts)))
@@ -172,14 +180,14 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
             index=index,
             index_folder=folder,
             spec=spec,
-            standard=standard,
+            standardized=standardized,
             sample=sample,
             instructions=instructions,
-            text_rows=_text_rows(standard, instructions, entry),
+            text_rows=_text_rows(standardized, instructions, entry),
             every=section["sample_every"],
             unlabelled="blank" if entry.blank_language else section["unlabelled"],
         )
-        for number, (entry, (spec, index, folder, standard)) in enumerate(
+        for number, (entry, (spec, index, folder, standardized)) in enumerate(
             zip(mixture.entries, opened, strict=True)
         )
     )
@@ -202,7 +210,7 @@ def _mixture(section: Mapping[str, Any]) -> Mixture:
 
 def _open_one(
     section: Mapping[str, Any], entry: Entry
-) -> tuple[DatasetSpec, DatasetIndex, Path, StandardDataset]:
+) -> tuple[DatasetSpec, DatasetIndex, Path, StandardizedDataset]:
     rows = section["rows"]
     name = entry.dataset
     spec = spec_from_config({"name": name, **rows[name]}) if name in rows else dataset_spec(name)
@@ -219,7 +227,7 @@ def _open_one(
 
 
 def version_folder(root: Path, name: str) -> Path:
-    """The one version of a dataset below a folder. DataError: there is none, or several."""
+    """The folder of the only version of a dataset. DataError: there is none, or several."""
     found = sorted(p.parent for p in (root / name).glob("*/features.json"))
     if len(found) != 1:
         raise DataError(
@@ -240,7 +248,7 @@ def _check_cameras(roles: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
 
 
 def _check_width(what: str, configured: int, widths: Mapping[str, int]) -> None:
-    """A width beyond all datasets is a mistake, not a padding."""
+    """Refuses a width that is not the largest of the datasets: more would be all padding."""
     if max(widths.values()) != configured:
         raise DataError(f"the configured {what} is {configured}, the datasets have {dict(widths)}")
 
@@ -248,7 +256,7 @@ def _check_width(what: str, configured: int, widths: Mapping[str, int]) -> None:
 def _buffer_size(
     roles: Sequence[str], opened: Sequence[tuple[DatasetSpec, DatasetIndex]]
 ) -> tuple[int, int]:
-    """Rows and columns that hold every image of these cameras."""
+    """The height and width that hold every image of these cameras."""
     largest = np.zeros(2, int)
     for spec, index in opened:
         for role, camera in spec.cameras:
@@ -256,13 +264,13 @@ def _buffer_size(
                 if camera.key not in split.images:
                     skipped = f"; not indexed: {index.skipped}" if index.skipped else ""
                     raise DataError(
-                        f"{index.name}: the row {spec.name!r} has camera {role!r} at "
+                        f"{index.name}: the spec {spec.name!r} has camera {role!r} at "
                         f"{camera.key!r}, images are {sorted(split.images)}{skipped}"
                     )
                 column = split.images[camera.key]
                 if column.dtype != "uint8":
                     raise DataError(
-                        f"{index.name}: the row {spec.name!r} has camera {role!r} at "
+                        f"{index.name}: the spec {spec.name!r} has camera {role!r} at "
                         f"{camera.key!r}, whose pixels are {column.dtype}, expected uint8"
                     )
                 sizes = column.size_ehw
@@ -271,10 +279,10 @@ def _buffer_size(
 
 
 def _text_rows(
-    standard: StandardDataset, instructions: Sequence[str], entry: Entry
+    standardized: StandardizedDataset, instructions: Sequence[str], entry: Entry
 ) -> Int32[np.ndarray, " n"]:
     row = {text: number for number, text in enumerate(instructions)}
-    texts = [*standard.instructions, ""]
+    texts = [*standardized.instructions, ""]
     return np.array(
         [row.get("" if entry.blank_language else text, NO_TEXT) for text in texts], np.int32
     )
@@ -291,11 +299,14 @@ def config_data(config: Mapping[str, Any]) -> Data:
     )
 
 
-def dataset_config(directory: Path, row: str | None = None) -> dict[str, Any]:
-    """A config of one dataset as it is: all cameras and widths of its row in the registry, which by
-    default has the dataset's name. DataError: there is no such row, or no dataset."""
+def dataset_config(directory: Path, name: str | None = None) -> dict[str, Any]:
+    """A config for one dataset alone, with all cameras and the widths of its registered spec.
+
+    name: the name of the spec; by default the dataset's own. DataError: there is no such spec, or
+    no dataset.
+    """
     folder = read_tfds_folder(directory)
-    spec, config = dataset_spec(row or folder.name), defaults().to_dict()
+    spec, config = dataset_spec(name or folder.name), defaults().to_dict()
     config["data"] |= {
         "directory": str(directory),
         "dataset": spec.name,

@@ -1,4 +1,4 @@
-"""Success of a policy in a simulator, beside what succeeds without it or without looking."""
+"""Success of a policy in a simulator, compared with variants of it and with simple baselines."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -22,8 +22,9 @@ from imagewam_jax.evaluation.rollout import (
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from imagewam_jax.policy import policy as trained
+from imagewam_jax.preprocess.inputs import Observations
 
-FIRST_SEED = 10_000  # demonstrations have smaller ones
+FIRST_SEED = 10_000  # the seeds of demonstrations are smaller
 SIMULATORS_PER_WORKER = 8
 
 POLICY, SWAPPED, BLANK = "policy", "policy, other instruction", "policy, black image"
@@ -31,7 +32,7 @@ RANDOM, REPLAY = "random actions", "replay of a demonstration"
 
 
 class Success(NamedTuple):
-    """Successes of one way to act, with the 95 % interval of the rate."""
+    """Successes of one policy variant, with the 95 % interval of the rate."""
 
     successes: int
     episodes: int
@@ -42,7 +43,10 @@ class Success(NamedTuple):
 def evaluate_closed_loop(
     policy: trained.Policy, dataset: Dataset, simulator: str, *, episodes: int, workers: int = 2
 ) -> tuple[dict[str, Success], dict[str, RolloutResult], SimulatorSpec]:
-    """Plays the same episodes in five ways (see the names above), in the simulator of its name."""
+    """Plays the same episodes with five policy variants (see their names above) in a simulator.
+
+    Returns success and rollouts by variant, and the description of the simulator.
+    """
     execute_steps = policy.config["acting"]["execute_steps"]
     simulators = workers * SIMULATORS_PER_WORKER
     options = policy.config["evaluation"]["options"]
@@ -58,7 +62,7 @@ def evaluate_closed_loop(
         demonstrations = demonstrations_by_instruction(
             dataset, policy.config["data"]["train_split"]
         )
-        ways: dict[str, Policy] = {
+        variants: dict[str, Policy] = {
             POLICY: act,
             SWAPPED: with_instructions(act, other),
             BLANK: with_blank_images(act),
@@ -68,23 +72,23 @@ def evaluate_closed_loop(
         results = {
             name: rollout(
                 pool,
-                way,
+                variant,
                 starts,
                 execute_steps=execute_steps,
                 record=range(min(4, episodes)) if name in (POLICY, SWAPPED) else (),
                 description=name,
             )
-            for name, way in ways.items()
+            for name, variant in variants.items()
         }
     return {name: success_of(result) for name, result in results.items()}, results, spec
 
 
 def acting(policy: trained.Policy, seed: int = 0) -> Policy:
-    """A trained policy as rollouts want it."""
+    """Makes a policy for rollouts of a trained one; its noise depends on `seed` alone."""
 
     def act(batch: PolicyInput) -> Float[np.ndarray, "b horizon a"]:
         seeds = [[seed, *pair] for pair in zip(batch.episode_b, batch.step_b, strict=True)]
-        observations = trained.Observations(
+        observations = Observations(
             batch.images_bnhwc, batch.state_bp, policy.text_ids(batch.instructions)
         )
         return policy.act(observations, sample_noise(seeds, (policy.horizon, policy.action_dim)))
@@ -93,20 +97,22 @@ def acting(policy: trained.Policy, seed: int = 0) -> Policy:
 
 
 def demonstrations_by_instruction(
-    dataset: Dataset, part: str
+    dataset: Dataset, split: str
 ) -> Mapping[str, list[Float[np.ndarray, "_ a"]]]:
-    """The actions of each episode, under its instruction."""
-    reader = dataset.reader(part)
+    """Reads the actions of all episodes, grouped by instruction."""
+    reader = dataset.reader(split)
     found: dict[str, list] = {}
-    for episode in range(*dataset.episodes(part)):
+    for episode in range(*dataset.episodes(split)):
         start = reader.split.episode_start[episode]
-        stop = start + reader.standard.episode_steps[episode]
-        instruction = dataset.instructions[dataset.text_rows[reader.standard.text_ids[start, 0]]]
-        found.setdefault(instruction, []).append(reader.standard.actions[start:stop])
+        stop = start + reader.standardized.episode_steps[episode]
+        text_row = dataset.text_rows[reader.standardized.text_ids[start, 0]]
+        instruction = dataset.instructions[text_row]
+        found.setdefault(instruction, []).append(reader.standardized.actions[start:stop])
     reader.close()
     return found
 
 
 def success_of(result: RolloutResult) -> Success:
+    """Counts the successes of a rollout."""
     successes, episodes = int(result.success.sum()), len(result.success)
     return Success(successes, episodes, *wilson_interval(successes, episodes))

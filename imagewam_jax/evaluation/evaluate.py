@@ -1,4 +1,4 @@
-"""Everything that `imagewam evaluate` does: measure, write `evaluation.json` and `report.html`."""
+"""`imagewam evaluate`: measures a policy and writes `evaluation.json` and `report.html`."""
 
 import json
 from pathlib import Path
@@ -37,8 +37,8 @@ def evaluate(
 
     output: a folder; by default `evaluation` beside the checkpoints.
     autoencoder, text_table: what a converted policy lacks (`load_policy`).
-    dataset: on which of several that it was trained on.
-    data_directory: where the data is now, if not where it was trained on.
+    dataset: the one to evaluate on, if the policy was trained on several.
+    data_directory: where the data is now, if it was moved since training.
     """
     policy = load_policy(
         checkpoint, autoencoder=autoencoder, text_table=text_table, dataset=dataset
@@ -78,9 +78,9 @@ def evaluate(
 
 
 def _examples(policy: Policy, dataset: Dataset):
-    """Predictions on a few held-out samples, and where the action stream looked in them."""
-    part = policy.config["data"]["eval_split"]
-    reader, start_frames = dataset.reader(part), dataset.start_frames(part)
+    """Predictions on a few held-out samples, and what the action stream attended to in them."""
+    split = policy.config["data"]["eval_split"]
+    reader, start_frames = dataset.reader(split), dataset.start_frames(split)
     chosen = start_frames[
         np.linspace(0, len(start_frames) - 1, SHOWN_SAMPLES + 2)[1:-1].astype(int)
     ]

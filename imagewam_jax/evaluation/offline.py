@@ -1,7 +1,8 @@
 """How well a policy predicts held-out demonstrations: its actions, and the image it imagines.
 
-Errors of actions are absolute, in the dataset's own units. They are compared with two guesses
-that need no model, the imagined latent with the current one.
+Errors of actions are absolute, in the dataset's own units, and are compared with those of two
+guesses that need no model. The error of the imagined latent is compared with that of the current
+one, taken for a prediction.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ from tqdm import tqdm
 
 from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.errors import DataError
-from imagewam_jax.policy.policy import Observations, Policy
+from imagewam_jax.policy.policy import Policy
+from imagewam_jax.preprocess.inputs import Observations
 
 POLICY, LAST_ACTION, MEAN_ACTION = "policy", "repeat the last action", "mean action"
 
@@ -30,7 +32,7 @@ class OfflineResult(NamedTuple):
     copied_error_n: Float[np.ndarray, " n"]
 
     def summary(self) -> dict:
-        """What fits in a line of JSON."""
+        """The errors as numbers and lists, for JSON."""
         return {
             "samples": len(self.imagined_error_n),
             "action_error": {k: v.mean(0).tolist() for k, v in self.action_error.items()},
@@ -41,9 +43,9 @@ class OfflineResult(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """A policy's view of some samples beside what happened."""
+    """What a policy predicted for some samples, and what was recorded."""
 
-    images: np.ndarray  # uint8 [n, camera, 2, h, w, 3], current and true target
+    images: np.ndarray  # uint8 [n, camera, 2, h, w, 3]: current and target
     actions: Float[np.ndarray, "n horizon a"]
     true_actions: Float[np.ndarray, "n horizon a"]
     is_pad: Bool[np.ndarray, "n horizon"]
@@ -55,8 +57,10 @@ class Predictions(NamedTuple):
 def evaluate_offline(
     policy: Policy, dataset: Dataset, split: str, *, max_samples: int = 512, batch_size: int = 64
 ) -> OfflineResult:
-    """Predicts samples spread evenly over a split. Those at the start of an episode are left out:
-    they have no last action."""
+    """Predicts samples spread evenly over a split.
+
+    Samples at the start of an episode are left out: they have no last action.
+    """
     reader = dataset.reader(split)
     start_frames = dataset.start_frames(split)
     start_frames = start_frames[
@@ -64,7 +68,7 @@ def evaluate_offline(
     ]
     spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
     start_frames = start_frames[spread]
-    actions_na = _widened(reader.standard.actions, policy.action_dim)
+    actions_na = _widened(reader.standardized.actions, policy.action_dim)
     statistics = policy.metadata["statistics"][policy.dataset]
     mean_action = _widened(np.array(statistics["action"]["mean"])[None], policy.action_dim)[0]
 
@@ -97,7 +101,7 @@ def evaluate_offline(
 
 
 def _widened(actions_na: np.ndarray, width: int) -> np.ndarray:
-    """With zeros for the dimensions that only other datasets have, as in batches."""
+    """Appends zeros for the dimensions that only other datasets have, as in batches."""
     return np.pad(actions_na, ((0, 0), (0, width - actions_na.shape[1])))
 
 
@@ -123,13 +127,16 @@ def predict(
 def recorded_observations(
     policy: Policy, dataset: Dataset, batch: dict[str, np.ndarray]
 ) -> Observations:
-    """The current moment of recorded samples, as the policy would be shown it."""
+    """Turns the current moment of recorded samples into what a policy acts on."""
     instructions = [dataset.instructions[row] for row in batch["text_id"]]
     return Observations(stored_images(batch, 0), batch["proprio"], policy.text_ids(instructions))
 
 
 def stored_images(batch: dict[str, np.ndarray], moment: int) -> UInt8[np.ndarray, "n camera h w 3"]:
-    """The images of a batch at its current (0) or target (1) moment, as they are stored."""
+    """Cuts the images of a batch at its current (0) or target (1) moment out of their buffer.
+
+    DataError: they are of several sizes.
+    """
     sizes = np.unique(batch["image_size"].reshape(-1, 2), axis=0)
     if len(sizes) > 1:
         raise DataError(f"evaluation needs images of one size, these are of {sizes.tolist()}")
@@ -138,6 +145,6 @@ def stored_images(batch: dict[str, np.ndarray], moment: int) -> UInt8[np.ndarray
 
 
 def sample_noise(seeds: Sequence, shape: tuple[int, ...]) -> Float[np.ndarray, "n ..."]:
-    """Standard normal noise that depends on each sample's own seed, not on its batch."""
+    """Draws standard normal noise that depends on each sample's own seed, not on its batch."""
     rows = [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds]
     return np.stack(rows)

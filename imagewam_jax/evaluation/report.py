@@ -1,22 +1,32 @@
-"""The sections of a page about a trained policy: numbers first, then pictures."""
+"""The sections of a page about a trained policy, and the pictures in them."""
 
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
 
-from imagewam_jax.evaluation import figures
 from imagewam_jax.evaluation.closed_loop import POLICY, SWAPPED, Success
 from imagewam_jax.evaluation.offline import OfflineResult, Predictions
 from imagewam_jax.evaluation.rollout import RolloutResult
-from imagewam_jax.html.page import Section, picture
-from imagewam_jax.html.pictures import image_grid
+from imagewam_jax.html.page import (
+    ACCENT,
+    MUTED,
+    SECOND,
+    Section,
+    figure_png,
+    image_grid,
+    image_png,
+    picture,
+)
 from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.policy.policy import Policy
 
 
 def success_section(success: Mapping[str, Success]) -> Section:
-    """How often each way to act succeeded."""
-    rows = [("way to act", "successes", "rate", "95 % interval")]
+    """How often each policy variant succeeded."""
+    rows = [("policy variant", "successes", "rate", "95 % interval")]
     rows += [
         (
             name,
@@ -29,14 +39,16 @@ def success_section(success: Mapping[str, Success]) -> Section:
     rates = {name: (s.successes / s.episodes, s.low, s.high) for name, s in success.items()}
     return Section(
         "Success in the simulator",
-        "All ways play the same episodes, from start states that no demonstration has. Intervals "
-        "are Wilson's.",
+        "All variants play the same episodes, from start states that no demonstration has. "
+        "Intervals are Wilson's.",
         rows,
-        [picture(figures.success_bars(rates))],
+        [picture(success_bars(rates))],
     )
 
 
-def episode_section(results: Mapping[str, RolloutResult], instructions: Mapping[str, str]):
+def episode_section(
+    results: Mapping[str, RolloutResult], instructions: Mapping[str, str]
+) -> Section:
     """Film strips of what the policy saw."""
     pictures = []
     for name in (POLICY, SWAPPED):
@@ -45,7 +57,7 @@ def episode_section(results: Mapping[str, RolloutResult], instructions: Mapping[
             task, _ = result.episodes[episode]
             outcome = "success" if result.success[episode] else "no success"
             caption = f"{name}: task '{instructions[task]}', {outcome} in {result.steps[episode]}"
-            pictures.append(picture(figures.film_strip(frames[:, 0]), f"{caption} steps"))
+            pictures.append(picture(film_strip(frames[:, 0]), f"{caption} steps"))
     return Section("Episodes", pictures=pictures)
 
 
@@ -61,26 +73,26 @@ def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Secti
         f"imagined latent {imagined:.3f}, of copying the current frame {copied:.3f} "
         f"(ratio {imagined / copied:.2f})."
     )
-    pictures = [picture(figures.action_errors(result.action_error))]
+    pictures = [picture(action_errors(result.action_error))]
     return Section("Held-out demonstrations", text, rows, pictures)
 
 
 def prediction_section(
-    policy: Policy, predictions: Predictions, looks: np.ndarray, action_names: Sequence[str]
+    policy: Policy, predictions: Predictions, attention: np.ndarray, action_names: Sequence[str]
 ) -> Section:
-    """What the policy imagined, did and looked at, sample by sample.
+    """What the policy imagined, did and attended to, sample by sample.
 
-    looks: its attention on the reference [n, layer, rows, columns].
+    attention: shares of the first reference's cells [n, layer, rows, columns].
     """
     imagined = np.asarray(to_uint8(policy.decode(predictions.imagined)))
-    limit = np.asarray(to_uint8(policy.decode(predictions.true_latent)))
+    reconstructed = np.asarray(to_uint8(policy.decode(predictions.true_latent)))
     rows = []
     for i, pair in enumerate(predictions.images[:, 0]):
-        seen = figures.overlay(pair[0], looks[i].mean(0))
-        rows.append([pair[0], pair[1], limit[i], imagined[i], seen])
-    # Beyond an episode's end nothing was recorded: a line that goes on would look like a miss.
+        seen = overlay(pair[0], attention[i].mean(0))
+        rows.append([pair[0], pair[1], reconstructed[i], imagined[i], seen])
+    # Nothing was recorded beyond an episode's end: a line that went on would look like an error.
     recorded = np.where(predictions.is_pad[..., None], np.nan, predictions.true_actions)
-    chunks = figures.action_chunks(predictions.actions, recorded, action_names)
+    chunks = action_chunks(predictions.actions, recorded, action_names)
     return Section(
         "Predictions",
         pictures=[
@@ -96,4 +108,85 @@ def prediction_section(
 
 
 def training_section(rows: Sequence[Mapping]) -> Section:
-    return Section("Training", pictures=[picture(figures.training_curves(rows))])
+    """The losses of the run that trained the policy, from the rows of its metrics file."""
+    return Section("Training", pictures=[picture(training_curves(rows))])
+
+
+def training_curves(rows: Sequence[Mapping]) -> bytes:
+    """Plots the losses of both streams over steps, on training and on held-out samples."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), constrained_layout=True)
+    for axis, name in zip(axes, ("target_loss", "action_loss"), strict=True):
+        for kind, color in (("train", MUTED), ("validation", ACCENT)):
+            points = [(r["step"], r[name]) for r in rows if r["kind"] == kind]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=color, label=kind)
+        axis.set(title=name.replace("_", " "), xlabel="step", yscale="log")
+        axis.legend(frameon=False)
+    return figure_png(figure)
+
+
+def success_bars(rates: Mapping[str, tuple[float, float, float]]) -> bytes:
+    """Plots success rates with their intervals: name -> (rate, low, high)."""
+    figure, axis = plt.subplots(figsize=(7, 0.45 * len(rates) + 0.7), constrained_layout=True)
+    for row, (rate, low, high) in enumerate(rates.values()):
+        axis.barh(row, rate, color=ACCENT if row == 0 else MUTED, height=0.6)
+        axis.plot([low, high], [row, row], color="black", lw=1.5)
+    axis.set(yticks=range(len(rates)), yticklabels=list(rates), xlim=(0, 1), xlabel="success rate")
+    axis.invert_yaxis()
+    return figure_png(figure)
+
+
+def action_errors(errors: Mapping[str, Float[np.ndarray, "horizon a"]]) -> bytes:
+    """Plots the mean absolute error of each method over the steps ahead."""
+    figure, axis = plt.subplots(figsize=(6, 2.8), constrained_layout=True)
+    for (name, error), color in zip(errors.items(), (ACCENT, SECOND, MUTED), strict=True):
+        axis.plot(range(1, len(error) + 1), error.mean(1), color=color, label=name)
+    axis.set(xlabel="steps ahead", ylabel="mean absolute error", ylim=(0, None))
+    axis.legend(frameon=False)
+    return figure_png(figure)
+
+
+def action_chunks(
+    predicted: Float[np.ndarray, "n horizon a"],
+    true: Float[np.ndarray, "n horizon a"],
+    names: Sequence[str],
+) -> bytes:
+    """Plots predicted and recorded actions: a row per sample, a column per dimension.
+
+    NaN stands for steps that were not recorded.
+    """
+    n, _, dims = predicted.shape
+    figure, axes = plt.subplots(
+        n, dims, figsize=(2.2 * dims, 1.5 * n), sharex=True, squeeze=False, constrained_layout=True
+    )
+    for i in range(n):
+        for d in range(dims):
+            axes[i, d].plot(true[i, :, d], color=MUTED, label="recorded")
+            axes[i, d].plot(predicted[i, :, d], color=ACCENT, label="predicted")
+            low, high = np.nanmin(true[:, :, d]), np.nanmax(true[:, :, d])
+            margin = 0.1 * (high - low) + 0.1
+            axes[i, d].set_ylim(low - margin, high + margin)
+            if i == 0:
+                axes[i, d].set_title(names[d], fontsize=9)
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    return figure_png(figure)
+
+
+def film_strip(frames: UInt8[np.ndarray, "t h w 3"], count: int = 10) -> bytes:
+    """Puts some frames of an episode side by side, first and last included."""
+    chosen = frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)]
+    return image_png(np.concatenate(list(chosen), axis=1))
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w 3"], weight: Float[np.ndarray, "rows columns"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Lays a coarse map over an image, brightest where the map is largest."""
+    height, width, _ = image.shape
+    scaled = weight / max(weight.max(), 1e-12)
+    shown = Image.fromarray((255 * scaled).astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    heat = np.asarray(shown, np.float32)[..., None] / 255
+    color = np.array([255, 215, 0], np.float32)
+    return (image * (0.55 + 0.1 * heat) + color * 0.45 * heat**2).clip(0, 255).astype(np.uint8)

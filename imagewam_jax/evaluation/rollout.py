@@ -21,7 +21,7 @@ from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 
 
 class PolicyInput(NamedTuple):
-    """What a policy is given, one row per simulator.
+    """What a policy is given to act on, one row per simulator.
 
     episode: which episode of the rollout a row belongs to.
     step: actions executed in that episode so far.
@@ -45,7 +45,7 @@ class RolloutResult:
     episodes: (task, seed) as given.
     success: whether the task was done within the simulator's step limit.
     steps: actions executed.
-    frames: recorded episode -> what the policy saw each time it planned, then the end.
+    frames: recorded episode -> images at each decision of the policy, then at the end.
     """
 
     episodes: tuple[tuple[str, int], ...]
@@ -63,20 +63,15 @@ def rollout(
     record: Collection[int] = (),
     description: str = "rollout",
 ) -> RolloutResult:
-    """Plays each episode to success or to the step limit.
+    """Plays each episode, a (task, seed), to success or to the step limit.
 
-    Args:
-        pool: the simulators; their number is the policy's batch size.
-        policy: chunks of actions in real units, [b, horizon, a].
-        episodes: (task, seed) of each.
-        execute_steps: actions executed of each chunk before the policy is asked again.
-        record: positions in `episodes` whose frames are kept.
-        description: shown by the progress bar.
+    The policy's batch size is the number of simulators in the pool.
 
-    Raises:
-        ValueError: the policy's actions have the wrong shape or are not finite, or `record` names
-            an episode that does not exist.
-        SimulatorError: a simulator failed.
+    execute_steps: actions executed of each chunk before the policy is asked again.
+    record: positions in `episodes` whose frames are kept.
+    description: shown by the progress bar.
+    ValueError: the policy's actions have the wrong shape or are not finite, or `record` names an
+        episode that does not exist. SimulatorError: a simulator failed.
     """
     unknown = [episode for episode in record if not 0 <= episode < len(episodes)]
     if unknown:
@@ -129,7 +124,7 @@ def _batch(
     observations: Mapping[int, Observation],
     steps: Int[np.ndarray, "n"],
 ) -> PolicyInput:
-    """One row per playing simulator, in order, then copies of the first up to `size`."""
+    """Stacks one row per playing simulator, in order, then copies of the first up to `size`."""
     simulators = list(playing)
     simulators += simulators[:1] * (size - len(simulators))
     episode_b = np.array([playing[i] for i in simulators])
@@ -175,12 +170,10 @@ def replay_policy(
 ) -> Policy:
     """Baseline: in each episode, the actions of one random demonstration of its instruction.
 
-    It shows what can be had without looking. After the demonstration's end its actions are 0.
+    It shows how often acting without looking succeeds. Actions after the demonstration's end are 0.
 
-    Args:
-        demonstrations: instruction -> the actions of each of its demonstrations.
-        horizon: actions per chunk.
-        seed: chooses the demonstrations.
+    demonstrations: instruction -> the actions of each of its demonstrations.
+    seed: chooses the demonstrations.
     """
 
     def policy(batch: PolicyInput) -> Float[np.ndarray, "b horizon a"]:
@@ -219,13 +212,12 @@ def with_blank_images(policy: Policy) -> Policy:
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a success rate; z = 1.96 covers 95 %.
 
-    Raises:
-        ValueError: no trials, or more successes than trials.
+    ValueError: no trials, or more successes than trials.
     """
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"no rate for {successes} successes in {trials} trials")
     rate = successes / trials
     scale = 1 + z**2 / trials
-    centre = (rate + z**2 / (2 * trials)) / scale
+    center = (rate + z**2 / (2 * trials)) / scale
     half_width = z / scale * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    return centre - half_width, centre + half_width
+    return center - half_width, center + half_width

@@ -1,1 +1,1 @@
-"""Self-contained HTML pages: `page` puts sections together, `pictures` makes what is in them."""
+"""Self-contained HTML pages: `page` writes them, `page.html` is their template."""

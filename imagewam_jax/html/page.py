@@ -1,11 +1,22 @@
-"""A page of numbers and pictures, in one file that needs no network."""
+"""Pages of numbers and pictures, each in one file that needs no network, and their pictures."""
 
 import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+ACCENT, MUTED, SECOND = "#2563eb", "#9ca3af", "#ea580c"
+_PIXEL_SCALE = 2  # small camera images are shown larger
 
 
 class Picture(NamedTuple):
@@ -23,15 +34,43 @@ class Section(NamedTuple):
 
 
 def picture(image: bytes, caption: str = "") -> Picture:
-    """A PNG or JPEG file as it stands in a page."""
+    """Embeds a PNG or JPEG file, so that a page can show it."""
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return Picture(f"data:image/{kind};base64," + base64.b64encode(image).decode(), caption)
 
 
 def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Every text is escaped."""
+    """Writes a page; every text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("imagewam_jax", "html"), autoescape=True
     )
     page = environment.get_template("page.html")
     path.write_text(page.render(title=title, subtitle=subtitle, sections=sections))
+
+
+def image_grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> bytes:
+    """Arranges images of one size in rows, with thin white gaps, as a PNG file."""
+    padded = [
+        np.concatenate(
+            [np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=255) for image in row], axis=1
+        )
+        for row in rows
+    ]
+    return image_png(np.concatenate(padded, axis=0))
+
+
+def image_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """Enlarges an image, its pixels kept sharp, as a PNG file."""
+    height, width, _ = image.shape
+    size = (width * _PIXEL_SCALE, height * _PIXEL_SCALE)
+    buffer = io.BytesIO()
+    Image.fromarray(image).resize(size, Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def figure_png(figure) -> bytes:
+    """Draws a figure of matplotlib as a PNG file, and closes the figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The slim transformer of the action stream (spec imagewam_flux2, section 4).
+"""The slim transformer of the action, for a FLUX.2 backbone (docs/spec/imagewam_flux2.md, 4).
 
 It has as many layers, heads and head channels as the backbone, so that its queries meet the
 backbone's keys; its residual width is its own.
@@ -10,7 +10,14 @@ from typing import ClassVar, NamedTuple
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imagewam_jax.models.blocks import ParallelBlock, SequentialBlock
+from imagewam_jax.models.attention import KV
+from imagewam_jax.models.blocks import (
+    ActionLayout,
+    ParallelBlock,
+    SequentialBlock,
+    Tokens,
+    attend_action,
+)
 from imagewam_jax.models.layers import (
     Linear,
     Modulation,
@@ -23,7 +30,7 @@ from imagewam_jax.models.layers import (
 
 @dataclass(frozen=True)
 class ActionExpertConfig:
-    """What the expert has of its own; the rest follows from the backbone."""
+    """The sizes that are the expert's own; the others follow from the backbone."""
 
     action_dim: int = 7
     dim: int = 1024
@@ -32,7 +39,7 @@ class ActionExpertConfig:
 
     @property
     def mlp_dim(self) -> int:
-        """Cut off, as officially, but not the whole number that a ratio misses by rounding."""
+        """`dim * mlp_ratio`, rounded down as officially; not if a rounding error is missing."""
         return int(self.dim * self.mlp_ratio + 1e-6)
 
 
@@ -44,10 +51,25 @@ class ActionCondition(NamedTuple):
     head: Float[Array, "b 1 2 d"]
 
 
-class ActionExpert(nnx.Module):
-    """Embedding, stacked layers and head of the action stream, for a FLUX.2 backbone."""
+class _ActionLayer:
+    """Makes a block a layer of its own (see `backbones.base.ExpertLayer`)."""
 
-    # See `Flux2.ROWS`.
+    def __call__(self, x: Tokens, condition, context: KV, layout: ActionLayout) -> Tokens:
+        attended = attend_action(*self.project(x, condition), context, layout)
+        return self.finish(x, attended, condition)
+
+
+class SequentialActionLayer(_ActionLayer, SequentialBlock):
+    """The counterpart of a double layer."""
+
+
+class ParallelActionLayer(_ActionLayer, ParallelBlock):
+    """The counterpart of a single layer."""
+
+
+class ActionExpert(nnx.Module):
+    """Embedding, stacked layers and head; a `backbones.base.Expert`."""
+
     ROWS: ClassVar = {
         "action_in": ("action",),
         "time_in": ("sample",),
@@ -69,27 +91,25 @@ class ActionExpert(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config = config
-        dim, mlp_dim = config.dim, config.mlp_dim
+        dim, sizes = config.dim, (config.dim, heads, head_dim, config.mlp_dim)
         double, single = group_sizes
         self.action_in = Linear({"action": config.action_dim}, {"embed": dim}, bias=True, rngs=rngs)
         self.time_in = TimeEmbedding(dim, rngs=rngs)
         self.double_modulation = ModulationHead(dim, 2, rngs=rngs)
         self.single_modulation = ModulationHead(dim, 1, rngs=rngs)
         self.double_layers = stacked(
-            lambda rngs: SequentialBlock(dim, heads, head_dim, mlp_dim, rngs=rngs), double, rngs
+            lambda rngs: SequentialActionLayer(*sizes, rngs=rngs), double, rngs
         )
         self.single_layers = stacked(
-            lambda rngs: ParallelBlock(dim, heads, head_dim, mlp_dim, rngs=rngs), single, rngs
+            lambda rngs: ParallelActionLayer(*sizes, rngs=rngs), single, rngs
         )
         self.head = OutputHead(dim, {"action": config.action_dim}, rngs=rngs)
 
     @property
     def groups(self) -> tuple[nnx.Module, nnx.Module]:
-        """Stacks of equal layers, in order, one for each of the backbone's."""
         return self.double_layers, self.single_layers
 
     def condition(self, time_b: Float[Array, " b"]) -> ActionCondition:
-        """Modulations at times in [0, 1], 1 being pure noise."""
         time = self.time_in(time_b)
         return ActionCondition(
             double=self.double_modulation(time),
@@ -98,11 +118,9 @@ class ActionExpert(nnx.Module):
         )
 
     def group_conditions(self, condition: ActionCondition) -> tuple:
-        """What each of `groups` is conditioned on."""
         return condition.double, condition.single
 
     def predict(
         self, x: Float[Array, "b s d"], condition: ActionCondition
     ) -> Float[Array, "b s action"]:
-        """Velocity (noise - data) of the action chunk."""
         return self.head(x, condition.head)

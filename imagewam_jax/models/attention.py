@@ -1,7 +1,7 @@
-"""Attention of one stream of queries over one or more segments of keys.
+"""Attention of queries over one or more segments of keys.
 
 Who may look at whom is decided by the segments that a caller passes, never by a mask over
-queries: see `blocks.py`. The only masking is of trailing keys, where padded text stands.
+queries: see `blocks.py`. Only trailing keys, where padded text stands, are masked.
 """
 
 from collections.abc import Callable, Sequence

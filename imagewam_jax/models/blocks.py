@@ -1,7 +1,7 @@
 """Transformer blocks as two halves, *project* and *finish*, around an attention.
 
-The halves are apart so that each stream can attend to keys of other streams. What a stream
-may see is written here once, for every mode of the system:
+The halves are apart so that each stream of tokens can attend to keys of other streams. What a
+stream may see is written here once, for every mode of the system:
 
     context  -> context
     target   -> target, context
@@ -11,7 +11,7 @@ A backbone holds its tokens as `[target | reference | text]`, so that each of th
 is a slice, and the padding of the text is at its end.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -25,16 +25,12 @@ Heads = Float[Array, "b s n h"]
 Tokens = Float[Array, "b s d"]
 
 
-class Block(Protocol):
-    """What a stream needs of its layer; `condition` is whatever the block defines."""
-
-    def project(self, x: Tokens, condition) -> tuple[Heads, Heads, Heads]: ...
-
-    def finish(self, x: Tokens, attended: Heads, condition) -> Tokens: ...
-
-
 class _Flux2Block(nnx.Module):
-    """The parameters that both kinds of FLUX.2 block have."""
+    """The parameters that both kinds of FLUX.2 block have.
+
+    A block is its parameters and two halves of a layer, `project` and `finish`; who calls them
+    attends in between.
+    """
 
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int, *, rngs: nnx.Rngs):
         width = {"heads": heads, "head_dim": head_dim}
@@ -54,7 +50,7 @@ class _Flux2Block(nnx.Module):
 
 
 class SequentialBlock(_Flux2Block):
-    """Attention, then MLP, each with its own modulation (spec imagewam_flux2, 1.8)."""
+    """Attention, then MLP, each with its own modulation (docs/spec/imagewam_flux2.md, 1.8)."""
 
     def finish(self, x: Tokens, attended: Heads, condition: tuple[Modulation, Modulation]):
         attention, mlp = condition
@@ -63,7 +59,7 @@ class SequentialBlock(_Flux2Block):
 
 
 class ParallelBlock(_Flux2Block):
-    """Attention and MLP of the same input, one modulation (spec imagewam_flux2, 1.9)."""
+    """Attention and MLP of the same input, with one modulation (docs/spec/imagewam_flux2.md, 1.9)."""
 
     def finish(self, x: Tokens, attended: Heads, condition: tuple[Modulation]):
         (both,) = condition
@@ -73,7 +69,7 @@ class ParallelBlock(_Flux2Block):
 
 
 class AttentionLayout(NamedTuple):
-    """What the layers of a backbone share besides their tokens `[target | reference | text]`."""
+    """What the layers of a backbone share besides their tokens, `[target | reference | text]`."""
 
     n_target: int
     n_text: int
@@ -83,7 +79,10 @@ class AttentionLayout(NamedTuple):
 
 
 def attend_streams(q: Heads, k: Heads, v: Heads, layout: AttentionLayout) -> tuple[Heads, KV]:
-    """Rotates and attends: target to everything, context to itself; also the context's KV."""
+    """Rotates and attends: the target to everything, the context to itself.
+
+    Returns the attended values and the context's rotated keys and values.
+    """
     q, k = rotate(q, layout.rope), rotate(k, layout.rope)
     # Queries stay where their tokens are; every device sees all keys.
     q = constrain(q, "batch", "tokens", "heads", None)
@@ -99,20 +98,19 @@ def attend_streams(q: Heads, k: Heads, v: Heads, layout: AttentionLayout) -> tup
     return jnp.concatenate(outputs, axis=1), context
 
 
-def action_layer(
-    block: Block,
-    x: Tokens,
-    condition,
-    context: KV,
-    *,
-    rope: Rope,
-    context_length_b: Int[Array, " b"] | None,
-    attend: Attend,
-) -> Tokens:
-    """One layer of the action stream, which sees itself and the context."""
-    q, k, v = block.project(x, condition)
+class ActionLayout(NamedTuple):
+    """What the layers of an action expert share besides their tokens."""
+
+    context_length_b: Int[Array, " b"] | None  # valid context tokens; None: all of them
+    rope: Rope
+    attend: Attend
+
+
+def attend_action(
+    q: Heads, k: Heads, v: Heads, context: KV, layout: ActionLayout
+) -> Float[Array, "b s n h"]:
+    """Rotates and attends: an action chunk to itself and to the context."""
+    rope, length_b = layout.rope, layout.context_length_b
     k, v = (constrain(x, "batch", None, "heads", None) for x in (rotate(k, rope), v))
-    own = KV(k, v)
-    length_b = None if context_length_b is None else x.shape[1] + context_length_b
-    attended = attend(rotate(q, rope), [own, context], length_b)
-    return block.finish(x, attended, condition)
+    length_all_b = None if length_b is None else q.shape[1] + length_b
+    return layout.attend(rotate(q, rope), [KV(k, v), context], length_all_b)

@@ -1,15 +1,14 @@
-"""How many FLOPs the policy's useful work takes: counted from its sizes, not from a program.
+"""The FLOPs of the policy's useful work, counted from its sizes rather than from a program.
 
-Counted are the products of matrices, 2 FLOPs for each multiplication and addition. A product with
-parameters costs 2 x the kernel's size for every row that passes it; which rows pass which kernels
-a module says in its table `ROWS`, so that another backbone needs no change here. An attention
-costs 4 x queries x keys x heads x head_dim in each layer: what `blocks` lets a stream see, and no
-more.
+Only matrix products count, 2 FLOPs for each multiplication and addition. A product with parameters
+costs 2 x the kernel's size for every row that passes it; a module's table `ROWS` says which rows
+pass which kernels, so that another backbone needs no change here. An attention costs 4 x queries x
+keys x heads x head_dim in each layer, for no more keys than `blocks` lets a stream see.
 
-These are the "model FLOPs" that model FLOPs utilisation (MFU) is defined by: a training step is
+These are the "model FLOPs" that model FLOPs utilization (MFU) is defined by: a training step is
 three forward passes, and what a compiler recomputes, pads or computes for nothing does not count.
-The rows of the text are those of its bucket. All layers count as full ones, although nothing
-reads what the context becomes in the last. The autoencoder is not part of the policy.
+The text has as many rows as its bucket. All layers count in full, although nothing reads the
+context's tokens after the last. The autoencoder is not part of the policy.
 """
 
 import math
@@ -31,10 +30,10 @@ Path = tuple[str, ...]
 
 
 class Sizes(NamedTuple):
-    """What a batch is made of besides the policy's own sizes.
+    """The sizes of a batch; the others are the policy's own.
 
-    `text_tokens` are the rows of the bucket, without the robot state's. Grids are rows and columns
-    of latent cells.
+    `text_tokens` is the length of the bucket, without the robot state's token. Grids are rows and
+    columns of latent cells.
     """
 
     batch: int
@@ -48,8 +47,8 @@ class Sizes(NamedTuple):
 class Flops:
     """FLOPs by (stream, kind).
 
-    Streams are context, target and action; kinds are projections (queries, keys, values and what
-    is made of the attended), attention, mlp, modulation, embeddings (with the heads) and lora.
+    Streams are context, target and action; kinds are projections (to queries, keys and values, and
+    from attended values), attention, mlp, modulation, embeddings (with the heads) and lora.
     """
 
     parts: Mapping[tuple[str, str], float]
@@ -78,10 +77,10 @@ class Flops:
 
 
 class Kernel(NamedTuple):
-    """One matrix of a policy, or the stack of its layers' ones."""
+    """One matrix of a policy, or a stack of one matrix per layer."""
 
     path: Path
-    size: int  # with all layers of a stack
+    size: int  # entries, in all layers of a stack
     kind: str
     rows: tuple[str, ...]  # the kinds of rows that pass it
 
@@ -109,8 +108,8 @@ def dense_training_step(
     is_trained: Callable[[Path], bool] = lambda path: True,
     text_tokens: int = OFFICIAL_TEXT_TOKENS,
 ) -> Flops:
-    """What `training_step` would take with text padded to `text_tokens` and one attention over all
-    rows of all streams, most of it masked: how the official code trains."""
+    """A training step as the official code does it: with text padded to `text_tokens`, and one
+    attention over all rows of all streams, most of it masked."""
     rows = _rows(config, sizes._replace(text_tokens=text_tokens))
     joint = sum(rows[name] for name in (*CONTEXT, "target", "action"))
     queries = {"context": sum(rows[name] for name in CONTEXT)}
@@ -158,7 +157,7 @@ def acting(config: ImageWAMConfig, sizes: Sizes, steps: int = 10) -> Flops:
 
 
 def kernels(config: ImageWAMConfig) -> tuple[Kernel, ...]:
-    """Every matrix of a policy. ValueError: a module does not say which rows pass one."""
+    """Every matrix of a policy. ValueError: a module's `ROWS` lacks one."""
     model = jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))
     tables = {
         "backbone": model.backbone.ROWS,
@@ -178,7 +177,7 @@ def kernels(config: ImageWAMConfig) -> tuple[Kernel, ...]:
 
 
 def _rows_of(path: Path, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The entry of the longest name in `table` that a path begins with, behind its module's."""
+    """The entry of the longest name in `table` that the path, without its module, begins with."""
     inner = ".".join(path[1:]) + "."
     names = [name for name in table if not name or inner.startswith(f"{name}.")]
     if not names:
@@ -186,7 +185,7 @@ def _rows_of(path: Path, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
     return table[max(names, key=len)]
 
 
-# What a kernel is for, by an axis that it has; the first that fits.
+# The kind of a kernel, by the name of an axis; the first that the kernel has counts.
 _KINDS = {
     "rank": "lora",
     "mlp": "mlp",
@@ -214,7 +213,7 @@ def _rows(config: ImageWAMConfig, sizes: Sizes) -> dict[str, int]:
 
 
 def _products(rows: Mapping[str, int], found: Iterable[Kernel]) -> Flops:
-    """Of rows with kernels."""
+    """Matrix products of rows and kernels."""
     parts: Counter[tuple[str, str]] = Counter()
     for kernel in found:
         for name in kernel.rows:
@@ -223,7 +222,7 @@ def _products(rows: Mapping[str, int], found: Iterable[Kernel]) -> Flops:
 
 
 def _stream(rows: str, kernel: Kernel) -> str:
-    """What is made once per sample belongs to the stream whose module it is in."""
+    """The stream that a row belongs to; a row per sample belongs to the stream of its module."""
     if rows in CONTEXT:
         return "context"
     if rows == "sample":

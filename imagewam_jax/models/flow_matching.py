@@ -1,7 +1,7 @@
-"""Flow matching between data (time 0) and noise (time 1) (spec imagewam_flux2, section 6).
+"""Flow matching between data (time 0) and noise (time 1) (docs/spec/imagewam_flux2.md, 6).
 
 The official scheduler counts time in timesteps from 0 to 1000; the networks take
-`timestep / 1000`. `dtype` is that in which the official code would hold them: with bfloat16,
+`timestep / 1000`. `dtype` is the one in which the official code would hold them: with bfloat16,
 timesteps, noised samples and Euler steps are rounded as in its bfloat16 runs.
 """
 
@@ -17,7 +17,7 @@ TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """Time shifts of one modality; large shifts spend more of the time near pure noise."""
+    """Time shifts of one modality; a larger shift samples more times near pure noise."""
 
     train_shift: float = 5.0
     sample_shift: float = 5.0
@@ -35,7 +35,7 @@ class Schedule(NamedTuple):
 
 
 class Noised(NamedTuple):
-    """A training sample at its time, what is to be predicted of it, and how much it counts."""
+    """A training sample at its time, the velocity to be predicted, and the weight of its loss."""
 
     x: Float[Array, "b ..."]
     time_b: Float[Array, " b"]
@@ -62,7 +62,7 @@ def noised(
 
 
 def shift_time(u: Float[Array, "..."], shift: float) -> Float[Array, "..."]:
-    """`shift u / (1 + (shift - 1) u)`: keeps 0 and 1 and moves what is between towards 1."""
+    """`shift u / (1 + (shift - 1) u)`: keeps 0 and 1, and moves all values between towards 1."""
     return shift * u / (1 + (shift - 1) * u)
 
 
@@ -93,7 +93,7 @@ def add_noise(
 def velocity(
     clean: Float[Array, "*shape"], noise: Float[Array, "*shape"], dtype: jnp.dtype
 ) -> Float[Array, "*shape"]:
-    """What the networks predict: `noise - clean`."""
+    """The velocity that the networks predict: `noise - clean`."""
     return noise.astype(dtype) - clean.astype(dtype)
 
 

@@ -1,6 +1,6 @@
 """The policy: a backbone and an action expert that share one attention per layer.
 
-Its four functions are compositions of the same layers:
+Its four functions run the same layers (see `layer_runner`):
 
     training_loss   context and target at time t_v, action at time t_a, in lockstep
     prefill         context alone, at time 0 -> keys and values of every layer
@@ -11,7 +11,6 @@ Nothing the context computes depends on target or action (see `blocks`), so that
 the cache equals the joint forward at equal time.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,14 +20,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from imagewam_jax.models import attention, flow_matching
-from imagewam_jax.models.action_expert import ActionExpert, ActionExpertConfig
-from imagewam_jax.models.attention import KV
-from imagewam_jax.models.backbones import BACKBONES
-from imagewam_jax.models.blocks import AttentionLayout, action_layer
+from imagewam_jax.models.action_expert import ActionExpertConfig
+from imagewam_jax.models.backbones import make_backbone
+from imagewam_jax.models.backbones.base import BackboneConfig
+from imagewam_jax.models.blocks import ActionLayout, AttentionLayout
 from imagewam_jax.models.flow_matching import FlowConfig, Schedule
-from imagewam_jax.models.layers import Linear, Rope
+from imagewam_jax.models.layer_runner import REMAT_POLICIES, Layer, Stack, run_layers
+from imagewam_jax.models.layers import Linear
 from imagewam_jax.models.lora import LoRAConfig, add_lora
-from imagewam_jax.models.partitioning import constrain
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class ImageWAMConfig:
     them in the dtype of its parameters, so a converted bfloat16 checkpoint wants `bfloat16`.
     `proprio_position` is the text position of the robot state's token: None puts it behind
     the valid text (the official default), a number at that fixed position. `unroll` is how
-    many layers one iteration of a scan holds: more of them compile longer, and on a CPU a small
-    model runs faster.
+    many layers one iteration of a scan holds: more of them compile longer, and a small model
+    runs faster on a CPU.
     """
 
-    backbone: Any
+    backbone: BackboneConfig
     expert: ActionExpertConfig
     proprio_dim: int | None = None
     proprio_position: int | None = None
@@ -70,19 +69,11 @@ class ImageWAMConfig:
         attention.backend(self.attention)
 
 
-# What the backward pass keeps of each layer besides its input.
-REMAT_POLICIES: dict[str, Callable] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "save_matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "none": jax.checkpoint_policies.everything_saveable,
-}
-
-
 class Context(NamedTuple):
-    """What a decision is conditioned on.
+    """The inputs that a decision is conditioned on.
 
     Valid text stands first in `text`; what is behind it is ignored. References are encoded
-    camera images on one latent grid (a mosaic is one image). `proprio` is the normalised
+    camera images on one latent grid (a mosaic is one image). `proprio` is the normalized
     robot state, None for a policy without it.
     """
 
@@ -93,9 +84,9 @@ class Context(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A training batch: actions are normalised; a missing mask means all entries are valid.
+    """A training batch: actions are normalized; a missing mask means all entries are valid.
 
-    `target_weight` is of each sample's target loss, relative to the others: its mean is 1.
+    `target_weight` is how much each sample's target loss counts; its mean is 1.
     """
 
     context: Context
@@ -116,14 +107,18 @@ class Draws(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of the context: for each layer group, stacked on a leading axis."""
+    """Keys and values of the context, for each group of layers.
 
-    groups: tuple[KV, ...]
+    Those of a group (a `KV`, or what else its layers leave) are stacked on a leading layer axis.
+    `length_b` is how many context tokens are valid.
+    """
+
+    groups: tuple[Any, ...]
     length_b: Int[Array, " b"]
 
 
 class Steps(NamedTuple):
-    """What Euler steps went through: the state after each and the velocity used in it."""
+    """The trajectory of an Euler loop: the state after each step and the velocity used in it."""
 
     state: Float[Array, "steps b ..."]
     velocity: Float[Array, "steps b ..."]
@@ -134,15 +129,8 @@ class ImageWAM(nnx.Module):
 
     def __init__(self, config: ImageWAMConfig, *, rngs: nnx.Rngs):
         self.config = config
-        _, backbone = next(b for b in BACKBONES.values() if isinstance(config.backbone, b[0]))
-        self.backbone = backbone(config.backbone, rngs=rngs)
-        self.expert = ActionExpert(
-            config.expert,
-            heads=config.backbone.heads,
-            head_dim=config.backbone.head_dim,
-            group_sizes=config.backbone.group_sizes,
-            rngs=rngs,
-        )
+        self.backbone = make_backbone(config.backbone, rngs=rngs)
+        self.expert = self.backbone.make_expert(config.expert, rngs=rngs)
         self.proprio_in = (
             None
             if config.proprio_dim is None
@@ -161,7 +149,7 @@ class ImageWAM(nnx.Module):
     def training_loss(
         self, sample: Sample, draws: Draws
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
-        """The weighted sum of both flow-matching losses, and what it is made of.
+        """The weighted sum of both flow-matching losses, and its parts.
 
         The second result has `target_loss`, `action_loss` (scalars, before their weights in
         the sum) and `*_loss_b` (per sample, before the weight of its time).
@@ -211,38 +199,17 @@ class ImageWAM(nnx.Module):
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b s a"]]:
         """Predicted velocities of a noisy target and a noisy action chunk.
 
-        Context and target are modulated by the target's time, the action by its own. The
-        layers run in lockstep, so that no more than one layer's KV is alive.
+        Context and target are modulated by the target's time, the action by its own.
         """
-        backbone, expert = self.backbone, self.expert
         text, layout = self.layout(context, target.shape[1:3])
-        x = backbone.embed([_flatten(target), _flatten(context.references)], text)
-        a = expert.action_in(actions)
-        condition, a_condition = backbone.condition(target_time), expert.condition(action_time)
-        rope = self._action_rope(actions.shape[1])
-
-        for layers, on, a_layers, a_on in zip(
-            backbone.groups,
-            backbone.group_conditions(condition),
-            expert.groups,
-            expert.group_conditions(a_condition),
-            strict=True,
-        ):
-
-            def step(tokens, layer, on=on, a_on=a_on):
-                (x, a), (backbone_layer, expert_layer) = tokens, layer
-                x, context_kv = backbone_layer(x, on, layout)
-                a = self._act_layer(
-                    expert_layer, a, a_on, context_kv, rope, layout.context_length_b
-                )
-                x, a = (constrain(x, "batch", "tokens", None) for x in (x, a))
-                return (x, a), None
-
-            step = jax.checkpoint(step, policy=REMAT_POLICIES[self.config.remat], prevent_cse=False)
-            (x, a), _ = self._scan(step, (x, a), (layers, a_layers))
-
-        predicted = backbone.predict(x[:, : layout.n_target], condition)
-        return predicted.reshape(target.shape), expert.predict(a, a_condition)
+        backbone = self.backbone_stack(target, context.references, text, layout, target_time)
+        condition = self.expert.condition(action_time)
+        action_layout = self.action_layout(actions.shape[1], layout.context_length_b)
+        expert = Stack(self.expert, self.expert.action_in(actions), condition, action_layout)
+        remat, unroll = self.config.remat, self.config.unroll
+        (x, a), _ = run_layers(backbone, expert, remat=remat, unroll=unroll)
+        predicted = self.backbone.predict(x[:, : layout.n_target], backbone.condition)
+        return predicted.reshape(target.shape), self.expert.predict(a, condition)
 
     def prefill(self, context: Context, time_b: Float[Array, " b"] | None = None) -> Cache:
         """Runs the context through all layers and keeps its keys and values.
@@ -252,31 +219,20 @@ class ImageWAM(nnx.Module):
         if time_b is None:
             time_b = jnp.zeros(context.text.shape[0], self._coordinate_dtype)
         text, layout = self.layout(context, None)
-        x = self.backbone.embed([_flatten(context.references)], text)
-        conditions = self.backbone.group_conditions(self.backbone.condition(time_b))
-        groups = []
-        for layers, on in zip(self.backbone.groups, conditions, strict=True):
-            x, group = self._scan(lambda x, layer, on=on: layer(x, on, layout), x, layers)
-            groups.append(group)
-        return Cache(tuple(groups), layout.context_length_b)
+        stack = self.backbone_stack(None, context.references, text, layout, time_b)
+        _, groups = run_layers(stack, tap=lambda seen: seen.context, unroll=self.config.unroll)
+        return Cache(groups, layout.context_length_b)
 
     def act(
         self, cache: Cache, noise: Float[Array, "b s a"], schedule: Schedule
     ) -> tuple[Float[Array, "b s a"], Steps]:
-        """Normalised actions from noise: one loop over Euler steps against the cache."""
-        expert, rope = self.expert, self._action_rope(noise.shape[1])
+        """Normalized actions from noise: one loop over Euler steps against the cache."""
+        expert, layout = self.expert, self.action_layout(noise.shape[1], cache.length_b)
 
         def step(actions, step):
             condition, delta = step
-            a = expert.action_in(actions)
-            conditions = expert.group_conditions(condition)
-            for layers, on, kv in zip(expert.groups, conditions, cache.groups, strict=True):
-
-                def layer_step(a, layer, on=on):
-                    layer, kv = layer
-                    return self._act_layer(layer, a, on, kv, rope, cache.length_b), None
-
-                a, _ = self._scan(layer_step, a, (layers, kv))
+            stack = Stack(expert, expert.action_in(actions), condition, layout)
+            (_, a), _ = run_layers(expert=stack, cache=cache.groups, unroll=self.config.unroll)
             predicted = expert.predict(a, condition)
             actions = flow_matching.euler_step(actions, predicted, delta)
             return actions, Steps(actions, predicted)
@@ -289,38 +245,24 @@ class ImageWAM(nnx.Module):
     def action_attention(
         self, context: Context, noisy: Float[Array, "b s a"], time_b: Float[Array, " b"]
     ) -> Float[Array, "b layer h w"]:
-        """How much of its attention the action stream has on each cell of the first reference.
+        """How much of its attention the action pays to each cell of the first reference.
 
         Averaged over heads and action steps, at one time; the rest of each layer's weight is on
         other references, text and the actions themselves.
         """
-        expert, rope, cache = self.expert, self._action_rope(noisy.shape[1]), self.prefill(context)
-        seen = []
-
-        def attend(q, segments, length_b):
-            weights = attention.attention_weights(q, [s.k for s in segments], length_b)
-            seen.append(weights.mean((1, 2)))
-            return attention.attend_xla(q, segments, length_b)
-
-        condition = expert.condition(time_b)
-        a = expert.action_in(noisy)
-        for layers, on, kv in zip(
-            expert.groups, expert.group_conditions(condition), cache.groups, strict=True
-        ):
-            for i in range(kv.k.shape[0]):
-                layer, layer_kv = jax.tree.map(lambda x, i=i: x[i], (layers, kv))
-                a = action_layer(
-                    layer,
-                    a,
-                    on,
-                    layer_kv,
-                    rope=rope,
-                    context_length_b=cache.length_b,
-                    attend=attend,
-                )
+        expert, cache = self.expert, self.prefill(context)
         _, _, rows, columns, _ = context.references.shape
-        start = noisy.shape[1]
-        maps = jnp.stack(seen, 1)[..., start : start + rows * columns]
+        first = slice(noisy.shape[1], noisy.shape[1] + rows * columns)
+
+        def reference_weights(seen: Layer) -> Float[Array, "b cells"]:
+            q, segments, length_b = seen.attentions[-1]
+            weights = attention.attention_weights(q, [s.k for s in segments], length_b)
+            return weights.mean((1, 2))[:, first]
+
+        layout = self.action_layout(noisy.shape[1], cache.length_b)
+        stack = Stack(expert, expert.action_in(noisy), expert.condition(time_b), layout)
+        _, groups = run_layers(expert=stack, cache=cache.groups, tap=reference_weights)
+        maps = jnp.concatenate(groups).swapaxes(0, 1)
         return maps.reshape(*maps.shape[:2], rows, columns)
 
     def imagine(
@@ -328,18 +270,13 @@ class ImageWAM(nnx.Module):
     ) -> tuple[Float[Array, "b h w c"], Steps]:
         """The future image's latent from noise; the context is run at each step's time."""
         text, layout = self.layout(context, noise.shape[1:3])
-        references = _flatten(context.references)
 
         def step(target, step):
             time, delta = step
-            condition = self.backbone.condition(jnp.broadcast_to(time, target.shape[:1]))
-            x = self.backbone.embed([_flatten(target), references], text)
-            conditions = self.backbone.group_conditions(condition)
-            for layers, on in zip(self.backbone.groups, conditions, strict=True):
-                x, _ = self._scan(
-                    lambda x, layer, on=on: (layer(x, on, layout)[0], None), x, layers
-                )
-            predicted = self.backbone.predict(x[:, : layout.n_target], condition)
+            time_b = jnp.broadcast_to(time, target.shape[:1])
+            stack = self.backbone_stack(target, context.references, text, layout, time_b)
+            (x, _), _ = run_layers(stack, unroll=self.config.unroll)
+            predicted = self.backbone.predict(x[:, : layout.n_target], stack.condition)
             predicted = predicted.reshape(target.shape)
             target = flow_matching.euler_step(target, predicted, delta)
             return target, Steps(target, predicted)
@@ -360,7 +297,10 @@ class ImageWAM(nnx.Module):
     def layout(
         self, context: Context, target_grid: tuple[int, int] | None
     ) -> tuple[Float[Array, "b t text_dim"], AttentionLayout]:
-        """The text with the robot state's token in it, and what the layers share."""
+        """The text with the robot state's token in it, and what the backbone's layers share.
+
+        `target_grid` is None where there is no target.
+        """
         text, length_b = context.text, context.text_length
         index = jnp.arange(text.shape[1])[None]
         if self.proprio_in is not None:
@@ -375,7 +315,7 @@ class ImageWAM(nnx.Module):
                 index = jnp.where(is_proprio, self.config.proprio_position, index)
         _, references, *grid, _ = context.references.shape
         rope = self.backbone.rope(
-            index, tuple(grid), references, target_grid, self._coordinate_dtype
+            index, length_b, tuple(grid), references, target_grid, self._coordinate_dtype
         )
         return text, AttentionLayout(
             n_target=0 if target_grid is None else target_grid[0] * target_grid[1],
@@ -385,26 +325,27 @@ class ImageWAM(nnx.Module):
             attend=attention.backend(self.config.attention),
         )
 
-    def _scan(self, step: Callable, carry, layers):
-        return jax.lax.scan(step, carry, layers, unroll=self.config.unroll)
+    def backbone_stack(
+        self,
+        target: Float[Array, "b h w c"] | None,
+        references: Float[Array, "b k rows columns c"],
+        text: Float[Array, "b t text_dim"],
+        layout: AttentionLayout,
+        time_b: Float[Array, " b"],
+    ) -> Stack:
+        """The backbone with its tokens at a time; text and layout are those of `layout`."""
+        condition = self.backbone.condition(time_b)
+        tokens = self.backbone.embed(target, references, text, condition, layout)
+        return Stack(self.backbone, tokens, condition, layout)
+
+    def action_layout(self, horizon: int, context_length_b: Int[Array, " b"]) -> ActionLayout:
+        """What the expert's layers share."""
+        rope = self.backbone.action_rope(horizon, self._coordinate_dtype)
+        return ActionLayout(context_length_b, rope, attention.backend(self.config.attention))
 
     @property
     def _coordinate_dtype(self) -> jnp.dtype:
         return jnp.dtype(self.config.coordinate_dtype)
-
-    def _action_rope(self, horizon: int) -> Rope:
-        return self.backbone.action_rope(horizon, self._coordinate_dtype)
-
-    def _act_layer(self, layer, a, condition, kv: KV, rope: Rope, context_length_b):
-        return action_layer(
-            layer,
-            a,
-            condition,
-            kv,
-            rope=rope,
-            context_length_b=context_length_b,
-            attend=attention.backend(self.config.attention),
-        )
 
 
 def sample_draws(key: Key[Array, ""], sample: Sample) -> Draws:
@@ -417,10 +358,6 @@ def sample_draws(key: Key[Array, ""], sample: Sample) -> Draws:
         jax.random.normal(keys[2], sample.actions.shape),
         jax.random.uniform(keys[3], (batch,)),
     )
-
-
-def _flatten(latent: Float[Array, "b *grid c"]) -> Float[Array, "b n c"]:
-    return latent.reshape(latent.shape[0], -1, latent.shape[-1])
 
 
 def _valid_mean(error_bsa: Float[Array, "b s a"], sample: Sample) -> Float[Array, " b"]:

@@ -1,4 +1,4 @@
-"""Parts that every transformer here is made of.
+"""Parts that all transformers here are built from.
 
 Parameters are `nnx.Param`s with the metadata `axes`: one logical name per array axis
 (`layer, embed, heads, head_dim, mlp, ...`), which `training.sharding` maps to mesh axes.
@@ -35,9 +35,9 @@ class Linear(nnx.Module):
         init: Callable = fan_in_uniform,
         rngs: nnx.Rngs,
     ):
-        """Both dictionaries go from the logical name of an axis to its size, in order."""
+        """Both dictionaries map the logical name of each axis, in order, to its size."""
         in_shape, out_shape = tuple(inputs.values()), tuple(outputs.values())
-        # Initialisers see a matrix, so that fan-in is that of the whole contraction.
+        # Initializers see a matrix, so that fan-in is that of the whole contraction.
         matrix = (math.prod(in_shape), math.prod(out_shape))
         kernel = init(rngs.params(), matrix, jnp.float32).reshape(in_shape + out_shape)
         self.kernel = nnx.Param(kernel, axes=(*inputs, *outputs))
@@ -60,7 +60,7 @@ class Linear(nnx.Module):
         kernel = self.kernel[...]
         outputs, leading = kernel.shape[self.n_in :], x.shape[: x.ndim - self.n_in]
         matrix = kernel.reshape(math.prod(kernel.shape[: self.n_in]), -1)
-        # The same holds of the input's axes: divided tokens must not be merged with the batch.
+        # The input's axes likewise: tokens that are divided must not be merged with the batch.
         rows = leading if is_divided("tokens") else (-1,)
         x = x.astype(kernel.dtype).reshape(*rows, matrix.shape[0])
         y = x @ matrix if self.lora is None else x @ matrix + self.lora(x)
@@ -69,7 +69,7 @@ class Linear(nnx.Module):
 
 
 class LowRank(nnx.Module):
-    """What is added to a kernel `[*inputs, *outputs]`: `scale` times the product of two thin
+    """An addition to a kernel `[*inputs, *outputs]`: `scale` times the product of two thin
     matrices, `a` [*inputs, rank] and `b` [rank, *outputs]."""
 
     def __init__(self, a: nnx.Param, b: nnx.Param, scale: float):
@@ -90,7 +90,7 @@ def layer_norm(x: Float[Array, "... d"], eps: float = 1e-6) -> Float[Array, "...
 
 
 class RMSNorm(nnx.Module):
-    """Normalises in float32, rounds to the input's dtype, then scales (in that order)."""
+    """Normalizes in float32, rounds to the input's dtype, then scales (in that order)."""
 
     def __init__(self, dim: int, *, axis: str = "head_dim", eps: float = 1e-6):
         self.scale = nnx.Param(jnp.ones(dim), axes=(axis,))
@@ -129,7 +129,7 @@ class TimeEmbedding(nnx.Module):
 
 
 def sinusoids(time_b: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
-    """`[cos | sin]` of 1000 * time over `width / 2` frequencies (spec imagewam_flux2, 1.2).
+    """`[cos | sin]` of 1000 * time over `width / 2` frequencies (docs/spec/imagewam_flux2.md, 1.2).
 
     The factor 1000 is applied in the dtype of `time_b`, as the official code does; the
     sinusoids are float32 and come back in that dtype.
@@ -149,7 +149,7 @@ class Modulation(NamedTuple):
 
 
 class ModulationHead(nnx.Module):
-    """From the time embedding to `branches` modulations, shared by all layers of a kind."""
+    """Maps the time embedding to `branches` modulations, which all layers of a kind share."""
 
     def __init__(self, dim: int, branches: int, *, rngs: nnx.Rngs):
         outputs = {"branch": branches, "shift_scale_gate": 3, "modulation": dim}
@@ -170,7 +170,7 @@ def modulate(
 
 
 class OutputHead(nnx.Module):
-    """The last, time-modulated projection of a stream to its velocity."""
+    """The last, time-modulated projection of tokens to their velocity."""
 
     def __init__(self, dim: int, out: dict[str, int], *, rngs: nnx.Rngs):
         outputs = {"shift_scale": 2, "modulation": dim}
@@ -178,7 +178,7 @@ class OutputHead(nnx.Module):
         self.linear = Linear({"embed": dim}, out, rngs=rngs)
 
     def condition(self, time_embedding: Float[Array, "b d"]) -> Float[Array, "b 1 2 d"]:
-        """Shift and scale; apart from `__call__` so that many times share one product."""
+        """Shift and scale; not part of `__call__`, so that many times share one matrix product."""
         return self.modulation(jax.nn.silu(time_embedding))[:, None]
 
     def __call__(
@@ -200,12 +200,12 @@ def rope_tables(
     theta: float,
     dtype: jnp.dtype,
 ) -> Rope:
-    """Rotation tables for integer positions on several axes (spec imagewam_flux2, 1.4).
+    """Rotation tables for integer positions on several axes (docs/spec/imagewam_flux2.md, 1.4).
 
     With `dtype=bfloat16`, frequencies, angles and tables are each rounded to bfloat16, as in
     a bfloat16 run of the official code; the tables themselves are always float32. They are
-    made by NumPy and looked up, so they are the same bits on every accelerator. Positions are
-    below `MAX_POSITION`; one beyond it rotates by NaN rather than by a wrong angle.
+    made by NumPy and looked up, so they are bit for bit the same on every accelerator. Positions
+    are below `MAX_POSITION`; a larger one rotates by NaN rather than by a wrong angle.
     """
     parts = []
     for axis, dim in enumerate(axes_dim):

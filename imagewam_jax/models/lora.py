@@ -1,10 +1,10 @@
-"""Low-rank additions to frozen kernels (LoRA; spec imagewam_flux2, 8.2).
+"""Low-rank additions to frozen kernels (LoRA; docs/spec/imagewam_flux2.md, 8.2).
 
     y = x W + (alpha / rank) (x A) B
 
-They are on every linear layer of the backbone's stacked layers. The official code has one A for
-the fused q, k and v (and gate and up) of a layer, here each has its own, which can only express
-more.
+Every linear layer in the backbone's stacked layers has one. The official code has one A for
+the fused q, k and v (and gate and up) of a layer; here each has its own, which can express more,
+never less.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from imagewam_jax.models.layers import Linear, LowRank, fan_in_uniform
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """`rank` 0 is none; officially `alpha` is the rank, 16 for FLUX.2 klein 4B and 32 for 9B."""
+    """Rank 0 means no LoRA. Officially `alpha` is the rank, 16 for FLUX.2 klein 4B, 32 for 9B."""
 
     rank: int = 0
     alpha: float = 0.0
@@ -30,7 +30,7 @@ class LoRAConfig:
 
 
 def add_lora(layers: nnx.Module, config: LoRAConfig, rngs: nnx.Rngs) -> None:
-    """Gives every linear layer of a stack of layers its addition; at first it adds nothing."""
+    """Gives every linear layer of a stack a low-rank addition, which is zero at first."""
     for _, module in list(nnx.iter_graph(layers)):
         if isinstance(module, Linear):
             module.lora = _low_rank(module, config, rngs)
@@ -57,8 +57,10 @@ def _low_rank(linear: Linear, config: LoRAConfig, rngs: nnx.Rngs) -> LowRank:
 def merged_kernel(
     kernel: Float[Array, "*shape"], a: Float[Array, "..."], b: Float[Array, "..."], scale: float
 ) -> Float[Array, "*shape"]:
-    """The kernel of one layer that computes the same alone, in its dtype; float32 inside, as
-    officially. NumPy arrays stay NumPy arrays."""
+    """A layer's kernel with its low-rank addition merged in, in the kernel's dtype.
+
+    Computed in float32, as officially. NumPy arrays stay NumPy arrays.
+    """
     rank, float32 = a.shape[-1], jnp.float32
     added = a.reshape(-1, rank).astype(float32) @ b.reshape(rank, -1).astype(float32)
     return (kernel.astype(float32) + scale * added.reshape(kernel.shape)).astype(kernel.dtype)

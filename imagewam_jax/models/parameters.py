@@ -1,7 +1,7 @@
 """Parameters as nested dictionaries, which checkpoints and optimizers want, and back."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -44,6 +44,8 @@ def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
+M = TypeVar("M", bound=nnx.Module)
+
 Params = dict[str, Any]  # nested dictionaries of arrays
 
 
@@ -62,12 +64,12 @@ def initial_params(config: ImageWAMConfig, seed: int | Int[Array, ""]) -> Params
 
 
 def abstract_params(config: ImageWAMConfig) -> Params:
-    """Their shapes and dtypes."""
+    """Shapes and dtypes of a policy's parameters."""
     return jax.eval_shape(lambda: initial_params(config, 0))
 
 
 def parameter_axes(config: ImageWAMConfig) -> Params:
-    """The logical names of the axes of each parameter, in their places."""
+    """The logical names of each parameter's axes, in a tree like that of the parameters."""
 
     def named(node):
         if isinstance(node, nnx.Variable):
@@ -78,10 +80,18 @@ def parameter_axes(config: ImageWAMConfig) -> Params:
 
 
 def policy_builder(config: ImageWAMConfig) -> Callable[[Params], ImageWAM]:
-    """A function from parameters to the module that computes with them."""
-    graph, abstract = nnx.split(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0))))
+    """A function from parameters to the policy that computes with them."""
+    return module_builder(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))
 
-    def rebuild(params: Params) -> ImageWAM:
+
+def module_builder(make: Callable[[], M]) -> Callable[[Params], M]:
+    """A function from parameters to the module that `make` would build, but with these.
+
+    `make` is never run with real arrays, and its module is split once.
+    """
+    graph, abstract = nnx.split(jax.eval_shape(make))
+
+    def rebuild(params: Params) -> M:
         state = jax.tree.map(lambda x: x, abstract)  # its own containers, to be filled
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)

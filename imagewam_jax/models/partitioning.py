@@ -1,53 +1,68 @@
-"""What the axes of activations are, so that a mesh can divide them.
+"""How a mesh divides arrays: one table from logical axes to mesh axes.
 
-The model says it here by logical names (`batch, tokens, heads, mlp`) and knows no mesh. Whoever
-has one says what follows from the names, with `partitioned`, while the model is traced; otherwise
-nothing does.
+The model names the axes of its parameters and activations (`batch, tokens, heads, mlp, ...`). What
+the names mean on the devices at hand follows from the mesh that `jax.set_mesh` has set while a
+function is traced; without one nothing is divided. JAX traces a jitted function anew for each mesh.
+
+    data      copies of the model; batches are divided
+    fsdp      batches are divided, and parameters too: each layer's are gathered when it runs
+    tensor    heads and MLP channels are divided
+    context   tokens are divided; every device sees all keys
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Sequence
+from types import MappingProxyType
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Shaped
 
-# Of each logical axis, the mesh axes that divide it.
-Rules = Mapping[str, tuple[str, ...]]
+MESH_AXES = ("data", "fsdp", "tensor", "context")
 
-_partitioning: ContextVar[tuple[Mesh, Rules] | None] = ContextVar("partitioning", default=None)
+# The mesh axes that divide each logical axis. Activations have `batch` and `tokens`, parameters the
+# rest; both have `heads` and `mlp`.
+RULES = MappingProxyType(
+    {
+        "batch": ("data", "fsdp"),
+        "tokens": ("context",),
+        "heads": ("tensor",),
+        "mlp": ("tensor",),
+        "modulation": ("tensor",),
+        "embed": ("fsdp",),
+        # Small, or the axis of a scan.
+        "layer": (),
+        "head_dim": (),
+        "branch": (),
+        "shift_scale_gate": (),
+        "shift_scale": (),
+        "channels": (),
+        "text": (),
+        "time": (),
+        "action": (),
+        "proprio": (),
+        "rank": (),
+    }
+)
 
 
-@contextlib.contextmanager
-def partitioned(mesh: Mesh, rules: Rules) -> Iterator[None]:
-    """Activations of what is traced within are divided by these rules."""
-    token = _partitioning.set((mesh, rules))
-    try:
-        yield
-    finally:
-        _partitioning.reset(token)
+def partition_spec(axes: Sequence[str]) -> PartitionSpec:
+    """How an array whose axes have these logical names is divided, on any mesh of MESH_AXES."""
+    return PartitionSpec(*(RULES[name] or None for name in axes))
 
 
 def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
-    """`x`, whose axes have these names (None: never divided), where its mesh wants it."""
-    if _partitioning.get() is None:
-        return x
-    mesh, _ = _partitioning.get()
-    spec = PartitionSpec(*(_dividing(name) or None for name in axes))
-    if not any(spec):  # nothing is divided, so that nothing need be said
-        return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    """Say how `x`, whose axes have these logical names (None: never divided), lies on the mesh."""
+    spec = PartitionSpec(*(_dividing_axes(name) or None for name in axes))
+    # Where nothing is divided nothing is said: the compiler may still choose.
+    return jax.lax.with_sharding_constraint(x, spec) if any(spec) else x
 
 
 def is_divided(name: str) -> bool:
     """Whether a logical axis is spread over several devices."""
-    return bool(_dividing(name))
+    return bool(_dividing_axes(name))
 
 
-def _dividing(name: str | None) -> tuple[str, ...]:
-    """The mesh axes of more than one device that divide a logical axis."""
-    if name is None or _partitioning.get() is None:
-        return ()
-    mesh, rules = _partitioning.get()
-    return tuple(axis for axis in rules[name] if mesh.shape[axis] > 1)
+def _dividing_axes(name: str | None) -> tuple[str, ...]:
+    """The axes of the current mesh, of more than one device, that divide a logical axis."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return tuple(axis for axis in RULES.get(name, ()) if sizes.get(axis, 1) > 1)

@@ -1,6 +1,7 @@
-"""What a checkpoint computes, recorded as the official outputs are, for whoever has the other side.
+"""Records what a checkpoint computes, in the form of the official recordings.
 
-A folder for each part that the checkpoint has, each as `verify` reads it.
+Each part of the checkpoint has a folder of its own, which `verify` reads: here with another version
+of the checkpoint, or elsewhere with another implementation.
 """
 
 import contextlib
@@ -32,14 +33,14 @@ from imagewam_jax.parity.cases.policy_case import STACK
 from imagewam_jax.weights.io.tensors import ArraySource
 from imagewam_jax.weights.layouts.imagewam_checkpoint import official_settings
 
-# The folder of each part.
+# The folder that each part is recorded in.
 CASES = {
     "policy": "policy",
     "backbone": "transformer",
     "autoencoder": "autoencoder",
     "text_encoder": "text_encoder",
 }
-LATENT_CELL = 16  # pixels that FLUX.2's autoencoder makes one latent cell of
+LATENT_CELL = 16  # pixels per side of one latent cell of FLUX.2's autoencoder
 NOTE = (
     "Rows of padded text mean nothing; where they are outputs of the policy, they are 0. Token "
     "order, names and layouts are those of the official code."
@@ -55,19 +56,19 @@ def record(
     dtype: str = "float32",
     weights: str | None = None,
 ) -> None:
-    """Runs all parts of a checkpoint on random inputs and writes both; `to` must not be there.
+    """Runs all parts of a checkpoint on random inputs; writes inputs and outputs to a new folder.
 
-    dtype: what parameters are cast to, in which everything is computed.
+    dtype: parameters are cast to it, and everything is computed in it.
     weights: "ema" or "params" of a training run; None takes the average where there is one.
 
-    CheckpointError, ConfigError: what is wrong; nothing is left in `to`.
+    CheckpointError, ConfigError: it cannot be done; nothing is left in `to`.
     """
     sizes = sizes or Sizes()
     if min(sizes.batch, *sizes.grid, sizes.text_tokens) < 1:
         raise ConfigError(f"sizes of a recording are at least 1, not {sizes}")
     if to.exists():
         raise CheckpointError(f"{to} is there already; name a folder that is not")
-    # As `verify` does.
+    # The precision that `verify` computes in.
     with (
         contextlib.closing(Loaded(checkpoint, dtype, weights)) as loaded,
         jax.default_matmul_precision("highest"),
@@ -93,7 +94,7 @@ def record(
 def _record_case(
     loaded: Loaded, case: str, sizes: Sizes, rng: np.random.Generator, config: Mapping[str, Any]
 ) -> Folder:
-    """Kind after kind, so that each finds in the folder what those before it have computed."""
+    """Records one kind after the other: the outputs of one can be inputs of the next."""
     arrays: dict[str, dict[str, np.ndarray]] = {}
     folder = Folder(Path(case), {}, config)
 

@@ -1,4 +1,4 @@
-"""A checkpoint against recorded tensors: what was compared, and by how much it differs."""
+"""Compares what a checkpoint computes with recorded tensors."""
 
 import contextlib
 import json
@@ -38,8 +38,9 @@ LACKING = "nothing that the checkpoint has repeats it"
 class Check:
     """One tensor, and how far it is from the recorded one.
 
-    `largest_error` is absolute, `relative_error` the same over the largest entry. `error` is what
-    counts: that of the kind of its limit. `problem` says why nothing could be compared.
+    `largest_error` is absolute; `relative_error` is the same, divided by the largest entry. `error`
+    is compared with `limit`, whose kind says which error it is. `problem` says why nothing could
+    be compared.
     """
 
     folder: str
@@ -55,14 +56,14 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        return not self.problem and self.error <= self.limit.value  # of NaN, not
+        return not self.problem and self.error <= self.limit.value  # False for NaN
 
     @property
     def equal(self) -> bool:
         return not self.problem and self.largest_error == 0
 
     def to_json(self) -> dict[str, Any]:
-        """JSON has no infinities or NaNs: None in their place, of a check that failed."""
+        """JSON has no infinities or NaNs, which a failed check may have: they become None."""
         values = {
             name: None if isinstance(value, float) and not np.isfinite(value) else value
             for name, value in vars(self).items()
@@ -72,7 +73,7 @@ class Check:
 
 @dataclass
 class Report:
-    """What a verification found."""
+    """The results of a verification."""
 
     checkpoint: str
     references: str
@@ -100,7 +101,7 @@ def verify(
     """Repeats every recording that the checkpoint has the part for, and prints each comparison.
 
     references: a folder of recorded tensors, or of such folders.
-    dtype: what parameters are cast to, in which our side computes; limits are those of float32.
+    dtype: parameters are cast to it, and our side computes in it; limits are meant for float32.
     weights: "ema" or "params" of a training run; None takes the average where there is one.
 
     ConversionError: nothing could be compared, or a recording is of another model.
@@ -210,7 +211,10 @@ def _compare(folder: Folder, kind: Kind, file: str, expected: np.ndarray, output
 
 
 def _unread(folder: Folder, known: list[NotChecked]) -> Iterator[NotChecked]:
-    """What no recording of the folder has used, by file and reason; `known` is listed already."""
+    """The tensors of a folder that no kind has used, by file and reason.
+
+    Those in `known` are left out: they are listed already.
+    """
     mentioned = {n.what for n in known}
     otherwise = LACKING if mentioned & {kind.name for kind in KINDS} else OTHERWISE
     for file, tensors in folder.files.items():

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,18 @@ from imagewam_jax.checkpoints.merged_lora import merged_params, without_lora
 from imagewam_jax.checkpoints.store import check_arrays, open_checkpoint
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import CheckpointError
-from imagewam_jax.models.imagewam import Context, ImageWAM
+from imagewam_jax.models.imagewam import ImageWAM
 from imagewam_jax.models.parameters import abstract_params, policy_builder
 from imagewam_jax.preprocess.images import ImageSpec
-from imagewam_jax.preprocess.inputs import PolicyAssets, encode_images, image_spec, make_context
+from imagewam_jax.preprocess.inputs import (
+    Observations,
+    PolicyAssets,
+    encode_images,
+    image_spec,
+    make_context,
+)
 from imagewam_jax.text.encoders import check_kind, check_width, make_prompt
 from imagewam_jax.text.tables import TextTableFile, open_text_table
-
-
-class Observations(NamedTuple):
-    """A batch of what robots see and are told; `text_id` comes from `Policy.text_ids`."""
-
-    images: UInt8[Array, "b camera h w 3"]
-    state: Float[Array, "b p"]
-    text_id: Int[Array, " b"]
 
 
 class Policy:
@@ -44,13 +42,14 @@ class Policy:
         step: int,
         dataset: str | None = None,
     ):
-        """`dataset` says in whose units it sees and acts, where it was trained on several."""
+        """`dataset` names the one in whose units the policy sees and acts, if it was trained on
+        several."""
         self.metadata, self.step = metadata, step
         self.dataset, row = _dataset(metadata, dataset)
         rows = np.array([row])
         self.config = metadata["config"]
         self._model = model
-        self._frozen = dataclasses.replace(
+        self._assets = dataclasses.replace(  # of this dataset alone, so that its `norm_id` is 0
             assets, actions=assets.actions.of(rows), state=assets.state.of(rows)
         )
         self._images = image_spec(self.config["data"])
@@ -65,7 +64,10 @@ class Policy:
         return self._model.config.expert.action_dim
 
     def text_ids(self, instructions: Sequence[str]) -> Int[np.ndarray, " b"]:
-        """Rows of the text features; CheckpointError names an instruction that is not known."""
+        """Rows of `PolicyAssets.text` for some instructions: the `text_id` of `Observations`.
+
+        CheckpointError names an instruction that is not known.
+        """
         template = self.config["text"]["template"]
         prompts = [make_prompt(template, instruction) for instruction in instructions]
         if unknown := sorted(set(prompts) - set(self._rows)):
@@ -82,8 +84,9 @@ class Policy:
     ) -> Float[np.ndarray, "b s a"]:
         """Action chunks in real units from standard normal noise."""
         steps = euler_steps or self.config["acting"]["euler_steps"]
-        arguments = self._model, self._frozen, observations, noise, self._images, steps
-        return np.asarray(compute_actions(*arguments))
+        return np.asarray(
+            compute_actions(self._model, self._assets, observations, noise, self._images, steps)
+        )
 
     def imagine(
         self,
@@ -94,30 +97,30 @@ class Policy:
         """Latents of the image that the policy expects at the end of the chunk."""
         steps = euler_steps or self.config["acting"]["euler_steps"]
         return np.asarray(
-            _imagine(self._model, self._frozen, observations, noise, self._images, steps)
+            _imagine(self._model, self._assets, observations, noise, self._images, steps)
         )
 
     def attention_on_reference(
         self, observations: Observations, noise: Float[Array, "b s a"], time: float = 0.5
     ) -> Float[np.ndarray, "b layer h w"]:
-        """Where the action stream looks in the first reference image: see
+        """How much the action stream attends to each cell of the first reference image: see
         `ImageWAM.action_attention`."""
         return np.asarray(
-            _attention(self._model, self._frozen, observations, noise, time, self._images)
+            _attention(self._model, self._assets, observations, noise, time, self._images)
         )
 
     def encode(self, images: UInt8[Array, "b camera h w 3"]) -> Float[np.ndarray, "b h w c"]:
-        """Latents as the target of training has them."""
-        return np.asarray(_encode(self._frozen, images, self._images))
+        """Latents of images, as training has them for its target."""
+        return np.asarray(_encode(self._assets, images, self._images))
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[np.ndarray, "b H W 3"]:
         """Images in [-1, 1], not clamped."""
-        return np.asarray(_decode(self._frozen, latent))
+        return np.asarray(_decode(self._assets, latent))
 
     def latent_shape(self, images: UInt8[Array, "b camera h w 3"]) -> tuple[int, ...]:
-        """The shape of `encode`, without computing it."""
+        """The shape of what `encode` returns, without computing it."""
         return jax.eval_shape(
-            lambda assets, images: _encode(assets, images, self._images), self._frozen, images
+            lambda assets, images: _encode(assets, images, self._images), self._assets, images
         ).shape
 
 
@@ -131,11 +134,12 @@ def load_policy(
 ) -> Policy:
     """The policy of a run's newest checkpoint, or of the step that `path` names.
 
-    `average` takes the moving average of the weights, where there is one. A converted policy can
-    lack frozen parts: `autoencoder` is a checkpoint and `text_table` a file to take them from;
-    prompts are then those of the table. `dataset` is the one in whose units it acts, where it was
-    trained on several. Weights are in the dtype that they were saved in; low-rank additions become
-    part of them.
+    Weights keep the dtype that they were saved in; low-rank additions are merged into them.
+
+    average: take the moving average of the weights, where there is one.
+    autoencoder, text_table: a checkpoint and a file that replace these assets, which a converted
+        policy can lack. The known prompts are then those of the table.
+    dataset: the one in whose units the policy acts, if it was trained on several.
     CheckpointError: there is no policy, or it is not whole.
     """
     checkpoints, step = open_checkpoint(path)
@@ -164,7 +168,10 @@ def load_policy(
 
 
 def _dataset(metadata: Mapping[str, Any], name: str | None) -> tuple[str, int]:
-    """A dataset that a policy was trained on, and its number; any where all have one unit."""
+    """The name and number of the dataset in whose units a policy acts.
+
+    Without a name it is the only dataset, or the first where all share one normalization.
+    """
     known = metadata["datasets"]
     if name is None and (len(known) == 1 or metadata["config"]["data"].get("pool_statistics")):
         name = known[0]
@@ -183,8 +190,10 @@ _ADVICE = (
 
 
 def _check_text(file: TextTableFile, metadata: Mapping[str, Any], text_dim: int) -> None:
-    """DataError or ConfigError unless a table is of the encoder that the policy was trained with;
-    of a converted one only its kind is known."""
+    """DataError or ConfigError unless the encoder that the policy was trained with made a table.
+
+    A converted policy tells only the kind of its encoder.
+    """
     if "text_encoder" in metadata:
         file.check_encoder(metadata["text_encoder"])
     else:
@@ -193,15 +202,9 @@ def _check_text(file: TextTableFile, metadata: Mapping[str, Any], text_dim: int)
 
 
 def _text(file: TextTableFile, dtype: jnp.dtype) -> dict[str, Array]:
-    """All features of a table as a tree of a checkpoint."""
+    """All features of a table, as the tree "text" of a checkpoint."""
     table = file.select(file.prompts)
     return {"features": jnp.asarray(table.features, dtype), "length": jnp.asarray(table.lengths)}
-
-
-def _context(assets: PolicyAssets, observations: Observations, images: ImageSpec) -> Context:
-    references = encode_images(assets, images, observations.images[:, :, None])[:, 0]
-    # The frozen parts of a policy are those of the one dataset in whose units it acts.
-    return make_context(assets, references, observations.text_id, observations.state, norm_id=0)
 
 
 @partial(jax.jit, static_argnames=("images", "euler_steps"))
@@ -213,22 +216,22 @@ def compute_actions(
     images: ImageSpec,
     euler_steps: int,
 ) -> Float[Array, "b s a"]:
-    """What `Policy.act` computes, in real units."""
-    cache = model.prefill(_context(assets, observations, images))
+    """Action chunks in real units, of the first dataset that `assets` have."""
+    cache = model.prefill(make_context(assets, images, observations))
     actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
     return assets.actions.of(0).denormalize(actions)
 
 
 @partial(jax.jit, static_argnames=("images", "euler_steps"))
 def _imagine(model, assets, observations, noise, images, euler_steps):
-    context = _context(assets, observations, images)
+    context = make_context(assets, images, observations)
     return model.imagine(context, noise, model.target_schedule(euler_steps))[0]
 
 
 @partial(jax.jit, static_argnames=("images",))
 def _attention(model, assets, observations, noise, time, images):
     time_b = jnp.full(noise.shape[0], time)
-    return model.action_attention(_context(assets, observations, images), noise, time_b)
+    return model.action_attention(make_context(assets, images, observations), noise, time_b)
 
 
 @partial(jax.jit, static_argnames=("spec",))

@@ -1,1 +1,1 @@
-"""From raw observations to what the model takes: the same for training and for acting."""
+"""From raw data to the inputs of the model, the same for training and acting: see `inputs`."""

@@ -1,9 +1,10 @@
-"""The official image augmentation (spec imagewam_flux2 7.4) inside jit, with each sample's seed.
+"""The official image augmentation (docs/spec/imagewam_flux2.md, 7.4) in jit, a seed per sample.
 
-Per sample one coin for all of its cameras; a sample that the coin spares keeps its pixels. Per
-camera a kind, drawn from a list, and parameters that all frames of the clip share. The steps, in
-this order: color jitter in random order, gamma, exposure; noise; then, of whatever kind, a crop
-that is resized back and a rotation; last the clamp to [0, 1].
+One coin per sample decides for all of its cameras; a sample that the coin spares keeps its pixels.
+Each camera draws a kind from a list, and parameters that all frames of its clip share. The steps
+are, in this order: color jitter in random order, gamma and exposure (kinds with color); noise
+(kinds with corruption); a crop that is resized back and a rotation (every kind); the clamp to
+[0, 1].
 
 Images are planes here, [..., 3, h, w] as in torchvision, whose definitions the operations follow.
 """
@@ -24,18 +25,18 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is drawn, uniformly unless said. Hashable: an argument that jit takes as static."""
+    """Ranges that are drawn from uniformly. Hashable: an argument that jit takes as static."""
 
-    probability: float  # of a sample being augmented at all
-    kinds: tuple[str, ...]  # of equal chance; one that is listed twice has twice the chance
-    brightness: float  # factors of 1 +- this
+    probability: float  # that a sample is augmented at all
+    kinds: tuple[str, ...]  # equally likely; one that is listed twice is twice as likely
+    brightness: float  # factors are in 1 +- this, also those of contrast and saturation
     contrast: float
     saturation: float
-    hue: float  # a shift of +- this, in turns of the color circle
+    hue: float  # shifts are in +- this many turns of the color circle
     gamma: tuple[float, float]
     exposure: float  # +- this many stops
-    noise: float  # standard deviation, of a range of 1
-    crop: tuple[float, float]  # the sides that are kept, relative to the image's
+    noise: float  # standard deviation, where the range of images is 1
+    crop: tuple[float, float]  # the kept side relative to the image's
     rotation: float  # +- this many degrees
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ AUGMENTATIONS = MappingProxyType(
             crop=(0.92, 1.0),
             rotation=8.0,
         ),
-        "robotwin": Augmentation(  # also that of InternData
+        "robotwin": Augmentation(  # InternData has the same
             probability=0.5,
             kinds=(CORRUPT, COLOR, BOTH),
             brightness=0.2,
@@ -83,14 +84,14 @@ AUGMENTATIONS = MappingProxyType(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The parameters of one clip, all but whether the coin fell; of several, under `jax.vmap`."""
+    """The parameters of one camera's clip; the coin, which is the sample's, is apart. `jax.vmap` stacks them."""
 
     color: Bool[Array, "*clips"]
     corrupt: Bool[Array, "*clips"]
-    order: Int32[
-        Array, "*clips 4"
-    ]  # of the jitter operations: BRIGHTNESS, CONTRAST, SATURATION, HUE
-    jitter: Float32[Array, "*clips 4"]  # their parameters, in that sequence
+    # A permutation of BRIGHTNESS, CONTRAST, SATURATION and HUE.
+    order: Int32[Array, "*clips 4"]
+    # Their parameters, in that sequence whatever the order.
+    jitter: Float32[Array, "*clips 4"]
     gamma: Float32[Array, "*clips"]
     exposure: Float32[Array, "*clips"]
     noise_key: Key[Array, "*clips"]
@@ -103,7 +104,7 @@ def augment(
     seeds: UInt32[Array, " b"],
     augmentation: Augmentation,
 ) -> Float32[Array, "b camera frame 3 h w"]:
-    """Clips in [0, 1], in and out. A sample's result depends on its own pixels and seed alone."""
+    """Augments clips in [0, 1]. A sample's result depends on its own pixels and seed alone."""
 
     def sample(
         clips: Float32[Array, "camera frame 3 h w"], seed: UInt32[Array, ""]
@@ -119,7 +120,8 @@ def draw_sample(
     seed: UInt32[Array, ""], cameras: int, size: tuple[int, int], augmentation: Augmentation
 ) -> tuple[Bool[Array, ""], Draw]:
     """Whether the coin fell, and the draws of the cameras (with a leading axis)."""
-    # Named, because the default of jax is a setting, and under `rbg` a batch changes the numbers.
+    # The generator is named because the default of JAX is a setting, and under `rbg` the numbers of
+    # a sample depend on its batch.
     key = jax.random.key(seed.astype(jnp.uint32), impl="threefry2x32")
     fell = jax.random.uniform(jax.random.fold_in(key, 0)) < augmentation.probability
     keys = jax.vmap(lambda camera: jax.random.fold_in(key, camera))(1 + jnp.arange(cameras))
@@ -129,11 +131,11 @@ def draw_sample(
 def draw_clip(key: Key[Array, ""], size: tuple[int, int], augmentation: Augmentation) -> Draw:
     """The parameters of one camera's clip of `size` rows and columns.
 
-    The crop keeps the same part of both sides, rounded to whole pixels, at any place with equal
-    chance.
+    The crop keeps the same fraction of both sides, rounded to whole pixels; all places are equally
+    likely.
     """
     noise_key, key = jax.random.split(key)
-    # All numbers at once, for each draw of its own takes the compiler a third of a second.
+    # All numbers are drawn at once: each draw takes the compiler a third of a second.
     uniform = jax.random.uniform(key, (15,))
     kind, gamma, exposure, angle, kept = uniform[:5]
     factors = jnp.asarray(
@@ -173,7 +175,7 @@ def _whole_below(uniform: Float32[Array, "*n"], bound: Bound) -> Int32[Array, "*
 def augment_clip(
     clip: Float32[Array, "frame 3 h w"], draw: Draw, augmentation: Augmentation
 ) -> Float32[Array, "frame 3 h w"]:
-    """One camera's frames with given parameters."""
+    """Applies given parameters to one camera's frames."""
     colored = jitter_color(clip, draw.order, draw.jitter)
     colored = adjust_gamma(colored, draw.gamma)
     if augmentation.exposure:
@@ -189,52 +191,35 @@ def augment_clip(
 def jitter_color(
     images: Float[Array, "*n 3 h w"], order: Int[Array, "4"], parameters: Float[Array, "4"]
 ) -> Float[Array, "*n 3 h w"]:
-    """The four color operations in some order; parameters of brightness, contrast, saturation
-    and hue, in that sequence.
+    """Applies the four color operations in some order.
 
-    A batch has every order at once, so whatever a place can hold is computed there. The hue costs
-    most: it is computed once, between the blends that come before and after it.
+    parameters: of brightness, contrast, saturation and hue, in that sequence.
+
+    A batch has every order at once, so each place in the order computes whatever it can hold. The
+    hue costs most: it is computed once, between the blends that come before and after it.
     """
     hue_place = jnp.argmax(order == HUE)
     for place in (0, 1, 2):
         factor = jnp.where(place < hue_place, parameters[order[place]], 1.0)
-        images = _adjust_one(images, order[place], factor)
+        images = blend_color(images, order[place], factor)
     images = adjust_hue(images, parameters[HUE])
     for place in (1, 2, 3):
         factor = jnp.where(place > hue_place, parameters[order[place]], 1.0)
-        images = _adjust_one(images, order[place], factor)
+        images = blend_color(images, order[place], factor)
     return images
 
 
-def _adjust_one(
+def blend_color(
     images: Float[Array, "*n 3 h w"], operation: Int[Array, ""], factor: Float[Array, ""]
 ) -> Float[Array, "*n 3 h w"]:
-    """Brightness, contrast or saturation; a factor of 1 changes nothing."""
+    """Changes the brightness, contrast or saturation of images; a factor of 1 changes nothing.
+
+    Images are blended with black, with their own mean grey, or with each pixel's own grey.
+    """
     own = grey(images)
     mean = own.mean(axis=(-3, -2, -1), keepdims=True)
     other = jnp.where(operation == CONTRAST, mean, jnp.where(operation == SATURATION, own, 0.0))
-    return _blend(images, other, factor)
-
-
-def adjust_brightness(
-    images: Float[Array, "*n 3 h w"], factor: Float[Array, ""] | float
-) -> Float[Array, "*n 3 h w"]:
-    """Towards black (0), or beyond what it is (above 1)."""
-    return _blend(images, jnp.zeros_like(images), factor)
-
-
-def adjust_contrast(
-    images: Float[Array, "*n 3 h w"], factor: Float[Array, ""] | float
-) -> Float[Array, "*n 3 h w"]:
-    """Towards each image's own mean grey (0), or away from it (above 1)."""
-    return _blend(images, grey(images).mean(axis=(-3, -2, -1), keepdims=True), factor)
-
-
-def adjust_saturation(
-    images: Float[Array, "*n 3 h w"], factor: Float[Array, ""] | float
-) -> Float[Array, "*n 3 h w"]:
-    """Towards each pixel's own grey (0), or away from it (above 1)."""
-    return _blend(images, grey(images), factor)
+    return (factor * images + (1.0 - factor) * other).clip(0.0, 1.0)
 
 
 def grey(images: Float[Array, "*n 3 h w"]) -> Float[Array, "*n 1 h w"]:
@@ -243,18 +228,10 @@ def grey(images: Float[Array, "*n 3 h w"]) -> Float[Array, "*n 1 h w"]:
     return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
-def _blend(
-    images: Float[Array, "*n 3 h w"],
-    others: Float[Array, "*#n #c #h #w"],
-    factor: Float[Array, ""] | float,
-) -> Float[Array, "*n 3 h w"]:
-    return (factor * images + (1.0 - factor) * others).clip(0.0, 1.0)
-
-
 def adjust_hue(
     images: Float[Array, "*n 3 h w"], turns: Float[Array, ""] | float
 ) -> Float[Array, "*n 3 h w"]:
-    """The hue of HSV moved by a part of the color circle."""
+    """Moves the hue of HSV by a fraction of the color circle."""
     red, green, blue = (images[..., channel, :, :] for channel in range(3))
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
@@ -280,19 +257,19 @@ def adjust_hue(
 def adjust_gamma(
     images: Float[Array, "*n 3 h w"], gamma: Float[Array, ""] | float
 ) -> Float[Array, "*n 3 h w"]:
-    """Clamped to [0, 1], then to this power."""
+    """Clamps images to [0, 1] and raises them to this power."""
     return images.clip(0.0, 1.0) ** gamma
 
 
 def adjust_exposure(
     images: Float[Array, "*n 3 h w"], stops: Float[Array, ""] | float
 ) -> Float[Array, "*n 3 h w"]:
-    """Each stop doubles. Not clamped: the noise comes on top."""
+    """Doubles brightness once per stop. Not clamped: the noise is added first."""
     return images * 2.0**stops
 
 
 def crop_and_resize(images: Float[Array, "*n 3 h w"], region: Region) -> Float32[Array, "*n 3 h w"]:
-    """A part of the images, stretched to their whole size."""
+    """A region of the images, stretched to their whole size."""
     return resize_planes(images, images.shape[-2:], region)
 
 
@@ -301,10 +278,10 @@ def rotate(
     degrees: Float[Array, ""] | float,
     fill: Float[Array, ""] | float,
 ) -> Float[Array, "*n 3 h w"]:
-    """Counter-clockwise about the center, bilinear, with `fill` where no image is.
+    """Rotates counter-clockwise about the center, bilinearly, with `fill` outside of the image.
 
-    Pixels that are partly outside: torchvision interpolates there with black first, and then
-    blends the result with `fill` by the part that was inside.
+    A pixel that is partly outside is interpolated with black and then blended with `fill` by the
+    share that was inside, as in torchvision.
     """
     height, width = images.shape[-2:]
     angle = jnp.deg2rad(degrees)
@@ -315,7 +292,7 @@ def rotate(
     top, left = jnp.floor(source_y), jnp.floor(source_x)
     down, right = source_y - top, source_x - left
 
-    # Pixels as rows of all their numbers: one index fetches a pixel of every frame and channel.
+    # A row per pixel, so that one index fetches that pixel of every frame and channel.
     pixels = jnp.moveaxis(images.reshape(-1, height * width), 0, 1)
     total = jnp.zeros((height, width, 1), images.dtype)
     inside = jnp.zeros((height, width), images.dtype)

@@ -1,4 +1,4 @@
-"""From stored images to those that the model sees, inside jit (spec imagewam_flux2 7.2, 7.3)."""
+"""From stored images to the model's, inside jit (docs/spec/imagewam_flux2.md, 7.2, 7.3)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ REFERENCES = "references"  # the layout in which each camera is a reference imag
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """What becomes of images. Hashable: an argument that jit takes as static.
+    """How images are prepared. Hashable: an argument that jit takes as static.
 
     layout: one of `LAYOUTS`, or "references".
-    image_size: rows and columns that each camera is brought to first.
+    image_size: rows and columns that each camera is resized to first.
     augmentation: one of `augment.AUGMENTATIONS`, or "" for none.
-    letterbox: numbers of the cameras that keep their aspect ratio, in the middle of black.
+    letterbox: numbers of the cameras that keep their aspect ratio, centered in black.
     """
 
     layout: str
@@ -31,7 +31,7 @@ class ImageSpec:
     letterbox: tuple[int, ...] = ()
 
     def __post_init__(self):
-        """DataError: there is no such layout or augmentation."""
+        """DataError: the layout or the augmentation is unknown."""
         for what, name, known in (
             ("camera layout", self.layout, [*LAYOUTS, REFERENCES]),
             ("augmentation", self.augmentation, ["", *AUGMENTATIONS]),
@@ -46,40 +46,43 @@ def prepare_images(
     spec: ImageSpec,
     seeds: UInt32[Array, " b"] | None,
 ) -> Float32[Array, "b moment *camera h w 3"]:
-    """In [-1, 1]: the mosaic of all cameras, or, of the layout "references", each of them.
+    """Resizes, augments and arranges images; the results are in [-1, 1].
 
-    sizes: rows and columns of each camera's image in the corner of the buffer; None: it fills it.
-    seeds: what each sample's augmentation is drawn from, the same for all moments; None: there is
-    no augmentation. A sample's images depend on its own pixels and seed alone.
+    Returns the mosaic of all cameras or, for the layout "references", each camera by itself.
+
+    sizes: rows and columns of each image in the corner of its buffer; None: images fill it.
+    seeds: each sample's augmentation is drawn from its seed, the same for all moments; None: no
+        augmentation. A sample's images depend on its own pixels and seed alone.
     """
     cameras = []
     for camera in range(images.shape[1]):
-        bring = letterbox if camera in spec.letterbox else resize
+        bring_to_size = letterbox if camera in spec.letterbox else resize
         true_size = None if sizes is None else sizes[:, camera, None]
-        cameras.append(bring(to_unit_range(images[:, camera]), spec.image_size, true_size))
-    found = jnp.stack(cameras, axis=1)
+        pixels = to_unit_range(images[:, camera])
+        cameras.append(bring_to_size(pixels, spec.image_size, true_size))
+    stacked = jnp.stack(cameras, axis=1)
     if spec.augmentation and seeds is not None:
-        planes = augment(jnp.moveaxis(found, -1, -3), seeds, AUGMENTATIONS[spec.augmentation])
-        found = jnp.moveaxis(planes, -3, -1)
+        planes = augment(jnp.moveaxis(stacked, -1, -3), seeds, AUGMENTATIONS[spec.augmentation])
+        stacked = jnp.moveaxis(planes, -3, -1)
     if spec.layout == REFERENCES:
-        return to_model_range(found.swapaxes(1, 2))
-    return to_model_range(mosaic(spec.layout, list(found.swapaxes(0, 1))))
+        return to_model_range(stacked.swapaxes(1, 2))
+    return to_model_range(mosaic(spec.layout, list(stacked.swapaxes(0, 1))))
 
 
 def to_unit_range(images: UInt8[Array, "..."]) -> Float32[Array, "..."]:
-    """0..255 to [0, 1]."""
+    """Scales 0..255 to [0, 1]."""
     return images.astype(jnp.float32) / 255.0
 
 
 def to_model_range(images: Float32[Array, "..."]) -> Float32[Array, "..."]:
-    """[0, 1] to [-1, 1], as officially."""
+    """Scales [0, 1] to [-1, 1], by the official formula."""
     return (images - 0.5) / 0.5
 
 
 class Layout(NamedTuple):
     """How cameras become one image.
 
-    sizes: what each camera is resized to on its way into it; None: they stay as they are.
+    sizes: what each camera is resized to first; None: cameras keep their size.
     """
 
     arrange: Callable[[Sequence[Num[Array, "... h w 3"]]], Num[Array, "... H W 3"]]
@@ -87,8 +90,10 @@ class Layout(NamedTuple):
 
 
 def mosaic(layout: str, cameras: Sequence[Num[Array, "... _ _ 3"]]) -> Num[Array, "... H W 3"]:
-    """The one image that the model sees, of the cameras in their order. DataError: they do not fit
-    the layout."""
+    """Arranges cameras, in their order, in the one image that the model sees.
+
+    DataError: they do not fit the layout.
+    """
     arrange, sizes = LAYOUTS[layout]
     if sizes is not None:
         _check_count(layout, cameras, len(sizes))
@@ -97,18 +102,18 @@ def mosaic(layout: str, cameras: Sequence[Num[Array, "... _ _ 3"]]) -> Num[Array
 
 
 def single(cameras: Sequence[Num[Array, "... h w 3"]]) -> Num[Array, "... h w 3"]:
-    """One camera, as it is."""
+    """Takes the only camera as it is."""
     _check_count("single", cameras, 1)
     return cameras[0]
 
 
 def row(cameras: Sequence[Num[Array, "... h _ 3"]]) -> Num[Array, "... h cw 3"]:
-    """Cameras of one height side by side, the first one left (LIBERO: image, wrist image)."""
+    """Puts cameras of one height side by side, the first one left (LIBERO: image, wrist image)."""
     return jnp.concatenate(cameras, axis=-2)
 
 
 def head_over_wrists(cameras: Sequence[Num[Array, "... _ _ 3"]]) -> Num[Array, "... H W 3"]:
-    """The head camera above the left and right wrist cameras, which are side by side."""
+    """Puts the head camera above the left and right wrist cameras, which are side by side."""
     head, left, right = cameras
     return jnp.concatenate([head, row([left, right])], axis=-3)
 

@@ -1,12 +1,13 @@
-"""What a policy needs besides its parameters, and how it turns raw data into model inputs.
+"""From raw data to the inputs of the model, the same way for training and for acting.
 
-Images become latents, instructions become features, states and actions are normalised. All of
-it runs inside jit, the same way for training and for acting.
+`make_sample` is what the loss calls with a batch of the loader, `make_context` what acting calls
+with observations. Both encode images with `encode_images` and describe the situation with
+`_context`. All of it runs inside jit.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,10 @@ from imagewam_jax.preprocess.normalization import Normalizer, zero_missing_dims
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PolicyAssets:
-    """Fixed during training, and part of every checkpoint.
+    """What a policy needs besides its parameters: fixed during training, part of every checkpoint.
 
-    text, text_length: features of the known prompts, cut to one bucket; padding is behind the
-    valid tokens. actions, state: from real units to those of the model, and back, with a row for
-    each dataset.
+    text, text_length: features of the known prompts, all padded at their end to one bucket.
+    actions, state: normalizers between real units and those of the model, a row for each dataset.
     """
 
     autoencoder: nnx.Module
@@ -37,49 +37,12 @@ class PolicyAssets:
     state: Normalizer
 
 
-def image_spec(data: Mapping[str, Any]) -> ImageSpec:
-    """How images become those that the model sees, of the `data` section of a config.
-    DataError: it cannot be done."""
-    unknown = sorted(set(data["letterbox"]) - set(data["cameras"]))
-    if unknown:
-        raise DataError(f"data.letterbox has {unknown}, data.cameras are {list(data['cameras'])}")
-    letterbox = tuple(n for n, role in enumerate(data["cameras"]) if role in data["letterbox"])
-    return ImageSpec(data["layout"], tuple(data["image_size"]), data["augmentation"], letterbox)
+class Observations(NamedTuple):
+    """A batch of what robots see and are told; `text_id` is a row of `PolicyAssets.text`."""
 
-
-def encode_images(
-    assets: PolicyAssets,
-    spec: ImageSpec,
-    images: UInt8[Array, "b camera moment h w 3"],
-    sizes: Int[Array, "b camera 2"] | None = None,
-    seeds: UInt32[Array, " b"] | None = None,
-) -> Float[Array, "b moment reference rows columns channels"]:
-    """Latents of the cameras at some moments: of one mosaic, or of each camera.
-
-    sizes, seeds: see `data.device.prepare_images`.
-    """
-    prepared = prepare_images(images, sizes, spec, seeds)
-    if spec.layout != REFERENCES:
-        prepared = prepared[:, :, None]
-    latents = assets.autoencoder.encode(prepared.reshape(-1, *prepared.shape[3:]))
-    return latents.reshape(*prepared.shape[:3], *latents.shape[1:])
-
-
-def make_context(
-    assets: PolicyAssets,
-    references: Float[Array, "b reference rows columns channels"],
-    text_id: Int[Array, " b"],
-    state: Float[Array, "b p"],
-    norm_id: Int[Array, "*b"],
-) -> Context:
-    """What the policy decides on. `text_id` is a row of `frozen.text`; `state` in the units of the
-    dataset that `norm_id` numbers."""
-    return Context(
-        text=assets.text[text_id],
-        text_length=assets.text_length[text_id],
-        references=references,
-        proprio=assets.state.of(norm_id).normalize(state),
-    )
+    images: UInt8[Array, "b camera h w 3"]
+    state: Float[Array, "b p"]
+    text_id: Int[Array, " b"]
 
 
 def make_sample(
@@ -89,18 +52,20 @@ def make_sample(
     *,
     augment: bool = False,
 ) -> Sample:
-    """A training sample from a batch of the loader; without `image_size` all images fill their
-    buffer, without `target_weight` (see `target_weights`) all targets count. The target is the
-    first camera's future, or that of the whole mosaic."""
+    """A training sample from a batch of the loader.
+
+    The target is the future image of the first camera, or of the whole mosaic. Without `image_size`
+    in the batch, all images fill their buffer; without `target_weight` (see `target_weights`), all
+    targets count alike.
+    """
     seeds = batch["aug_seed"] if augment and spec.augmentation else None
     latents = encode_images(assets, spec, batch["images"], batch.get("image_size"), seeds)
+    current, future = latents[:, 0], latents[:, 1, 0]
     action_dim_is_pad = ~batch["action_dim_mask"]
     actions = assets.actions.of(batch["norm_id"][:, None]).normalize(batch["actions"])
     return Sample(
-        context=make_context(
-            assets, latents[:, 0], batch["text_id"], batch["proprio"], batch["norm_id"]
-        ),
-        target=latents[:, 1, 0],
+        context=_context(assets, current, batch["text_id"], batch["proprio"], batch["norm_id"]),
+        target=future,
         actions=zero_missing_dims(actions, action_dim_is_pad[:, None]),
         action_is_pad=batch["action_is_pad"],
         action_dim_is_pad=action_dim_is_pad,
@@ -108,16 +73,71 @@ def make_sample(
     )
 
 
+def make_context(
+    assets: PolicyAssets,
+    spec: ImageSpec,
+    observations: Observations,
+    norm_id: Int[Array, "*b"] | int = 0,
+) -> Context:
+    """What the policy acts on. States are in the units of the dataset that `norm_id` numbers."""
+    latents = encode_images(assets, spec, observations.images[:, :, None])
+    return _context(assets, latents[:, 0], observations.text_id, observations.state, norm_id)
+
+
+def encode_images(
+    assets: PolicyAssets,
+    spec: ImageSpec,
+    images: UInt8[Array, "b camera moment h w 3"],
+    sizes: Int[Array, "b camera 2"] | None = None,
+    seeds: UInt32[Array, " b"] | None = None,
+) -> Float[Array, "b moment reference rows columns channels"]:
+    """Latents at each moment: one reference for the mosaic of all cameras, or one for each camera.
+
+    sizes, seeds: see `images.prepare_images`.
+    """
+    prepared = prepare_images(images, sizes, spec, seeds)
+    if spec.layout != REFERENCES:
+        prepared = prepared[:, :, None]
+    latents = assets.autoencoder.encode(prepared.reshape(-1, *prepared.shape[3:]))
+    return latents.reshape(*prepared.shape[:3], *latents.shape[1:])
+
+
+def _context(
+    assets: PolicyAssets,
+    references: Float[Array, "b reference rows columns channels"],
+    text_id: Int[Array, " b"],
+    state: Float[Array, "b p"],
+    norm_id: Int[Array, "*b"] | int,
+) -> Context:
+    """Encoded images with the features of the prompts and normalized states."""
+    return Context(
+        text=assets.text[text_id],
+        text_length=assets.text_length[text_id],
+        references=references,
+        proprio=assets.state.of(norm_id).normalize(state),
+    )
+
+
+def image_spec(data: Mapping[str, Any]) -> ImageSpec:
+    """How the `data` section of a config wants images prepared. DataError: that cannot be done."""
+    unknown = sorted(set(data["letterbox"]) - set(data["cameras"]))
+    if unknown:
+        raise DataError(f"data.letterbox has {unknown}, data.cameras are {list(data['cameras'])}")
+    letterbox = tuple(n for n, role in enumerate(data["cameras"]) if role in data["letterbox"])
+    return ImageSpec(data["layout"], tuple(data["image_size"]), data["augmentation"], letterbox)
+
+
 def target_weights(is_pad: Bool[Array, " b"]) -> Float[Array, " b"]:
-    """1 for targets within their episode and 0 behind it, over the mean of these (if not 0)."""
+    """Weights with mean 1 over a batch (0 if all are padding): equal for targets within their
+    episode, 0 for targets beyond its end."""
     valid = (~is_pad).astype(jnp.float32)
     return valid / jnp.maximum(valid.mean(), 1 / valid.size)
 
 
 def work_sizes(data: Mapping[str, Any], assets: PolicyAssets, images: Sequence[int]) -> Sizes:
-    """Of a batch with images of this shape, [batch, camera, moment, rows, columns, 3].
+    """Sizes to count FLOPs by, for a batch of images [batch, camera, moment, rows, columns, 3].
 
-    data: that section of a config. frozen: may be abstract.
+    data: that section of a config. assets: may be abstract.
     """
     shape = jax.ShapeDtypeStruct((1, images[1], 1, *images[3:]), jnp.uint8)
     latents = jax.eval_shape(

@@ -1,7 +1,8 @@
 """Antialiased bilinear resizing inside jit, as two products with weight matrices.
 
-The same numbers as PyTorch's `interpolate(mode="bilinear", antialias=True, align_corners=False)`,
-and so as torchvision's `Resize`. Images of several sizes may lie in the top left corner of one
+The results are those of PyTorch's
+`interpolate(mode="bilinear", antialias=True, align_corners=False)`, and so of torchvision's
+`Resize`. Images of several sizes may lie in the top left corner of one
 buffer: the weights are made from each image's true size, and nothing outside it is read.
 
 A product costs an accelerator next to nothing, while gathering single pixels is slow there. On a
@@ -29,10 +30,12 @@ def resize(
     size: Size,
     true_size: Int[Array, "*#batch 2"] | None = None,
 ) -> Float32[Array, "*batch h w c"]:
-    """Images stretched to `size`.
+    """Stretches images to `size`.
 
-    true_size: rows and columns of each image in the buffer's corner; None: all of the buffer. An
-    image that already has `size` comes back bit by bit, an image without rows or columns is black.
+    An image that already has `size` comes back bit by bit; an image without rows or columns is
+    black.
+
+    true_size: rows and columns of each image in the buffer's corner; None: all of the buffer.
     """
     source = None if true_size is None else corner(true_size[..., None, :])
     return jnp.moveaxis(resize_planes(jnp.moveaxis(images, -1, -3), size, source), -3, -1)
@@ -43,7 +46,7 @@ def letterbox(
     size: Size,
     true_size: Int[Array, "*#batch 2"] | None = None,
 ) -> Float32[Array, "*batch h w c"]:
-    """Images in their own aspect ratio, as large as `size` allows, in the middle of black."""
+    """Scales images as far as `size` and their own aspect ratio allow, centered in black."""
     if true_size is None:
         true_size = jnp.asarray(images.shape[-3:-1], jnp.int32)
     true_size = true_size[..., None, :]
@@ -58,13 +61,13 @@ def corner(true_size: Int[Array, "*batch 2"]) -> Region:
 
 
 def letterbox_region(size: Size, true_size: Int[Array, "*batch 2"]) -> Region:
-    """Where an image comes to lie in `size`; of an odd remainder more is at the bottom or right.
+    """The place in `size` that an image fills; of an odd remainder more is at the bottom or right.
 
     The shorter side is rounded to the nearest pixel, halves to even, and is at least 1.
     """
     whole = jnp.asarray(size, jnp.int32)
     rows, columns = true_size[..., 0], true_size[..., 1]
-    tall = whole[0] * columns <= whole[1] * rows  # the height decides
+    tall = whole[0] * columns <= whole[1] * rows  # the height limits the scale
     inner_rows = jnp.where(tall, whole[0], _rounded_ratio(rows * whole[1], columns))
     inner_columns = jnp.where(tall, _rounded_ratio(columns * whole[0], rows), whole[1])
     inner = jnp.stack([inner_rows, inner_columns], axis=-1)
@@ -72,7 +75,7 @@ def letterbox_region(size: Size, true_size: Int[Array, "*batch 2"]) -> Region:
 
 
 def _rounded_ratio(above: Int[Array, "*n"], below: Int[Array, "*n"]) -> Int[Array, "*n"]:
-    below = jnp.maximum(below, 1)  # of an image without pixels
+    below = jnp.maximum(below, 1)  # it is 0 for an image without pixels
     whole, rest = above // below, above % below
     up = (2 * rest > below) | ((2 * rest == below) & (whole % 2 == 1))
     return jnp.maximum(whole + up, 1)
@@ -84,10 +87,10 @@ def resize_planes(
     source: Region | None = None,
     target: Region | None = None,
 ) -> Float32[Array, "*batch h w"]:
-    """Single-channel images: the `source` region of each, stretched over the `target` region.
+    """Stretches the `source` region of single-channel images over the `target` region of results.
 
-    None: everything. Outside of the target region the result is 0. A region's leading axes are
-    broadcast against those of `planes`.
+    A region that is None is the whole image. Results are 0 outside of the target region. The
+    leading axes of regions are broadcast against those of `planes`.
     """
     for axis, outputs in ((-2, size[0]), (-1, size[1])):
         inputs = planes.shape[axis]
@@ -112,8 +115,10 @@ def _along(region: Region | None, axis: int) -> Interval | None:
 def resize_weights(
     inputs: int, outputs: int, source: Interval | None = None, target: Interval | None = None
 ) -> Float32[Array, "*batch outputs inputs"]:
-    """The part of each input pixel in each output pixel: a triangle, as wide as two output pixels
-    when it shrinks and two input pixels when it enlarges, cut at the image's edge and normalised.
+    """The weight of each input pixel in each output pixel.
+
+    Weights form a triangle, which is two output pixels wide when an image shrinks and two input
+    pixels wide when it grows, cut off at the image's edge, with the sum 1.
 
     source, target: the intervals of pixels that are mapped on each other; None: all.
     """
@@ -124,8 +129,8 @@ def resize_weights(
     column = jnp.arange(inputs, dtype=jnp.int32)[None, :] - source_start
     row = jnp.arange(outputs, dtype=jnp.int32)[:, None] - target_start
 
-    # In whole numbers, so that the weights do not depend on how a compiler rounds: the distance of
-    # two pixel centers times 2 * target_size, and the triangle times twice the larger size.
+    # Distances of pixel centers are times 2 * target_size, and the triangle times twice the larger
+    # size: in whole numbers, weights do not depend on how a compiler rounds.
     distance = jnp.abs((2 * column + 1) * target_size - (2 * row + 1) * source_size)
     inside = (column >= 0) & (column < source_size) & (row >= 0) & (row < target_size)
     height = 2 * jnp.maximum(source_size, target_size) - distance

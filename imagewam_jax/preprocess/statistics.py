@@ -1,17 +1,16 @@
-"""Statistics of actions and states as normalisation takes them, and the JSON files that keep them.
+"""Statistics of actions and states as normalization takes them, and the JSON files that keep them.
 
 They are computed in `data.statistics`.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import partial_path
+from imagewam_jax.files import written_whole
 
 # "min", "max", "mean", "std", "q01", "q99": float64 [..., dim]
 FieldStatistics = dict[str, np.ndarray]
@@ -31,15 +30,15 @@ def select_statistics(official: Mapping[str, np.ndarray], stepwise: bool) -> Fie
 
 def write_statistics(path: Path, statistics: dict) -> None:
     """Writes nested statistics as JSON, complete or not at all; float64 round-trips exactly.
-    DataError: the file is there already, with others, or cannot be written."""
+
+    DataError: the file is there already with other statistics, or cannot be written.
+    """
     path, content = Path(path), statistics_to_json(statistics)
     if path.exists() and statistics_to_json(read_statistics(path)) != content:
         raise DataError(f"{path}: holds other statistics; they are never changed, remove the file")
-    partial = partial_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=2))
-        os.replace(partial, path)
+        with written_whole(path) as file:
+            file.write(json.dumps(content, indent=2).encode())
     except OSError as error:
         raise DataError(f"{path}: could not be written: {error}") from error
 
@@ -49,7 +48,7 @@ def read_statistics(path: Path) -> dict:
 
 
 def statistics_to_json(statistics: dict) -> dict:
-    """Arrays to nested lists, at any depth."""
+    """Turns arrays into nested lists, at any depth."""
     return {
         key: statistics_to_json(value)
         if isinstance(value, dict)
@@ -59,7 +58,7 @@ def statistics_to_json(statistics: dict) -> dict:
 
 
 def statistics_from_json(statistics: dict) -> dict:
-    """Lists to float64 arrays, at any depth."""
+    """Turns lists into float64 arrays, at any depth."""
     return {
         key: statistics_from_json(value)
         if isinstance(value, dict)

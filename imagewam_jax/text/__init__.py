@@ -1,1 +1,1 @@
-"""Instructions: tokenizers and encoders, and tables of what an encoder made of them."""
+"""Instructions: tokenizers and encoders, and tables of the features that encoders make."""

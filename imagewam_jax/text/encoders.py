@@ -1,6 +1,6 @@
-"""The text encoder that a config names, and what it is given to read.
+"""The text encoder that a config names, and the prompts that it reads.
 
-A new one is a function from a config's `text` section to a `TextEncoder`, and a line in
+A new encoder is a function from a config's `text` section to a `TextEncoder`, and a line in
 `TEXT_ENCODERS`.
 """
 
@@ -10,8 +10,7 @@ from typing import Any
 from imagewam_jax.config.schema import choose
 from imagewam_jax.errors import ConfigError, DataError, MissingWeights
 from imagewam_jax.models.text_encoders.base import PromptTooLong, TextEncoder, Tokens
-from imagewam_jax.models.text_encoders.byte_qwen3 import byte_qwen3
-from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
+from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, byte_qwen3
 from imagewam_jax.text.qwen3 import qwen3
 from imagewam_jax.text.tables import TextTableFile
 
@@ -22,7 +21,7 @@ QWEN3_OF_KLEIN = (
 
 
 def make_text_encoder(section: Mapping[str, Any]) -> TextEncoder:
-    """The encoder of a config's `text` section; its weights are not read before it encodes.
+    """Makes the encoder of a config's `text` section; its weights are read when it first encodes.
 
     ConfigError or CheckpointError: there is no such encoder.
     """
@@ -30,10 +29,10 @@ def make_text_encoder(section: Mapping[str, Any]) -> TextEncoder:
 
 
 def make_prompt(template: str, instruction: str) -> str:
-    """What the encoder reads of an instruction: that, in the place of the template's `{}`.
+    """Puts an instruction in the place of the template's `{}`.
 
-    As in the official recipe, of "a@b" it is "b": there are datasets that tell every task in two
-    languages.
+    Of an instruction "a@b" only "b" is taken, as in the official recipe: some datasets tell every
+    task in two languages.
     """
     if "{}" not in template:
         raise ConfigError(f"text.template is {template!r}, without {{}} for the instruction")
@@ -44,7 +43,7 @@ def make_prompt(template: str, instruction: str) -> str:
 def tokenize_prompts(
     encoder: TextEncoder, prompts: Sequence[str], section: Mapping[str, Any]
 ) -> Tokens:
-    """Tokens of prompts; DataError names one that is longer than every bucket."""
+    """Tokenizes prompts. DataError names one that is longer than every bucket."""
     try:
         return encoder.tokenize(prompts, max(section["buckets"]))
     except PromptTooLong as error:
@@ -52,9 +51,9 @@ def tokenize_prompts(
 
 
 def check_encoder(section: Mapping[str, Any], table: TextTableFile) -> None:
-    """DataError unless a table is of the config's encoder.
+    """DataError unless the config's encoder made a table.
 
-    Of one whose weights the config does not name, only the kind is known.
+    If the config does not name its weights, only its kind is known.
     """
     try:
         table.check_encoder(make_text_encoder(section).identity)
@@ -63,7 +62,7 @@ def check_encoder(section: Mapping[str, Any], table: TextTableFile) -> None:
 
 
 def check_kind(encoder: str, table: TextTableFile) -> None:
-    """DataError unless a table is of an encoder of this name, whatever its weights."""
+    """DataError unless an encoder of this name made a table, whatever its weights."""
     if table.encoder.partition("(")[0] != encoder:
         raise DataError(
             f"{table.path}: made by the encoder {table.encoder!r}, text.encoder is {encoder!r}"
@@ -71,7 +70,7 @@ def check_kind(encoder: str, table: TextTableFile) -> None:
 
 
 def check_width(text_dim: int | None, feature_dim: int) -> None:
-    """ConfigError unless a backbone that reads `text_dim` channels (None: any) reads these."""
+    """ConfigError unless a backbone that reads `text_dim` channels (None: any) takes features."""
     if text_dim not in (None, feature_dim):
         klein = {text_dim, feature_dim} & {QWEN3_4B.feature_dim, QWEN3_8B.feature_dim}
         raise ConfigError(
@@ -88,5 +87,5 @@ def _byte_qwen3(section: Mapping[str, Any]) -> TextEncoder:
     return byte_qwen3(section["seed"])
 
 
-# name in the config -> what makes it
+# name in the config -> function that makes the encoder
 TEXT_ENCODERS = {"byte_qwen3": _byte_qwen3, "qwen3": qwen3}

@@ -1,7 +1,7 @@
 """Fills a table of text features, batch by batch, so that a killed run loses one batch.
 
-FILE          the table, when all of it is there
-FILE.parts/   tables of one batch each, until then
+FILE          the table, once it is complete
+FILE.parts/   until then, a table for each batch
 """
 
 import itertools
@@ -25,10 +25,10 @@ from imagewam_jax.text.tables import TextTableFile, open_text_table, write_text_
 def fill_text_table(
     config: Mapping[str, Any], instructions: Iterable[str], path: Path
 ) -> TextTableFile:
-    """Encodes what a table lacks of some instructions; what it has besides them stays there.
+    """Encodes those of some instructions that a table lacks; its other prompts stay in it.
 
-    DataError: `path`, or what is left of a killed run beside it, is not a table of the config's
-    encoder. ConfigError: the encoder is not one that the config's model reads.
+    DataError: `path`, or what a killed run left beside it, is not a table of the config's encoder.
+    ConfigError: the config's model cannot read the features of this encoder.
     """
     section = config["text"]
     encoder = make_text_encoder(section)
@@ -53,7 +53,7 @@ def fill_text_table(
 
 
 def read_instructions(path: Path) -> list[str]:
-    """The lines of a text file, without empty ones. DataError: there are none."""
+    """The lines of a text file but empty ones. DataError: there are none."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -67,7 +67,7 @@ def read_instructions(path: Path) -> list[str]:
 def _encode(
     encoder: TextEncoder, prompts: Sequence[str], tokens: Tokens, parts: Path, first: int
 ) -> list[TextTableFile]:
-    """A table of each batch, which is whole when it is there; `first` numbers the first."""
+    """Writes a table for each batch, which is complete if it exists; numbers start at `first`."""
     return [
         write_text_table(
             parts / f"{number:06}.safetensors",
@@ -82,7 +82,7 @@ def _encode(
 
 
 def _merge(tables: Sequence[TextTableFile], path: Path) -> None:
-    """Writes a table of all prompts of some others, a prompt at a time."""
+    """Merges tables into one, a prompt at a time."""
     lengths: dict[str, int] = {}
     rows = []
     for table in tables:

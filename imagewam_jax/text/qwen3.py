@@ -1,4 +1,4 @@
-"""Qwen3 from a checkpoint that `imagewam convert` made of the official weights."""
+"""Qwen3 from a checkpoint that `imagewam convert` made from the official weights."""
 
 import contextlib
 import dataclasses
@@ -25,17 +25,18 @@ CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</thin
 
 
 def render_chat(prompt: str) -> str:
-    """The text that is tokenised."""
+    """The text that the tokenizer gets."""
     return CHAT.replace("{}", prompt)
 
 
 def qwen3_tokenizer(
     files: Mapping[str, str], vocab_size: int, where: str
 ) -> Callable[[Sequence[str], int], Tokens]:
-    """`TextEncoder.tokenize` with a Hugging Face tokenizer, from its files' names and texts.
+    """`TextEncoder.tokenize` with a Hugging Face tokenizer.
 
-    Files are read when it is first called: ConfigError without `transformers`, CheckpointError,
-    which says `where`, when they are not a tokenizer or not that of these weights.
+    files: name -> content. They are read at the first call. Then: ConfigError without
+    `transformers`; CheckpointError, which says `where`, if the files are no tokenizer or not the
+    one of these weights.
     """
 
     @functools.cache
@@ -70,12 +71,12 @@ def _load_tokenizer(files: Mapping[str, str], where: str) -> Any:
             return AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # its parts raise all kinds
+        except Exception as error:  # parsers of its files raise all kinds
             raise CheckpointError(f"{where}: not a tokenizer: {error}") from error
 
 
 def _check_chat(tokenizer: Any, where: str) -> None:
-    """CheckpointError when the tokenizer's own chat is another one: so are its weights, then."""
+    """CheckpointError: the tokenizer has another chat template, so the weights are others too."""
     if not tokenizer.chat_template:
         return
     found = tokenizer.apply_chat_template(
@@ -93,10 +94,10 @@ def _check_chat(tokenizer: Any, where: str) -> None:
 
 
 def qwen3(section: Mapping[str, Any]) -> TextEncoder:
-    """The encoder at `text.weights`.
+    """Makes the encoder whose checkpoint `text.weights` names.
 
-    MissingWeights: there is none, and how to get it. ConfigError, CheckpointError: it is
-    something else.
+    MissingWeights: none is named; the error says how to get them. ConfigError, CheckpointError: the
+    path is not the checkpoint of such an encoder.
     """
     path = section["weights"]
     if not path:
@@ -144,7 +145,7 @@ def _identity(
     sources: Sequence[Mapping[str, Any]],
     tokenizer: Mapping[str, str],
 ) -> str:
-    """Of everything that features depend on, but not of where it is."""
+    """A name with a hash of everything that features depend on, wherever the files are."""
     weights = sorted(file["sha256"] for file in sources if file["part"] == "text_encoder")
     parts = [weights, str(dtype), dataclasses.asdict(config), tokenizer, CHAT]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -152,7 +153,7 @@ def _identity(
 
 
 def _load(path: str, config: Qwen3Config) -> Qwen3:
-    """The weights in the dtypes in which they were saved, on the first device."""
+    """Restores the weights on the first device, in the dtypes in which they were saved."""
     module = jax.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(module)
     checkpoints, step = open_checkpoint(path)

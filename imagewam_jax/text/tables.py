@@ -1,24 +1,22 @@
-"""Text features, encoded once per distinct prompt and gathered by the samples' `text_id`.
+"""Tables of text features: a row per distinct prompt, encoded once.
 
 On disk, a table is a safetensors file without padding: bfloat16 `features` of all prompts, one
 after another, and the `lengths` in tokens of each; its metadata are the prompts, the encoder's
 identity and the version of this format.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Float, Int32
 from safetensors import SafetensorError, safe_open
 
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import partial_path
+from imagewam_jax.files import stream_safetensors, written_whole
 
 FORMAT = "2"
 
@@ -28,7 +26,8 @@ class TextTable:
     """Features in memory; row r has `lengths[r]` valid tokens, at its front.
 
     features: bfloat16 or float32 [prompt, token, channel].
-    encoder: what made them (name and checksum); features of different encoders do not mix.
+    encoder: the identity of the encoder (name and checksum); features of different encoders do not
+        mix.
     """
 
     prompts: tuple[str, ...]
@@ -65,7 +64,7 @@ def text_table(
 
 @dataclasses.dataclass(frozen=True)
 class TextTableFile:
-    """A table on disk, of distinct prompts; features are read when they are asked for."""
+    """A table on disk. Prompts are distinct; features are read when they are asked for."""
 
     path: Path
     prompts: tuple[str, ...]
@@ -74,7 +73,7 @@ class TextTableFile:
     encoder: str
 
     def check_encoder(self, encoder: str) -> None:
-        """DataError unless the table is of this encoder."""
+        """DataError unless this encoder made the table."""
         if self.encoder != encoder:
             raise DataError(
                 f"{self.path}: made by the encoder {self.encoder!r}, expected {encoder!r}; encode "
@@ -95,7 +94,7 @@ class TextTableFile:
         return text_table(prompts, list(self.rows(prompts)), self.encoder)
 
     def rows(self, prompts: Iterable[str]) -> Iterator[Float[np.ndarray, "_ channel"]]:
-        """The features of each of these prompts, which are in the table."""
+        """Reads the features of some prompts, all of which the table must have."""
         ends = np.cumsum(self.lengths, dtype=np.int64)
         slices = {
             prompt: slice(int(end - length), int(end))
@@ -108,7 +107,7 @@ class TextTableFile:
 
 
 def open_text_table(path: Path | str) -> TextTableFile:
-    """A table on disk; DataError when it is not one."""
+    """Opens a table on disk. DataError: it is not one."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -145,71 +144,47 @@ def write_text_table(
     channels: int,
     encoder: str,
 ) -> TextTableFile:
-    """Writes a table, complete or not at all, in a folder that is made for it, and opens it.
+    """Writes a table, complete or not at all, and opens it. Its folder is made if need be.
 
-    `features` are those of all prompts, one after another, in pieces of any number of tokens, of
-    which no more than one is in memory. DataError: it could not be written, or they are not so
-    many tokens, or one holds a NaN or an infinity.
+    features: those of all prompts, one after another, in pieces of any number of tokens, of which
+        no more than one is in memory.
+    DataError: the table could not be written, the features are not as many tokens as `lengths`
+        says, or one holds a NaN or an infinity.
     """
     path = Path(path)
     lengths = np.array(lengths, "<i4")
     shape = (int(lengths.sum(dtype=np.int64)), channels)
-    end = lengths.nbytes + 2 * shape[0] * channels
-    metadata = {"format": FORMAT, "encoder": encoder, "prompts": json.dumps(list(prompts))}
-    header = {
-        "__metadata__": metadata,
-        "lengths": _entry("I32", lengths.shape, 0, lengths.nbytes),
-        "features": _entry("BF16", shape, lengths.nbytes, end),
+    tensors = {
+        "lengths": (lengths.shape, lengths.dtype),
+        "features": (shape, np.dtype(ml_dtypes.bfloat16)),
     }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    partial = partial_path(path)
-    tokens = 0
+    metadata = {"format": FORMAT, "encoder": encoder, "prompts": json.dumps(list(prompts))}
+
+    def pieces() -> Iterator[np.ndarray]:
+        yield lengths
+        tokens = 0
+        for piece in features:
+            tokens += len(piece)
+            if piece.shape[1:] != shape[1:] or not np.isfinite(piece).all():
+                raise DataError(
+                    f"{path}: features {piece.shape} up to token {tokens} are not finite "
+                    f"numbers of {channels} channels"
+                )
+            yield piece.astype(ml_dtypes.bfloat16)
+        if tokens != shape[0]:
+            raise DataError(f"{path}: features of {tokens} tokens, expected {shape[0]}")
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(len(encoded).to_bytes(8, "little") + encoded + lengths.tobytes())
-            for piece in features:
-                tokens += len(piece)
-                if piece.shape[1:] != shape[1:] or not np.isfinite(piece).all():
-                    raise DataError(
-                        f"{path}: features {piece.shape} up to token {tokens} are not finite "
-                        f"numbers of {channels} channels"
-                    )
-                file.write(piece.astype(ml_dtypes.bfloat16).tobytes())
-            if tokens != shape[0]:
-                raise DataError(f"{path}: features of {tokens} tokens, expected {shape[0]}")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with written_whole(path) as file:
+            stream_safetensors(file, tensors, pieces(), metadata)
     except OSError as error:
         raise DataError(f"{path}: the text table could not be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
     return open_text_table(path)
 
 
-def _entry(dtype: str, shape: Sequence[int], start: int, end: int) -> dict:
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-
-
 def encode_command(path: Path | str = "FILE") -> str:
-    """What a user types to make a table, or to add to one."""
+    """The command that makes a table, or adds to one."""
     return f"imagewam encode-text --config=CONFIG --output={path}"
-
-
-def gather_text(
-    features: Float[Array, "prompt token channel"],
-    lengths: Int[Array, " prompt"],
-    text_id: Int[Array, " b"],
-    bucket: int,
-) -> tuple[Float[Array, "b bucket channel"], Int[Array, " b"]]:
-    """Features cut to `bucket` tokens, and lengths, of each sample; on NumPy or, in jit, on JAX.
-
-    `bucket` is `bucket_length` of the longest prompt in the batch, so nothing valid is cut.
-    """
-    return features[text_id, :bucket], lengths[text_id]
 
 
 def bucket_length(length: int, buckets: Sequence[int]) -> int:

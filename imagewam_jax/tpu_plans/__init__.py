@@ -1,1 +1,1 @@
-"""Plans: programs compiled for accelerators that are not here, and what they would take."""
+"""Plans: what programs would take on TPU slices, compiled without having them."""

@@ -1,4 +1,4 @@
-"""What programs are called with, as shapes: no data, no weights, no memory."""
+"""The arguments of the planned programs as shapes, without data, weights or memory."""
 
 import math
 from collections.abc import Mapping
@@ -12,21 +12,20 @@ from jax.sharding import Mesh, NamedSharding
 from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.schema import DTYPES
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.policy.policy import Observations
-from imagewam_jax.preprocess.inputs import PolicyAssets
+from imagewam_jax.preprocess.inputs import Observations, PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.training.sharding import batch_sharding, replicated
 
-# The longest prompt of LIBERO's four suites in the official template has this many tokens of Qwen3
-# (the shortest has 31).
+# Qwen3 tokens of the longest prompt of LIBERO's four suites in the official template; the shortest
+# has 31.
 LIBERO_PROMPT = 46
 
 
 class Inputs(NamedTuple):
-    """What a config does not say of its data.
+    """Sizes of the data that a config does not say.
 
-    prompts: rows of the text table. text_tokens: the bucket. image_size: rows and columns of images
-    as they are stored.
+    prompts: the number of rows of the text table. text_tokens: the bucket that texts are padded to.
+    image_size: height and width of images as they are stored.
     """
 
     prompts: int
@@ -35,7 +34,7 @@ class Inputs(NamedTuple):
 
 
 def default_inputs(config: Mapping[str, Any]) -> Inputs:
-    """Of a dataset like LIBERO: 40 prompts, and the smallest bucket that holds the longest."""
+    """The sizes of a dataset like LIBERO: 40 prompts, in the smallest bucket that holds them."""
     buckets = config["text"]["buckets"]
     fitting = [bucket for bucket in buckets if bucket >= LIBERO_PROMPT]
     return Inputs(40, min(fitting, default=max(buckets)), tuple(config["data"]["image_size"]))
@@ -48,8 +47,7 @@ def shaped(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.S
 def abstract_assets(
     config: Mapping[str, Any], policy: ImageWAMConfig, inputs: Inputs, mesh: Mesh
 ) -> PolicyAssets:
-    """`Frozen` of one dataset, a copy of it on every device; the autoencoder is float32, as it is
-    kept."""
+    """The policy assets of one dataset, replicated on every device; the autoencoder is float32."""
     everywhere = replicated(mesh)
     tokens, width = inputs.text_tokens, policy.backbone.text_dim
     action, state = policy.expert.action_dim, policy.proprio_dim
@@ -72,7 +70,7 @@ def abstract_assets(
 def abstract_batch(
     config: Mapping[str, Any], policy: ImageWAMConfig, inputs: Inputs, mesh: Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What the train step takes of a batch of the loader."""
+    """The arrays of the loader's batch that the train step takes."""
     batch, cameras = config["train"]["batch_size"], len(config["data"]["cameras"])
     horizon, action = policy.horizon, policy.expert.action_dim
     shapes = {
@@ -95,7 +93,7 @@ def abstract_batch(
 def abstract_observations(
     config: Mapping[str, Any], policy: ImageWAMConfig, inputs: Inputs, mesh: Mesh, batch: int
 ) -> Observations:
-    """What robots see and are told."""
+    """The observations of `batch` robots."""
     cameras, sharding = len(config["data"]["cameras"]), batch_sharding(mesh)
     return Observations(
         images=shaped((batch, cameras, *inputs.image_size, 3), jnp.uint8, sharding),
@@ -105,7 +103,7 @@ def abstract_observations(
 
 
 def bytes_per_chip(tree: Any) -> int:
-    """Of abstract arrays that say where they lie, without what a layout pads."""
+    """Bytes of abstract arrays with shardings on each chip, without the padding of layouts."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

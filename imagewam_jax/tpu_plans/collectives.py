@@ -1,4 +1,4 @@
-"""What chips send each other in one call of a compiled program."""
+"""Counts what chips send each other in one call of a compiled program."""
 
 import re
 from collections.abc import Iterator
@@ -21,20 +21,23 @@ KINDS = (
 class Collective(NamedTuple):
     """One collective operation of a program.
 
-    payload: bytes of the whole array on a chip, the larger of what goes in and what comes out.
-    wire: bytes that a chip receives when they go around a ring of the group: of an array that is
-    gathered or scattered, all but its own share; of one that is reduced on all, that twice.
+    payload: bytes of the whole array on a chip, the larger of input and output. wire: bytes that a
+    chip receives in a ring algorithm over its group: all but its own share for an array that is
+    gathered or scattered, twice that for an all-reduce.
     """
 
     kind: str
-    group: int  # chips that take part together
+    group: int  # the number of chips that take part together
     payload: int
     wire: float
 
 
 @dataclass
 class Volume:
-    """Of one kind, in one call of the program, on each chip; `groups` counts by their size."""
+    """The collectives of one kind in one call of the program, on each chip.
+
+    payload, wire: sums of those of `Collective`. groups: counts by the size of the group.
+    """
 
     count: int = 0
     payload: float = 0
@@ -43,7 +46,7 @@ class Volume:
 
 
 def collective_volumes(module: Module, runs: Runs) -> dict[str, Volume]:
-    """By kind; loops are multiplied out."""
+    """Sum the collectives of a program by kind, most bytes first; loops are multiplied out."""
     volumes: dict[str, Volume] = {}
     fused = fused_computations(module)
     for name, count in runs.counts.items():
@@ -58,10 +61,10 @@ def collective_volumes(module: Module, runs: Runs) -> dict[str, Volume]:
 
 
 def _collectives(module: Module, name: str) -> Iterator[Collective]:
-    """Those of a computation and of its fusions.
+    """The collectives of a computation and of its fusions.
 
-    The TPU compiler splits a collective that it runs beside other work over several fusions; in
-    each stands the whole of it, with one channel.
+    The TPU compiler splits a collective that it overlaps with other work over several fusions. Each
+    of them names the whole collective, with the same channel.
     """
     seen = set()
     for instruction in module.computations[name].instructions.values():
@@ -77,7 +80,7 @@ def _collectives(module: Module, name: str) -> Iterator[Collective]:
             if kind not in KINDS or (channel is not None and channel in seen):
                 continue
             seen.add(channel)
-            # A reduction of which each chip keeps its share, as the TPU compiler writes it.
+            # The TPU compiler writes a reduce-scatter as a fusion that reduces and then slices.
             if kind == "all-reduce" and fused.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             yield _collective(module, fused, inner, kind)
@@ -99,7 +102,7 @@ def _collective(module: Module, name: str, instruction: Instruction, kind: str) 
 
 
 def _group_size(instruction: Instruction, partitions: int) -> int:
-    """How many chips exchange, of the ways in which XLA writes their groups."""
+    """The number of chips of a collective's group, from each of XLA's ways of writing groups."""
     text = instruction.attributes
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))

@@ -1,4 +1,4 @@
-"""Compiles a program for a topology and reads what the compiler says of it."""
+"""Compiles a program for a topology and measures the compiled program."""
 
 import dataclasses
 import gzip
@@ -11,20 +11,20 @@ import jax
 
 from imagewam_jax.errors import PlanError
 from imagewam_jax.tpu_plans.collectives import Volume, collective_volumes
+from imagewam_jax.tpu_plans.flops import module_flops
 from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
 from imagewam_jax.tpu_plans.hlo_bytes import module_bytes
-from imagewam_jax.tpu_plans.hlo_flops import module_flops
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Of one call on each chip.
+    """What one call of a compiled program takes on each chip.
 
-    Memory is in bytes: `arguments` as they lie there (padded by their layouts), `temporaries`,
-    `outputs` of which `aliased` lie where arguments did, and the program's own `code`.
-    flops: of products of matrices and convolutions. traffic: bytes read from and written to the
-    main memory. collectives: by kind. unknown_loops: those whose body counts once, as nobody knows
-    how often it runs. seconds: that compiling took.
+    Memory is in bytes: `arguments` with the padding of their layouts, `temporaries`, `outputs`, of
+    which `aliased` take the place of arguments, and the program's own `code`. flops: of matrix
+    products and convolutions. traffic: bytes read from and written to main memory. collectives: by
+    kind. unknown_loops: loops whose number of iterations is not known; their bodies count once.
+    seconds: the time that compiling took.
     """
 
     arguments: int
@@ -49,9 +49,10 @@ class DoesNotFit(PlanError):
 
 
 def compile_program(traced: jax.stages.Traced, text_file: Path | None = None) -> Compiled:
-    """Compiles; minutes for a large policy. DoesNotFit: it needs more memory than there is.
+    """Compile a program and measure it, which takes minutes for a large policy.
 
-    The compiled program's text goes to `text_file` too, compressed.
+    The compiled program's text also goes to `text_file`, compressed with gzip. DoesNotFit: the
+    program needs more memory than a chip has.
     """
     lowered, started = traced.lower(), time.perf_counter()
     try:
@@ -67,7 +68,7 @@ def compile_program(traced: jax.stages.Traced, text_file: Path | None = None) ->
 
 
 def measure(memory: Any, text: str, seconds: float) -> Compiled:
-    """What is counted in a compiled program's text, beside what the compiler says of its memory."""
+    """Join the compiler's memory analysis with what is counted in the compiled program's text."""
     module = parse_module(text)
     runs = count_runs(module)
     return Compiled(
@@ -85,6 +86,6 @@ def measure(memory: Any, text: str, seconds: float) -> Compiled:
 
 
 def _shortage(message: str) -> str:
-    """The sentence that says how much is lacking."""
+    """The sentence of the compiler's message that says how much memory is lacking."""
     found = re.search(r"[^.\n]*exceeds available HBM \([^)]*\)", message)
     return (found.group() if found else message.splitlines()[0]).strip()

@@ -1,7 +1,7 @@
-"""Compiled programs as XLA prints them, read as far as counting needs.
+"""Parses compiled programs as XLA prints them (HLO), as far as counting needs it.
 
-A module is computations that call each other: the bodies of loops, fusions, branches. How often
-one runs in a step is what its callers' numbers and trip counts make of it.
+A module consists of computations that call each other: bodies of loops, fusions, branches. How
+often a computation runs in a step follows from how often its callers run and from trip counts.
 """
 
 import re
@@ -30,8 +30,8 @@ class ArrayType(NamedTuple):
 class Instruction(NamedTuple):
     """One line of a computation.
 
-    `types` are those of its result, which may be a tuple; `inputs` what stands between its
-    parentheses, `attributes` what is behind them.
+    `types` are the array types of its result, which may be a tuple; `inputs` is the text between
+    its parentheses, `attributes` the text after them.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Instruction(NamedTuple):
         return re.findall(r"%([\w.\-]+)", self.inputs)
 
     def attribute(self, name: str) -> str | None:
-        """The value of an attribute that is a word, such as a computation's name."""
+        """The value of an attribute that is one word, such as a computation's name."""
         found = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
         return found.group(1) if found else None
 
@@ -73,7 +73,7 @@ _SPACE = re.compile(r"S\((\d+)\)")
 
 
 def parse_module(text: str) -> Module:
-    """A module from `Compiled.as_text()`."""
+    """Parse the text of a compiled program, `jax.stages.Compiled.as_text()`."""
     computations, entry, name, lines, root = {}, "", "", {}, ""
     for line in text.splitlines():
         if head := _HEAD.match(line):
@@ -108,7 +108,7 @@ def _split_type(text: str) -> tuple[str, str]:
 
 
 def _closing(text: str, depth: int) -> int:
-    """Where the parenthesis closes that is `depth` levels open at the start."""
+    """The position that closes the outermost of `depth` parentheses open at the start."""
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
         if depth == 0 and character == ")":
@@ -128,7 +128,7 @@ def _arrays(text: str) -> tuple[ArrayType, ...]:
 class Runs(NamedTuple):
     """How often each computation runs in one call of the program.
 
-    `unknown` are loops of which nobody can tell; they count as running once.
+    `unknown` are loops whose number of iterations is not known; they count as running once.
     """
 
     counts: Counter[str]
@@ -136,7 +136,7 @@ class Runs(NamedTuple):
 
 
 def fused_computations(module: Module) -> set[str]:
-    """The computations that are the inside of one fused instruction."""
+    """The computations that fused instructions consist of."""
     return {
         instruction.attribute("calls")
         for computation in module.computations.values()
@@ -146,7 +146,7 @@ def fused_computations(module: Module) -> set[str]:
 
 
 def count_runs(module: Module) -> Runs:
-    """A branch counts as taken whenever its conditional runs."""
+    """Count the runs of each computation; every branch counts whenever its conditional runs."""
     counts: Counter[str] = Counter()
     unknown = []
 
@@ -168,8 +168,11 @@ def count_runs(module: Module) -> Runs:
 
 
 def called(module: Module, instruction: Instruction) -> Iterator[str]:
-    """The computations that an instruction runs. What is applied to single numbers, as in a
-    reduction, is not among them, nor the second half of what runs beside others."""
+    """The computations that an instruction runs.
+
+    Not among them: what a reduction applies to single numbers, and the second half of an
+    asynchronous call.
+    """
     if instruction.opcode in ("async-update", "async-done"):
         return
     for attribute in ("calls", "body", "true_computation", "false_computation"):
@@ -182,7 +185,7 @@ def called(module: Module, instruction: Instruction) -> Iterator[str]:
 
 
 def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | None:
-    """How often a loop's body runs: as XLA notes it, or as its condition says."""
+    """How often a loop's body runs, from XLA's note or the loop's condition; None: not known."""
     noted = re.search(r'"known_trip_count":\s*\{"n":\s*"?(\d+)', loop.attributes)
     if noted:
         return int(noted.group(1))
@@ -210,7 +213,7 @@ def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | 
     return max(0, -(-(stop - start) // step))
 
 
-# What only moves a value.
+# Operations that only move a value.
 _MOVES = ("copy", "bitcast", "copy-done", "copy-start", "reshape")
 
 
@@ -222,7 +225,7 @@ def _source(computation: Computation, name: str) -> Instruction | None:
 
 
 def _element(computation: Computation, name: str) -> int | None:
-    """Which element of its one parameter a value is."""
+    """The index of a value in the one parameter of its computation; None: it is not from there."""
     instruction = _source(computation, name)
     if instruction is None or instruction.opcode != "get-tuple-element":
         return None

@@ -1,8 +1,8 @@
-"""Bytes that a compiled program moves between a chip's main memory and what computes.
+"""Counts the bytes that a compiled program reads from and writes to a chip's main memory.
 
-XLA's `cost_analysis` counts the body of a loop once; here loops are multiplied out. What the
-compiler placed in a chip's inner memory does not count, and of an array that a fusion takes a slice
-of, or writes a slice into, only the slice does.
+XLA's `cost_analysis` counts the body of a loop once; here loops are multiplied out. Arrays that the
+compiler placed in a chip's inner memory do not count; where a fusion reads or writes a slice of an
+array, only the slice counts.
 """
 
 from imagewam_jax.tpu_plans.hlo import (
@@ -14,7 +14,7 @@ from imagewam_jax.tpu_plans.hlo import (
     fused_computations,
 )
 
-# What moves nothing: views, numbers known in advance, and what only calls others.
+# Operations that move nothing: views, constants, and calls of other computations.
 _FREE = {
     "after-all",
     "bitcast",
@@ -33,7 +33,7 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 def module_bytes(module: Module, runs: Runs) -> int:
-    """Read and written in one call on each chip."""
+    """Bytes read and written in one call on each chip."""
     fused = fused_computations(module)
     return sum(
         count * _computation_bytes(module, module.computations[name])
@@ -52,7 +52,7 @@ def _computation_bytes(module: Module, computation: Computation) -> int:
 
 def _reads(module: Module, computation: Computation, instruction: Instruction) -> int:
     operands = instruction.operands
-    if instruction.opcode.endswith(("-done", "-update")):  # what was started has read
+    if instruction.opcode.endswith(("-done", "-update")):  # the start of the operation has read
         return 0
     if instruction.opcode == "fusion":
         inner = module.computations[next(called(module, instruction))]
@@ -69,7 +69,7 @@ def _reads(module: Module, computation: Computation, instruction: Instruction) -
 
 
 def _writes(module: Module, computation: Computation, instruction: Instruction) -> int:
-    if instruction.opcode.endswith(("-start", "-update")):  # what is done has written
+    if instruction.opcode.endswith(("-start", "-update")):  # the end of the operation writes
         return 0
     whole = sum(array.bytes for array in instruction.types if array.space == 0)
     if instruction.opcode == "dynamic-update-slice":
@@ -99,7 +99,7 @@ def _parameters(fused: Computation) -> dict[int, str]:
 
 
 def _used(fused: Computation, name: str) -> int:
-    """How much of a parameter a fusion reads."""
+    """Bytes of a parameter that a fusion reads."""
     used = 0
     for instruction in fused.instructions.values():
         operands = instruction.operands
@@ -115,7 +115,7 @@ def _used(fused: Computation, name: str) -> int:
 
 
 def _updated(fused: Computation) -> int:
-    """How much of its result a fusion writes."""
+    """Bytes of its result that a fusion writes."""
     root = fused.instructions[fused.root]
     results = root.operands if root.opcode == "tuple" else [root.name]
     written = 0

@@ -1,7 +1,11 @@
-"""From a config and the name of a topology to a plan."""
+"""Makes a plan from a config and the name of a TPU topology."""
 
+import contextlib
 import importlib.metadata
-from collections.abc import Mapping
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,11 @@ from imagewam_jax.errors import PlanError
 from imagewam_jax.tpu_plans.arguments import Inputs
 from imagewam_jax.tpu_plans.compile import DoesNotFit, compile_program
 from imagewam_jax.tpu_plans.programs import Program, act_program, train_program
-from imagewam_jax.tpu_plans.progress import stage
 from imagewam_jax.tpu_plans.report import Plan
 from imagewam_jax.tpu_plans.topology import Topology, tpu_topology
 from imagewam_jax.training.sharding import make_mesh
 
-WHAT = ("train", "act")
+TICK_SECONDS = 1.0  # between two updates of a stage's time in a terminal
 
 
 def make_plan(
@@ -31,16 +34,16 @@ def make_plan(
     command: str = "",
     note: str = "",
 ) -> Plan:
-    """Compiles the train step, or acting for `batch` robots, and says what it takes.
+    """Compile the train step, or acting for `batch` robots, and find what it takes.
 
-    PlanError, ConfigError, DataError: it cannot be compiled. What does not fit is a plan that says
-    so.
+    What does not fit the chips' memory is a plan that says so. PlanError, ConfigError, DataError:
+    it cannot be compiled.
     """
     if config["mesh"]["slices"] != 1:
         raise PlanError("mesh.slices: one slice is compiled for; plan with 1 and more of mesh.data")
     slice_ = tpu_topology(topology)
     mesh = make_mesh(config["mesh"], slice_.devices)
-    with stage("tracing"):
+    with _stage("tracing"):
         if what == "train":
             program = train_program(config, inputs, mesh)
         else:
@@ -48,7 +51,7 @@ def make_plan(
     compiled, shortage = None, ""
     try:
         chips = len(slice_.devices)
-        with stage(f"compiling for {chips} x {slice_.chip.name}, which takes minutes"):
+        with _stage(f"compiling for {chips} x {slice_.chip.name}, which takes minutes"):
             compiled = compile_program(program.traced, text_file)
     except DoesNotFit as error:
         shortage = str(error)
@@ -99,3 +102,34 @@ def _setup(
     else:
         setup["Euler steps"] = str(config["acting"]["euler_steps"])
     return setup
+
+
+@contextlib.contextmanager
+def _stage(what: str) -> Iterator[None]:
+    """Shows on stderr what is being done and for how long: compilers are silent for minutes.
+
+    A terminal has a line that is updated, a log a line at the beginning and one at the end.
+    """
+    started, done = time.monotonic(), threading.Event()
+    is_terminal = sys.stderr.isatty()
+
+    def show(end: str) -> None:
+        seconds = time.monotonic() - started
+        print(f"\r{what}: {seconds:.0f} s", end=end, file=sys.stderr, flush=True)
+
+    def tick() -> None:
+        while not done.wait(TICK_SECONDS):
+            show("")
+
+    if is_terminal:
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+    else:
+        print(f"{what} ...", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        done.set()
+        if is_terminal:
+            thread.join()
+        show("\n")

@@ -1,7 +1,7 @@
-"""The programs that are planned: the train step and acting, as they are run."""
+"""The programs that are planned, the train step and acting, just as they run on devices."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,9 +12,7 @@ from imagewam_jax.config.schema import DTYPES, policy_config
 from imagewam_jax.errors import PlanError
 from imagewam_jax.models import flops
 from imagewam_jax.models.flops import Sizes
-from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import abstract_params, policy_builder
-from imagewam_jax.models.partitioning import partitioned
 from imagewam_jax.policy.policy import compute_actions
 from imagewam_jax.preprocess.inputs import PolicyAssets, encode_images, image_spec, work_sizes
 from imagewam_jax.tpu_plans.arguments import (
@@ -25,26 +23,23 @@ from imagewam_jax.tpu_plans.arguments import (
     bytes_per_chip,
     shaped,
 )
-from imagewam_jax.tpu_plans.jaxpr_flops import function_flops, jaxpr_flops
+from imagewam_jax.tpu_plans.flops import function_flops, jaxpr_flops
 from imagewam_jax.training.prepare import check_fits
 from imagewam_jax.training.sharding import (
-    RULES,
     batch_rows,
     batch_sharding,
     param_shardings,
-    with_shardings,
 )
-from imagewam_jax.training.state import trained_paths
-from imagewam_jax.training.step import make_trainer
+from imagewam_jax.training.step import abstract_state, jit_train_step, step_settings
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """FLOPs of one call on all chips together.
 
-    useful: the policy's (`models.flops`). dense: the same with 512 rows of text and, in training,
-    one attention over everything. autoencoder: what encodes the images. computed: all of it, as
-    traced, and recomputed: what of it the backward pass computes again.
+    useful: the policy's model FLOPs (`models.flops`). dense: the same with 512 rows of text and, in
+    training, one attention over all streams. autoencoder: encoding the images. computed: everything
+    in the traced program, of which the backward pass computes `recomputed` a second time.
     """
 
     useful: float
@@ -56,7 +51,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function to be compiled, and its abstract arguments.
+    """A traced function, ready to be compiled, with its sizes and counts.
 
     memory: bytes of its arguments on each chip, by what they are.
     """
@@ -69,34 +64,24 @@ class Program:
 
 
 def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Program:
-    """The train step on a mesh. ConfigError, DataError: it would not run there."""
+    """Trace the train step on a mesh. ConfigError, DataError: it would not run there."""
     policy = policy_config(config["model"])
     check_fits(config, policy)
     batch_size = config["train"]["batch_size"]
     batch_rows(mesh, batch_size, config["train"]["accumulate"])
 
-    def step_of(policy: ImageWAMConfig) -> tuple[Callable, Any]:
-        trainer = make_trainer(config, policy, mesh)
-        results = trainer.shardings, trainer.shardings.step
-        step = jax.jit(
-            trainer.step,
-            donate_argnums=0,
-            out_shardings=results,
-            compiler_options=trainer.compiler_options,
-        )
-        state = jax.eval_shape(trainer.init, 0, {})
-        return step, with_shardings(state, trainer.shardings)
-
-    step, state = step_of(policy)
+    settings = step_settings(config, policy)
+    state = abstract_state(settings, mesh)
     assets = abstract_assets(config, policy, inputs, mesh)
     batch = abstract_batch(config, policy, inputs, mesh)
-    traced = step.trace(state, batch, assets)
-    kept, _ = step_of(dataclasses.replace(policy, remat="none"))
+    without_remat = dataclasses.replace(settings, policy=dataclasses.replace(policy, remat="none"))
+    with jax.set_mesh(mesh):
+        traced = jit_train_step(settings, state).trace(state, batch, assets)
+        kept = jit_train_step(without_remat, state).trace(state, batch, assets)
     sizes = work_sizes(config["data"], assets, batch["images"].shape)
-    trained = trained_paths(policy, config["train"]["frozen"])
 
     def is_trained(path: tuple[str, ...]) -> bool:
-        return ".".join(path) in trained
+        return ".".join(path) in settings.trained
 
     computed = jaxpr_flops(traced.jaxpr)
     return Program(
@@ -104,7 +89,7 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
         traced,
         {
             "parameters (float32)": bytes_per_chip(state.params),
-            "fixed parameters": bytes_per_chip(state.fixed),
+            "fixed parameters": bytes_per_chip(state.frozen_params),
             "moving average": bytes_per_chip(state.ema),
             "optimizer": bytes_per_chip(state.optimizer),
             **_frozen_memory(assets),
@@ -116,15 +101,16 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
             dense=flops.dense_training_step(policy, sizes, is_trained).total,
             autoencoder=_encoding_flops(config, assets, batch["images"].shape),
             computed=computed,
-            recomputed=computed - jaxpr_flops(kept.trace(state, batch, assets).jaxpr),
+            recomputed=computed - jaxpr_flops(kept.jaxpr),
         ),
     )
 
 
 def act_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh, batch: int) -> Program:
-    """A decision for `batch` robots: prefill and Euler steps, from images to actions.
+    """Trace acting for `batch` robots: from images through prefill and Euler steps to actions.
 
-    Parameters are of the dtype that the config computes in, as `imagewam convert` can write them.
+    Parameters have the dtype that the config computes in, as `imagewam convert` can write them.
+    PlanError: the mesh cannot share the batch.
     """
     policy, steps = policy_config(config["model"]), config["acting"]["euler_steps"]
     check_fits(config, policy)
@@ -149,10 +135,10 @@ def act_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh, batch: in
 
     @jax.jit
     def act(params, assets, observations, noise):
-        with partitioned(mesh, RULES):
-            return compute_actions(rebuild(params), assets, observations, noise, spec, steps)
+        return compute_actions(rebuild(params), assets, observations, noise, spec, steps)
 
-    traced = act.trace(params, assets, observations, noise)
+    with jax.set_mesh(mesh):
+        traced = act.trace(params, assets, observations, noise)
     _, cameras, *image = observations.images.shape
     images = (batch, cameras, 1, *image)
     sizes = work_sizes(config["data"], assets, images)
@@ -186,7 +172,7 @@ def _frozen_memory(assets: PolicyAssets) -> dict[str, int]:
 
 
 def _encoding_flops(config: Mapping[str, Any], assets: PolicyAssets, shape: tuple[int, ...]) -> int:
-    """Of images of this shape, [batch, camera, moment, rows, columns, 3]."""
+    """FLOPs of encoding images of shape [batch, camera, moment, height, width, 3]."""
 
     def encode(assets, images):
         return encode_images(assets, image_spec(config["data"]), images)

@@ -1,11 +1,10 @@
-"""A plan as a page: does it fit, what does it cost, what does it communicate, and how long."""
+"""A plan as a page and as JSON: its memory, FLOPs, traffic, and bounds of the time of a step."""
 
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from imagewam_jax.tpu_plans.bounds import COMPUTING, READING, SENDING, Bounds, step_bounds
 from imagewam_jax.tpu_plans.collectives import Volume
 from imagewam_jax.tpu_plans.compile import Compiled
 from imagewam_jax.tpu_plans.programs import Counts
@@ -13,13 +12,60 @@ from imagewam_jax.training.chips import Chip, chip_named
 
 GIB, GB, TERA = 2**30, 1e9, 1e12
 
+# Shares of a chip's peaks that large programs commonly reach. Assumed, not measured here.
+COMPUTING, READING, SENDING = 0.6, 0.7, 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Bounds of the seconds that one step takes on each chip.
+
+    computing, reading, sending: at the chip's peaks, over the links along all sides of the slice.
+    fastest: the longer of computing and sending, which no step can beat, whatever it overlaps.
+    slow: everything in turn, at the shares of the peaks above, over the links along one side alone.
+    Reading counts in `slow` alone, since memory traffic is counted too high where a fusion takes
+    parts of its operands.
+    """
+
+    computing: float
+    reading: float
+    sending: float
+    fastest: float
+    slow: float
+
+    def utilization(self, useful: float, chips: int, chip: Chip) -> tuple[float, float]:
+        """MFU of the slow and of the fastest step; `useful` are the FLOPs of all chips together."""
+        at_peak = useful / (chips * chip.flops)
+        return at_peak / self.slow, at_peak / self.fastest
+
+
+def step_bounds(compiled: Compiled, flops: float, chip: Chip, sides: Sequence[int]) -> Bounds:
+    """Bound the time of a compiled step.
+
+    `flops` are the traced ones of each chip: a compiled program hides those of custom kernels.
+    `sides` are the lengths of the slice's sides in chips.
+    """
+    computing = max(compiled.flops, flops) / chip.flops
+    reading = compiled.traffic / chip.hbm_bandwidth
+    wire = sum(volume.wire for volume in compiled.collectives.values())
+    along_one_side = wire / (chip.interconnect / len(sides))
+    sending = along_one_side / max(1, sum(side > 1 for side in sides))
+    return Bounds(
+        computing,
+        reading,
+        sending,
+        fastest=max(computing, sending),
+        slow=computing / COMPUTING + reading / READING + along_one_side / SENDING,
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What was compiled, and what was found. Written as JSON and as Markdown.
+    """What was compiled and what was found, to be written as JSON and as Markdown.
 
-    setup: what a reader wants to know of the config, in order. memory: see `Program`. compiled is
-    None where it does not fit: `shortage` is what the compiler said then. note: why it is so.
+    note: why the plan is as it is; the page begins with it. setup: what a reader wants to know of
+    the config, in order. samples: of one step on all chips. memory: see `Program`. compiled: None
+    where the program does not fit; `shortage` is what the compiler said then.
     """
 
     title: str
@@ -38,26 +84,30 @@ class Plan:
 
     @property
     def peak(self) -> int | None:
-        """Bytes that a chip needs; None: it does not fit. What is held and not used by the program,
-        such as the decoder in training, counts, although the compiler leaves it out."""
+        """Bytes that a chip needs; None: the program does not fit.
+
+        Arrays that a chip holds without the program using them, such as the autoencoder's decoder
+        in training, count, although the compiler leaves them out.
+        """
         if self.compiled is None:
             return None
         return self.compiled.peak + max(0, self._held - self.compiled.arguments)
 
     @property
     def spare(self) -> float | None:
-        """The share of a chip's memory that is left; None: it does not fit."""
+        """The share of a chip's memory that is left; None: the program does not fit."""
         return None if self.peak is None else 1 - self.peak / self._chip.hbm
 
     @property
     def bounds(self) -> Bounds | None:
+        """The bounds of a step's time; None: the program does not fit."""
         if self.compiled is None:
             return None
         sides = [int(side) for side in self.topology.partition(":")[2].split("x")]
         return step_bounds(self.compiled, self.counts.computed / self.chips, self._chip, sides)
 
     def to_json(self) -> str:
-        """With the figures that are derived."""
+        """The plan with the figures derived from it; `plan_from_json` reads it."""
         found = dataclasses.asdict(self)
         derived = {"spare": self.spare, "bounds": self.bounds and dataclasses.asdict(self.bounds)}
         return json.dumps({**found, "derived": derived}, indent=1) + "\n"
@@ -71,7 +121,7 @@ class Plan:
         return chip_named(self.chip)
 
     def markdown(self) -> str:
-        """The page."""
+        """The plan as a page."""
         parts = [
             f"# {self.title}",
             *([self.note] if self.note else []),
@@ -201,7 +251,7 @@ def plan_from_json(text: str) -> Plan:
 
 
 def index_rows(plans: Mapping[str, Plan]) -> str:
-    """A table of plans, each with a link to its page: file name without ending -> plan."""
+    """A Markdown table of plans, each with a link to its page; keys are file names without .md."""
     rows = []
     for name, plan in plans.items():
         row: list[Any] = [f"[{plan.title}]({name}.md)", plan.setup["mesh"], plan.setup["samples"]]
@@ -235,7 +285,7 @@ def _volume_row(kind: str, volume: Volume) -> tuple[str, ...]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Markdown that reads as a table in a terminal too; columns from `left` on are to the right."""
+    """A Markdown table with aligned columns, for terminals; those from `left` on align right."""
     lines = [list(head), *(list(row) for row in rows)]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(head))]
 

@@ -1,7 +1,7 @@
-"""TPU slices that are not here, as their compiler sees them.
+"""Describes TPU slices to the compiler without having them.
 
-libtpu holds the compiler; it makes devices of any topology without a TPU, that programs can be
-compiled for and that nothing can run on.
+libtpu holds the compiler. Without a TPU it can make devices of any topology, for which programs can
+be compiled and on which nothing can run.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from imagewam_jax.training.chips import Chip, chip_of_kind
 
 
 class Topology(NamedTuple):
-    """`name` is as in "v5p:4x4x4"; `hosts` is how many machines its devices are spread over."""
+    """A TPU slice: `name` is as in "v5p:4x4x4", `hosts` is the number of its machines."""
 
     name: str
     devices: list[jax.Device]
@@ -24,7 +24,7 @@ class Topology(NamedTuple):
     hosts: int
 
 
-# What libtpu would ask the cloud for, and log about not being in it.
+# Settings that libtpu would ask Google Cloud for, and log errors about outside of it.
 _ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -32,15 +32,15 @@ _ALONE = {
     "TPU_LOG_DIR": "disabled",
     "TPU_STDERR_LOG_LEVEL": "3",
     "TPU_MIN_LOG_LEVEL": "3",
-    # Only a process that has TPUs need be the only one.
+    # Only a process that uses TPUs needs to be the only one with libtpu.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Anything will do that is a type of accelerator.
+# Any valid type of accelerator will do.
 _ACCELERATOR = "v5litepod-16"
 
 
 def require_libtpu() -> None:
-    """PlanError, which says what to install, unless libtpu is there."""
+    """PlanError, which says what to install, where libtpu is missing."""
     if importlib.util.find_spec("libtpu") is None:
         raise PlanError(
             "compiling for TPUs takes their compiler, the package libtpu, which is not installed: "
@@ -49,17 +49,17 @@ def require_libtpu() -> None:
 
 
 def tpu_topology(name: str) -> Topology:
-    """The slice of a name such as "v5p:4x4x4" or "v5e:1x1". PlanError: there is none, or no
-    libtpu.
+    """The slice with a name such as "v5p:4x4x4" or "v5e:1x1".
 
-    Devices of the machine itself are not used from then on, unless they were before.
+    From then on JAX uses the CPU alone, unless it has begun to use other devices before. PlanError:
+    there is no such slice, or no libtpu.
     """
     require_libtpu()
     for variable, value in {**_ALONE, "TPU_ACCELERATOR_TYPE": _ACCELERATOR}.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
     generation, _, sides = name.partition(":")
-    # A host has four chips, but for slices of fewer.
+    # A host has four chips, except in slices with fewer.
     bounds = (1, 1, 1) if set(sides) <= set("1x") else (2, 2, 1)
     try:
         topology = topologies.get_topology_desc(

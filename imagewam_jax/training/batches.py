@@ -1,4 +1,4 @@
-"""Batches on the device before they are needed."""
+"""What a run reads: its training stream, its held-out batches, and both on the devices."""
 
 import queue
 import threading
@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Int64
 
 from imagewam_jax.data.datasets import Data
 from imagewam_jax.data.loading.loader import Source, TrainIterator
 from imagewam_jax.data.loading.samples import Batch
 
-# What the train step takes of a batch; the rest says where samples come from.
+# The arrays of a batch that the train step takes; the others say where samples come from.
 MODEL_KEYS = (
     "images",
     "aug_seed",
@@ -28,14 +29,14 @@ MODEL_KEYS = (
 
 
 def model_keys(data: Data) -> tuple[str, ...]:
-    """What the train step takes of a batch of some data."""
+    """The arrays of a batch that the train step takes; sizes only where images differ in them."""
     return MODEL_KEYS if data.fills_buffer else (*MODEL_KEYS, "image_size")
 
 
 def train_iterator(
     config: Mapping[str, Any], sources: Sequence[Source], rows: Int64[np.ndarray, " rows"]
 ) -> TrainIterator:
-    """This host's part of the training stream: `rows` of each global batch."""
+    """The training stream of this host, which reads `rows` of each global batch."""
     section = config["data"]
     return TrainIterator(
         sources,
@@ -51,7 +52,7 @@ def train_iterator(
 def validation_batches(
     config: Mapping[str, Any], data: Data, rows: Int64[np.ndarray, " rows"]
 ) -> list[dict[str, Any]]:
-    """This host's part of held-out samples in full batches, mixed as in training."""
+    """Full batches of held-out samples, mixed as in training; this host reads `rows` of each."""
     train, section = config["train"], config["data"]
     if not train["validate_every"] or not train["validation_samples"]:
         return []
@@ -66,11 +67,25 @@ def validation_batches(
     return batches
 
 
-class DevicePrefetch:
-    """The batches of a stream, of which a thread puts the next ones on the device.
+def put_batch(
+    batch: Batch, keys: Sequence[str], sharding: NamedSharding, global_batch: int
+) -> dict[str, jax.Array]:
+    """Put these arrays of a batch on the devices, as global arrays.
 
-    `put` does that; `ahead` batches wait there. The state is that of the batches that were taken,
-    whatever was read ahead.
+    This host has the rows of the global batch that its devices hold (`sharding.batch_rows`).
+    """
+    return {
+        key: jax.make_array_from_process_local_data(
+            sharding, batch[key], (global_batch, *batch[key].shape[1:])
+        )
+        for key in keys
+    }
+
+
+class DevicePrefetch:
+    """An iterator over a stream whose next `ahead` batches a thread has put on the devices.
+
+    `put` puts one batch there. The state counts the batches that were taken, not those read ahead.
     """
 
     def __init__(
@@ -87,12 +102,11 @@ class DevicePrefetch:
         self._thread = threading.Thread(target=self._fill, name="device batches", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> "DeviceBatches":
+    def __iter__(self) -> "DevicePrefetch":
         return self
 
     def __next__(self) -> Mapping[str, jax.Array]:
-        """The next batch. What was raised while it was read is raised here, now and at every call
-        after it."""
+        """The next batch; an error that reading it met is raised here, and at every later call."""
         found = self._ready.get()
         if isinstance(found, BaseException):
             self._ready.put(found)
@@ -105,7 +119,7 @@ class DevicePrefetch:
         return self._batches.get_state() | {"next_batch": self._next_batch}
 
     def close(self) -> None:
-        """Stops the thread, and then those of the stream."""
+        """Stop the thread of this iterator, and then the threads of the stream."""
         self._stopping.set()
         while self._thread.is_alive():
             with self._ready.mutex:

@@ -1,7 +1,7 @@
-"""What accelerators can do at most, as their vendors say: a row each.
+"""The peak performance of accelerators as their vendors state it, a row each.
 
-The numbers are peaks. Model FLOPs utilisation (MFU) is relative to `flops`, estimates of step
-times to all of them. A chip that is not here has no MFU; none is guessed.
+Model FLOPs utilization (MFU) is relative to `flops`, estimates of step times to all numbers. A chip
+that is not here has no MFU; none is guessed.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ GB, GIB = 1e9, 2**30
 class Chip:
     """One accelerator.
 
-    flops: bfloat16 with float32 sums, per second, without structured sparsity.
-    hbm: bytes of memory that a program can have; of TPUs from v5e on that is what their compiler
-    gives. hbm_bandwidth: bytes per second.
-    interconnect: bytes per second that a chip receives over all its links to its neighbours (half
-    of what vendors call bidirectional).
-    kinds: `jax.Device.device_kind`, as a device and as a topology without devices call it.
+    flops: per second, in bfloat16 with float32 sums, without structured sparsity.
+    hbm: bytes of memory that a program can have; for TPUs from v5e on, as their compiler says.
+    hbm_bandwidth: bytes per second.
+    interconnect: bytes per second that a chip receives over all links to its neighbors (half of
+    what vendors call bidirectional).
+    kinds: the values of `jax.Device.device_kind`, of a device and of a topology without devices.
     """
 
     name: str
@@ -66,12 +66,12 @@ CHIPS = (
 
 
 def chip_of_kind(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so; None for one that is not known."""
+    """The chip with a `jax.Device.device_kind`; None: it is not known."""
     return next((chip for chip in CHIPS if device_kind in chip.kinds), None)
 
 
 def chip_named(name: str) -> Chip:
-    """The chip of a name such as "v5e"; KeyError names those that are known."""
+    """The chip with a name such as "v5e"; KeyError: there is none, and these are known."""
     for chip in CHIPS:
         if chip.name == name:
             return chip

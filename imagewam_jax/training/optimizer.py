@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine and clipping (spec imagewam_flux2, 8.1), and the moving average."""
+"""AdamW, warm-up, cosine, clipping (docs/spec/imagewam_flux2.md, 8.1), and the moving average."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Machines that are taken away: SIGTERM says so, some time before."""
+"""Preemption: SIGTERM announces that the machine is about to be taken away."""
 
 import signal
 import threading
@@ -6,7 +6,7 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-# What a process ends with that was told to stop and can go on elsewhere: EX_TEMPFAIL.
+# The exit code of a process that was told to stop and can be resumed elsewhere: EX_TEMPFAIL.
 EXIT_STATUS = 75
 
 
@@ -15,7 +15,7 @@ class Preempted(BaseException):
     `Exception`: it can come anywhere, and no handler of errors is to take it for one."""
 
 
-class Notice:
+class PreemptionNotice:
     """Notices SIGTERM while it is entered: before the first step it ends the run at once, as there
     is nothing to save.
 
@@ -27,7 +27,7 @@ class Notice:
         self._stepping = self._told = False
         self._before = None
 
-    def __enter__(self) -> "Notice":
+    def __enter__(self) -> "PreemptionNotice":
         # Python only lets the main thread listen; a run in another one is told nothing.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._hear)

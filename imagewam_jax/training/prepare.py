@@ -1,4 +1,4 @@
-"""What training needs before its first step: a config that fits, weights, frozen parts."""
+"""Before the first step: checks of the config, initial weights, and the assets of the policy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from imagewam_jax.checkpoints.initial_weights import initial_weights
 from imagewam_jax.config.schema import DTYPES, choose, policy_config
 from imagewam_jax.data.datasets import Data, Dataset
 from imagewam_jax.data.loading.samples import empty_batch
-from imagewam_jax.data.statistics.by_dataset import statistics_by_dataset
+from imagewam_jax.data.statistics.exact import statistics_by_dataset
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.imagewam import ImageWAMConfig
@@ -35,12 +35,12 @@ from imagewam_jax.text.tables import TextTable, bucket_length, open_text_table, 
 from imagewam_jax.training.distributed import is_first
 from imagewam_jax.training.sharding import with_shardings
 
-FIT_FRAMES = 1000  # of each dataset, that a patch autoencoder is fitted to
-FIT_BATCH = 100  # of these in memory as they are stored
+FIT_FRAMES = 1000  # frames of each dataset that a patch autoencoder is fitted to
+FIT_BATCH = 100  # frames that are in memory at a time, in the size in which they are stored
 
 
 def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
-    """ConfigError, or DataError, unless counts are counts and the policy can take the images."""
+    """ConfigError or DataError if a count is below 1 or the images do not fit the policy."""
     train = config["train"]
     for name in (
         "steps",
@@ -76,7 +76,10 @@ def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
 def starting_weights(
     path: str, policy: ImageWAMConfig, shardings: Params
 ) -> tuple[Params, dict[str, Any]]:
-    """What training starts from, where `shardings` say, and what a checkpoint says about it."""
+    """Initial weights from the checkpoint at `path`, and their provenance; none without a path.
+
+    `shardings` say where the parameters of the whole policy lie.
+    """
     if not path:
         return {}, {}
     abstract = with_shardings(abstract_params(policy), shardings)
@@ -88,7 +91,7 @@ def starting_weights(
 
 
 def make_assets(config: Mapping[str, Any], data: Data) -> tuple[PolicyAssets, dict[str, Any]]:
-    """The frozen parts, and what a checkpoint says about them: statistics, prompts, encoder."""
+    """The assets of a policy, and their metadata: datasets, statistics, prompts, text encoder."""
     section = config["data"]
     statistics = statistics_by_dataset(
         data, section["train_split"], pooled=section["pool_statistics"]
@@ -101,7 +104,7 @@ def make_assets(config: Mapping[str, Any], data: Data) -> tuple[PolicyAssets, di
         each = [make_normalizer(s[field], mode) for s in statistics.values()]
         return stack_normalizers(each, width)
 
-    # The model computes with text in this dtype, whatever it was kept in.
+    # The model computes with text in this dtype, whatever the table keeps it in.
     dtype = choose(DTYPES, config["train"]["compute_dtype"], "train.compute_dtype")
     assets = PolicyAssets(
         autoencoder=make_autoencoder(config, data),

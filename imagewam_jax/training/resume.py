@@ -1,4 +1,4 @@
-"""Goes on from a checkpoint: as if nothing had happened, or not at all."""
+"""Checkpoints of a training run: save one, and resume from it exactly or not at all."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +10,18 @@ import jax.numpy as jnp
 from imagewam_jax.checkpoints.assets import abstract_asset_trees, asset_trees, assets_from_trees
 from imagewam_jax.checkpoints.store import Checkpoints
 from imagewam_jax.errors import CheckpointError, Unreadable
-from imagewam_jax.models.parameters import flatten
 from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.training.distributed import all_agree, is_first, wait_for_all
-from imagewam_jax.training.sharding import with_shardings
-from imagewam_jax.training.state import TrainState, all_params, partition
-from imagewam_jax.training.step import Trainer
+from imagewam_jax.training.state import (
+    TrainState,
+    all_params,
+    flat_optimizer,
+    nested_optimizer,
+    partition,
+)
 
-# What a run may change about itself when it resumes: nothing that its numbers depend on. A mesh,
-# parts of a batch and the compiler's options change the order of sums, and with it last bits.
+# The fields of a config that may differ when a run is resumed: those that its numbers do not depend
+# on. Mesh, accumulation and compiler options change the order of sums, and so the last bits.
 RESUMABLE = {
     "mesh": {"data", "fsdp", "tensor", "context", "slices"},
     "train": {
@@ -38,7 +41,7 @@ RESUMABLE = {
 
 
 class Resumed(NamedTuple):
-    """What a checkpoint holds of a run; `data` is the position in its stream."""
+    """A run as a checkpoint holds it; `data` is the position in the training stream."""
 
     step: int
     state: TrainState
@@ -55,40 +58,38 @@ def save(
     metadata: Mapping[str, Any],
     data: Mapping[str, Any],
 ) -> None:
-    """Starts to write a checkpoint."""
+    """Start to write a checkpoint; it is complete after `checkpoints.wait()`."""
     checkpoints.save(step, state_trees(state) | asset_trees(assets), metadata, data)
 
 
 def state_trees(state: TrainState) -> dict[str, Any]:
-    """The trees of a checkpoint that change. Those of parameters are of a whole policy each, so
-    that each alone is enough to act."""
-    trees = {"params": all_params(state), "optimizer": state.optimizer}
+    """A state as trees of a checkpoint. Trees of parameters, and of their moving average, hold the
+    whole policy, so that each alone is enough to act."""
+    trees = {"params": all_params(state), "optimizer": nested_optimizer(state.optimizer)}
     return trees if state.ema is None else trees | {"ema": all_params(state, average=True)}
 
 
-def abstract_state(trainer: Trainer) -> TrainState:
-    """Shapes, dtypes and shardings of a state."""
-    return with_shardings(jax.eval_shape(trainer.init, 0, {}), trainer.shardings)
-
-
-def resume(checkpoints: Checkpoints, trainer: Trainer, config: Mapping[str, Any]) -> Resumed | None:
+def resume(
+    checkpoints: Checkpoints, abstract: TrainState, config: Mapping[str, Any]
+) -> Resumed | None:
     """The newest checkpoint that can be read, or None where there is none.
 
-    One that cannot, since a disk was full or a file was lost, is reported and set aside, on all
-    hosts if one of them cannot read it, once an older one is there to go on from. CheckpointError:
-    they are of another config, or none can be read.
+    `abstract` says what a state of the run is and where it lies. A checkpoint that cannot be read,
+    since a disk was full or a file was lost, is reported and set aside, on all hosts if one of them
+    cannot read it, once an older one is there to go on from. CheckpointError: they are of another
+    config, or none can be read.
     """
     problems: dict[int, str] = {}
     for step in reversed(checkpoints.steps):
         trees, problems[step] = None, "another host cannot read it"
         try:
-            trees = _read(checkpoints, step, trainer, config)
+            trees = _read(checkpoints, step, abstract, config)
         except Unreadable as error:
             problems[step] = str(error)
         if not all_agree(trees is not None):
             continue
         try:
-            found = _checked(checkpoints, step, trainer, config, trees)
+            found = _checked(checkpoints, step, abstract, config, trees)
         except Unreadable as error:  # on all hosts alike
             problems[step] = str(error)
             continue
@@ -114,27 +115,27 @@ def _set_aside(checkpoints: Checkpoints, problems: Mapping[int, str]) -> None:
 
 
 def restore(
-    checkpoints: Checkpoints, step: int, trainer: Trainer, config: Mapping[str, Any]
+    checkpoints: Checkpoints, step: int, abstract: TrainState, config: Mapping[str, Any]
 ) -> Resumed:
-    """A checkpoint of a run with this config, on the devices of the trainer's mesh.
+    """A checkpoint of a run with this config, where `abstract` says that its state lies.
 
     CheckpointError: it is of another config. Unreadable: it cannot be read.
     """
-    trees = _read(checkpoints, step, trainer, config)
-    return _checked(checkpoints, step, trainer, config, trees)
+    trees = _read(checkpoints, step, abstract, config)
+    return _checked(checkpoints, step, abstract, config, trees)
 
 
 def _read(
-    checkpoints: Checkpoints, step: int, trainer: Trainer, config: Mapping[str, Any]
+    checkpoints: Checkpoints, step: int, abstract: TrainState, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All trees, as far as this process holds them; it waits for no other."""
+    """All trees, as far as this process holds them, read without waiting for other processes."""
     metadata = checkpoints.restore_json(step, "metadata")
     check_same(metadata["config"], config, checkpoints.directory.parent)
     try:
         checkpoints.restore_json(step, "data")  # that they can be read
         checkpoints.checksums(step)
         assets = abstract_asset_trees(checkpoints, step, config["autoencoder"])
-        return checkpoints.read(step, state_trees(abstract_state(trainer)) | assets)
+        return checkpoints.read(step, state_trees(abstract) | assets)
     except CheckpointError as error:  # of the same config, so that it can only be damaged
         raise Unreadable(str(error)) from error
 
@@ -142,28 +143,29 @@ def _read(
 def _checked(
     checkpoints: Checkpoints,
     step: int,
-    trainer: Trainer,
+    abstract: TrainState,
     config: Mapping[str, Any],
     trees: Mapping[str, Any],
 ) -> Resumed:
-    """Of trees that all processes have read."""
+    """A run from the trees of a checkpoint, after their checksums: all processes call this."""
     checkpoints.check(step, trees)
-    trained = frozenset(flatten(trainer.shardings.params))
+    trained = frozenset(abstract.params)
     params, frozen_params = partition(trees["params"], trained)
     ema = partition(trees["ema"], trained)[0] if "ema" in trees else None
-    number = jax.device_put(jnp.asarray(step, jnp.int32), trainer.shardings.step)
+    number = jax.device_put(jnp.asarray(step, jnp.int32), abstract.step.sharding)
+    optimizer = flat_optimizer(trees["optimizer"])
     return Resumed(
         step,
-        TrainState(number, params, frozen_params, ema, trees["optimizer"]),
+        TrainState(number, params, frozen_params, ema, optimizer),
         assets_from_trees(trees, config["autoencoder"]),
-        # What a run may change about itself is from now on as it says.
+        # From now on the config is the one that the run was resumed with.
         checkpoints.restore_json(step, "metadata") | {"config": dict(config)},
         checkpoints.restore_json(step, "data"),
     )
 
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """CheckpointError, naming each field, unless a run's numbers stay what they were."""
+    """CheckpointError, naming the fields, if the run's numbers would not be what they were."""
     saved, now = _unchangeable(saved), _unchangeable(now)
     changed = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
     if changed:

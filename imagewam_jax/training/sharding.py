@@ -1,11 +1,7 @@
-"""Where the arrays of a run lie: a mesh of devices, and one table from logical axes to its axes.
+"""Where the arrays of a run lie: a mesh of devices, and the shardings that follow from it.
 
-    data      copies of the model; batches are divided
-    fsdp      batches are divided, and parameters too: each layer's are gathered when it runs
-    tensor    heads and MLP channels are divided
-    context   tokens are divided; every device sees all keys
-
-Slices of a multi-slice pod are whole parts of `data`, the axis that communicates least.
+What each axis of a mesh divides is told in `models.partitioning`. Slices of a multi-slice pod are
+whole parts of `data`, the axis that communicates least.
 """
 
 import math
@@ -22,31 +18,7 @@ from jaxtyping import Int64
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import abstract_params, flatten, parameter_axes, unflatten
-from imagewam_jax.models.partitioning import Rules
-
-AXES = ("data", "fsdp", "tensor", "context")
-
-# Activations have `batch` and `tokens`, parameters the rest; both have `heads` and `mlp`.
-RULES: Rules = {
-    "batch": ("data", "fsdp"),
-    "tokens": ("context",),
-    "heads": ("tensor",),
-    "mlp": ("tensor",),
-    "modulation": ("tensor",),
-    "embed": ("fsdp",),
-    # Small, or the axis of a scan.
-    "layer": (),
-    "head_dim": (),
-    "branch": (),
-    "shift_scale_gate": (),
-    "shift_scale": (),
-    "channels": (),
-    "text": (),
-    "time": (),
-    "action": (),
-    "proprio": (),
-    "rank": (),
-}
+from imagewam_jax.models.partitioning import MESH_AXES, RULES, partition_spec
 
 
 def make_mesh(section: Mapping[str, Any], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -55,10 +27,10 @@ def make_mesh(section: Mapping[str, Any], devices: Sequence[jax.Device] | None =
     One axis can be -1: what the others leave. ConfigError: the sizes are not those of the devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: section[axis] for axis in AXES}
+    sizes = {axis: section[axis] for axis in MESH_AXES}
     slices = section["slices"]
-    if unknown := sorted(set(section) - {*AXES, "slices"}):
-        raise ConfigError(f"mesh has unknown fields {unknown}; it has {[*AXES, 'slices']}")
+    if unknown := sorted(set(section) - {*MESH_AXES, "slices"}):
+        raise ConfigError(f"mesh has unknown fields {unknown}; it has {[*MESH_AXES, 'slices']}")
     for name, size in {**sizes, "slices": slices}.items():
         if type(size) is not int or not (size > 0 or (size == -1 and name != "slices")):
             raise ConfigError(f"mesh.{name} is {size!r}, expected a positive number")
@@ -77,7 +49,7 @@ def make_mesh(section: Mapping[str, Any], devices: Sequence[jax.Device] | None =
         array = _arrange(tuple(sizes.values()), slices, devices)
     except (ValueError, NotImplementedError, AssertionError) as error:
         raise ConfigError(f"a mesh of {shown} cannot be made: {error}") from error
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def _arrange(sizes: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
@@ -100,7 +72,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The samples of a batch, the leading axis of all its arrays."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return NamedSharding(mesh, partition_spec(["batch"]))
 
 
 def batch_rows(mesh: Mesh, global_batch: int, accumulate: int) -> Int64[np.ndarray, " rows"]:
@@ -120,25 +92,8 @@ def batch_rows(mesh: Mesh, global_batch: int, accumulate: int) -> Int64[np.ndarr
     return np.unique(np.concatenate([rows[index] for index in held.values()]))
 
 
-def put_batch(
-    mesh: Mesh, batch: Mapping[str, np.ndarray], rows: Int64[np.ndarray, " rows"], global_batch: int
-) -> dict[str, jax.Array]:
-    """Global arrays of a batch of which this host has `rows`."""
-    sharding = batch_sharding(mesh)
-
-    def put(array: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(global_batch)
-            first = np.searchsorted(rows, start)  # a device's rows are neighbours here too
-            return array[first : first + stop - start]
-
-        return jax.make_array_from_callback((global_batch, *array.shape[1:]), sharding, part)
-
-    return {key: put(array) for key, array in batch.items()}
-
-
 def param_shardings(mesh: Mesh, policy: ImageWAMConfig) -> dict[str, Any]:
-    """Of each parameter. ConfigError names one that cannot be divided."""
+    """The sharding of each parameter. ConfigError names one that the mesh cannot divide."""
     axes, shapes = flatten(parameter_axes(policy)), flatten(abstract_params(policy))
     return unflatten(
         {path: _sharding(mesh, path, names, shapes[path].shape) for path, names in axes.items()}
@@ -153,13 +108,13 @@ def _sharding(mesh: Mesh, path: str, names: Sequence[str], shape: Sequence[int])
                 f"{path} has {size} {name}, which do not divide over "
                 f"{', '.join(f'mesh.{axis} {mesh.shape[axis]}' for axis in RULES[name])}"
             )
-    return NamedSharding(mesh, PartitionSpec(*(RULES[name] or None for name in names)))
+    return NamedSharding(mesh, partition_spec(names))
 
 
 def optimizer_shardings(
     mesh: Mesh, optimizer: optax.GradientTransformation, params: Any, shardings: Any
 ) -> Any:
-    """Of an optimizer's state: what it keeps of each parameter lies where the parameter does.
+    """The shardings of an optimizer's state: what it keeps of a parameter lies beside it.
 
     `params` are abstract.
     """
@@ -179,3 +134,8 @@ def with_shardings(tree: Any, shardings: Any) -> Any:
         tree,
         shardings,
     )
+
+
+def shardings_of(abstract: Any) -> Any:
+    """The shardings that abstract arrays say."""
+    return jax.tree.map(lambda x: x.sharding, abstract)

@@ -1,7 +1,7 @@
-"""What changes during training, and what of the policy does not."""
+"""The state of a training run, and which parameters of the policy it trains."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,47 +12,70 @@ from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, abstract_params, flatten, unflatten
 
+FlatParams = dict[str, Array]  # by dotted path
+
 
 class TrainState(NamedTuple):
     """A run between two steps.
 
-    params are trained and float32, fixed are not and of the dtype that the run computes in: two
-    trees that share no leaf. ema is the moving average of `params`, None where there is none.
+    params: what is trained, in float32. frozen_params: the other parameters of the policy, in the
+    dtype that the run computes in. ema: the moving average of `params`, None where there is none.
+    All are flat, and the optimizer keeps what it has of each parameter in the same way: JAX takes
+    the state apart and puts it together at every step, which is slow for nested dictionaries.
     """
 
     step: Int[Array, ""]
-    params: Params
-    frozen_params: Params
-    ema: Params | None
+    params: FlatParams
+    frozen_params: FlatParams
+    ema: FlatParams | None
     optimizer: optax.OptState
 
 
-def all_params(state: TrainState, *, average: bool = False) -> Params:
-    """All parameters; of those that are trained the moving average, if wanted and there is one."""
+def flat_params(state: TrainState, *, average: bool = False) -> FlatParams:
+    """All parameters of the policy; the moving average of what is trained, if wanted and there."""
     trained = state.ema if average and state.ema is not None else state.params
-    return merge(state.frozen_params, trained)
+    return state.frozen_params | trained
 
 
-def merge(*trees: Params) -> Params:
-    """One tree of several that share no leaf; in the order of names, as Flax has it."""
-    flat = {path: leaf for tree in trees for path, leaf in flatten(tree).items()}
+def all_params(state: TrainState, *, average: bool = False) -> Params:
+    """`flat_params` as the nested dictionaries that checkpoints and policies have."""
+    flat = flat_params(state, average=average)
     return unflatten({path: flat[path] for path in sorted(flat)})
 
 
-def partition(params: Params, trained: frozenset[str]) -> tuple[Params, Params]:
-    """Those of these dotted paths, and the others."""
+def partition(params: Params, trained: frozenset[str]) -> tuple[FlatParams, FlatParams]:
+    """Split parameters into (trained, frozen) by dotted path."""
     flat = flatten(params)
     return (
-        unflatten({path: leaf for path, leaf in flat.items() if path in trained}),
-        unflatten({path: leaf for path, leaf in flat.items() if path not in trained}),
+        {path: leaf for path, leaf in flat.items() if path in trained},
+        {path: leaf for path, leaf in flat.items() if path not in trained},
+    )
+
+
+def nested_optimizer(state: optax.OptState) -> optax.OptState:
+    """An optimizer's state with nested parameters, as checkpoints have it."""
+    return _map_params(unflatten, state)
+
+
+def flat_optimizer(state: optax.OptState) -> optax.OptState:
+    """The inverse of `nested_optimizer`."""
+    return _map_params(flatten, state)
+
+
+def _map_params(change: Callable[[dict], dict], state: optax.OptState) -> optax.OptState:
+    """Dictionaries in an optimizer's state hold something for each parameter."""
+    return jax.tree.map(
+        lambda x: change(x) if isinstance(x, dict) else x,
+        state,
+        is_leaf=lambda x: isinstance(x, dict),
     )
 
 
 def trained_paths(policy: ImageWAMConfig, frozen: Sequence[str]) -> frozenset[str]:
-    """Dotted paths of the parameters that a run trains.
+    """Dotted paths of the parameters that a run trains: all but those below `frozen` paths.
 
-    `frozen` are parts that it does not; with LoRA, the backbone is frozen but for its additions.
-    ConfigError: a part is not one of the policy, or nothing is left.
+    With LoRA, the backbone is frozen but for the low-rank additions. ConfigError: a frozen path is
+    not one of the policy, or nothing is left to train.
     """
     paths = flatten(abstract_params(policy)).keys()
     for part in frozen:
@@ -72,9 +95,9 @@ def trained_paths(policy: ImageWAMConfig, frozen: Sequence[str]) -> frozenset[st
     return trained
 
 
-def cast(tree: Mapping[str, Any], dtype: jnp.dtype) -> Params:
+def cast(params: FlatParams, dtype: jnp.dtype) -> FlatParams:
     """Every array in a dtype."""
-    return jax.tree.map(lambda x: x.astype(dtype), tree)
+    return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def _below(path: str, part: str) -> bool:

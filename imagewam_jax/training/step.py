@@ -1,7 +1,15 @@
-"""One step of training: a pure function of state, batch and frozen parts."""
+"""One step of training: a pure function of settings, state, batch and assets.
 
+    losses and gradients of the batch  ->  optimizer  ->  moving average  ->  metrics
+
+Random numbers are drawn from the run's seed and the number of the step, so a resumed run repeats
+exactly what an uninterrupted one does.
+"""
+
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,148 +21,220 @@ from imagewam_jax.checkpoints.initial_weights import overlay
 from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import Draws, ImageWAMConfig, sample_draws
-from imagewam_jax.models.parameters import Params, initial_params, policy_builder
-from imagewam_jax.models.partitioning import constrain, partitioned
+from imagewam_jax.models.parameters import (
+    Params,
+    flatten,
+    initial_params,
+    parameter_axes,
+    policy_builder,
+    unflatten,
+)
+from imagewam_jax.models.partitioning import constrain, partition_spec
+from imagewam_jax.preprocess.images import ImageSpec
 from imagewam_jax.preprocess.inputs import PolicyAssets, image_spec, make_sample, target_weights
 from imagewam_jax.training.optimizer import learning_rate, make_optimizer, update_ema
-from imagewam_jax.training.sharding import RULES, optimizer_shardings, param_shardings, replicated
-from imagewam_jax.training.state import TrainState, cast, merge, partition, trained_paths
+from imagewam_jax.training.sharding import (
+    optimizer_shardings,
+    param_shardings,
+    replicated,
+    shardings_of,
+    with_shardings,
+)
+from imagewam_jax.training.state import FlatParams, TrainState, cast, partition, trained_paths
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
 
 
-class Trainer(NamedTuple):
-    """The functions of a run, to be jitted, and where their results lie.
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """All of a config that a train step depends on; hashable, as jit wants static arguments.
 
-    `init(seed, weights)` makes a state; `weights` takes the place of those random parameters that
-    it has. `step(state, batch, frozen)` makes the next one and its metrics,
-    `validate(params, batch, frozen, number)` the losses of all parameters of a policy on a batch.
-    `shardings` are of a state, `compiler_options` for the compiled step.
+    trained: dotted paths of the parameters that the optimizer changes.
+    accumulate: parts of a batch that run one after another.
+    mask_padded_targets: whether targets beyond the end of an episode have no loss.
+    compiler_options: options of XLA for the compiled step, (name, value) each.
     """
 
-    init: Callable[[int, Params], TrainState]
-    step: Callable[[TrainState, Batch, PolicyAssets], tuple[TrainState, Metrics]]
-    validate: Callable[[Params, Batch, PolicyAssets, int], Metrics]
-    shardings: TrainState
-    compiler_options: dict[str, str]
+    policy: ImageWAMConfig
+    images: ImageSpec
+    trained: frozenset[str]
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    ema_decay: float
+    compute_dtype: jnp.dtype
+    seed: int
+    accumulate: int
+    mask_padded_targets: bool
+    compiler_options: tuple[tuple[str, str], ...]
 
 
-def make_trainer(config: Mapping[str, Any], policy: ImageWAMConfig, mesh: Mesh) -> Trainer:
-    """The functions for a config on a mesh; `policy` is its `model` section.
+def step_settings(config: Mapping[str, Any], policy: ImageWAMConfig) -> StepSettings:
+    """The settings of a config whose `model` section is `policy`.
 
-    ConfigError: the mesh cannot divide the policy, what is frozen is no part of it, or an option of
-    the compiler has no value.
+    ConfigError: what is frozen is not a part of the policy, or an option of the compiler has no
+    value.
     """
-    steps, section = config["train"]["steps"], config["optimizer"]
-    optimizer, rate = make_optimizer(section, steps), learning_rate(section, steps)
-    dtype = choose(DTYPES, config["train"]["compute_dtype"], "train.compute_dtype")
-    spec, seed, parts = image_spec(config["data"]), config["seed"], config["train"]["accumulate"]
-    masked = config["train"]["mask_padded_targets"]
-    trained = trained_paths(policy, config["train"]["frozen"])
-    shardings, frozen_shardings = partition(param_shardings(mesh, policy), trained)
-    rebuild = policy_builder(policy)
-
-    def loss(
-        params: Params,
-        frozen_params: Params,
-        assets: PolicyAssets,
-        batch: Batch,
-        draws: Draws,
-        augment,
-    ):
-        # Cast before anything else, so that what is sent between devices is of this dtype.
-        model = rebuild(merge(cast(frozen_params, dtype), cast(params, dtype)))
-        sample = make_sample(assets, spec, batch, augment=augment)
-        return model.training_loss(sample, draws)
-
-    def complete(assets: PolicyAssets, batch: Batch, key: Array) -> tuple[Batch, Draws]:
-        """What a whole batch decides, whatever parts it runs in."""
-        if masked:
-            batch = {**batch, "target_weight": target_weights(batch["target_is_pad"])}
-        shapes = jax.eval_shape(lambda: make_sample(assets, spec, batch))
-        draws = sample_draws(key, shapes)
-        return jax.tree.map(_by_sample, (batch, draws))
-
-    def gradients(state: TrainState, assets: PolicyAssets, batch: Batch, draws: Draws):
-        def of(batch, draws):
-            losses = jax.value_and_grad(loss, has_aux=True)
-            (total, parts), grads = losses(
-                state.params, state.frozen_params, assets, batch, draws, True
-            )
-            grads = jax.lax.with_sharding_constraint(grads, shardings)
-            return _scalars(total, parts), grads
-
-        if parts == 1:
-            return of(batch, draws)
-
-        def add(sums, part):
-            return jax.tree.map(jnp.add, sums, of(*part)), None
-
-        # Every `parts`-th sample, so that each part is spread over the devices as the batch is.
-        split = jax.tree.map(
-            lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
-            (batch, draws),
-        )
-        first = jax.tree.map(lambda x: x[0], split)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, *first))
-        sums, _ = jax.lax.scan(add, zeros, split)
-        return jax.tree.map(lambda x: x / parts, sums)
-
-    def init(seed: int, weights: Params) -> TrainState:
-        params, frozen_params = partition(overlay(initial_params(policy, seed), weights), trained)
-        ema = params if section["ema_decay"] else None
-        return TrainState(
-            jnp.zeros((), jnp.int32),
-            params,
-            cast(frozen_params, dtype),
-            ema,
-            optimizer.init(params),
-        )
-
-    def step(state: TrainState, batch: Batch, assets: PolicyAssets) -> tuple[TrainState, Metrics]:
-        with partitioned(mesh, RULES):
-            key = jax.random.fold_in(jax.random.key(seed), state.step)
-            losses, grads = gradients(state, assets, *complete(assets, batch, key))
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = update_ema(ema, params, state.step, section["ema_decay"])
-        metrics = {
-            **losses,
-            "grad_norm": optax.tree.norm(grads),
-            "grad_norm_backbone": optax.tree.norm(grads.get("backbone", {})),
-            "grad_norm_expert": optax.tree.norm(grads.get("expert", {})),
-            "learning_rate": rate(state.step),
-        }
-        state = TrainState(state.step + 1, params, state.frozen_params, ema, optimizer_state)
-        return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-
-    def validate(params: Params, batch: Batch, assets: PolicyAssets, number: int) -> Metrics:
-        # The draws depend on the batch alone, so that curves over training are smooth.
-        with partitioned(mesh, RULES):
-            batch, draws = complete(assets, batch, jax.random.key(number))
-            return _scalars(*loss(params, {}, assets, batch, draws, False))
-
-    return Trainer(
-        init,
-        step,
-        validate,
-        TrainState(
-            step=replicated(mesh),
-            params=shardings,
-            frozen_params=frozen_shardings,
-            ema=shardings if section["ema_decay"] else None,
-            optimizer=optimizer_shardings(
-                mesh, optimizer, jax.eval_shape(init, 0, {}).params, shardings
-            ),
-        ),
-        compiler_options(config["train"]["compiler_options"]),
+    train, section = config["train"], config["optimizer"]
+    return StepSettings(
+        policy=policy,
+        images=image_spec(config["data"]),
+        trained=trained_paths(policy, train["frozen"]),
+        optimizer=make_optimizer(section, train["steps"]),
+        learning_rate=learning_rate(section, train["steps"]),
+        ema_decay=section["ema_decay"],
+        compute_dtype=choose(DTYPES, train["compute_dtype"], "train.compute_dtype"),
+        seed=config["seed"],
+        accumulate=train["accumulate"],
+        mask_padded_targets=train["mask_padded_targets"],
+        compiler_options=compiler_options(train["compiler_options"]),
     )
 
 
-def check_compiler_options(options: Mapping[str, str]) -> None:
+def init_state(settings: StepSettings, weights: Params) -> TrainState:
+    """The state before the first step: `weights`, and random parameters where they have none."""
+    params = overlay(initial_params(settings.policy, settings.seed), weights)
+    trained, frozen = partition(params, settings.trained)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=trained,
+        frozen_params=cast(frozen, settings.compute_dtype),
+        ema=trained if settings.ema_decay else None,
+        optimizer=settings.optimizer.init(trained),
+    )
+
+
+def abstract_state(settings: StepSettings, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a state. ConfigError: the mesh cannot divide the policy."""
+    shapes = jax.eval_shape(partial(init_state, settings), {})
+    trained, frozen = partition(param_shardings(mesh, settings.policy), settings.trained)
+    shardings = TrainState(
+        step=replicated(mesh),
+        params=trained,
+        frozen_params=frozen,
+        ema=trained if settings.ema_decay else None,
+        optimizer=optimizer_shardings(mesh, settings.optimizer, shapes.params, trained),
+    )
+    return with_shardings(shapes, shardings)
+
+
+def jit_train_step(settings: StepSettings, abstract: TrainState) -> Callable:
+    """`train_step` to be compiled: (state, batch, assets) -> (state, metrics).
+
+    The state that is given is consumed, and the next one lies where `abstract` says. Trace it under
+    `jax.set_mesh` of the mesh of `abstract`.
+    """
+    shardings = shardings_of(abstract)
+    return jax.jit(
+        partial(train_step, settings),
+        donate_argnums=0,
+        out_shardings=(shardings, shardings.step),  # metrics, like the step, on every device
+        compiler_options=dict(settings.compiler_options),
+    )
+
+
+def train_step(
+    settings: StepSettings, state: TrainState, batch: Batch, assets: PolicyAssets
+) -> tuple[TrainState, Metrics]:
+    """The state after one more step, and what there is to tell of it."""
+    key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+    batch, draws = prepare_batch(settings, batch, assets, key)
+    losses, grads = batch_gradients(settings, state, batch, draws, assets)
+
+    updates, optimizer = settings.optimizer.update(grads, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = update_ema(ema, params, state.step, settings.ema_decay)
+
+    metrics = {
+        **losses,
+        "grad_norm": optax.tree.norm(grads),
+        "grad_norm_backbone": optax.tree.norm(_component(grads, "backbone")),
+        "grad_norm_expert": optax.tree.norm(_component(grads, "expert")),
+        "learning_rate": settings.learning_rate(state.step),
+    }
+    state = TrainState(state.step + 1, params, state.frozen_params, ema, optimizer)
+    return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+
+
+def validation_losses(
+    settings: StepSettings, params: FlatParams, batch: Batch, assets: PolicyAssets, number: int
+) -> Metrics:
+    """The losses of all parameters of a policy on the held-out batch of this number.
+
+    The noise depends on the number alone, so that curves over training are smooth.
+    """
+    batch, draws = prepare_batch(settings, batch, assets, jax.random.key(number))
+    return loss_and_parts(params, {}, settings, batch, draws, assets, augment=False)[1]
+
+
+def prepare_batch(
+    settings: StepSettings, batch: Batch, assets: PolicyAssets, key: Array
+) -> tuple[Batch, Draws]:
+    """What is decided for a whole batch, whatever parts it runs in: target weights and noise."""
+    if settings.mask_padded_targets:
+        batch = {**batch, "target_weight": target_weights(batch["target_is_pad"])}
+    shapes = jax.eval_shape(partial(make_sample, spec=settings.images), assets, batch=batch)
+    return jax.tree.map(_divide_samples, (dict(batch), sample_draws(key, shapes)))
+
+
+def batch_gradients(
+    settings: StepSettings, state: TrainState, batch: Batch, draws: Draws, assets: PolicyAssets
+) -> tuple[Metrics, FlatParams]:
+    """Losses and gradients of a batch: the means over its `accumulate` parts."""
+    parts = settings.accumulate
+    gradients = partial(part_gradients, settings, state, assets)
+    if parts == 1:
+        return gradients(batch, draws)
+    # Every `parts`-th sample, so that each part is spread over the devices as the batch is.
+    split = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1),
+        (batch, draws),
+    )
+    shapes = jax.eval_shape(gradients, *jax.tree.map(lambda x: x[0], split))
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, gradients(*part)), None
+
+    sums, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), split)
+    return jax.tree.map(lambda x: x / parts, sums)
+
+
+def part_gradients(
+    settings: StepSettings, state: TrainState, assets: PolicyAssets, batch: Batch, draws: Draws
+) -> tuple[Metrics, FlatParams]:
+    """Losses and gradients of samples that run at once."""
+    (_, losses), grads = jax.value_and_grad(loss_and_parts, has_aux=True)(
+        state.params, state.frozen_params, settings, batch, draws, assets, augment=True
+    )
+    if not jax.sharding.get_abstract_mesh().empty:  # gradients lie where their parameters do
+        axes = flatten(parameter_axes(settings.policy))
+        specs = {path: partition_spec(axes[path]) for path in grads}
+        grads = jax.lax.with_sharding_constraint(grads, specs)
+    return losses, grads
+
+
+def loss_and_parts(
+    params: FlatParams,
+    frozen_params: FlatParams,
+    settings: StepSettings,
+    batch: Batch,
+    draws: Draws,
+    assets: PolicyAssets,
+    *,
+    augment: bool,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss, a function of `params` to differentiate, and the losses that metrics tell."""
+    # Cast before anything else, so that what is sent between devices is of this dtype.
+    params = cast(frozen_params | params, settings.compute_dtype)
+    model = policy_builder(settings.policy)(unflatten(params))
+    sample = make_sample(assets, settings.images, batch, augment=augment)
+    loss, parts = model.training_loss(sample, draws)
+    return loss, {"loss": loss, **{name: parts[name] for name in ("target_loss", "action_loss")}}
+
+
+def check_compiler_options(options: Sequence[tuple[str, str]]) -> None:
     """ConfigError: the compiler for this machine's devices does not know one of them."""
     try:
         jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
@@ -164,24 +244,21 @@ def check_compiler_options(options: Mapping[str, str]) -> None:
         ) from error
 
 
-def compiler_options(given: Sequence[str]) -> dict[str, str]:
-    """Of "name=value" each. ConfigError: one is not."""
-    options = {}
+def compiler_options(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The names and values of options, each "name=value". ConfigError: one is not."""
+    options = []
     for text in given:
         name, separator, value = text.partition("=")
         if not (name and separator and value):
             raise ConfigError(f"train.compiler_options: {text!r} is no NAME=VALUE")
-        options[name] = value
-    return options
+        options.append((name, value))
+    return tuple(options)
 
 
-def _scalars(total: Array, parts: Mapping[str, Array]) -> Metrics:
-    return {
-        "loss": total,
-        "target_loss": parts["target_loss"],
-        "action_loss": parts["action_loss"],
-    }
+def _component(params: FlatParams, name: str) -> FlatParams:
+    """The parameters below a dotted path."""
+    return {path: x for path, x in params.items() if path.startswith(f"{name}.")}
 
 
-def _by_sample(x: Array) -> Array:
+def _divide_samples(x: Array) -> Array:
     return constrain(x, "batch", *(None,) * (x.ndim - 1))

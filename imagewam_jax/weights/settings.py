@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from imagewam_jax.config.recipes import official_recipe
+from imagewam_jax.config.defaults import official_recipe
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.preprocess.normalization import check_mode

@@ -1,4 +1,4 @@
-"""Normalisation statistics that come with an official checkpoint (spec imagewam_flux2, 7.6)."""
+"""Normalisation statistics of an official checkpoint (docs/spec/imagewam_flux2.md, 7.6)."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The benchmark of the input pipeline: both of its sides read the same, and its script runs."""
+"""The benchmark of the input pipeline: both readers read the same, and its script runs."""
 
 import json
 import subprocess
@@ -27,15 +27,15 @@ def dataset(folder):
     return input_pipeline.run("write", str(folder), 8, 24)
 
 
-def test_both_sides_deliver_the_same_samples(dataset):
+def test_both_readers_deliver_the_same_samples(dataset):
     ours, theirs = (input_pipeline.run(f"{kind}_epoch", dataset, 16) for kind in ("our", "tf"))
     # Proprioception is random, so that it tells samples apart.
-    one, other = (np.lexsort(side["proprio"].T) for side in (ours, theirs))
+    one, other = (np.lexsort(epoch["proprio"].T) for epoch in (ours, theirs))
     assert len(one) == len(other) > 100
     assert len(np.unique(ours["proprio"], axis=0)) == len(one)
     for key in ("proprio", "action_is_pad"):
         np.testing.assert_array_equal(ours[key][one], theirs[key][other], err_msg=key)
-    # Behind an episode's end ours stand still and theirs repeat.
+    # After the end of an episode our actions stand still and theirs repeat.
     inside = ~ours["action_is_pad"][one]
     assert 0 < inside.mean() < 1
     np.testing.assert_array_equal(ours["actions"][one][inside], theirs["actions"][other][inside])
@@ -64,15 +64,15 @@ def test_the_script(folder, dataset):
     assert found["machine"]["cores"] >= 1
 
 
-def test_a_stopped_side_reads_nothing_ahead(dataset):
+def test_a_stopped_reader_reads_nothing_ahead(dataset):
     """It has used no CPU time when it goes on."""
-    side = input_pipeline.Side("ours", dataset, None)
-    side.ask(1)
-    side.stop()
-    stat = Path(f"/proc/{side._process.pid}/stat")
+    worker = input_pipeline.Worker("ours", dataset, None)
+    worker.ask(1)
+    worker.stop()
+    stat = Path(f"/proc/{worker._process.pid}/stat")
     used = []
     for _ in range(2):
         used.append(sum(map(int, stat.read_text().rsplit(")", 1)[1].split()[11:13])))
         time.sleep(0.5)
-    side.close()
+    worker.close()
     assert used[1] - used[0] <= 1  # hundredths of a second

@@ -1,4 +1,4 @@
-"""The PyTorch side of the benchmarks computes what ours does."""
+"""The PyTorch policy of the benchmarks computes what ours does."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks import workload  # noqa: E402
-from benchmarks.sides import jax_calls, torch_calls  # noqa: E402
+from benchmarks.contestants import jax_calls, torch_calls  # noqa: E402
 from benchmarks.torch_imagewam import Draws, TorchImageWAM  # noqa: E402
 from benchmarks.torch_policy import (  # noqa: E402
     PolicyAssets,
@@ -34,7 +34,7 @@ def work() -> workload.Workload:
 
 @pytest.fixture(scope="module")
 def ours(work):
-    """Loss, gradients, and parameters and averages after one update; the draws used."""
+    """The loss, its gradients, parameters and averages after one update, and the draws."""
 
     def run(params, assets, batch):
         sample = make_sample(assets, image_spec(work.config["data"]), batch)

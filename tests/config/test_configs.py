@@ -7,6 +7,7 @@ import pytest
 from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.loading import load_config
 from imagewam_jax.config.schema import policy_config
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.imagewam import sample_draws
 from imagewam_jax.models.parameters import abstract_params, policy_builder
@@ -24,7 +25,7 @@ EXPERT = {
     ("9b", 14): 952_407_040,
 }
 PROPRIO = {("libero", "4b"): 69_120, ("robotwin", "4b"): 115_200, ("libero", "9b"): 110_592}
-# Spec imagewam_flux2, 7.2 and 8.1.
+# docs/spec/imagewam_flux2.md, 7.2 and 8.1.
 RECIPES = {
     "libero": {
         "cameras": 2,
@@ -66,6 +67,17 @@ def test_every_config_loads(name):
     autoencoder = jax.eval_shape(lambda: new_autoencoder(config["autoencoder"]))
     assert autoencoder.channels == policy.backbone.in_channels
     assert config["text"]["encoder"] in TEXT_ENCODERS
+
+
+def test_a_config_of_an_older_version_is_told_where_things_are_now(tmp_path):
+    path = tmp_path / "old.py"
+    gone = "policies.defaults"
+    path.write_text(f"from imagewam_jax.{gone} import defaults\n")
+    with pytest.raises(ConfigError, match=r"policies, which .* in imagewam_jax.config.defaults"):
+        load_config(str(path), [])
+    path.write_text("import not_there\n")
+    with pytest.raises(ModuleNotFoundError, match="not_there"):
+        load_config(str(path), [])
 
 
 def test_all_kinds_of_parts_are_in_use():
@@ -112,7 +124,7 @@ def test_facts_of_the_official_recipe(name, size):
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_shapes_of_training_and_acting(name, size):
-    """At the recipe's batch, from camera images to losses and actions; nothing is computed."""
+    """Traces the recipe's batch from camera images to losses and actions, without computing."""
     config, facts = load(f"{name}:{size}"), RECIPES[name]
     policy = policy_config(config["model"])
     batch_size, tokens = facts["batch_size"][size], config["text"]["buckets"][0]

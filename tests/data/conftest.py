@@ -11,8 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from imagewam_jax.data.index.build import build_index
-from imagewam_jax.data.index.dataset_index import META_FILE, default_index_dir, open_index
-from imagewam_jax.files import SUMS_FILE
+from imagewam_jax.data.index.dataset_index import open_index
 
 
 class ToySet(NamedTuple):
@@ -24,7 +23,7 @@ class ToySet(NamedTuple):
 
 
 class LayoutSet(NamedTuple):
-    """One set of rlds_layouts.py, without an index, and {split: [(steps, episode)]} of TFDS."""
+    """A set of rlds_layouts.py without an index, and {split: [(steps, episode)]} read by TFDS."""
 
     dataset_dir: Path
     truth: dict
@@ -32,7 +31,7 @@ class LayoutSet(NamedTuple):
 
 @pytest.fixture(scope="session")
 def rlds_folder(tmp_path_factory) -> Path:
-    """What write_rlds.py writes, in a process of its own."""
+    """The folder that write_rlds.py writes, in a process of its own."""
     pytest.importorskip("tensorflow_datasets", reason="writes RLDS with TFDS")
     folder = tmp_path_factory.mktemp("rlds")
     script = Path(__file__).with_name("write_rlds.py")
@@ -74,15 +73,9 @@ def toy_index(toy):
 
 @pytest.fixture
 def toy_copy(toy, tmp_path) -> Path:
-    """A copy of the set and its index that a test may damage, without what tests of the set itself
-    have put into the index's folder."""
-    default = default_index_dir(toy.dataset_dir)
-    keep = {SUMS_FILE, META_FILE, "parts", "splits"}
-
-    def others(folder, names):
-        return set(names) - keep if Path(folder) == default else ()
-
-    return Path(shutil.copytree(toy.dataset_dir, tmp_path / "1.0.0", ignore=others))
+    """A copy of the set and its index that a test may damage, without what other tests cached."""
+    caches = shutil.ignore_patterns("standardized", "statistics")
+    return Path(shutil.copytree(toy.dataset_dir, tmp_path / "1.0.0", ignore=caches))
 
 
 def train_shard(dataset_dir: Path, number: int) -> Path:

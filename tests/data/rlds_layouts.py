@@ -123,7 +123,7 @@ class Fractal(Layout):
             "image": jpeg(16, 20, 3),
             "natural_language_instruction": F.Text(),
             "natural_language_embedding": floats(512),
-            # As kuka stores its numbers.
+            # kuka stores its numbers so.
             "gripper_closedness_commanded": floats(1, encoding="zlib"),
             "clip_function_input": F.FeaturesDict(
                 {"base_pose_tool_reached": floats(7, encoding="zlib")}
@@ -239,7 +239,7 @@ class Odd(Layout):
             "objects": sequence({"id": np.int64, "name": F.Text()}),
             "pair": tensor(shape=(2,), dtype=np.str_),
             "bytes": F.Text(),
-            # What is not indexed.
+            # The features that are not indexed.
             "cloud": tensor(shape=(2000, 3), dtype=np.float32),
             "crops": sequence(F.Image(shape=(4, 4, 3))),
             "tree": sequence(sequence(np.int64)),

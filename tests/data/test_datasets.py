@@ -60,7 +60,6 @@ def test_a_mixture(root):
     assert one["dataset_id"].tolist() == [0, 0] and two["norm_id"].tolist() == [1, 1]
     assert two["text_id"].tolist() == [0, 0] and set(one["text_id"].tolist()) <= {1, 2}
     assert two["action_dim_mask"].tolist() == [[True, True, False, False]] * 2
-    assert two["camera_mask"].tolist() == [[False, True]] * 2
     np.testing.assert_array_equal(two["images"][:, 1], one["images"][:, 0])
 
 
@@ -114,7 +113,7 @@ def test_mixtures_that_do_not_fit(root, tmp_path):
 
 
 def test_an_index_elsewhere(toy, tmp_path):
-    """Where the dataset's own folder cannot be written; and it is made when it is not there."""
+    """The index goes to a folder of its own where the dataset's cannot be written."""
     plain = shutil.ignore_patterns("imagewam_index")
     folder = shutil.copytree(toy.dataset_dir, tmp_path / "set", ignore=plain)
     data = toy_data(folder, index_directory=str(tmp_path / "indexes"))

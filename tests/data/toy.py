@@ -1,14 +1,14 @@
-"""The row of the small set that the tests write, and what samples of it look like."""
+"""The spec of the small set that the tests write, and the shapes of its samples."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 from imagewam_jax.config.defaults import defaults
+from imagewam_jax.data.dataset_spec import Camera, DatasetSpec, Encoding
 from imagewam_jax.data.datasets import Data, open_data
 from imagewam_jax.data.index.dataset_index import DatasetIndex, default_index_dir
 from imagewam_jax.data.loading.samples import SampleReader, SampleSpec
-from imagewam_jax.data.registry import Camera, DatasetSpec, Encoding
 from imagewam_jax.data.transforms.standardize import standardize
 
 TOY = DatasetSpec(
@@ -26,7 +26,7 @@ TOY = DatasetSpec(
 TOY_SAMPLE = SampleSpec(
     cameras=("primary", "wrist"), buffer_size=(32, 48), horizon=16, action_dim=4, state_dim=5
 )
-# The same row as users write it.
+# The same spec as users write it.
 TOY_ROW = {
     "cameras": {"primary": "observation/image", "wrist": "observation/wrist_image"},
     "action": dataclasses.asdict(TOY.action),
@@ -45,8 +45,8 @@ def toy_reader(
     sample: SampleSpec = TOY_SAMPLE,
     **options: Any,
 ) -> SampleReader:
-    standard = standardize(index, spec, default_index_dir(dataset_dir), progress=False)
-    return SampleReader(index.split(split), standard.splits[split], spec, sample, **options)
+    standardized = standardize(index, spec, default_index_dir(dataset_dir), progress=False)
+    return SampleReader(index.split(split), standardized.splits[split], spec, sample, **options)
 
 
 def toy_data(directory: Path, **changes: Any) -> Data:

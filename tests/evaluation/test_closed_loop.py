@@ -1,4 +1,4 @@
-"""Success in a simulator: the ways to act, and what each of them is given."""
+"""Success in a simulator: the policy variants, and what each of them is given."""
 
 import html
 import json
@@ -22,7 +22,8 @@ from imagewam_jax.evaluation.closed_loop import (
 )
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import PolicyInput, RolloutResult, wilson_interval
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.preprocess.inputs import Observations
 from tests.evaluation.fake_simulator import NAME as FAKE
 from tests.evaluation.opengl import require_metaworld
 from tests.training.tiny import INSTRUCTIONS, trained_run
@@ -59,7 +60,7 @@ class StandIn:
         return np.broadcast_to(move[:, None, None], noise.shape)
 
 
-def test_every_way_to_act(monkeypatch):
+def test_every_policy_variant(monkeypatch):
     """Forward succeeds from any of these starts within its 12 steps, backward never does."""
     monkeypatch.setattr(closed_loop, "FIRST_SEED", 4)
     monkeypatch.setattr(closed_loop, "SIMULATORS_PER_WORKER", 2)

@@ -6,7 +6,8 @@ import pytest
 from imagewam_jax.data.datasets import config_data
 from imagewam_jax.evaluation import offline
 from imagewam_jax.evaluation.offline import LAST_ACTION, MEAN_ACTION, POLICY, evaluate_offline
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.preprocess.inputs import Observations
 from tests.training.tiny import trained_run
 
 SAMPLES = 12
@@ -63,7 +64,7 @@ def test_guesses_that_need_no_model(dataset, result, start_frames):
 
 
 def test_the_policy(policy, dataset, result, start_frames):
-    """One sample at a time, each with its own noise."""
+    """Errors are those of acting on one sample at a time, each with its own noise."""
     reader = dataset.reader("val")
     chunks, imagined, copied = [], [], []
     for number, frame in enumerate(start_frames):
@@ -99,7 +100,7 @@ def test_summary(result):
 
 
 def test_noise_belongs_to_the_sample():
-    """Not to its batch, nor to its place in it."""
+    """Noise depends neither on the batch nor on a sample's place in it."""
     together = offline.sample_noise([3, [0, 7], 5], (2, 4))
     np.testing.assert_array_equal(together[2], offline.sample_noise([5], (2, 4))[0])
     assert together.dtype == np.float32 and len(np.unique(together)) == together.size

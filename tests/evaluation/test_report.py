@@ -14,11 +14,9 @@ from PIL import Image
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.evaluation.closed_loop import BLANK, POLICY, RANDOM, REPLAY, SWAPPED, Success
 from imagewam_jax.evaluation.evaluate import evaluate
-from imagewam_jax.evaluation.figures import film_strip, overlay
-from imagewam_jax.evaluation.report import episode_section, success_section
+from imagewam_jax.evaluation.report import episode_section, film_strip, overlay, success_section
 from imagewam_jax.evaluation.rollout import RolloutResult
-from imagewam_jax.html.page import write_page
-from imagewam_jax.html.pictures import image_grid
+from imagewam_jax.html.page import image_grid, write_page
 from tests.training.tiny import trained_run
 
 
@@ -62,7 +60,7 @@ def check_self_contained(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """Of a run that lies elsewhere now, as its dataset does."""
+    """The report of a run that was moved, as was its dataset."""
     folder = tmp_path_factory.mktemp("moved")
     run = Path(shutil.copytree(trained_run(), folder / "run"))
     dataset = Path(shutil.copytree(trained_run().parent / "metaworld_faucet", folder / "set"))

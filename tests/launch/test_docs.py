@@ -1,4 +1,4 @@
-"""The commands of docs/pods.md are ones that the launchers take."""
+"""The launchers accept the commands of docs/pods.md."""
 
 import re
 import shlex
@@ -15,9 +15,9 @@ VARIABLES = dict(re.findall(r'^(\w+)="(.*?)"$', "\n".join(BLOCKS), re.MULTILINE 
 
 
 def arguments(start: str) -> list[list[str]]:
-    """Those of each command that starts so, as a shell makes them of its line."""
+    """The arguments of each command that begins with `start`, split as a shell splits them."""
     text = "\n".join(BLOCKS).replace("\\\n", " ")
-    for _ in range(2):  # one holds another
+    for _ in range(2):  # one variable holds another
         text = re.sub(r"\$(\w+)", lambda m: VARIABLES[m[1]].replace("\n", " "), text)
     lines = (part.strip() for line in text.splitlines() for part in re.split(r"&&|\|", line))
     return [
@@ -41,9 +41,3 @@ def test_scripts(script):
         own = command.index("--") if "--" in command else len(command)
         done = run(script, *command[:own], "--dry-run", *command[own:])
         assert done.returncode == 0, done.stdout
-
-
-def test_it_names_files_that_are_there():
-    named = re.findall(r"\b(?:launch|configs|docs)/[\w.]+\.\w+", PAGE)
-    named += [f"docs/{link}" for link in re.findall(r"\]\(([\w./]+)\)", PAGE)]
-    assert named and not [name for name in named if not (ROOT / name).is_file()]

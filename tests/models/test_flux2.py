@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from imagewam_jax.models.attention import attend_xla
 from imagewam_jax.models.backbones.flux2 import Flux2
 from imagewam_jax.models.blocks import AttentionLayout
+from imagewam_jax.models.layer_runner import Stack, run_layers
 from imagewam_jax.models.layers import rope_tables
 from imagewam_jax.weights.io.tensors import ArraySource
 from imagewam_jax.weights.layouts.lora import MergedLora
@@ -21,18 +22,18 @@ from tests.models.official import config_of, load_flux2
 @jax.jit
 def stock_forward(model: Flux2, images, text, positions, time):
     """The unmasked FLUX.2 forward: every token is one that sees all others."""
-    x = model.embed(images, text)
     condition = model.condition(jnp.asarray(time))
-    config = model.config
     layout = AttentionLayout(
-        n_target=x.shape[1],
+        n_target=positions.shape[1],
         n_text=text.shape[1],
         context_length_b=None,
-        rope=rope_tables(positions, config.rope_axes, config.rope_theta, jnp.float32),
+        rope=model.rope_at(positions, jnp.float32),
         attend=attend_xla,
     )
-    for layers, on in zip(model.groups, model.group_conditions(condition), strict=True):
-        x, _ = jax.lax.scan(lambda x, layer, on=on: (layer(x, on, layout)[0], None), x, layers)
+    target, reference = (*images, None)[:2]
+    references = None if reference is None else reference[:, None, None]
+    tokens = model.embed(target[:, None], references, text, condition, layout)
+    (x, _), _ = run_layers(Stack(model, tokens, condition, layout))
     return model.predict(x[:, : x.shape[1] - text.shape[1]], condition)
 
 

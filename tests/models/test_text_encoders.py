@@ -17,15 +17,18 @@ from imagewam_jax.models.text_encoders.base import (
     PromptTooLong,
     batches,
 )
-from imagewam_jax.models.text_encoders.byte_qwen3 import (
+from imagewam_jax.models.text_encoders.qwen3 import (
     BEGIN,
     BYTE_QWEN3,
     END,
     PAD,
+    QWEN3_4B,
+    QWEN3_8B,
+    Qwen3,
+    Qwen3Config,
     byte_qwen3,
-    tokenize,
+    tokenize_bytes,
 )
-from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, Qwen3, Qwen3Config
 from imagewam_jax.weights.layouts.mapping import to_tree
 from imagewam_jax.weights.layouts.qwen3 import is_used, qwen3_rules
 from tests.goldens import golden
@@ -140,7 +143,7 @@ def test_qwen3_against_transformers(dtype):
 def test_padding_does_not_change_features(encoder):
     """Exactly what lets text be cut to its real length."""
     model = encoder.load()
-    ids, length = tokenize(["press the button", "a"], 24)
+    ids, length = tokenize_bytes(["press the button", "a"], 24)
     padded = run(model, ids, length)
     for row, valid in enumerate(length):
         alone = run(model, ids[row : row + 1, :valid], length[row : row + 1])
@@ -202,7 +205,7 @@ def test_heads_must_be_a_multiple_of_kv_heads():
 
 
 def test_tokenize():
-    ids, length = tokenize(["ab", "é"], 6)
+    ids, length = tokenize_bytes(["ab", "é"], 6)
     expected = [[BEGIN, 97, 98, END, PAD, PAD], [BEGIN, 0xC3, 0xA9, END, PAD, PAD]]
     np.testing.assert_array_equal(ids, expected)
     np.testing.assert_array_equal(length, [4, 4])
@@ -211,16 +214,16 @@ def test_tokenize():
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=20), min_size=1))
 def test_tokenize_loses_nothing(prompts):
-    ids, length = tokenize(prompts, 82)
+    ids, length = tokenize_bytes(prompts, 82)
     for prompt, row, n in zip(prompts, ids, length, strict=True):
         assert bytes(row[1 : n - 1].tolist()).decode() == prompt
         assert row[0] == BEGIN and row[n - 1] == END and (row[n:] == PAD).all()
 
 
 def test_a_prompt_that_does_not_fit_is_named():
-    assert tokenize(["open it"], 9).length == [9]
+    assert tokenize_bytes(["open it"], 9).length == [9]
     with pytest.raises(PromptTooLong, match="'open it' is 9 tokens long, at most 8 fit"):
-        tokenize(["ok", "open it"], 8)
+        tokenize_bytes(["ok", "open it"], 8)
 
 
 def cosine(a, b):

@@ -15,16 +15,17 @@ from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import CheckpointError, DataError
 from imagewam_jax.models.parameters import abstract_params, policy_builder
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
 from imagewam_jax.preprocess.images import ImageSpec
-from imagewam_jax.preprocess.inputs import encode_images, make_context
+from imagewam_jax.preprocess.inputs import Observations, make_context
 from imagewam_jax.text.tables import write_text_table
 from tests.training.tiny import INSTRUCTIONS, trained_run
 
 BATCH = 3
 ACT = """
 import pickle, sys
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.preprocess.inputs import Observations
 path, inputs, outputs = sys.argv[1:]
 images, state, instructions, noise = pickle.load(open(inputs, "rb"))
 policy = load_policy(path)
@@ -50,7 +51,7 @@ def case(policy):
 
 
 def test_a_copied_step_is_all_that_a_fresh_process_needs(policy, case, tmp_path):
-    """Moved elsewhere, without the rest of the run, and the dataset gone."""
+    """The step was moved, without the rest of its run, and the dataset is gone."""
     observations, noise = case
     source = trained_run() / "checkpoints" / str(policy.step)
     step = shutil.copytree(source, tmp_path / "moved" / str(policy.step))
@@ -111,8 +112,7 @@ def test_actions_are_those_of_the_model_in_units_of_the_dataset(policy, case):
     def act(params, assets, observations, noise):
         model = policy_builder(config)(params)
         images = ImageSpec("single", (64, 64), "")
-        latents = encode_images(assets, images, observations.images[:, :, None])
-        context = make_context(assets, latents[:, 0], observations.text_id, observations.state, 0)
+        context = make_context(assets, images, observations)
         return model.act(model.prefill(context), noise, model.action_schedule(2))[0]
 
     normalized = np.asarray(act(params, assets, observations, noise))

@@ -30,18 +30,23 @@ def luma(images):
     return np.tensordot([0.2989, 0.587, 0.114], images, (0, -3))[:, None]
 
 
-def test_blends(images):
-    """Of an image with black, with its own mean grey, and with its own grey."""
+def blend(images, operation, factor):
+    """An image blended with black, with its own mean grey, or with its own grey."""
     grey = luma(images)
+    others = {
+        module.BRIGHTNESS: 0.0,
+        module.CONTRAST: grey.mean((1, 2, 3), keepdims=True),
+        module.SATURATION: grey,
+    }
+    return np.clip(factor * images + (1 - factor) * others[operation], 0, 1)
+
+
+def test_blends(images):
     for factor in (0.0, 0.7, 1.0, 1.3):
-        for name, other in (
-            ("adjust_brightness", 0.0),
-            ("adjust_contrast", grey.mean((1, 2, 3), keepdims=True)),
-            ("adjust_saturation", grey),
-        ):
-            expected = np.clip(factor * images + (1 - factor) * other, 0, 1)
-            found = getattr(module, name)(images, factor)
-            np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
+        for operation in (module.BRIGHTNESS, module.CONTRAST, module.SATURATION):
+            found = module.blend_color(images, operation, factor)
+            expected = blend(images, operation, factor)
+            np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=str(operation))
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.04, 0.0, 0.03, 0.4])
@@ -64,14 +69,8 @@ def test_gamma_and_exposure():
 
 
 def test_jitter_in_every_order(images):
-    """One program for all orders, the same as the operations one after another."""
+    """One program computes every order as the operations do one after another."""
     parameters = jnp.array([1.2, 0.75, 1.15, -0.03])
-    operations = (
-        module.adjust_brightness,
-        module.adjust_contrast,
-        module.adjust_saturation,
-        module.adjust_hue,
-    )
     orders = list(itertools.permutations(range(4)))
     found = jax.jit(jax.vmap(module.jitter_color, (None, 0, None)))(
         images, jnp.array(orders), parameters
@@ -80,7 +79,10 @@ def test_jitter_in_every_order(images):
     for order, one in zip(orders, found, strict=True):
         expected = images
         for operation in order:
-            expected = operations[operation](expected, parameters[operation])
+            if operation == module.HUE:
+                expected = np.asarray(module.adjust_hue(expected, parameters[operation]))
+            else:
+                expected = blend(expected, operation, parameters[operation])
         np.testing.assert_allclose(one, expected, atol=3e-6, err_msg=str(order))
         results.append(np.asarray(expected))
     assert max(np.abs(a - results[0]).max() for a in results) > 1e-3  # orders differ
@@ -88,7 +90,7 @@ def test_jitter_in_every_order(images):
 
 @pytest.mark.parametrize("degrees", [-8.0, 0.0, 3.5, 30.0, 90.0])
 def test_rotation_against_pytorch(images, degrees):
-    """Interpolated with black, then with the fill where no image was: as torchvision does it."""
+    """torchvision interpolates with black first, and then puts the fill where no image was."""
     torch = pytest.importorskip("torch")
     angle = np.deg2rad(degrees)
     # From the result's pixels to the image's, about the center, in pixels.
@@ -196,7 +198,7 @@ def test_whole_samples():
 
 
 def test_the_generator_is_not_a_setting():
-    """Under another default of JAX the draws stay what they are."""
+    """Draws stay the same when another generator is the default of JAX."""
 
     def angles():
         coin = functools.partial(
@@ -210,7 +212,7 @@ def test_the_generator_is_not_a_setting():
 
 
 def test_presets_are_those_of_the_specification():
-    """Spec imagewam_flux2, 7.4."""
+    """docs/spec/imagewam_flux2.md, 7.4."""
     libero, robotwin = (dataclasses.asdict(AUGMENTATIONS[n]) for n in ("libero", "robotwin"))
     assert libero.pop("kinds") == ("corrupt_only", "color_only", "both", "both")
     assert robotwin.pop("kinds") == ("corrupt_only", "color_only", "both")

@@ -18,7 +18,7 @@ from imagewam_jax.preprocess.images import (
 
 
 def test_the_range_is_that_of_the_official_path():
-    """All 256 values; XLA may multiply by a rounded 1/255, which costs one float32 rounding."""
+    """XLA may multiply all 256 values by a rounded 1/255, which costs one float32 rounding."""
     values = np.arange(256, dtype=np.uint8)
     expected = (values.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
     found = jax.jit(lambda x: to_model_range(to_unit_range(x)))(jnp.asarray(values))

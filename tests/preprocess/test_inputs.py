@@ -16,7 +16,13 @@ from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import DataError
 from imagewam_jax.models.imagewam import ImageWAM, sample_draws
 from imagewam_jax.preprocess.images import ImageSpec
-from imagewam_jax.preprocess.inputs import PolicyAssets, make_sample, target_weights
+from imagewam_jax.preprocess.inputs import (
+    Observations,
+    PolicyAssets,
+    make_context,
+    make_sample,
+    target_weights,
+)
 from imagewam_jax.preprocess.normalization import Normalizer
 from tests.training.tiny import tiny_config
 
@@ -32,7 +38,7 @@ def assets():
         autoencoder=new_autoencoder(AUTOENCODER),
         text=jnp.asarray(rng.normal(size=(2, 7, 192)).astype(np.float32)),
         text_length=jnp.array([7, 3]),
-        # Of two datasets.
+        # Rows of two datasets.
         actions=Normalizer(jnp.array([[2.0], [4.0]]) * ones(ACTION), 0.5 * ones(ACTION)),
         state=Normalizer(jnp.array([[0.5], [0.25]]) * ones(STATE), -ones(STATE)),
     )
@@ -84,6 +90,15 @@ def test_cameras_side_by_side_are_one_reference(assets, batch):
     assert now.shape == (BATCH, 8, 24, 3) and sample.context.references.shape == (BATCH, 1, 2, 6, 8)
     np.testing.assert_allclose(sample.context.references[:, 0], latent(assets, now), atol=1e-5)
     np.testing.assert_allclose(sample.target, latent(assets, future), atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["references", "row"])
+def test_acting_sees_what_training_saw(assets, batch, layout):
+    context = make_sample(assets, images_in(layout), batch).context
+    current = Observations(batch["images"][:, :, 0], batch["proprio"], batch["text_id"])
+    found = make_context(assets, images_in(layout), current, batch["norm_id"])
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(context), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_one_camera_layouts_refuse_two(assets, batch):
@@ -139,7 +154,7 @@ def test_a_policy_trains_and_acts_with_any_layout_and_action_space(assets, batch
         assert (np.abs(other_actions - actions).max((1, 2)) > 1e-6).all()
 
 
-def test_frozen_parts_survive_as_dictionaries(assets):
+def test_assets_survive_as_dictionaries(assets):
     trees = jax.tree.map(np.asarray, asset_trees(assets))
     restored = assets_from_trees(trees, AUTOENCODER)
     for a, b in zip(jax.tree.leaves(assets), jax.tree.leaves(restored), strict=True):

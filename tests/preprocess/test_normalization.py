@@ -1,4 +1,4 @@
-"""Normalisation against tensors recorded from the official code, on NumPy and inside jit."""
+"""Normalization against tensors recorded from the official code, on NumPy and inside jit."""
 
 import json
 
@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from imagewam_jax.data.statistics.exact import exact_statistics
 from imagewam_jax.errors import DataError
 from imagewam_jax.preprocess import normalization as norm
-from imagewam_jax.preprocess.statistics import read_statistics
+from imagewam_jax.preprocess.statistics import read_statistics, select_statistics
 from tests.goldens import golden
 
 TOLERANCE = 2e-6
@@ -44,8 +44,23 @@ def official(name):
     return read_statistics(golden("normalization") / f"stats_{name}.json")
 
 
+def normalizers(statistics, default_mode, exception_mode=None, *, stepwise_actions=False):
+    """{"action": {key: normalizer}, "state": ...} as a processor of the official code has them."""
+    modes = exception_mode or {}
+    return {
+        field: {
+            key: norm.make_normalizer(
+                select_statistics(entry, stepwise_actions and field == "action"),
+                modes.get(field, {}).get(key, default_mode),
+            )
+            for key, entry in statistics[field].items()
+        }
+        for field in ("action", "state")
+    }
+
+
 def tolerance(width, mode):
-    """Per dimension; dimension 3 of wide fields has a range below 1e-4."""
+    """The tolerance of each dimension; dimension 3 of wide fields has a range below 1e-4."""
     limits = np.full(width, TOLERANCE)
     if mode == "z-score" and width >= 4:
         limits[3] = NEARLY_CONSTANT_TOLERANCE
@@ -60,7 +75,7 @@ def assert_close(found, expected, mode, name):
 
 
 def assert_relatively_close(found, expected, name):
-    """For what is in real units or spans many decades: three float32 roundings."""
+    """Compares real units, which span many decades, up to three float32 roundings."""
     np.testing.assert_allclose(found, expected, rtol=4e-7, atol=TOLERANCE, err_msg=name)
 
 
@@ -69,7 +84,7 @@ def assert_relatively_close(found, expected, name):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_mode_matches_the_official_normaliser(recorded, layouts, layout, variant, compiled):
     config = layouts[layout]["variants"][variant]
-    normalizers = norm.make_normalizers(
+    by_field = normalizers(
         official(layout),
         config["default_mode"],
         config["exception_mode"],
@@ -77,7 +92,7 @@ def test_every_mode_matches_the_official_normaliser(recorded, layouts, layout, v
     )
     run = jax.jit if compiled else lambda function: function
     compared = 0
-    for field, by_key in normalizers.items():
+    for field, by_key in by_field.items():
         for key, normalizer in by_key.items():
             exceptions = (config["exception_mode"] or {}).get(field, {})
             mode = exceptions.get(key, config["default_mode"])
@@ -98,9 +113,9 @@ def test_every_mode_matches_the_official_normaliser(recorded, layouts, layout, v
 
 
 def test_missing_dimensions_become_zero(recorded):
-    normalizers = norm.make_normalizers(official("single"), "min/max")
+    by_field = normalizers(official("single"), "min/max")
     for field in ("action", "state"):
-        normalized = normalizers[field]["default"].normalize(recorded[f"single.in.{field}.default"])
+        normalized = by_field[field]["default"].normalize(recorded[f"single.in.{field}.default"])
         found = norm.zero_missing_dims(normalized, recorded[f"single.masked.{field}_dim_is_pad"])
         name = f"single.masked.{field}.default.normalized"
         assert_close(found, recorded[name], "min/max", name)
@@ -110,26 +125,23 @@ def test_missing_dimensions_become_zero(recorded):
 def test_the_whole_processor(recorded, layouts, variant, mode):
     sizes = layouts["processor"]
     case = f"single.processor_{variant}"
-    normalizers = norm.make_normalizers(official("single"), mode)
-    actions = norm.zero_padded_steps(
-        recorded["single.in.action.default"],
-        recorded[f"{case}.action_is_pad"],
-        np.array(sizes["delta_action_dim_mask"]),
-    )
+    actions = recorded["single.in.action.default"].copy()
+    # What samples hold beyond the end of an episode.
+    actions[recorded[f"{case}.action_is_pad"][:, None] & sizes["delta_action_dim_mask"]] = 0
     assert (actions != recorded["single.in.action.default"]).any()
-    packed = {}
     for field, output, values in (
         ("action", "action", actions),
         ("state", "proprio", recorded["single.in.state.default"]),
     ):
-        normalized = {"default": normalizers[field]["default"].normalize(values)}
-        packed[field], is_pad = norm.pack_fields(normalized, sizes[f"{field}_target_dim"])
-        assert_close(packed[field], recorded[f"{case}.{output}"], mode, output)
+        normalizer = normalizers(official("single"), mode)[field]["default"]
+        width, target = values.shape[-1], sizes[f"{field}_target_dim"]
+        normalizer = norm.stack_normalizers([normalizer], target).of(np.array([0]))
+        is_pad = np.arange(target) >= width
+        padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, target - width)])
+        found = norm.zero_missing_dims(normalizer.normalize(padded), is_pad)
+        assert_close(found, recorded[f"{case}.{output}"], mode, output)
         np.testing.assert_array_equal(is_pad, recorded[f"{case}.{output}_dim_is_pad"])
-    for field, output in (("action", "action"), ("state", "proprio")):
-        width = recorded[f"single.in.{field}.default"].shape[-1]
-        unpacked = norm.unpack_fields(recorded[f"{case}.{output}"][None], {"default": width})
-        back = normalizers[field]["default"].denormalize(unpacked["default"])
+        back = normalizer.denormalize(recorded[f"{case}.{output}"][None])[..., :width]
         name = f"{case}.postprocess.{field}.default"
         assert_relatively_close(back, recorded[name], name)
 
@@ -137,12 +149,12 @@ def test_the_whole_processor(recorded, layouts, variant, mode):
 @pytest.mark.parametrize("variant, mode", [("minmax", "min/max"), ("zscore", "z-score")])
 @pytest.mark.parametrize("embodiment", ["arm_a", "arm_b"])
 def test_per_embodiment(recorded, layouts, embodiment, variant, mode):
-    normalizers = norm.make_normalizers(official("per_embodiment")["embodiments"][embodiment], mode)
+    by_field = normalizers(official("per_embodiment")["embodiments"][embodiment], mode)
     episodes = layouts["per_embodiment"]["episodes"]
     masks = next(e for e in episodes if e["embodiment"] == embodiment)
     for field in ("action", "state"):
         name = f"single.per_embodiment_{variant}.{embodiment}.{field}"
-        normalizer = normalizers[field]["default"]
+        normalizer = by_field[field]["default"]
         normalized = normalizer.normalize(recorded[f"single.in.{field}.default"])
         found = norm.zero_missing_dims(normalized, np.array(masks[f"{field}_dim_is_pad"]))
         assert_close(found, recorded[f"{name}.normalized"], mode, name)
@@ -152,7 +164,7 @@ def test_per_embodiment(recorded, layouts, embodiment, variant, mode):
 
 
 def test_every_recorded_tensor_is_compared(recorded):
-    """A tensor that no test above reads would be a hole."""
+    """Fails if no test above reads some recorded tensor."""
     prefixes = [f"{layout}.{v}." for layout in LAYOUTS for v in VARIANTS]
     prefixes += [f"{layout}.{part}." for layout in LAYOUTS for part in ("in", "in_normalized")]
     prefixes += ["single.masked.", "single.processor_", "single.per_embodiment_"]
@@ -169,23 +181,9 @@ def test_a_constant_dimension_is_zero_inside_jit(mode):
     np.testing.assert_array_equal(back, values)
 
 
-def test_fields_keep_their_order_and_round_trip():
-    fields = {"b": np.ones((2, 3), np.float32), "a": 2 * np.ones((2, 1), np.float32)}
-    packed, is_pad = norm.pack_fields(fields, 6)
-    np.testing.assert_array_equal(packed[0], [1, 1, 1, 2, 0, 0])
-    np.testing.assert_array_equal(is_pad, [False] * 4 + [True] * 2)
-    unpacked = norm.unpack_fields(packed, {"b": 3, "a": 1})
-    for key, value in fields.items():
-        np.testing.assert_array_equal(unpacked[key], value)
-
-
 def test_errors():
     statistics = exact_statistics(np.zeros((2, 1)))
     with pytest.raises(DataError, match="mode 'minmax'; expected z-score, min/max"):
         norm.make_normalizer(statistics, "minmax")
-    with pytest.raises(DataError, match="names action"):
-        norm.make_normalizers(official("single"), "min/max", {"action": {"grip": "z-score"}})
-    with pytest.raises(DataError, match="have 3 dimensions, the target 2"):
-        norm.pack_fields({"a": np.zeros((1, 3))}, 2)
     with pytest.raises(DataError, match="lack global_min"):
-        norm.make_normalizers({"action": {"a": statistics}, "state": {}}, "min/max")
+        select_statistics(statistics, stepwise=False)

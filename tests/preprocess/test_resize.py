@@ -24,7 +24,7 @@ def noise(*shape):
 
 
 def torch_resize(images, size, dtype="float64"):
-    """In float64, unless said: in float32 its weights alone are off by 1e-5."""
+    """PyTorch's result, by default in float64: in float32 its weights alone are off by 1e-5."""
     torch = pytest.importorskip("torch")
     planes = torch.from_numpy(np.moveaxis(images, -1, -3).astype(dtype))
     found = torch.nn.functional.interpolate(
@@ -51,7 +51,7 @@ def test_two_steps_of_the_bimanual_set():
 
 
 def test_halving_by_hand():
-    """Triangles of 1, 3, 3, 1 eighths; at an edge the outer one is missing."""
+    """Weights are 1, 3, 3 and 1 eighths; at an edge the outer one is missing."""
     row = jnp.asarray([0.0, 7.0, 14.0, 70.0])[None, :, None]
     expected = [(3 * 0 + 3 * 7 + 14) / 7, (7 + 3 * 14 + 3 * 70) / 7]
     np.testing.assert_allclose(jitted(row, (1, 2))[0, :, 0], expected, rtol=1e-6)
@@ -97,7 +97,7 @@ def test_an_image_without_pixels_is_black():
 
 
 def test_where_a_letterboxed_image_lies():
-    """Each worked by hand, for a frame of 240 x 320."""
+    """Expected places are worked by hand, for a frame of 240 x 320."""
     sizes = np.asarray([[480, 640], [256, 256], [180, 320], [7, 2], [3, 1000], [240, 317]])
     found = letterbox_region((240, 320), jnp.asarray(sizes, jnp.int32))
     # 240 * 2 / 7 = 68.57 -> 69, 251 left: 125 at the left, 126 at the right.

@@ -1,4 +1,4 @@
-"""What FLOPs are counted by: of the shipped recipes, and of cameras as references."""
+"""The sizes that FLOPs are counted by: for the shipped recipes, and for cameras as references."""
 
 import jax
 import jax.numpy as jnp

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from imagewam_jax.checkpoints.store import Checkpoints
-from imagewam_jax.config.recipes import PROMPT
+from imagewam_jax.config.defaults import PROMPT
 from imagewam_jax.errors import CheckpointError, ConfigError, DataError, MissingWeights
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
 from imagewam_jax.text import qwen3 as qwen3_encoder
@@ -71,7 +71,7 @@ def no_network(monkeypatch):
 
 
 def test_prompts_are_those_of_the_official_code():
-    """The names of its cached features are made of them."""
+    """The official code names its cached features by their prompts."""
     for case in json.loads((golden("text_qwen3") / "prompts.json").read_text()):
         prompt = make_prompt(PROMPT, case["task"])
         assert prompt == case["prompt"]
@@ -100,7 +100,7 @@ def test_a_template_without_a_place_for_the_instruction():
 
 
 def test_features_of_an_instruction_against_transformers(tmp_path):
-    """The official way, by transformers alone: chat template, tokens, 28 layers and a mask."""
+    """Expected features come from transformers alone: chat template, tokens, 28 layers, mask."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -237,7 +237,7 @@ def test_neither_weights_nor_table():
 
 
 def test_what_an_encoder_is(tmp_path, weights):
-    """Whatever features depend on, but not where it is or how its files are called."""
+    """Its identity is of all that features depend on, but not of where its files are."""
 
     def identity(name, tree=None, **changes):
         path = write_encoder(tmp_path / name, tree or parameters(), **changes)

@@ -33,7 +33,7 @@ def config(**text) -> dict:
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """The prompts that are encoded, as they are."""
+    """Records the prompts that are encoded, in their order."""
     prompts = []
 
     def recording(section):
@@ -50,7 +50,7 @@ def encoded(monkeypatch):
 
 
 def kill_between_batches(process, parts) -> None:
-    """SIGKILL as soon as a few batches are done."""
+    """Kills an encoding process as soon as a few batches are done."""
     try:
         deadline = time.monotonic() + 300
         while len(list(parts.glob("*.safetensors"))) < 5:
@@ -93,7 +93,7 @@ def test_killed_and_started_again_it_is_the_same_table(tmp_path, encoded):
 
 
 def test_batches_are_of_prompts_of_about_the_same_length(tmp_path, monkeypatch):
-    """So a table begins with the shortest, and each part of it is a batch."""
+    """So a table begins with the shortest prompts, and each of its parts is a batch."""
     lengths = []
 
     def write(path, prompts, lengths_, *more):
@@ -127,7 +127,7 @@ def test_what_a_table_lacks_is_added(tmp_path, encoded):
 
 
 def test_parts_that_were_merged_already(tmp_path, encoded):
-    """By a run that was killed just before it removed them."""
+    """A run was killed after it merged the parts, before it removed them."""
     path, parts = tmp_path / "table", tmp_path / "table.parts"
     whole = fill_text_table(config(), MANY[:100], path).path.read_bytes()
     parts.mkdir()
@@ -177,7 +177,7 @@ def test_files_of_instructions(tmp_path):
 
 
 def test_training_takes_the_table_of_a_converted_qwen3(tmp_path):
-    """And neither weights nor tokenizer: without them it sees what they made."""
+    """Training needs neither weights nor tokenizer then: the table has what they made."""
     pytest.importorskip("transformers")
     with_weights = tiny_config(copy_sample(tmp_path))
     with_weights.text.encoder, with_weights.text.buckets = "qwen3", (32, 64)

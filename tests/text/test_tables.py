@@ -2,8 +2,6 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,9 +12,7 @@ from imagewam_jax.text import tables as text
 from imagewam_jax.text.tables import (
     TextTable,
     bucket_length,
-    gather_text,
     open_text_table,
-    text_table,
     write_text_table,
 )
 
@@ -43,7 +39,7 @@ def test_a_table_survives_its_file(tmp_path):
 
 
 def test_nothing_is_padded_on_disk(tmp_path):
-    """And it is a plain safetensors file."""
+    """The file is a plain safetensors file of just these tensors."""
     path = write(tmp_path / "table").path
     tensors = load_file(path)
     np.testing.assert_array_equal(tensors["features"], np.concatenate(ROWS))
@@ -67,17 +63,6 @@ def test_selected_rows_follow_the_instructions(tmp_path):
     for row, number in enumerate((2, 0, 2)):
         np.testing.assert_array_equal(selected.features[row, : LENGTHS[number]], ROWS[number])
         assert (selected.features[row, LENGTHS[number] :] == 0).all()
-
-
-@pytest.mark.parametrize("compiled", [False, True], ids=["numpy", "jit"])
-def test_gather(compiled):
-    table = text_table(PROMPTS, ROWS, ENCODER)
-    gather = jax.jit(gather_text, static_argnames="bucket") if compiled else gather_text
-    asarray = jnp.asarray if compiled else np.asarray
-    text_id = np.array([1, 1, 2], np.int32)
-    features, lengths = gather(asarray(table.features), asarray(table.lengths), text_id, bucket=5)
-    np.testing.assert_array_equal(features, table.features[[1, 1, 2], :5])
-    np.testing.assert_array_equal(lengths, [5, 5, 1])
 
 
 def test_a_missing_prompt_names_the_command(tmp_path):

@@ -60,7 +60,7 @@ def _tokenizer_json() -> str:
 
 
 def tokenizer_files(chat_template: str | None = CHAT) -> dict[str, str]:
-    """Names and texts of its files."""
+    """The files of a tokenizer: name -> content."""
     config = {
         "tokenizer_class": "Qwen2Tokenizer",
         "bos_token": None,
@@ -76,7 +76,7 @@ def tokenizer_files(chat_template: str | None = CHAT) -> dict[str, str]:
 
 
 def parameters(config: Qwen3Config = SIZES, dtype: str = "bfloat16") -> dict[str, Any]:
-    """Random ones, as a nested dictionary."""
+    """Random parameters, as a nested dictionary."""
     module = jax.jit(lambda: Qwen3(config, rngs=nnx.Rngs(0)))()
     return jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(nnx.state(module)))
 

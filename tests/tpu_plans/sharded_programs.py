@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from imagewam_jax.tpu_plans.collectives import collective_volumes
+from imagewam_jax.tpu_plans.flops import module_flops
 from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
-from imagewam_jax.tpu_plans.hlo_flops import module_flops
 
 FLAGS = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
 ROWS, WIDTH, STEPS = 64, 128, 5

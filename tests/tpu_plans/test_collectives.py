@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from imagewam_jax.tpu_plans.collectives import collective_volumes
+from imagewam_jax.tpu_plans.flops import module_flops
 from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
 from imagewam_jax.tpu_plans.hlo_bytes import module_bytes
-from imagewam_jax.tpu_plans.hlo_flops import module_flops
 from tests.tpu_plans.sharded_programs import FLAGS, ROWS, STEPS, WIDTH
 
 WHOLE = 4 * ROWS * WIDTH  # bytes of the array in the small programs

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagewam_jax.config.recipes import klein_recipe
+from imagewam_jax.config.defaults import klein_recipe
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models import flops
 from imagewam_jax.models.flops import Sizes
 from imagewam_jax.models.imagewam import Context, Sample, sample_draws
 from imagewam_jax.models.parameters import abstract_params, policy_builder
-from imagewam_jax.tpu_plans.jaxpr_flops import function_flops
+from imagewam_jax.tpu_plans.flops import function_flops
 from imagewam_jax.training.state import joined, parted, trained_paths
 
 # Two cameras of 224 x 224 beside each other; the smallest bucket that holds LIBERO's prompts.

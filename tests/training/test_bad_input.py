@@ -9,7 +9,7 @@ import pytest
 
 from imagewam_jax import cli
 from imagewam_jax.checkpoints import store as checkpoint
-from imagewam_jax.training import prepare, step
+from imagewam_jax.training import prepare
 from imagewam_jax.training import train as loop
 from tests.training.tiny import copy_sample, tiny_config, trained_run
 
@@ -26,10 +26,7 @@ def nothing_is_trained(monkeypatch, finished):
     def refuse(*_):
         raise AssertionError("training has begun")
 
-    def idle_trainer(*arguments):
-        return step.make_trainer(*arguments)._replace(step=refuse)
-
-    monkeypatch.setattr(loop, "make_trainer", idle_trainer)
+    monkeypatch.setattr(loop, "jit_train_step", lambda *_: refuse)
 
 
 @pytest.fixture(scope="module")

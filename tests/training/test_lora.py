@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 
 
 def test_the_official_layers_and_no_others_have_additions():
-    """Spec 8.2: 80 layers of klein 4B; there q, k, v (and gate and up) are one layer."""
+    """80 layers of klein 4B, q, k, v (and gate and up) as one: docs/spec/imagewam_flux2.md, 8.2."""
     config = ImageWAMConfig(KLEIN_4B, ActionExpertConfig(), lora=LoRAConfig(16, 16.0))
     policy = jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))
     with_additions = [
@@ -133,7 +133,7 @@ def test_a_policy_with_additions_starts_from_one_without(finished):
     config = tiny_config("")
     wider = dataclasses.replace(tiny_policy(), lora=LoRAConfig(RANK, ALPHA))
     assert initial_weights(trained_run(), wider).random == ("lora",)
-    trained = trained_paths(wider, config.train.assets)
+    trained = trained_paths(wider, config.train.frozen)
     assert trained == {
         path
         for path in flatten(initial_params(wider, 0))

@@ -8,7 +8,8 @@ import pytest
 from imagewam_jax.data.datasets import config_data
 from imagewam_jax.data.transforms import transform
 from imagewam_jax.errors import CheckpointError
-from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.preprocess.inputs import Observations
 from imagewam_jax.training.train import train
 from tests.training.tiny import INSTRUCTIONS, copy_sample, tiny_config
 
@@ -76,4 +77,3 @@ def test_its_data_opens_again(run):
     assert (first.share, second.share) == (0.25, 0.75)
     batch = second.reader.read(second.start_frames[:2])
     assert batch["norm_id"].tolist() == [1, 1]
-    assert batch["proprio_mask"].tolist() == [[True, True, False, False]] * 2

@@ -12,7 +12,7 @@ from imagewam_jax.checkpoints.assets import asset_trees
 from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.training.resume import restore
-from imagewam_jax.training.step import make_trainer
+from imagewam_jax.training.step import abstract_state, step_settings
 from tests.training.commands import finish, start
 from tests.training.tiny import copy_sample, one_device
 
@@ -131,8 +131,8 @@ def saved(workdir: Path) -> list[jax.Array]:
     assert step == STEPS
     metadata = checkpoints.restore_json(step, "metadata")
     config = metadata["config"]
-    trainer = make_trainer(config, policy_config(config["model"]), one_device())
-    restored = restore(checkpoints, step, trainer, config)
+    settings = step_settings(config, policy_config(config["model"]))
+    restored = restore(checkpoints, step, abstract_state(settings, one_device()), config)
     checkpoints.close()
     return jax.tree.leaves((restored.state, asset_trees(restored.assets)))
 

@@ -11,13 +11,13 @@ from jax.sharding import PartitionSpec
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.parameters import flatten, parameter_axes
+from imagewam_jax.models.partitioning import MESH_AXES, RULES
+from imagewam_jax.training.batches import put_batch
 from imagewam_jax.training.sharding import (
-    AXES,
-    RULES,
     batch_rows,
+    batch_sharding,
     make_mesh,
     param_shardings,
-    put_batch,
 )
 from tests.training.tiny import one_device, tiny_config
 
@@ -55,7 +55,7 @@ def devices(count, slices=1):
 )
 def test_sizes(count, given, sizes):
     found = make_mesh({**MESH, **given}, devices(count, given.get("slices", 1)))
-    assert tuple(found.shape.items()) == tuple(zip(AXES, sizes, strict=True))
+    assert tuple(found.shape.items()) == tuple(zip(MESH_AXES, sizes, strict=True))
     assert sorted(device.id for device in found.devices.flat) == list(range(count))
 
 
@@ -86,7 +86,7 @@ def test_what_is_no_mesh(given, message):
 
 def sized(**sizes):
     """A mesh of which only the sizes matter."""
-    return SimpleNamespace(shape={**dict.fromkeys(AXES, 1), **sizes})
+    return SimpleNamespace(shape={**dict.fromkeys(MESH_AXES, 1), **sizes})
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_host_puts_its_rows_where_they_belong():
     rows = batch_rows(mesh, 6, 2)
     np.testing.assert_array_equal(rows, np.arange(6))
     batch = {"x": np.arange(12.0, dtype=np.float32).reshape(6, 2), "y": np.arange(6)}
-    found = put_batch(mesh, batch, rows, 6)
+    found = put_batch(batch, ["x", "y"], batch_sharding(mesh), 6)
     for key, value in batch.items():
         assert isinstance(found[key], jax.Array)
         np.testing.assert_array_equal(found[key], value)

@@ -1,5 +1,7 @@
 """The train step: its loss, its optimizer, what it keeps in float32, and that it repeats."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,14 @@ from imagewam_jax.models.imagewam import Context, ImageWAM, Sample, sample_draws
 from imagewam_jax.models.parameters import policy_builder
 from imagewam_jax.training.optimizer import learning_rate, update_ema
 from imagewam_jax.training.resume import restore
-from imagewam_jax.training.state import all_params
-from imagewam_jax.training.step import make_trainer
+from imagewam_jax.training.state import all_params, flat_params
+from imagewam_jax.training.step import (
+    abstract_state,
+    init_state,
+    step_settings,
+    train_step,
+    validation_losses,
+)
 from tests.training.tiny import one_device, trained_run
 
 
@@ -25,8 +33,9 @@ class Run:
         metadata = checkpoints.restore_json(step, "metadata")
         self.config = metadata["config"]
         self.policy = policy_config(self.config["model"])
-        self.trainer = make_trainer(self.config, self.policy, one_device())
-        restored = restore(checkpoints, step, self.trainer, self.config)
+        self.settings = step_settings(self.config, self.policy)
+        abstract = abstract_state(self.settings, one_device())
+        restored = restore(checkpoints, step, abstract, self.config)
         self.state, self.assets = restored.state, restored.assets
         checkpoints.close()
         (self.dataset,) = config_data(self.config).datasets
@@ -35,7 +44,11 @@ class Run:
         # The last of these are near the end of an episode, so that some actions are padding.
         self.batch = reader.read(start_frames[[0, 70, -2, -1]])
         reader.close()
-        self.step = jax.jit(self.trainer.step)
+        self.step = partial(jit_step, self.settings)
+
+
+jit_step = jax.jit(train_step, static_argnums=0)
+jit_init = jax.jit(init_state, static_argnums=0)
 
 
 def as_numpy(tree):
@@ -89,7 +102,7 @@ def test_the_loss_is_that_of_the_policy_on_a_sample_made_by_hand(run):
         action_dim_is_pad=np.zeros((4, 4), bool),
     )
     key = jax.random.fold_in(jax.random.key(run.config["seed"]), run.state.step)
-    model = policy_builder(run.policy)(run.state.params)
+    model = policy_builder(run.policy)(all_params(run.state))
     loss, parts = jax.jit(ImageWAM.training_loss)(model, sample, sample_draws(key, sample))
     _, metrics = run.step(run.state, run.batch, run.assets)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
@@ -107,19 +120,18 @@ def test_a_step_repeats_exactly_and_depends_on_its_number(run):
 
 
 def test_validation_does_not_depend_on_the_step_but_on_the_batch_number(run):
-    validate = jax.jit(run.trainer.validate)
-    params = all_params(run.state, average=True)
+    validate = jax.jit(validation_losses, static_argnums=0)
+    params = flat_params(run.state, average=True)
     first, again, other = (
-        float(validate(params, run.batch, run.assets, n)["loss"]) for n in (0, 0, 1)
+        float(validate(run.settings, params, run.batch, run.assets, n)["loss"]) for n in (0, 0, 1)
     )
     assert first == again != other
 
 
 def test_master_weights_stay_float32_when_computing_in_bfloat16(run):
     config = {**run.config, "train": {**run.config["train"], "compute_dtype": "bfloat16"}}
-    trainer = make_trainer(config, run.policy, one_device())
     before = run.state
-    after, metrics = jax.jit(trainer.step)(before, run.batch, run.assets)
+    after, metrics = jit_step(step_settings(config, run.policy), before, run.batch, run.assets)
     for name in ("params", "ema", "optimizer"):
         for leaf in jax.tree.leaves(getattr(after, name)):
             assert leaf.dtype == jnp.float32 or leaf.shape == (), name  # counters are integers
@@ -198,8 +210,8 @@ def test_a_batch_in_parts_is_the_same_batch(run):
     batch = {**run.batch, "target_is_pad": np.array([True, False, True, False])}
 
     def step(parts):
-        trainer = make_trainer(changed(config, "train", accumulate=parts), run.policy, one_device())
-        return jax.jit(trainer.step)(run.state, batch, run.assets)
+        settings = step_settings(changed(config, "train", accumulate=parts), run.policy)
+        return jit_step(settings, run.state, batch, run.assets)
 
     expected, found = step(1), step(2)
     assert expected[1]["target_loss"] != run.step(run.state, batch, run.assets)[1]["target_loss"]
@@ -209,15 +221,15 @@ def test_a_batch_in_parts_is_the_same_batch(run):
 
 def test_what_is_frozen_stays_and_has_no_moments(run):
     config = changed(run.config, "train", frozen=["backbone", "expert.head"])
-    trainer = make_trainer(config, run.policy, one_device())
-    state = jax.jit(trainer.init)(0, {})
-    assert (
-        state.params.keys() == {"expert", "proprio_in"} and "head" in state.frozen_params["expert"]
-    )
+    settings = step_settings(config, run.policy)
+    state = jit_init(settings, {})
+    assert {path.split(".")[0] for path in state.params} == {"expert", "proprio_in"}
+    assert any(path.startswith("expert.head.") for path in state.frozen_params)
+    assert not state.params.keys() & state.frozen_params.keys()
     assert jax.tree.structure(state.ema) == jax.tree.structure(state.params)
     moments = state.optimizer[1][0].mu
     assert jax.tree.structure(moments) == jax.tree.structure(state.params)
-    after, metrics = jax.jit(trainer.step)(state, run.batch, run.assets)
+    after, metrics = jit_step(settings, state, run.batch, run.assets)
     for old, new in zip(*(jax.tree.leaves(s.frozen_params) for s in (state, after)), strict=True):
         np.testing.assert_array_equal(old, new)
     assert metrics["grad_norm_backbone"] == 0 < metrics["grad_norm_expert"]
@@ -226,9 +238,9 @@ def test_what_is_frozen_stays_and_has_no_moments(run):
 
 def test_an_average_is_kept_only_where_one_is_wanted(run):
     config = changed(run.config, "optimizer", ema_decay=0.0)
-    trainer = make_trainer(config, run.policy, one_device())
-    state, _ = jax.jit(trainer.step)(jax.jit(trainer.init)(0, {}), run.batch, run.assets)
-    assert state.ema is None and trainer.shardings.ema is None
+    settings = step_settings(config, run.policy)
+    state, _ = jit_step(settings, jit_init(settings, {}), run.batch, run.assets)
+    assert state.ema is None and abstract_state(settings, one_device()).ema is None
     for one, other in zip(
         *(jax.tree.leaves(all_params(state, average=a)) for a in (True, False)), strict=True
     ):

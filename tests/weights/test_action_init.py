@@ -96,7 +96,7 @@ def test_the_aligned_recipe_differs_only_where_bands_are(recorded):
         assert np.array_equal(official, aligned) is not has_bands, name
 
 
-# Spec imagewam_flux2, 4.3: in FLUX.2, in the expert, scale; 4B, then 9B.
+# docs/spec/imagewam_flux2.md, 4.3: in FLUX.2, in the expert, scale; 4B, then 9B.
 FULL_SIZE = {
     "time_in.in_layer": [
         ((3072, 256), (1024, 256), 1),

@@ -313,7 +313,7 @@ def test_a_config_of_the_users_must_speak_of_these_weights(tmp_path):
 
 
 CONFIG = """
-from imagewam_jax.config.recipes import official_recipe
+from imagewam_jax.config.defaults import official_recipe
 
 def get_config():
     config = official_recipe()

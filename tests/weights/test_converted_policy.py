@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import CheckpointError, ConfigError, DataError
 from imagewam_jax.models.parameters import abstract_params, policy_builder
-from imagewam_jax.policy.policy import Observations, load_policy
-from imagewam_jax.preprocess.inputs import encode_images, image_spec, make_context
+from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.preprocess.inputs import Observations, image_spec, make_context
 from imagewam_jax.text.tables import write_text_table
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.io.tensors import ArraySource
@@ -80,8 +80,7 @@ def test_actions_are_those_of_the_official_weights_in_real_units(policy, case, p
     @jax.jit
     def act(params, assets):
         images = image_spec(policy.config["data"])
-        latents = encode_images(assets, images, observations.images[:, :, None])
-        context = make_context(assets, latents[:, 0], observations.text_id, observations.state, 0)
+        context = make_context(assets, images, observations)
         model = policy_builder(config)(params)
         return model.act(model.prefill(context), noise, model.action_schedule(10))[0]
 

@@ -56,7 +56,7 @@ def assert_recognised(layout, shapes, config, facts=None) -> None:
     ("size", "tensors", "parameters"), [("4b", 149, 3_875_544_576), ("9b", 201, 9_078_581_248)]
 )
 def test_transformers(size, tensors, parameters):
-    """Spec imagewam_flux2, 1.1 and 1.11."""
+    """docs/spec/imagewam_flux2.md, 1.1 and 1.11."""
     shapes = shapes_of(layouts.FLUX2, KLEIN[size])
     assert len(shapes) == tensors and numbers(shapes) == parameters
     assert_recognised(layouts.FLUX2, shapes, KLEIN[size])
@@ -97,7 +97,7 @@ def test_autoencoders():
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     config = Flux2AutoencoderConfig()
     shapes = shapes_of(layouts.FLUX2_AUTOENCODER, config) | {COUNTER: ()}
-    # 84,046,115 parameters and the running statistics (spec imagewam_flux2, 2.1).
+    # 84,046,115 parameters and the running statistics (docs/spec/imagewam_flux2.md, 2.1).
     assert len(shapes) == 251 and numbers(shapes) == 84_046_115 + 2 * 128 + 1
     assert_recognised(layouts.FLUX2_AUTOENCODER, _without_counter(shapes), config)
     arguments = flux2_autoencoder_diffusers_json(config)
@@ -150,7 +150,7 @@ def test_text_encoders(config, name):
     ],
 )
 def test_official_checkpoints(size, action_dim, proprio_dim, tensors, stored):
-    """Spec imagewam_flux2, 8.4: `mot` with its aliases, and the robot state's embedding."""
+    """docs/spec/imagewam_flux2.md, 8.4: `mot` with its aliases, and the robot state's embedding."""
     config = ImageWAMConfig(
         KLEIN[size],
         ActionExpertConfig(action_dim=action_dim),

@@ -1,8 +1,8 @@
-"""The same index as an Apache Beam pipeline, for datasets that one machine does not index in time.
+"""Indexing as an Apache Beam pipeline, for datasets that one machine does not index in time.
 
-One element is one shard: a worker reads it and keeps its part. When all are there the launching
-program merges them. The dataset and the index lie on a file system that every worker mounts.
-Needs the extra `beam`.
+Each element of the pipeline is one shard, of which a worker writes a part. When all parts are
+there, the launching program merges them. The dataset and the index lie on a file system that every
+worker mounts. Needs the extra `beam`.
 """
 
 import functools
@@ -24,9 +24,9 @@ def build_index_with_beam(
 ) -> DatasetIndex:
     """Indexes a TFDS version folder as `build_index` does, with the same result.
 
-    options: of Beam's pipeline, as on a command line; without, its local runner. Finished shards
-    are kept, and are not read again by the next run. Raises DataError as `build_index` does; a
-    worker's error is among Beam's own message.
+    options: Beam's pipeline options, as on a command line; by default the local runner. Finished
+    shards are kept and not read again by the next run. Raises DataError as `build_index` does; a
+    worker's error is inside of Beam's own message.
     """
     try:
         import apache_beam as beam
@@ -47,7 +47,7 @@ def build_index_with_beam(
             _ = (
                 pipeline
                 | "shards" >> beam.Create([str(path) for path in shards])
-                # Or one worker would get them all, fused to where they are made.
+                # Without this Beam fuses the two steps and one worker gets all shards.
                 | "spread" >> beam.Reshuffle()
                 | "index" >> beam.Map(work)
             )

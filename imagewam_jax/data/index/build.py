@@ -18,7 +18,7 @@ from imagewam_jax.data.index.writer import write_index
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import partial_path
 
-# Starting a process takes as long as indexing about this much.
+# Starting a process takes about as long as indexing this many bytes.
 _BYTES_PER_WORKER = 2**30
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -33,10 +33,10 @@ def build_index(
     """Indexes a TFDS version folder, replaces an index that is there, and opens the new one.
 
     Every checksum of every record is verified on the way. Finished shards are kept in the folder
-    `parts` until the index is complete: a build that was stopped goes on from them. The index
-    appears under its name only when it is complete. `workers` processes are used; by default one
-    per GiB, at most one per core. Raises DataError when the folder is not RLDS, the index cannot be
-    written, or a record is corrupt or disagrees with features.json.
+    `parts` until the index is complete, and a build that was stopped goes on from them. The index
+    appears under its name only when it is complete. `workers` is the number of processes; by
+    default one per GiB, at most one per core. Raises DataError when the folder is not RLDS, the
+    index cannot be written, or a record is corrupt or disagrees with features.json.
     """
     folder = read_tfds_folder(Path(dataset_dir))
     check_shards(folder)
@@ -51,7 +51,7 @@ def build_index(
 
 
 def finish_index(folder: TfdsFolder, index_dir: Path) -> DatasetIndex:
-    """Merges the parts of all shards, puts the index in its place, removes them, and opens it."""
+    """Merges the parts of all shards into the index, removes them, and opens the index."""
     partial = partial_path(index_dir)
     try:
         write_index(folder, index_dir / PARTS_DIR, partial)
@@ -64,7 +64,7 @@ def finish_index(folder: TfdsFolder, index_dir: Path) -> DatasetIndex:
 
 
 def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> DataError:
-    """Says what could not be written, what is missing, and what is kept."""
+    """An error that says what could not be written, how much space is missing and what is kept."""
     shards = [path for split in folder.splits.values() for path in split.shards]
     parts = [part_file(parts_dir, path) for path in shards]
     done = [i for i, part in enumerate(parts) if part.is_file()]
@@ -94,9 +94,9 @@ def _make_parts(folder: TfdsFolder, parts_dir: Path, workers: int | None, progre
 def run_over_shards(
     function, shards: list[Path], jobs: list[tuple], workers: int | None, progress: bool, what: str
 ) -> Iterable[tuple[int, object]]:
-    """Calls `function(*job)` for every shard's job and yields (shard number, result) as they end.
+    """Calls `function(*job)` for every shard's job and yields (shard number, result) as jobs end.
 
-    Shows bytes done. With one worker it runs in this process. Raises DataError when a process dies.
+    Shows the bytes done. One worker runs in this process. Raises DataError when a process dies.
     """
     sizes = [path.stat().st_size if path.is_file() else 0 for path in shards]
     if workers is None:
@@ -107,7 +107,7 @@ def run_over_shards(
                 yield number, function(*job)
                 bar.update(sizes[number])
             return
-        # Not forked: a forked copy of a process that runs JAX's threads can deadlock.
+        # Spawned, because a forked copy of a process that runs JAX's threads can deadlock.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
             try:  # a process can die before all jobs are given out
@@ -125,7 +125,7 @@ def run_over_shards(
 
 
 def _replace_folder(new: Path, target: Path) -> None:
-    """Puts `new` in the place of `target`, which may be there already."""
+    """Moves the folder `new` to `target`, in place of what may be there already."""
     if not target.exists():
         os.replace(new, target)
         return

@@ -1,4 +1,4 @@
-"""The kinds of columns an index holds: one row per step, or per episode, of one feature.
+"""The kinds of columns that an index holds. A column has one row per step, or per episode.
 
 `column[rows]` takes a slice or an integer array and gives the values [n, ...] in the dtype that
 features.json declares; texts are object arrays of bytes.
@@ -14,10 +14,10 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import Int32, Int64, UInt32
 
-# From this many numbers per step on, distinct rows are stored once: sentence embeddings and
-# instructions as integers are wide and constant over an episode.
+# Features of at least this many numbers per step store distinct rows once: sentence embeddings, and
+# instructions as integers, are wide and constant over an episode.
 CODED_WIDTH = 64
-# Wider features are not low-dimensional: point clouds, depth images stored as tensors.
+# Wider features, such as point clouds and depth images stored as tensors, are not indexed.
 MAX_WIDTH = 4096
 
 Rows = slice | np.ndarray
@@ -32,7 +32,7 @@ class Column(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dense:
-    """values [n, ...], mapped from the file."""
+    """Row i is values[i]; the values [n, ...] are mapped from the file."""
 
     values: np.ndarray
     kind: ClassVar[str] = "dense"
@@ -46,7 +46,7 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coded:
-    """Row i is rows[ids[i]]: distinct rows [distinct, ...] are stored once."""
+    """Row i is rows[ids[i]], so that distinct rows [distinct, ...] are stored once."""
 
     ids: Int32[np.ndarray, " n"]
     rows: np.ndarray
@@ -63,8 +63,8 @@ class Coded:
 class Text:
     """Row i is texts[ids[i]]; ids has more than one axis for tensors of strings.
 
-    The texts are distinct, in order of appearance, and are the stored bytes: nothing says that they
-    are UTF-8.
+    The texts are distinct and in order of appearance. They are the stored bytes, which need not be
+    UTF-8.
     """
 
     ids: Int32[np.ndarray, "n ..."]
@@ -108,12 +108,12 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageColumn:
-    """Where the encoded images of one camera lie: byte ranges of each frame's shard.
+    """Where the encoded images of one camera lie: a byte range in each frame's shard.
 
-    size_ehw: (height, width) of each episode's images, read from the header of the first of them
-    that is a JPEG or a PNG; (0, 0) when none is.
-    shape: (height, width, channels) as features.json declares it; -1 is left open.
-    dtype: of the decoded image, "uint8" unless it is depth.
+    size_ehw: (height, width) of each episode's images, from the header of its first image that is
+      a JPEG or a PNG; (0, 0) when none is.
+    shape: (height, width, channels) as features.json declares them; -1 where it leaves them open.
+    dtype: type of the decoded pixels, "uint8" unless it is a depth image.
     """
 
     offset: Int64[np.ndarray, " frames"]
@@ -133,7 +133,7 @@ def file_stem(key: str) -> str:
 
 
 def pack_texts(texts: Iterable[bytes]) -> dict[str, np.ndarray]:
-    """Texts as two arrays: their bytes end to end, and where each starts, with the last end."""
+    """Texts as two arrays: their bytes end to end, and where each starts, then the last end."""
     texts = list(texts)
     ends = np.cumsum([0, *(len(text) for text in texts)], dtype=np.int64)
     return {"texts": np.frombuffer(b"".join(texts), np.uint8), "text_start": ends}

@@ -1,4 +1,4 @@
-"""The sidecar index of one RLDS dataset: what makes its TFRecord shards random-access.
+"""The sidecar index of one RLDS dataset, which makes its TFRecord shards random-access.
 
 On disk an index is a folder with `meta.json` and, per split, one `.npy` file per array of a column;
 opening it maps them into memory. It holds every step and episode feature that can be held
@@ -39,12 +39,13 @@ IMAGE_ARRAYS = ("offset", "length", "crc32c", "size_ehw")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitIndex:
-    """One split. `episode_start` has one entry more than there are episodes.
+    """The index of one split.
 
+    episode_start: the first frame of each episode, then the number of frames.
     record_offset, record_length: byte range of each episode's record data in its shard.
-    steps: columns with a row per frame, by the key below `steps`, "observation/state".
-    episodes: columns with a row per episode, by the key from the record's root.
-    images: by the key below `steps`.
+    steps: columns with a row per frame, by key below `steps`, such as "observation/state".
+    episodes: columns with a row per episode, by key from the record's root.
+    images: image columns by key below `steps`.
     """
 
     name: str
@@ -76,9 +77,9 @@ class SplitIndex:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetIndex:
-    """An opened index. `checksum` identifies the indexed bytes and keys, wherever they lie.
+    """An opened index. `checksum` identifies the indexed bytes and keys, in whatever folder.
 
-    skipped: features that are not indexed, by the key from the record's root, and why.
+    skipped: why a feature is not indexed, by its key from the record's root.
     """
 
     name: str
@@ -94,12 +95,12 @@ class DatasetIndex:
 
 
 def default_index_dir(dataset_dir: Path | str) -> Path:
-    """Beside the shards."""
+    """The folder of the index beside the shards."""
     return Path(dataset_dir) / INDEX_DIR
 
 
 def meta_checksum(meta: dict) -> str:
-    """Sixteen hex digits over all of meta.json but the checksum itself; holds no directory."""
+    """Sixteen hex digits over the content of meta.json without its checksum and any folder."""
     content = {key: value for key, value in meta.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -191,7 +192,7 @@ def _open_split(
 
 
 def _check_shards(split: SplitIndex, shards: list[dict], index_dir: Path, rebuild: str) -> None:
-    """Compares each shard with what the index pinned of it."""
+    """Compares each shard with the size and the framing checksum that the index recorded."""
     bounds = np.searchsorted(split.episode_shard, np.arange(len(shards) + 1))
     for number, (path, pinned) in enumerate(zip(split.shards, shards, strict=True)):
         if not path.is_file():

@@ -1,10 +1,11 @@
 """One shard's records as columns: the unit of parallel work of an index.
 
-A shard's columns are plain arrays by name, `<scope>/<key>:<part>`, so that they can be kept in a
-file. Scope is "steps", "episodes" or "images"; the parts are those of the column's kind
-(columns.py) and, for texts, their bytes end to end.
+A shard's columns are plain arrays by name, `<scope>/<key>:<array>`, so that they can be kept in a
+file. The scope is "steps", "episodes" or "images"; the arrays are those that the column's kind has
+(columns.py), and texts are their bytes end to end.
 """
 
+import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,16 +13,17 @@ from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
+import simplejpeg
 
 from imagewam_jax.data.index.columns import pack_texts
-from imagewam_jax.data.index.image_header import image_size
 from imagewam_jax.data.index.tf_example import ExampleFeature, parse_example
 from imagewam_jax.data.index.tfds_folder import Feature, Features, column_kind
 from imagewam_jax.data.index.tfrecord import walk_records
 from imagewam_jax.errors import DataError
 
+PNG_START = b"\x89PNG\r\n\x1a\n"
 Example = dict[str, ExampleFeature]
-# What an episode without steps has of every feature of a step.
+# The value of every step feature in an episode without steps.
 _NOTHING = ExampleFeature("empty", np.empty(0, np.float32))
 Arrays = dict[str, np.ndarray]
 
@@ -37,7 +39,7 @@ class ShardColumns(NamedTuple):
 
 
 def index_shard(path: Path, features: Features) -> ShardColumns:
-    """The columns of one shard. Verifies both checksums of every record.
+    """Reads one shard into columns and verifies both checksums of every record.
 
     Raises DataError, naming the file and the record, for a record that is corrupt or disagrees with
     features.json.
@@ -88,9 +90,9 @@ def _is_list_of_numbers(feature: Feature) -> bool:
 
 
 def counting_order(features: Features) -> list[Feature]:
-    """Step features in the order in which they are asked how many steps there are.
+    """Step features in the order in which `count_steps` looks at them.
 
-    First those with one value per step, whose count cannot be mistaken for another width.
+    Features with one value per step come first: their count cannot be mistaken for another width.
     """
 
     def width(feature: Feature) -> int:
@@ -101,7 +103,7 @@ def counting_order(features: Features) -> list[Feature]:
 
 
 def count_steps(example: Example, counting: list[Feature]) -> int:
-    """The steps of an episode: what the first of these features that has values says."""
+    """The number of steps of an episode, from the first of the `counting` features with values."""
     for feature in counting:
         if feature.nested:
             found, width = example.get(f"steps/{feature.key}/ragged_row_lengths_0"), 1
@@ -117,9 +119,9 @@ def count_steps(example: Example, counting: list[Feature]) -> int:
 def read_feature(record: bytes, example: Example, feature: Feature, scope: str, steps: int):
     """The value of one feature in one record; None when the record lacks it.
 
-    Of an image: byte ranges int64 [steps, 2]. Else rows (`steps` of them, one for an episode): an
-    array [rows, ...] of numbers, an object array [rows, ...] of bytes; for a ragged feature the
-    pair of such an array, of all items, and each row's number of items.
+    An image gives its byte ranges, int64 [steps, 2]. Any other feature gives an array [rows, ...]
+    of numbers or of bytes objects, where rows is `steps`, or 1 for an episode feature. A ragged
+    feature gives two arrays: all items [items, ...], and each row's number of items.
     """
     in_steps = scope != "episodes"
     rows = steps if in_steps else 1
@@ -152,7 +154,7 @@ def _needs_values(feature: Feature) -> bool:
 
 
 def _default(feature: Feature):
-    """What TFDS reads where an optional feature has no value."""
+    """The value that TFDS reads for an optional feature without one."""
     if feature.kind == "text":
         value = np.full((1, *feature.shape), b"", object)
     elif feature.ragged or feature.encoding != "none":
@@ -187,7 +189,7 @@ def _read_nested(record: bytes, example: Example, feature: Feature, name: str, s
 
 
 def _items(record: bytes, found: ExampleFeature, feature: Feature, name: str) -> np.ndarray:
-    """All values of a feature, [n], in the declared dtype, or objects (bytes) for texts."""
+    """All values of a feature, [n]: numbers in the declared dtype, texts as bytes objects."""
     if feature.kind == "text":
         ranges = _values(found, name, "bytes")
         texts = np.empty(len(ranges), object)
@@ -195,7 +197,7 @@ def _items(record: bytes, found: ExampleFeature, feature: Feature, name: str) ->
         return texts
     dtype = np.dtype(feature.dtype)
     values = _values(found, name, "float" if dtype.kind == "f" else "int64")
-    # TFDS has only lists of int64, and puts the bits of a uint64 into one.
+    # TFDS writes integers as int64 only, and stores a uint64 by its bits.
     return values.view(np.uint64) if dtype == np.uint64 else values.astype(dtype, copy=False)
 
 
@@ -215,7 +217,7 @@ def _check_count(values, name: str, rows: int, shape: tuple[int, ...], what: str
 
 
 def _decode_tensors(record: bytes, ranges: np.ndarray, feature: Feature, name: str):
-    """Tensors stored as their bytes, one value a row."""
+    """Decodes tensors that are stored as their bytes, one tensor per row."""
     dtype = np.dtype(feature.dtype).newbyteorder("<")
     parts, counts = [], []
     for start, length in ranges.tolist():
@@ -280,7 +282,7 @@ class _Numbers:
 
 
 class _Coded:
-    """Distinct rows once, by their bits: -0.0 is not 0.0, and a NaN is itself."""
+    """Keeps distinct rows once, compared by their bits: -0.0 is not 0.0, and a NaN is itself."""
 
     def __init__(self, row_shape: tuple[int, ...], dtype: str):
         self._ids = [np.empty(0, np.int32)]
@@ -327,6 +329,20 @@ class _RaggedRows:
 
     def finish(self) -> Arrays:
         return {**self._items.finish(), "counts": np.concatenate(self._counts)}
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) from the header of a JPEG or a PNG; None when the bytes are neither."""
+    if data.startswith(PNG_START):
+        if len(data) < 24 or data[12:16] != b"IHDR":
+            return None
+        width, height = struct.unpack(">II", data[16:24])
+        return (height, width) if 0 < height < 2**31 and 0 < width < 2**31 else None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return height, width
 
 
 class _Images:

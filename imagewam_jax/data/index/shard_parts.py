@@ -25,7 +25,11 @@ _HEADER = "header"
 
 
 class PartHeader(NamedTuple):
-    """What one part says of its shard. pinned: file name, size and framing checksum."""
+    """The description of one part's shard.
+
+    pinned: file name, size and framing checksum. absent: how many episodes lack a feature, by
+    "scope/key".
+    """
 
     pinned: dict[str, str | int]
     episodes: int
@@ -38,7 +42,7 @@ def part_file(parts_dir: Path, shard: Path) -> Path:
 
 
 def make_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader:
-    """Indexes a shard and keeps the result, or takes what an earlier build kept of this very file.
+    """Indexes a shard into a part, or takes the part that an earlier build made of the same file.
 
     Raises DataError for a shard that cannot be indexed, OSError when the part cannot be written.
     """
@@ -57,7 +61,7 @@ def make_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader:
 
 
 def read_part(parts_dir: Path, shard: Path) -> Arrays:
-    """The arrays of a part that is there, read one by one as they are asked for."""
+    """The arrays of an existing part, each read when it is first asked for."""
     return np.load(part_file(parts_dir, shard))
 
 
@@ -74,7 +78,7 @@ def _pin(shard: Path, arrays: Arrays, absent: dict[str, int]) -> PartHeader:
 
 
 def _kept_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader | None:
-    """The header of a part that is whole and of this shard as it lies there now."""
+    """The header of an existing part, if the part is complete and its shard has not changed."""
     now = shard.stat()
     try:
         with read_part(parts_dir, shard) as part:
@@ -97,7 +101,7 @@ def _as_header(content: dict) -> PartHeader:
 
 
 def _identity(features: Features) -> str:
-    """Parts for other features, or written in another way, are of no use."""
+    """A digest of the format and features: a part made for others cannot be used."""
     asked = json.dumps([FORMAT_VERSION, features.steps, features.episodes])
     return hashlib.sha256(asked.encode()).hexdigest()[:16]
 

@@ -14,7 +14,7 @@ from imagewam_jax.errors import DataError
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 _KINDS = {1: "bytes", 2: "float", 3: "int64"}
-# Seven bits a byte: ten bytes hold any 64-bit number.
+# A varint has seven bits per byte, so ten bytes hold any 64-bit number.
 _MAX_VARINT_BYTES = 10
 
 
@@ -30,9 +30,9 @@ class ExampleFeature(NamedTuple):
 
 
 def parse_example(record: bytes) -> dict[str, ExampleFeature]:
-    """Feature key to values for one serialised Example.
+    """Values by feature key of one serialised Example.
 
-    Raises DataError, with the byte offset inside the record, for anything that is not one.
+    Raises DataError, with the byte offset inside the record, for bytes that are not an Example.
     """
     features: dict[str, ExampleFeature] = {}
     for field, start, end in _delimited_fields(record, 0, len(record)):
@@ -113,7 +113,7 @@ def _parse_ints(record: bytes, start: int, end: int) -> np.ndarray:
 
 
 def _decode_varints(record: bytes, start: int, length: int) -> np.ndarray:
-    """int64 [n] from n varints: seven bits a byte, least significant first."""
+    """int64 [n] from n varints, which hold seven bits per byte, least significant first."""
     raw = np.frombuffer(record, np.uint8, length, start)
     last = np.flatnonzero(raw < 0x80)
     if len(raw) and (not len(last) or last[-1] != len(raw) - 1):

@@ -1,4 +1,4 @@
-"""What a TFDS version folder (`.../name/version`) says about itself in its two JSON files."""
+"""Reads the description of a TFDS version folder (`.../name/version`) from its two JSON files."""
 
 import json
 import math
@@ -15,14 +15,16 @@ _STRING_DTYPES = ("string", "object", "str")
 
 
 class Feature(NamedTuple):
-    """One feature of a step or of an episode, as it is declared.
+    """One feature of a step or of an episode, as features.json declares it.
 
-    key: the path below `steps`, such as "observation/image"; from the record's root for an episode.
+    key: the path below `steps`, such as "observation/image"; for an episode feature the path from
+      the record's root.
     kind: "image", "text" or "number", or "skipped": then `reason` says why it is not read.
-    shape: of one step's (episode's) value; a first dimension of -1 varies from row to row.
-    encoding: of an image "jpeg", "png" or "unstated"; of numbers "none" (a list), "zlib", "bytes".
-    nested: stored as TFDS stores a sequence inside of steps, as flat values and row lengths.
-    optional: absent where it has no value.
+    shape: shape of one row's value; a first dimension of -1 varies from row to row.
+    encoding: "jpeg", "png" or "unstated" for images; "none" (a list), "zlib" or "bytes" for
+      numbers.
+    nested: TFDS stores it as a sequence inside of steps: flat values and row lengths.
+    optional: it may be absent from a record.
     """
 
     key: str
@@ -40,17 +42,17 @@ class Feature(NamedTuple):
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Of one item: all dimensions, or those after the one that varies."""
+        """The shape of one item: all dimensions, or those after the one that varies."""
         return self.shape[1:] if self.ragged else self.shape
 
     @property
     def width(self) -> int:
-        """Values of one item."""
+        """The number of values in one item."""
         return math.prod(self.row_shape)
 
 
 class Features(NamedTuple):
-    """What is read of each record, and what is not: key to reason."""
+    """The features that are read from each record; `skipped` maps the others to a reason."""
 
     steps: tuple[Feature, ...]
     episodes: tuple[Feature, ...]
@@ -163,7 +165,7 @@ def _leaf(node: dict, key: str, in_steps: bool) -> Feature:
 
 
 def _sequence_of(feature: Feature, length: int, in_steps: bool) -> Feature:
-    """A sequence of that feature; -1 is a length that varies."""
+    """A sequence of `feature`; a length of -1 varies from row to row."""
     reason = feature.reason
     if not reason and feature.kind == "image":
         reason = "a sequence of images is not read"
@@ -178,7 +180,7 @@ def _sequence_of(feature: Feature, length: int, in_steps: bool) -> Feature:
 
 
 def _reason_to_skip(feature: Feature, in_steps: bool) -> str:
-    """Why a feature that is understood is not indexed all the same; "" when it is."""
+    """Why a feature of a known class is nevertheless not indexed; "" when it is."""
     if feature.kind == "image":
         return "" if in_steps else "an image of an episode is not read"
     if -1 in feature.shape[1:]:
@@ -200,7 +202,7 @@ def _reason_to_skip(feature: Feature, in_steps: bool) -> str:
 
 
 def column_kind(feature: Feature, in_steps: bool) -> str:
-    """The kind of column (columns.py) of a feature; of a ragged one, that of its values."""
+    """The kind of column (columns.py) that holds a feature, or the values of a ragged one."""
     if feature.kind == "text":
         return "text"
     wide = in_steps and not feature.ragged and feature.width >= CODED_WIDTH

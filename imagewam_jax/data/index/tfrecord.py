@@ -24,8 +24,8 @@ _COMPRESSED_MAGIC = {b"\x1f\x8b": "gzip", b"\x78\x9c": "zlib", b"\x78\x01": "zli
 class Record(NamedTuple):
     """One record: the byte position of its data in the file, and the data.
 
-    damage: what is wrong with it; "" when its checksums hold. A record whose length is not known
-    has no data, and nothing after it can be found.
+    damage: what is wrong with it; "" when its checksums hold. `data` is None when the record's
+    length is unknown; then the records after it cannot be found.
     """
 
     offset: int
@@ -52,7 +52,7 @@ def walk_records(path: Path) -> Iterator[Record]:
 
 
 def scan_records(path: Path) -> Iterator[Record]:
-    """The records of a shard, damaged ones among them: this stops only where no record follows."""
+    """Yields all records of a shard, also damaged ones, until no further record can be found."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         offset = 0
@@ -100,7 +100,7 @@ def framing_checksum(
     """CRC-32C over every record's header and footer, without reading the data between them.
 
     The footers hold the CRCs of the data, so a shard that was replaced under the same name differs
-    even when all sizes agree. `offsets` and `lengths` are those of the records' data.
+    even when all sizes agree. `offsets` and `lengths` locate the records' data.
     """
     with open(path, "rb", buffering=0) as file:
         crc = google_crc32c.value(os.pread(file.fileno(), HEADER_BYTES, 0))

@@ -21,12 +21,12 @@ from imagewam_jax.data.index.tfds_folder import Features, TfdsFolder, column_kin
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import write_file_checksums
 
-# Wide rows are looked up among this many earlier ones; beyond it they are stored as they come.
+# A wide row is compared with this many earlier ones; later rows are stored without a comparison.
 _MAX_CODED_ROWS = 2**22
 
 
 def write_index(folder: TfdsFolder, parts_dir: Path, target: Path) -> None:
-    """Writes the index of a folder whose shards all have their parts. Raises OSError, DataError."""
+    """Merges the parts of all shards into an index at `target`. Raises OSError, DataError."""
     headers = {
         path: read_header(parts_dir, path)
         for split in folder.splits.values()
@@ -84,7 +84,7 @@ def _check_record_counts(folder: TfdsFolder, headers: dict) -> None:
 
 
 def _without_absent(features: Features, headers) -> tuple[Features, dict[str, str]]:
-    """The features that every record has, and why each of the others is skipped."""
+    """The features that every record has, and for each other feature why it is skipped."""
     headers = list(headers)
     total = sum(header.episodes for header in headers)
     counts: dict[str, int] = {}
@@ -127,7 +127,7 @@ class _ArrayWriter:
         self._file.write(np.ascontiguousarray(rows).data if rows.size else b"")
 
     def _write_header(self) -> None:
-        # NumPy pads the header, so that one with more rows takes the place of the first.
+        # NumPy pads the header, so that a later one with more rows fits in its place.
         header = {
             "shape": (self._rows, *self._row_shape),
             "fortran_order": False,
@@ -149,7 +149,7 @@ class _ArrayWriter:
 
 
 class _Column:
-    """Appends the parts of one column; `files` gives the writer of one of its arrays."""
+    """Appends shard after shard to one column; `files(name)` makes the writer of one array."""
 
     def __init__(self, name: str, declared: dict, files):
         self._files = {part: files(f"{name}:{part}") for part in self.parts(declared)}

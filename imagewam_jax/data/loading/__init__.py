@@ -1,1 +1,1 @@
-"""From an index to batches on the host: where samples start, their frames, their order."""
+"""From an index to batches on the host: start frames, decoding, samples, and their order."""

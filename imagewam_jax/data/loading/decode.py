@@ -13,13 +13,13 @@ from PIL import Image
 
 from imagewam_jax.data.dataset_spec import Camera
 from imagewam_jax.data.index.dataset_index import SplitIndex
-from imagewam_jax.data.index.image_header import PNG_START
+from imagewam_jax.data.index.shard_columns import PNG_START
 from imagewam_jax.errors import BadFrameError
 from imagewam_jax.files import check_open_files
 
 
 class ShardFiles:
-    """Random reads from shards that are opened once, on first use. Safe to use from threads."""
+    """Random reads from shards, each opened once, on first use. Safe to use from threads."""
 
     def __init__(self, paths: tuple[Path, ...]):
         self._paths = paths
@@ -27,7 +27,7 @@ class ShardFiles:
         self._lock = threading.Lock()
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
-        """The bytes of that range; fewer at the end of the file."""
+        """Reads a range of bytes; fewer bytes come back at the end of the file."""
         descriptor = self._descriptors.get(shard)
         if descriptor is None:
             with self._lock:
@@ -57,11 +57,12 @@ def decode_frame(
     frame: int,
     out: UInt8[np.ndarray, "h w 3"],
 ) -> tuple[int, int]:
-    """Decodes one frame of a camera as an upright RGB image into the top left of `out`, a
-    contiguous buffer, black beyond it; returns its height and width.
+    """Decodes one frame of a camera into `out` and returns the image's height and width.
+
+    `out` is a contiguous buffer. The upright RGB image fills its top left, the rest becomes black.
 
     Raises BadFrameError, naming the file, episode and step, when the stored bytes differ from their
-    checksum, are neither JPEG nor PNG, or are of an image of another size than its episode's.
+    checksum, are neither JPEG nor PNG, or the image has another size than its episode's first.
     """
     column = split.images[camera.key]
     episode = split.frame_episode[frame]
@@ -76,7 +77,7 @@ def decode_frame(
         what = f"cannot be decoded as {kind}: {error}"
         raise _bad_frame(split, camera.key, frame, what) from error
     expected = tuple(column.size_ehw[episode].tolist())
-    if (height, width) != expected:  # batches have one size for an episode, or none
+    if (height, width) != expected:  # the size of an image is taken from its episode
         what = f"is {height}x{width}, its episode's first image {expected[0]}x{expected[1]}"
         raise _bad_frame(split, camera.key, frame, what)
     out[height:] = 0
@@ -87,7 +88,7 @@ def decode_frame(
 def _decode_jpeg(encoded: bytes, camera: Camera, out: np.ndarray) -> tuple[int, int]:
     height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
     _check_size(height, width, out)
-    # Bytes in reverse turn an image by 180 degrees and its channels round.
+    # Reversing the bytes turns the image by 180 degrees and reverses the order of its channels.
     order = "BGR" if camera.bgr != camera.upside_down else "RGB"
     whole = (height, width) == out.shape[:2]
     image = simplejpeg.decode_jpeg(encoded, colorspace=order, buffer=out if whole else None)
@@ -99,7 +100,7 @@ def _decode_jpeg(encoded: bytes, camera: Camera, out: np.ndarray) -> tuple[int, 
 
 
 def _reverse_bytes(image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """In place; by words of 8 where they fit, which takes a tenth of the time of [::-1, ::-1]."""
+    """Reverses in place, by words of 8 bytes where they fit: ten times as fast as [::-1, ::-1]."""
     flat = image.reshape(-1)
     if flat.size % 8:
         flat[:] = flat[::-1].copy()

@@ -1,16 +1,16 @@
 """The training stream: endless, globally shuffled, mixed, sharded over hosts, exactly resumable.
 
-Each dataset is one permutation of its anchors per epoch, epoch after epoch; a mixture takes from
-them in a fixed pattern that keeps their shares at every moment. The n-th sample of the stream
-carries index n. Global batch k is samples k*G .. (k+1)*G - 1, of which each host reads the rows
-that its devices hold, so every number of hosts sees the same global batches.
+Each dataset is one permutation of its start frames per epoch, epoch after epoch; a mixture takes
+from the datasets in a fixed pattern that keeps their shares at every moment. The n-th sample of the
+stream carries index n. Global batch k is samples k*G .. (k+1)*G - 1, of which each host reads the
+rows that its devices hold, so every number of hosts sees the same global batches.
 """
 
 import collections
 import logging
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -31,13 +31,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class BadFrames:
-    """The distinct bad frames that a stream met. Safe to use from threads.
+    """Counts the distinct bad frames that a stream met. Safe to use from threads.
 
-    Which ones it has met is no part of a stream's state: after a resume, counting starts anew.
+    The count does not belong to the stream's state: after a resume it starts anew.
     """
 
     def __init__(self, share: float, frames: int):
-        """share: how many of all `frames` may be bad, 0 to 1. DataError: it is no share."""
+        """share: the share of all `frames` that may be bad. DataError: it is not in 0 to 1."""
         if not 0 <= share <= 1:
             raise DataError(f"the share of bad frames is {share}, expected 0 to 1")
         self._limit, self._share, self._frames = int(share * frames), share, frames
@@ -48,7 +48,7 @@ class BadFrames:
         return len(self._met)
 
     def count(self, error: BadFrameError) -> None:
-        """Logs a frame when it is met first. DataError: it is one too many."""
+        """Logs and counts a frame that was not met before. DataError: it is one too many."""
         with self._lock:
             if str(error) in self._met:
                 return
@@ -62,24 +62,24 @@ class BadFrames:
             ) from error
 
 
-# libjpeg-turbo writes past the cache into rows that start at a multiple of 32 bytes, and takes 4 to
-# 14 % longer for it.
+# libjpeg-turbo writes rows that start at a multiple of 32 bytes past the cache, which takes 4 to
+# 14 % longer.
 _ALIGNMENT, _OFFSET = 64, 16
 
 
 class ImageBuffers:
-    """Arrays of one shape. One that nobody refers to any more, nor to a part, is handed out again.
+    """Hands out arrays of one shape and reuses their memory. Safe to use from threads.
 
-    Safe to use from threads.
+    Memory is free again when nothing refers to the array or to a view of it.
     """
 
     def __init__(self, shape: tuple[int, ...], keep: int):
-        """`keep`: how many unused ones stay in memory."""
+        """keep: how many unused arrays stay in memory."""
         self._shape = shape
         self._unused: collections.deque[np.ndarray] = collections.deque(maxlen=keep)
 
     def take(self) -> UInt8[np.ndarray, "..."]:
-        """An array that holds anything."""
+        """An array with arbitrary content."""
         try:
             memory = self._unused.pop()
         except IndexError:
@@ -88,7 +88,7 @@ class ImageBuffers:
 
 
 class _Loan:
-    """What an array and all views of it refer to as the owner of their memory."""
+    """The owner of the memory that an array and all its views refer to."""
 
     def __init__(self, memory: np.ndarray, unused: "collections.deque[np.ndarray]"):
         self._memory, self._unused = memory, unused
@@ -105,16 +105,19 @@ def _new_memory(shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
     return memory[start : start + size].reshape(shape)
 
 
-# Samples of the stream whose order is part of the fingerprint.
+# The fingerprint of a stream covers the order of this many of its first samples.
 _ORDER_PROBE = 64
 
 
 class Source(NamedTuple):
-    """One dataset of the stream. `identity` decides what its samples are, beside the reader's
-    shapes; `share` is its part of all samples."""
+    """One dataset of the stream.
+
+    share: its share of all samples.
+    identity: what decides its samples besides the reader's shapes; a part of the fingerprint.
+    """
 
     reader: SampleReader
-    start_frames: Int64[np.ndarray, " anchors"]
+    start_frames: Int64[np.ndarray, " samples"]
     share: float
     identity: dict[str, Any]
 
@@ -122,12 +125,12 @@ class Source(NamedTuple):
 class TrainIterator:
     """Endless iterator over this host's part of the training stream, with exact resume.
 
-    `rows` of every global batch are that part; all of them, if not given. Batches are those of
+    rows: the rows of every global batch that this host reads; all by default. Batches are those of
     `samples.empty_batch` plus `index` int64 [b], the sample's place in the global stream, and
-    `aug_seed` uint32 [b]. Whole batches are read ahead by threads.
+    `aug_seed` uint32 [b]. Threads read whole batches ahead.
 
-    A sample whose images cannot be read is replaced by that of the dataset's next anchor, counted
-    in `bad_frames` and logged; more bad frames than it allows stop the run.
+    A sample whose images cannot be read is replaced by the sample at the dataset's next start
+    frame, counted in `bad_frames` and logged; more bad frames than allowed stop the run.
     """
 
     def __init__(
@@ -141,8 +144,8 @@ class TrainIterator:
         prefetch: int = 8,
         bad_share: float = 0.0,
     ):
-        """num_threads batches are read at a time, prefetch batches are held ready. `bad_share`
-        of the frames may be bad."""
+        """num_threads: batches read at a time. prefetch: batches held ready. bad_share: the share
+        of the frames that may be bad."""
         if global_batch < 1:
             raise DataError(f"a global batch of {global_batch} samples")
         rows = np.arange(global_batch) if rows is None else rows
@@ -150,9 +153,9 @@ class TrainIterator:
             raise DataError(f"rows {rows.tolist()} of a global batch of {global_batch}")
         for source in sources:
             if not len(source.start_frames):
-                raise DataError(f"{source.reader.dataset.name}: no anchors to iterate over")
+                raise DataError(f"{source.reader.dataset.name}: no start frames to iterate over")
         sample = sources[0].reader.sample
-        # As many as there can be batches on their way.
+        # As many as there can be batches in flight.
         buffers = ImageBuffers(images_shape(len(rows), sample), keep=num_threads + prefetch + 2)
         self._reader = _MixedReader(sources, buffers)
         self.bad_frames = BadFrames(bad_share, sum(len(s.start_frames) for s in sources))
@@ -162,7 +165,7 @@ class TrainIterator:
         def read(batch_number: int, _: int) -> Batch:
             index = batch_number * global_batch + rows
             seeds = augmentation_seeds(seed, index)
-            # Of these rows alone: a position takes 20 to 40 microseconds of Python.
+            # Positions of these rows alone, as each takes 20 to 40 microseconds of Python.
             positions = np.array([order[n] for n in index.tolist()], np.int64)
             batch = self._reader.read(positions, seeds, self.bad_frames)
             return batch | {"index": index, "aug_seed": seeds}
@@ -181,13 +184,13 @@ class TrainIterator:
         return batch
 
     def get_state(self) -> dict:
-        """JSON-able, the same on every host: the next global batch, and what is iterated."""
+        """The next global batch and the stream's fingerprint, as JSON; equal on every host."""
         return {"next_batch": self._next_batch, "fingerprint": self._fingerprint}
 
     def set_state(self, state: dict) -> None:
         """Continues exactly after the batches that were taken before `get_state`.
 
-        Raises DataError, naming what differs, when the state is of another stream.
+        Raises DataError, naming what differs, when the state belongs to another stream.
         """
         saved, here = state["fingerprint"], self._fingerprint
         differing = sorted(k for k in saved.keys() | here.keys() if saved.get(k) != here.get(k))
@@ -205,7 +208,7 @@ class TrainIterator:
 class _MixedReader:
     """Reads batches of samples of several datasets.
 
-    A position numbers the anchors of all of them, dataset after dataset.
+    Positions number the start frames of all datasets, dataset after dataset.
     """
 
     def __init__(self, sources: Sequence[Source], buffers: ImageBuffers):
@@ -233,20 +236,20 @@ class _MixedReader:
                 if not len(rows):
                     break
             else:
-                raise DataError(f"{source.reader.dataset.name}: no anchor has readable images")
+                raise DataError(f"{source.reader.dataset.name}: no sample has readable images")
         return batch
 
 
 def _starts(sources: Sequence[Source]) -> Int64[np.ndarray, " starts"]:
-    """The position of each source's first anchor, and one behind all."""
+    """The position of each source's first start frame, and one behind all."""
     return np.concatenate([[0], np.cumsum([len(s.start_frames) for s in sources])])
 
 
 def _order(sources: Sequence[Source], seed: int) -> grain.MapDataset:
-    """The endless stream of positions."""
+    """The positions of the endless stream, in order."""
     starts = _starts(sources).tolist()
     shuffled = [
-        # One seed for all would shuffle two datasets of one size the same way.
+        # With one seed for all, two datasets of equal size would be shuffled the same way.
         grain.MapDataset.range(start, start + len(source.start_frames))
         .seed(seed + number)
         .shuffle()
@@ -261,7 +264,10 @@ def _order(sources: Sequence[Source], seed: int) -> grain.MapDataset:
 def _fingerprint(
     sources: Sequence[Source], order: grain.MapDataset, global_batch: int, seed: int
 ) -> dict:
-    """What decides which samples the stream holds and in which order; no path, no host count."""
+    """What decides which samples the stream holds and in which order; no path, no host count.
+
+    Its keys stay as they are: a resumed run compares them with those of its checkpoint.
+    """
     total = sum(len(source.start_frames) for source in sources)
     first = np.array([order[n] for n in range(min(_ORDER_PROBE, total))], np.int64)
     return {
@@ -282,14 +288,3 @@ def _fingerprint(
 
 def _checksum(numbers: Int[np.ndarray, " n"]) -> str:
     return f"{google_crc32c.value(numbers.astype('<i8').tobytes()):08x}"
-
-
-def evaluation_batches(
-    reader: SampleReader, start_frames: Int64[np.ndarray, " anchors"], batch_size: int
-) -> Iterator[Batch]:
-    """Each anchor once, in order; the last batch may be smaller. `index` counts the anchors."""
-    for start in range(0, len(start_frames), batch_size):
-        chosen = start_frames[start : start + batch_size]
-        index = np.arange(start, start + len(chosen))
-        seeds = augmentation_seeds(0, index)
-        yield reader.read(chosen, seeds) | {"index": index, "aug_seed": seeds}

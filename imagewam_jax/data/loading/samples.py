@@ -1,10 +1,10 @@
 """Samples of one dataset split: a current and a target image, an action chunk, the state, the text.
 
-An anchor is a step t of an episode of T steps; s is the stride, H the horizon. The actions are
-those of steps t + s*i for i < H, the target image is that of step t + s*H (spec imagewam_flux2
+A sample starts at step t of an episode of T steps; s is the stride, H the horizon. Its actions are
+those of steps t + s*i for i < H, its target image is that of step t + s*H (docs/spec/imagewam_flux2.md,
 7.1). Beyond the last step the target is the last frame, relative action dimensions are 0 and
-absolute ones repeat. All is in the units of the standard form: normalisation happens on the
-accelerator, and so does resizing: images lie as they are stored in the top left of their buffer.
+absolute ones repeat. Numbers are in the units of the standardized episodes, and images lie as they
+are stored in the top left of their buffer: the accelerator normalizes and resizes.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from jaxtyping import Int, Int32, Int64, UInt8, UInt32
 from imagewam_jax.data.dataset_spec import Camera, DatasetSpec
 from imagewam_jax.data.index.dataset_index import SplitIndex
 from imagewam_jax.data.loading.decode import ShardFiles, decode_frame
-from imagewam_jax.data.transforms.standardize import Standard
+from imagewam_jax.data.transforms.standardize import StandardizedSplit
 from imagewam_jax.errors import BadFrameError, DataError
 
 Batch = dict[str, np.ndarray]
-UNREADABLE = 128  # what an image that cannot be read is filled with
+UNREADABLE = 128  # the value of every pixel of an image that cannot be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,8 @@ class SampleSpec:
 
     cameras: roles, in the order of the image's camera axis.
     buffer_size: (height, width) that holds the largest stored image.
-    horizon: H, actions per chunk. stride: s, steps between two of them.
-    action_dim, state_dim: widths A and P of the arrays; wider than a dataset's own in mixtures.
+    horizon: H, actions per chunk. stride: s, steps between two actions of a chunk.
+    action_dim, state_dim: widths A and P of the arrays; in mixtures wider than some datasets' own.
     """
 
     cameras: tuple[str, ...]
@@ -51,15 +51,16 @@ class BadImage(NamedTuple):
 
 
 class SampleReader:
-    """Reads samples of one split, given their anchors. Safe to use from threads.
+    """Reads samples of one split, given their start frames. Safe to use from threads.
 
-    text_rows: for each of the dataset's instructions, its row in the table of all datasets.
+    text_rows: the row of each of the dataset's instructions in the table of all datasets, then the
+      row of the empty instruction.
     """
 
     def __init__(
         self,
         split: SplitIndex,
-        standard: Standard,
+        standardized: StandardizedSplit,
         dataset: DatasetSpec,
         sample: SampleSpec,
         *,
@@ -68,7 +69,12 @@ class SampleReader:
         text_rows: Int[np.ndarray, " instructions"] | None = None,
     ):
         """DataError: the dataset is wider than the sample."""
-        self.split, self.standard, self.dataset, self.sample = split, standard, dataset, sample
+        self.split, self.standardized, self.dataset, self.sample = (
+            split,
+            standardized,
+            dataset,
+            sample,
+        )
         self._ids = {"dataset_id": dataset_id, "norm_id": norm_id}
         self._text_rows = text_rows
         cameras = dict(dataset.cameras)
@@ -90,10 +96,11 @@ class SampleReader:
         start_frames: Int64[np.ndarray, " b"],
         seeds: UInt32[np.ndarray, " b"] | None = None,
     ) -> Batch:
-        """The batch of the given anchors (steps of the standard form): see `empty_batch`.
+        """The batch of samples that start at these frames, in the form of `empty_batch`.
 
-        `seeds` choose among instructions that say the same; without, it is the first. Raises
-        BadFrameError for the first image that cannot be read.
+        start_frames: rows of the standardized split.
+        seeds: choose among alternative instructions; by default the first is taken.
+        Raises BadFrameError for the first image that cannot be read.
         """
         batch = empty_batch(len(start_frames), self.sample)
         if bad := self.fill(batch, np.arange(len(start_frames)), start_frames, seeds):
@@ -107,30 +114,30 @@ class SampleReader:
         start_frames: Int64[np.ndarray, " n"],
         seeds: UInt32[np.ndarray, " n"] | None = None,
     ) -> list[BadImage]:
-        """Reads samples into some rows of a batch, whatever its images hold. Returns the images
-        that could not be read, which are grey."""
+        """Reads samples into some rows of a batch, whose images may hold anything before.
+
+        Returns the images that could not be read; they become grey.
+        """
         episode = self.split.frame_episode[start_frames]
         first = self.split.episode_start[episode]
-        last = first + self.standard.episode_steps[episode] - 1
+        last = first + self.standardized.episode_steps[episode] - 1
         target = start_frames + self.sample.horizon * self.sample.stride
         batch["target_is_pad"][rows] = target > last
         batch["text_id"][rows] = self._texts(start_frames, seeds)
         batch["episode"][rows] = episode
-        batch["step"][rows] = self.standard.frames[start_frames] - first
+        batch["step"][rows] = self.standardized.frames[start_frames] - first
         for key, number in self._ids.items():
             batch[key][rows] = number
         self._fill_actions(batch, rows, start_frames, last)
         width = len(self.dataset.state.dims)
-        batch["proprio"][rows, :width] = self.standard.states[start_frames]
-        batch["proprio_mask"][rows] = np.arange(self.sample.state_dim) < width
-        batch["camera_mask"][rows] = [camera is not None for camera in self._cameras]
-        frames = self.standard.frames
+        batch["proprio"][rows, :width] = self.standardized.states[start_frames]
+        frames = self.standardized.frames
         return self._fill_images(
             batch, rows, frames[start_frames], frames[np.minimum(target, last)]
         )
 
     def identity(self) -> dict[str, Any]:
-        """What decides the samples besides the indexed bytes and the registry row."""
+        """What decides the samples besides the indexed bytes and the dataset spec."""
         return {k: _jsonable(v) for k, v in dataclasses.asdict(self.sample).items()}
 
     def close(self) -> None:
@@ -139,11 +146,11 @@ class SampleReader:
     def _texts(
         self, start_frames: Int64[np.ndarray, " n"], seeds: UInt32[np.ndarray, " n"] | None
     ) -> Int32[np.ndarray, " n"]:
-        ids = self.standard.text_ids[start_frames]
+        ids = self.standardized.text_ids[start_frames]
         count = np.maximum((ids >= 0).sum(1), 1)
         chosen = np.zeros(len(ids), np.int64) if seeds is None else seeds % count
         ids = ids[np.arange(len(ids)), chosen]
-        # A step without an instruction takes the last row, which is that of "".
+        # A step without an instruction, -1, takes the last row, the row of "".
         return ids if self._text_rows is None else self._text_rows[ids]
 
     def _fill_actions(
@@ -156,7 +163,7 @@ class SampleReader:
         sample, width = self.sample, len(self._relative)
         frames_nh = start_frames[:, None] + sample.stride * np.arange(sample.horizon)
         is_pad_nh = frames_nh > last[:, None]
-        actions_nha = self.standard.actions[np.minimum(frames_nh, last[:, None])]
+        actions_nha = self.standardized.actions[np.minimum(frames_nh, last[:, None])]
         actions_nha[is_pad_nh[..., None] & self._relative] = 0.0  # stand still
         batch["actions"][rows, :, :width] = actions_nha
         batch["action_is_pad"][rows] = is_pad_nh
@@ -189,35 +196,33 @@ class SampleReader:
 def empty_batch(
     size: int, sample: SampleSpec, images: UInt8[np.ndarray, "b c 2 h w 3"] | None = None
 ) -> Batch:
-    """A batch to be filled; `images` is memory for its images, new without.
+    """A batch to be filled; `images` is memory for its images, by default new memory.
 
     images uint8 [b, camera, 2, h, w, 3] (current, target), image_size int32 [b, camera, 2] (rows
-    and columns of the stored images), camera_mask bool [b, camera], target_is_pad bool [b], actions
-    float32 [b, H, A], action_is_pad bool [b, H], action_dim_mask bool [b, A], proprio float32
-    [b, P], proprio_mask bool [b, P]; and int32 [b] text_id, dataset_id, episode, step, norm_id.
-    True in a dim or camera mask means present; in `*_is_pad` it means beyond the episode.
+    and columns of the stored images), target_is_pad bool [b], actions float32 [b, H, A],
+    action_is_pad bool [b, H], action_dim_mask bool [b, A], proprio float32 [b, P]; and int32 [b]
+    text_id, dataset_id, episode, step, norm_id. True in `action_dim_mask` means that the dataset
+    has the dimension; in `*_is_pad` it means beyond the episode.
     """
     cameras = len(sample.cameras)
     shapes = {
         "image_size": (np.int32, cameras, 2),
-        "camera_mask": (bool, cameras),
         "target_is_pad": (bool,),
         "actions": (np.float32, sample.horizon, sample.action_dim),
         "action_is_pad": (bool, sample.horizon),
         "action_dim_mask": (bool, sample.action_dim),
         "proprio": (np.float32, sample.state_dim),
-        "proprio_mask": (bool, sample.state_dim),
     }
     shapes |= dict.fromkeys(("text_id", "dataset_id", "episode", "step", "norm_id"), (np.int32,))
     batch = {key: np.zeros((size, *shape), dtype) for key, (dtype, *shape) in shapes.items()}
     batch["images"] = np.empty(images_shape(size, sample), np.uint8) if images is None else images
-    # Of a missing camera: a black image that fills the buffer.
+    # A missing camera is a black image that fills the buffer.
     batch["image_size"][:] = sample.buffer_size
     return batch
 
 
 def images_shape(size: int, sample: SampleSpec) -> tuple[int, int, int, int, int, int]:
-    """Of the images of a batch."""
+    """The shape of the images of a batch."""
     return (size, len(sample.cameras), 2, *sample.buffer_size, 3)
 
 
@@ -232,5 +237,5 @@ def augmentation_seeds(seed: int, index: Int64[np.ndarray, " b"]) -> UInt32[np.n
 
 
 def _jsonable(value: object) -> object:
-    """JSON has no tuples: a state that went through a file must compare equal."""
+    """The value with a list for a tuple: a state that went through JSON must compare equal."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,47 +1,44 @@
-"""Rows that users write in their config."""
+"""Dataset specs that users write in their config, in the section `data.rows`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from imagewam_jax.data.dataset_spec import Camera, DatasetSpec, Encoding
-from imagewam_jax.data.registry import encodings
+from imagewam_jax.data.dataset_spec import ENCODINGS, Camera, DatasetSpec, Encoding
+from imagewam_jax.data.registry import REGISTRY
 from imagewam_jax.data.transforms import check_spec
 from imagewam_jax.errors import DataError
 
-ENCODINGS = MappingProxyType(
-    {value.name: value for value in vars(encodings).values() if isinstance(value, Encoding)}
-)
 REQUIRED = ("name", "cameras", "action", "state", "control_hz")
 FIELDS = tuple(field.name for field in dataclasses.fields(DatasetSpec))
 
 
-def spec_from_config(
-    section: Mapping[str, Any], registry: Mapping[str, DatasetSpec]
-) -> DatasetSpec:
-    """The row that a config's section describes.
+def spec_from_config(section: Mapping[str, Any]) -> DatasetSpec:
+    """The dataset spec that a config's section describes.
 
     The section has the fields of `DatasetSpec`: cameras as {role: key} or {role: {"key": ...,
     "bgr": ..., "upside_down": ...}}, action and state as {"name", "dims", "relative"} (a state
     needs no "relative") or the name of a shared encoding, options as a mapping. With
-    "like": <a row of the registry> every other field but the name may be left out, and is then
-    that row's. DataError names what is missing, unknown or of another form.
+    "like": <a registered name> every other field but the name may be left out, and is then that
+    spec's. DataError names what is missing, unknown or of another form.
     """
     given = dict(section)
+    if "cuts" in given and "drop_filters" not in given:  # its name in older checkpoints
+        given["drop_filters"] = given.pop("cuts")
     where = f"the dataset row {given.get('name', '')!r}"
     unknown = sorted(set(given) - {*FIELDS, "like"})
     if unknown:
         raise DataError(f"{where}: unknown fields {unknown}, expected some of {sorted(FIELDS)}")
     like = given.pop("like", None)
-    if like is not None and like not in registry:
-        raise DataError(f"{where}: no dataset {like!r} to be like, there are {sorted(registry)}")
+    if like is not None and like not in REGISTRY:
+        raise DataError(f"{where}: no dataset {like!r} to be like, there are {sorted(REGISTRY)}")
     missing = [name for name in (REQUIRED if like is None else ("name",)) if name not in given]
     if missing:
         raise DataError(f"{where}: missing fields {missing}")
     fields = {name: _READERS[name](value, f"{where}: {name}") for name, value in given.items()}
     if like is not None:
-        spec = dataclasses.replace(registry[like], **fields)
+        spec = dataclasses.replace(REGISTRY[like], **fields)
     else:
         spec = DatasetSpec(**fields)
     check_spec(spec)
@@ -138,7 +135,7 @@ _READERS = MappingProxyType(
         "action_keys": _texts,
         "state_keys": _texts,
         "filters": _texts,
-        "cuts": _texts,
+        "drop_filters": _texts,
         "options": _options,
     }
 )

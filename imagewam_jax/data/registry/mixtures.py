@@ -1,4 +1,4 @@
-"""Named mixtures of datasets, and the shares of samples that their weights mean.
+"""Named mixtures of datasets, and the shares of samples that follow from their weights.
 
 Sources of the weights: Octo's `oxe_dataset_mixes.py` and OpenVLA's `rlds/oxe/mixtures.py`, which
 multiply them by the number of transitions of each dataset. Octo's transforms blank the instructions
@@ -7,7 +7,7 @@ of some datasets, OpenVLA's keep them.
 
 import dataclasses
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,7 @@ from imagewam_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One dataset of a mixture. blank_language: its instructions are taken as empty."""
+    """One dataset of a mixture. blank_language: its instructions are replaced by empty ones."""
 
     dataset: str
     weight: float
@@ -31,7 +31,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Datasets that are sampled together, each once."""
+    """Datasets that are sampled together; each occurs once."""
 
     entries: tuple[Entry, ...]
 
@@ -47,10 +47,10 @@ class Mixture:
 def shares(
     mixture: Mixture, transitions: Mapping[str, int], scale_by_transitions: bool
 ) -> dict[str, float]:
-    """The probability of each dataset in a sample, by name in the mixture's order; their sum is 1.
+    """The share of each dataset in all samples, by name in the mixture's order; they add up to 1.
 
-    Proportional to weight x transitions, or to the weight alone. transitions: steps of each
-    dataset; read only when they scale. DataError: a dataset's are missing or not above 0.
+    Shares are proportional to weight x transitions, or to the weight alone. transitions: the steps
+    of each dataset, needed only if they scale. DataError: they are missing or not above 0.
     """
     amounts = {}
     for entry in mixture.entries:
@@ -64,20 +64,17 @@ def shares(
     return {name: amount / total for name, amount in amounts.items()}
 
 
-def mixture_from_config(
-    section: Iterable[Mapping[str, Any]], known: Container[str] | None = None
-) -> Mixture:
+def mixture_from_config(section: Iterable[Mapping[str, Any]]) -> Mixture:
     """A user's mixture: [{"dataset": ..., "weight": ..., "blank_language": ...}, ...].
 
-    blank_language may be left out. known: the names of datasets there are, if that is to be
-    checked. DataError names the entry and what is wrong with it.
+    blank_language may be left out. DataError names the entry and what is wrong with it.
     """
     if isinstance(section, str | Mapping):
         raise DataError(f"mixture is {section!r}, expected a list of entries")
-    return Mixture(tuple(_entry(item, n, known) for n, item in enumerate(section)))
+    return Mixture(tuple(_entry(item, n) for n, item in enumerate(section)))
 
 
-def _entry(item: Any, number: int, known: Container[str] | None) -> Entry:
+def _entry(item: Any, number: int) -> Entry:
     where = f"mixture: entry {number}"
     if not isinstance(item, Mapping):
         raise DataError(f"{where} is {item!r}, expected a dataset and its weight")
@@ -86,7 +83,7 @@ def _entry(item: Any, number: int, known: Container[str] | None) -> Entry:
     if unknown or missing:
         raise DataError(f"{where} {dict(item)}: unknown fields {unknown}, missing {missing}")
     name, weight, blank = item["dataset"], item["weight"], item.get("blank_language", False)
-    if not isinstance(name, str) or (known is not None and name not in known):
+    if not isinstance(name, str):
         raise DataError(f"{where}: there is no dataset {name!r}")
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise DataError(f"{where}: the weight of {name!r} is {weight!r}, expected a number above 0")
@@ -98,7 +95,7 @@ def _entry(item: Any, number: int, known: Container[str] | None) -> Entry:
 FRACTAL, KUKA = 0.54087122203, 0.8341046294  # as published
 _CONVERTED = "_converted_externally_to_rlds"
 
-# Dataset, its weight in Octo's soup and in OpenVLA's (None: it is not in it), blank in Octo's.
+# Dataset, weight in Octo's soup, weight in OpenVLA's (None: not in it), blank language in Octo's.
 _SOUPS = (
     ("fractal20220817_data", FRACTAL, FRACTAL, False),
     ("kuka", KUKA, KUKA, True),

@@ -5,19 +5,19 @@ and states, and the senses of grippers: the public loaders of Octo
 (`oxe_standardization_transforms.py`) and OpenVLA (`rlds/oxe/transforms.py`). Control rates: the
 Open-X dataset overview as tabulated by RDT (`dataset_control_freq.json`). Colour order: the mods
 that `rlds_dataset_mod` applies when it makes the copies that Octo and OpenVLA train on. Such a copy
-has RGB images throughout; its row is {"name": ..., "like": ..., "cameras": {...}} without `bgr`.
+has RGB images throughout; its spec is {"name": ..., "like": ..., "cameras": {...}} without `bgr`.
 
 Whether an action is a displacement or a target is what the catalog says of it, where it does. It
 is not documented for toto, ucsd_kitchen, fmb_dataset, dobbe and furniture_bench, and the pages of
 cmu_stretch and dlr_edan_shared_control say "position" of what the loaders treat as displacements:
-these rows are a judgement. `imagewam data show` draws the numbers; a row of a config that is `like`
-one of these can say otherwise.
+these specs are a judgement. `imagewam data show` draws the numbers; a spec in a config that is
+`like` one of these can say otherwise.
 
-A mixture may blank the instructions of a dataset; that is a property of its entry, not of a row.
+A mixture may blank the instructions of a dataset; that is a property of its entry in the mixture,
+not of the dataset spec.
 """
 
-from imagewam_jax.data.dataset_spec import DatasetSpec, views
-from imagewam_jax.data.registry.encodings import (
+from imagewam_jax.data.dataset_spec import (
     EEF_DELTA,
     EEF_TARGET,
     EULER,
@@ -29,7 +29,9 @@ from imagewam_jax.data.registry.encodings import (
     POS_EULER,
     POS_QUAT,
     POSITION,
+    DatasetSpec,
     absolute,
+    views,
 )
 
 CONVERTED = "_converted_externally_to_rlds"  # part of the name on disk
@@ -37,7 +39,7 @@ NATURAL = ("observation/natural_language_instruction",)
 VECTORS = ("action/world_vector", "action/rotation_delta")
 CLOSEDNESS = "action/gripper_closedness_action"
 
-ROWS = (
+SPECS = (
     DatasetSpec(
         name="fractal20220817_data",
         cameras=views(primary="image"),

@@ -1,1 +1,1 @@
-"""Statistics of actions and states: exact ones, and those of the official code."""
+"""Statistics of actions and states: exact ones, and those that the official code computes."""

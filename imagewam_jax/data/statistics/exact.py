@@ -1,13 +1,98 @@
-"""Exact statistics of actions and states, in float64: no image is decoded."""
+"""Exact statistics of actions and states, computed once per dataset; no image is decoded."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Float32, Num
 
-from imagewam_jax.preprocess.statistics import STATISTICS, FieldStatistics
+from imagewam_jax.data.datasets import Data, Dataset
+from imagewam_jax.data.loading.start_frames import parse_split
+from imagewam_jax.errors import DataError
+from imagewam_jax.preprocess.statistics import (
+    STATISTICS,
+    FieldStatistics,
+    read_statistics,
+    write_statistics,
+)
+
+
+def statistics_by_dataset(data: Data, split: str, *, pooled: bool) -> dict[str, dict]:
+    """The statistics of each dataset by its name; if pooled, those of all datasets together."""
+    if pooled:
+        shared = dataset_statistics(data.datasets, split)
+        return {d.name: shared for d in data.datasets}
+    return {d.name: dataset_statistics([d], split) for d in data.datasets}
+
+
+def dataset_statistics(datasets: Sequence[Dataset], split: str) -> dict:
+    """{"source": what was measured, "action": ..., "state": ...} of the standardized episodes.
+
+    Use only training episodes. Every step counts once, also steps that `filters` leave out, but not
+    those that `drop_filters` drop. The result is kept beside the first dataset's index, under a
+    digest of "source": the indexed bytes, the specs with their transforms, the episodes. DataError:
+    there are no episodes, or the datasets' actions or states have different encodings.
+    """
+    for field in ("action", "state"):
+        encodings = {d.name: getattr(d.spec, field) for d in datasets}
+        if len(set(encodings.values())) > 1:
+            kinds = {name: encoding.name for name, encoding in encodings.items()}
+            raise DataError(
+                f"{field}s of different encodings have no statistics in common: {kinds}"
+            )
+    sources = {dataset.name: _source(dataset, split) for dataset in datasets}
+    totals = {
+        name: sum(source[name] for source in sources.values()) for name in ("episodes", "frames")
+    }
+    source = {"parts": sources, **totals}
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()[:16]
+    path = datasets[0].index_folder / "statistics" / f"{datasets[0].name}-{digest}.json"
+    if path.exists():
+        return read_statistics(path)
+    steps = [_steps(dataset, split) for dataset in datasets]
+    found = {
+        "source": source,
+        "action": exact_statistics(np.concatenate([actions for actions, _ in steps])),
+        "state": exact_statistics(np.concatenate([states for _, states in steps])),
+    }
+    write_statistics(path, found)
+    return found
+
+
+def _source(dataset: Dataset, split: str) -> dict[str, Any]:
+    """What decides the statistics of one dataset; the keys are in the files of older runs too."""
+    name = parse_split(split).name
+    first, last = dataset.episodes(split)
+    if first == last:
+        raise DataError(f"{dataset.name}: {split!r} has no episodes")
+    return {
+        "dataset": f"{dataset.index.name}/{dataset.index.version}",
+        "index": dataset.index.checksum,
+        "standard": dataset.standardized.digest,
+        "split": name,
+        "first_episode": first,
+        "episodes": last - first,
+        "frames": int(dataset.standardized.splits[name].episode_steps[first:last].sum()),
+    }
+
+
+def _steps(
+    dataset: Dataset, split: str
+) -> tuple[Float32[np.ndarray, "n a"], Float32[np.ndarray, "n p"]]:
+    """Actions and states of all steps of the split's episodes."""
+    name = parse_split(split).name
+    index, standardized = dataset.index.split(name), dataset.standardized.splits[name]
+    first, last = dataset.episodes(split)
+    frames = np.arange(index.episode_start[first], index.episode_start[last])
+    episode = index.frame_episode[frames]
+    there = frames[frames - index.episode_start[episode] < standardized.episode_steps[episode]]
+    return standardized.actions[there], standardized.states[there]
 
 
 def exact_statistics(values: Num[np.ndarray, "n d"]) -> FieldStatistics:
-    """Over all rows with equal weight, in float64.
+    """Statistics over all rows with equal weight, in float64.
 
     std divides by n, quantiles interpolate linearly. One dimension is in memory at a time, so
     `values` may be a memory-mapped column.

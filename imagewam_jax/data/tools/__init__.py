@@ -1,1 +1,1 @@
-"""What is done with a dataset besides training on it: check, show, list, import."""
+"""Tools for datasets: check, show, list, import."""

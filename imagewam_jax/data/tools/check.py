@@ -1,8 +1,8 @@
 """Looks for everything that is wrong with a dataset: every checksum, every image, every number.
 
-Needs no index, for a damaged dataset cannot be indexed. With one, images are compared with the
-checksums that it pinned, so that in a damaged record the bad frames are named. Nothing stops a
-check: damage is reported and what lies behind it is read as far as it can be found.
+A check needs no index, since a damaged dataset cannot be indexed. If there is one, images are
+compared with the checksums in it, which names the bad frames of a damaged record. Damage does not
+stop a check: it is reported, and what lies behind it is read as far as it can be found.
 """
 
 import dataclasses
@@ -18,15 +18,19 @@ from PIL import Image
 
 from imagewam_jax.data.index.build import run_over_shards
 from imagewam_jax.data.index.dataset_index import META_FILE, default_index_dir, open_index
-from imagewam_jax.data.index.image_header import image_size
-from imagewam_jax.data.index.shard_columns import count_steps, counting_order, read_feature
+from imagewam_jax.data.index.shard_columns import (
+    count_steps,
+    counting_order,
+    image_size,
+    read_feature,
+)
 from imagewam_jax.data.index.tf_example import parse_example
 from imagewam_jax.data.index.tfds_folder import Feature, Features, read_tfds_folder
 from imagewam_jax.data.index.tfrecord import scan_records
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import damaged_files
 
-# What is wrong with a dataset, and what is only worth a look: public sets hold the latter.
+# Problems that make a dataset bad, and oddities that public datasets have.
 BAD = {
     "unreadable": "records that cannot be read",
     "bad frame": "images that cannot be used",
@@ -49,7 +53,7 @@ SMALLEST_DEVIATION = 0.1
 
 
 class Place(NamedTuple):
-    """episode: its number in the split, -1 where it is not known; in the shard, `record`."""
+    """Where a problem is. `episode` counts in the split (-1: not known), `record` in the shard."""
 
     split: str
     shard: str
@@ -66,7 +70,7 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """All occurrences of one problem in one feature: how many, and the first PLACES of them."""
+    """One problem in one feature: how often it occurs, and the first `PLACES` places of it."""
 
     problem: str
     key: str
@@ -76,7 +80,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a check has read and what it has found; `bad` when something of BAD is among it."""
+    """What a check has read and found."""
 
     name: str
     version: str
@@ -88,10 +92,11 @@ class Report:
 
     @property
     def bad(self) -> bool:
+        """Whether a problem of `BAD` was found."""
         return any(finding.problem in BAD for finding in self.findings)
 
     def text(self, places: int = 10) -> str:
-        """The report to read, with so many places of each finding."""
+        """The report as text, with up to so many places of each finding."""
         lines = [
             f"{self.name} {self.version}: {self.shards} shards, {self.episodes} episodes, "
             f"{self.frames} frames, {self.images} images"
@@ -116,7 +121,7 @@ def check_dataset(
 ) -> Report:
     """Reads every byte of a TFDS version folder, decodes every image, and reports what it finds.
 
-    An index is used when there is one. Raises DataError only when the folder is not RLDS at all.
+    An index is used if there is one. DataError: the folder is not an RLDS dataset at all.
     """
     folder = read_tfds_folder(Path(dataset_dir))
     found = _Found()
@@ -131,16 +136,13 @@ def check_dataset(
     episodes = images = frames = 0
     for split in folder.splits.values():
         numbers = [n for n in range(len(jobs)) if split_of[n] is split]
-        # Episodes are numbered on by what dataset_info.json lists, whatever could be read.
+        # The counts in dataset_info.json number episodes, however many could be read.
         first = 0
         lengths = []
         for number, listed in zip(numbers, split.shard_records, strict=True):
             result = done[number]
             name = shards[number].name
-            for problem, key, record, step, why, count in result.found:
-                episode = first + record if record >= 0 else -1
-                place = Place(split.name, name, record, episode, step, why)
-                found.add(problem, key, place, count)
+            found.merge(result.found, split.name, first)
             if result.records != listed:
                 why = f"{result.records} records, dataset_info.json lists {listed}"
                 found.add("unreadable", "", Place(split.name, name, result.records, -1, None, why))
@@ -156,17 +158,26 @@ def check_dataset(
 
 
 class _Found:
-    """Findings by problem and key, with a bounded number of places."""
+    """Findings by problem and feature: counts, and the first `PLACES` places of each."""
 
     def __init__(self):
         self._counts: dict[tuple[str, str], int] = {}
         self._places: dict[tuple[str, str], list[Place]] = {}
 
-    def add(self, problem: str, key: str, place: Place, count: int = 1) -> None:
-        self._counts[problem, key] = self._counts.get((problem, key), 0) + count
+    def add(self, problem: str, key: str, place: Place) -> None:
+        self._counts[problem, key] = self._counts.get((problem, key), 0) + 1
         places = self._places.setdefault((problem, key), [])
-        if place.why and len(places) < PLACES:
+        if len(places) < PLACES:
             places.append(place)
+
+    def merge(self, other: "_Found", split: str, first: int) -> None:
+        """Adds what was found in a shard of a split, whose records are episodes from `first` on."""
+        for item, count in other._counts.items():
+            self._counts[item] = self._counts.get(item, 0) + count
+            places = self._places.setdefault(item, [])
+            for place in other._places[item][: PLACES - len(places)]:
+                episode = first + place.record if place.record >= 0 else -1
+                places.append(place._replace(split=split, episode=episode))
 
     def findings(self) -> tuple[Finding, ...]:
         order = [*BAD, *ODD]
@@ -175,17 +186,17 @@ class _Found:
 
 
 def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
-    """Of each shard, what the index says of its images: key to (offset, length, crc32c, steps).
+    """What the index knows of each shard: where its episodes start, and where its images are.
 
-    An index that does not fit its shards is a finding, and so is a file of it, or of a standard
-    form in it, that is not what was written.
+    An index that does not fit its shards is a finding, and so is a file of it, or of standardized
+    episodes in it, that has changed since it was written.
     """
     index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir)
     if not (index_dir / META_FILE).is_file():
         return {}
     for folder, remedy in (
         (index_dir, "index again"),
-        *((path, "remove its folder") for path in sorted(index_dir.glob("standard/*"))),
+        *((path, "remove its folder") for path in sorted(index_dir.glob("standardized/*"))),
     ):
         for path in damaged_files(folder):
             why = f"{path}: not what was written; {remedy}"
@@ -212,47 +223,38 @@ def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
 
 
 class _ShardResult(NamedTuple):
-    """found: (problem, key, record, step, why, count); lengths: (record, steps)."""
+    """What was read of a shard, and found in it. lengths: (record, steps)."""
 
     records: int
     images: int
     lengths: list[tuple[int, int]]
-    found: list[tuple]
+    found: _Found
 
 
 def _check_shard(path: Path, features: Features, pinned: dict | None) -> _ShardResult:
-    checker = _ShardChecker(features, pinned)
+    checker = _ShardChecker(path, features, pinned)
     try:
-        checker.check(path)
+        checker.check()
     except OSError as error:
         checker.note("unreadable", "", -1, None, f"{error}")
     except MemoryError:
         checker.note("unreadable", "", checker.records, None, "a record does not fit into memory")
-    return _ShardResult(checker.records, checker.images, checker.lengths, checker.notes())
+    return _ShardResult(checker.records, checker.images, checker.lengths, checker.found)
 
 
 class _ShardChecker:
-    def __init__(self, features: Features, pinned: dict | None):
-        self._features, self._pinned = features, pinned
+    def __init__(self, path: Path, features: Features, pinned: dict | None):
+        self._path, self._features, self._pinned = path, features, pinned
         self._counting = counting_order(features)
-        self._found: dict[tuple[str, str], list[tuple]] = {}
-        self._more: dict[tuple[str, str], int] = {}
+        self.found = _Found()
         self.records = self.images = 0
         self.lengths: list[tuple[int, int]] = []
 
     def note(self, problem: str, key: str, record: int, step: int | None, why: str) -> None:
-        found = self._found.setdefault((problem, key), [])
-        if len(found) < PLACES:
-            found.append((problem, key, record, step, why, 1))
-        else:
-            self._more[problem, key] = self._more.get((problem, key), 0) + 1
+        self.found.add(problem, key, Place("", self._path.name, record, -1, step, why))
 
-    def notes(self) -> list[tuple]:
-        out = [note for found in self._found.values() for note in found]
-        return out + [(*item, -1, None, "", count) for item, count in self._more.items()]
-
-    def check(self, path: Path) -> None:
-        for number, record in enumerate(scan_records(path)):
+    def check(self) -> None:
+        for number, record in enumerate(scan_records(self._path)):
             if record.data is None:
                 self.note("unreadable", "", number, None, f"unreadable from here: {record.damage}")
                 return
@@ -316,7 +318,7 @@ class _ShardChecker:
                 self.note("not UTF-8", feature.key, number, step, str(error))
 
     def _check_images(self, number, data: bytes, feature: Feature, ranges) -> None:
-        # An episode's images have one size: the declared one, or that of the first.
+        # All images of an episode must have the declared size, or else that of the first one.
         first = None
         for step, (start, length) in enumerate(ranges.tolist()):
             encoded = data[start : start + length]
@@ -337,7 +339,7 @@ class _ShardChecker:
                 self.note("all-zero image", feature.key, number, step, "all zero")
 
     def _pinned_frames(self, number: int):
-        """Of one record, (key, step, offset, length, crc32c) of every frame that is indexed."""
+        """Yields (key, step, offset, length, crc32c) of every indexed frame of a record."""
         if self._pinned is None or number + 1 >= len(self._pinned["episode_start"]):
             return
         start, end = self._pinned["episode_start"][number : number + 2].tolist()
@@ -359,7 +361,7 @@ class _ShardChecker:
 
 
 def decode_image(encoded: bytes) -> np.ndarray:
-    """The pixels of a JPEG or PNG; DataError says why there are none."""
+    """The pixels of a JPEG or PNG. DataError says why there are none."""
     if image_size(encoded) is None:
         raise DataError(f"{len(encoded)} bytes that are neither a JPEG nor a PNG")
     try:
@@ -367,19 +369,19 @@ def decode_image(encoded: bytes) -> np.ndarray:
             return simplejpeg.decode_jpeg(encoded, colorspace="RGB")
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(image)
-    # Pillow has no one error for a broken file.
+    # Pillow raises many kinds of errors for a broken file.
     except Exception as error:
         raise DataError(f"does not decode: {error}") from error
 
 
 def is_instruction(key: str) -> bool:
-    """Whether a text feature is what the robot is told, by its name."""
+    """Whether the name of a text feature says that it is an instruction."""
     name = key.rsplit("/", 1)[-1]
     return "instruction" in name or "language" in name
 
 
 def _judge_lengths(split: str, lengths: list[tuple[str, int, int, int]], found: _Found) -> None:
-    """Reports episodes of one step, of none, and those that OUTLIER_DEVIATIONS calls unusual."""
+    """Reports episodes of one step, of none, and of a length unusual by `OUTLIER_DEVIATIONS`."""
     logs = np.log([max(steps, 1) for *_, steps in lengths])
     middle = float(np.median(logs)) if len(logs) else 0.0
     spread = float(np.median(np.abs(logs - middle))) * 1.4826 if len(logs) else 0.0

@@ -1,4 +1,4 @@
-"""The registry as a table to read."""
+"""The registry as a table for people."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,16 +12,16 @@ HEADER = ("dataset", "Hz", "cameras", "action", "state", "language", "transform"
 def table_rows(
     specs: Iterable[DatasetSpec], mixtures: Mapping[str, Mixture]
 ) -> list[tuple[str, ...]]:
-    """A row of text per dataset, in the columns of `HEADER`, sorted by name.
+    """One row of text per dataset, in the columns of `HEADER`, sorted by name.
 
-    Cameras that are stored as BGR or upside down say so; the transform is named with its gripper
-    operation and filters; a mixture with the dataset's weight in it.
+    Cameras are marked if they are stored as BGR or upside down. The transform is named with its
+    gripper operation and filters, each mixture with the dataset's weight in it.
     """
     return [_row(spec, mixtures) for spec in sorted(specs, key=lambda spec: spec.name)]
 
 
 def dataset_table(specs: Iterable[DatasetSpec], mixtures: Mapping[str, Mixture]) -> str:
-    """`table_rows` below their header, in columns of fixed width."""
+    """Formats `table_rows` below their header, in columns of fixed width."""
     lines = [HEADER, *table_rows(specs, mixtures)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     rule = tuple("-" * width for width in widths)
@@ -61,7 +61,7 @@ def _transform(spec: DatasetSpec) -> str:
     text = f"{spec.transform} v{find_transform(spec.transform).version}"
     if spec.option("gripper"):
         text += f", gripper {spec.option('gripper')}"
-    for what, names in (("filter", spec.filters), ("cut", spec.cuts)):
+    for what, names in (("filter", spec.filters), ("drop filter", spec.drop_filters)):
         for name in names:
             text += f", {what} {name} v{find_filter(name).version}"
     return text

@@ -32,23 +32,23 @@ FILTERS = MappingProxyType(
 
 
 def find_transform(name: str) -> Transform:
-    """The transform of that name, ours or a user's "package.module:function"."""
+    """The transform of that name: one of `TRANSFORMS`, or a user's "package.module:function"."""
     return find(name, TRANSFORMS, Transform)
 
 
 def find_filter(name: str) -> StepFilter:
-    """The filter of that name, ours or a user's "package.module:function"."""
+    """The filter of that name: one of `FILTERS`, or a user's "package.module:function"."""
     return find(name, FILTERS, StepFilter)
 
 
 def check_spec(spec: DatasetSpec) -> None:
-    """Looks up the transform and the filters of a dataset spec.
+    """Checks that the transform and the filters of a dataset spec exist and read its options.
 
-    DataError: one is not there or ill named, or none of them reads an option of the spec.
+    DataError: one of them cannot be found, or none of them reads an option of the spec.
     """
-    filters = spec.filters + spec.cuts
-    parts = [find_transform(spec.transform), *map(find_filter, filters)]
-    known = {name for part in parts for name in part.options}
+    filters = spec.filters + spec.drop_filters
+    readers = [find_transform(spec.transform), *map(find_filter, filters)]
+    known = {name for reader in readers for name in reader.options}
     unknown = sorted({name for name, _ in spec.options} - known)
     if unknown:
         raise DataError(
@@ -58,9 +58,10 @@ def check_spec(spec: DatasetSpec) -> None:
 
 
 def spec_identity(spec: DatasetSpec) -> dict[str, Any]:
-    """All that decides the standardised actions, states, starts and instructions, as JSON.
+    """The fields of a spec that decide what its standardized episodes hold, as JSON.
 
-    The name of the dataset and its cameras are not part of it: they change none of those.
+    The name of the dataset and its cameras are left out, as they change nothing of it. Digests of
+    caches and of running trainings are made of this: its keys stay as they are.
     """
     return {
         "action": _jsonable(dataclasses.asdict(spec.action)),
@@ -71,13 +72,14 @@ def spec_identity(spec: DatasetSpec) -> dict[str, Any]:
         "action_keys": list(spec.action_keys),
         "state_keys": list(spec.state_keys),
         "filters": [describe_version(name, find_filter(name)) for name in spec.filters],
-        "cuts": [describe_version(name, find_filter(name)) for name in spec.cuts],
+        # The former name of `drop_filters`.
+        "cuts": [describe_version(name, find_filter(name)) for name in spec.drop_filters],
         "options": _jsonable(dict(sorted(spec.options))),
     }
 
 
 def _jsonable(value: Any) -> Any:
-    """Tuples as lists, so that a value equals what JSON reads back."""
+    """The value with lists for tuples, so that it equals what JSON reads back."""
     if isinstance(value, dict):
         return {key: _jsonable(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

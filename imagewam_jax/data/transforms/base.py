@@ -1,9 +1,10 @@
-"""What a transform and a filter are, and how they are found by name.
+"""Transforms and filters of episodes, and how they are found by name.
 
-A transform brings the features of one episode into the form that training uses: one array of
-actions and one of states. A filter says which of its steps may start a sample. Both are NumPy
-functions with a version, and the version is part of what standardised data is filed under: whoever
-changes what one of them makes counts its version up, and stale results are not found again.
+A transform turns the features of one episode into the arrays that training uses: one of actions
+and one of states. A filter says which of its steps may start a sample. Both are NumPy functions
+with a version. Standardized episodes are cached under a digest that holds the versions, so whoever
+changes the result of a transform or a filter increases its version, and stale results are not
+found again.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.errors import DataError
 
 Steps = Mapping[str, np.ndarray]
-Standardised = tuple[Float32[np.ndarray, "t a"], Float32[np.ndarray, "t p"]]
-TransformFunction = Callable[[Steps, DatasetSpec], Standardised]
+ActionsAndStates = tuple[Float32[np.ndarray, "t a"], Float32[np.ndarray, "t p"]]
+TransformFunction = Callable[[Steps, DatasetSpec], ActionsAndStates]
 FilterFunction = Callable[
     [Steps, DatasetSpec, Float32[np.ndarray, "t a"], Float32[np.ndarray, "t p"]],
     Bool[np.ndarray, " t"],
@@ -31,12 +32,12 @@ FilterFunction = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """function(steps, spec) -> action [t, A], state [t, P], both float32, t <= T.
+    """A versioned function(steps, spec) -> action [t, A], state [t, P], both float32, t <= T.
 
     steps: the episode's features by key, each with T rows: step features by their key below
       `steps` ("observation/state"), episode features by their key from the record's root
       ("episode_metadata/file_path"), the same in each row. Text is bytes in object arrays.
-    t may be smaller than T: the last T - t steps then do not belong to the episode.
+    Where t is smaller than T, the last T - t steps are dropped from the episode.
     options: the names of `DatasetSpec.options` that the function reads.
     """
 
@@ -45,16 +46,14 @@ class Transform:
     options: tuple[str, ...] = ()
 
     def __call__(self, steps: Steps, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
-        """Unchecked: what a user's function returns may be of any shapes."""
+        """Of any shapes: `standardize` checks what a user's function makes."""
         return self.function(steps, spec)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepFilter:
-    """function(steps, spec, action [t, A], state [t, P]) -> bool [t]: may a sample start here.
-
-    steps is what the transform was given, with T >= t rows.
-    """
+    """A versioned function(steps, spec, action [t, A], state [t, P]) -> bool [t]: where samples may
+    start. `steps` is what the transform was given, with T >= t rows."""
 
     function: FilterFunction
     version: int
@@ -67,22 +66,22 @@ class StepFilter:
 def transform(
     *, version: int, options: tuple[str, ...] = ()
 ) -> Callable[[TransformFunction], Transform]:
-    """Makes a transform of a function: @transform(version=1)."""
+    """Decorator that makes a transform of a function: @transform(version=1)."""
     return lambda function: Transform(function, version, options)
 
 
 def step_filter(
     *, version: int, options: tuple[str, ...] = ()
 ) -> Callable[[FilterFunction], StepFilter]:
-    """Makes a filter of a function: @step_filter(version=1)."""
+    """Decorator that makes a filter of a function: @step_filter(version=1)."""
     return lambda function: StepFilter(function, version, options)
 
 
 def find(name: str, known: Mapping[str, Any], kind: type) -> Any:
-    """The entry of `known`, or what "package.module:function" names.
+    """The entry of `known` with that name, or the object that "package.module:function" names.
 
-    kind: Transform or StepFilter. DataError: there is none of that name, it cannot be imported, or
-    it has no version because its decorator is missing.
+    kind: Transform or StepFilter. DataError: nothing has that name, it cannot be imported, or it
+    has no version because its decorator is missing.
     """
     what = {Transform: "transform", StepFilter: "step_filter"}[kind]
     if name in known:
@@ -112,9 +111,9 @@ def find(name: str, known: Mapping[str, Any], kind: type) -> Any:
 
 
 def describe_version(name: str, found: Transform | StepFilter) -> dict[str, Any]:
-    """Name and version for an identity; of a user's own also a digest of its module's source.
+    """Name and version as a part of `spec_identity`; a user's own adds a digest of its source file.
 
-    Our own versions are guarded by tests, a user's are not: their edits must not go unnoticed.
+    Tests guard the versions of this package. No test guards a user's, so an edit must show here.
     """
     identity: dict[str, Any] = {"name": name, "version": found.version}
     if ":" in name:
@@ -126,10 +125,10 @@ def describe_version(name: str, found: Transform | StepFilter) -> dict[str, Any]
 class EpisodeFeatures(Mapping[str, np.ndarray]):
     """Features of one episode by key, each read when it is first asked for.
 
-    steps, episodes: columns of a split, anything that a slice of rows gives an array of: NumPy
-      arrays and the columns of an index. An episode feature comes repeated for every step.
+    steps, episodes: columns of a split that a slice of rows turns into an array: NumPy arrays or
+      columns of an index. The value of an episode feature is repeated for every step.
     rows: the episode's frames. episode: its number.
-    where: the episode in words, for the error of a key that is not there.
+    where: the episode in words, for the error about a missing key.
     """
 
     def __init__(
@@ -169,7 +168,7 @@ class EpisodeFeatures(Mapping[str, np.ndarray]):
 
 
 def feature(steps: Steps, key: str) -> np.ndarray:
-    """A feature; DataError if it is not there, whatever kind of mapping `steps` is."""
+    """The feature of that key. DataError if it is missing, whatever kind of mapping `steps` is."""
     try:
         return steps[key]
     except KeyError:
@@ -177,9 +176,9 @@ def feature(steps: Steps, key: str) -> np.ndarray:
 
 
 def numbers(steps: Steps, key: str) -> Float32[np.ndarray, "t d"]:
-    """A numeric feature as [T, d] float32: one column if it is a number per step.
+    """A numeric feature as [T, d] float32; one number per step gives one column.
 
-    DataError: it is not there, not numeric, or has more than one axis besides time.
+    DataError: it is missing, not numeric, or has more than one axis besides time.
     """
     values = np.asarray(feature(steps, key))
     if values.dtype.kind not in "biuf" or values.ndim > 2:
@@ -191,7 +190,7 @@ def numbers(steps: Steps, key: str) -> Float32[np.ndarray, "t d"]:
     return values.astype(np.float32)
 
 
-def joined(steps: Steps, keys: tuple[str, ...], length: int) -> Float32[np.ndarray, "t d"]:
-    """Features side by side, in the order of their keys; [length, 0] if there are none."""
-    parts = [numbers(steps, key) for key in keys]
-    return np.concatenate([np.zeros((length, 0), np.float32), *parts], axis=1)
+def concatenated(steps: Steps, keys: tuple[str, ...], length: int) -> Float32[np.ndarray, "t d"]:
+    """Features side by side, in the order of their keys; [length, 0] if there are no keys."""
+    found = [numbers(steps, key) for key in keys]
+    return np.concatenate([np.zeros((length, 0), np.float32), *found], axis=1)

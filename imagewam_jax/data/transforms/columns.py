@@ -1,51 +1,55 @@
-"""The transform of most rows: choose columns, bring rotation and gripper to the common form."""
+"""The transforms of the registry: they choose columns and convert rotations and grippers.
+
+Most datasets use `columns`; `kuka` and `reached` add to it.
+"""
 
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from imagewam_jax.data.transforms.base import Standardised, Steps, joined, numbers, transform
+from imagewam_jax.data.dataset_spec import DatasetSpec
+from imagewam_jax.data.transforms.base import (
+    ActionsAndStates,
+    Steps,
+    concatenated,
+    numbers,
+    transform,
+)
 from imagewam_jax.data.transforms.gripper import OPERATIONS
 from imagewam_jax.data.transforms.rotations import euler_from_quaternion, in_frame, wrapped
 from imagewam_jax.errors import DataError
-
-if TYPE_CHECKING:
-    from imagewam_jax.data.dataset_spec import DatasetSpec
-
-
-@transform(version=1)
-def as_stored(steps: Steps, spec: "DatasetSpec") -> Standardised:
-    """In: the features of action_keys and state_keys. Out: each group side by side, unchanged."""
-    if not spec.action_keys:
-        raise DataError(f"{spec.name}: the transform 'as_stored' needs action_keys")
-    length = len(numbers(steps, spec.action_keys[0]))
-    return joined(steps, spec.action_keys, length), joined(steps, spec.state_keys, length)
-
-
-if TYPE_CHECKING:
-    from imagewam_jax.data.dataset_spec import DatasetSpec
 
 OPTIONS = ("action_columns", "state_columns", "rotation", "frame", "gripper")
 ROTATIONS = ("as_stored", "quaternion")
 FRAMES = ("as_stored", "wrist")
 
 
-@transform(version=1, options=OPTIONS)
-def columns(steps: Steps, spec: "DatasetSpec") -> Standardised:
-    """In: the features of action_keys and state_keys, each group laid side by side.
+@transform(version=1)
+def as_stored(steps: Steps, spec: DatasetSpec) -> ActionsAndStates:
+    """Concatenates the features of action_keys, and those of state_keys, and changes nothing."""
+    if not spec.action_keys:
+        raise DataError(f"{spec.name}: the transform 'as_stored' needs action_keys")
+    length = len(numbers(steps, spec.action_keys[0]))
+    return concatenated(steps, spec.action_keys, length), concatenated(
+        steps, spec.state_keys, length
+    )
 
-    Out: what the options make of them, in this order:
-      action_columns, state_columns: numbers of columns to keep (from the end if negative), None
-        for a column of zeros; all columns by default.
-      rotation: "quaternion" if columns 3 to 6 of the action are (x, y, z, w); they become three
-        Euler angles. "as_stored" by default.
-      frame: "wrist" turns columns 0 to 5 of the action from the base frame into that of the hand,
-        whose Euler angles are columns 3 to 5 of the state. "as_stored" by default.
-      gripper: a name in `gripper.OPERATIONS`, applied to the last column of the action;
-        "as_stored" by default.
+
+@transform(version=1, options=OPTIONS)
+def columns(steps: Steps, spec: DatasetSpec) -> ActionsAndStates:
+    """Concatenates features as `as_stored` does, then applies the options in this order:
+
+    action_columns, state_columns: numbers of columns to keep (from the end if negative), None
+      for a column of zeros; all columns by default.
+    rotation: "quaternion" if columns 3 to 6 of the action are (x, y, z, w); they become three
+      Euler angles. "as_stored" by default.
+    frame: "wrist" turns columns 0 to 5 of the action from the base frame into the frame of the
+      hand, whose Euler angles are columns 3 to 5 of the state. "as_stored" by default.
+    gripper: a name in `gripper.OPERATIONS`, applied to the last column of the action;
+      "as_stored" by default.
     """
     action, state = as_stored(steps, spec)
     action = _chosen(action, spec, "action_columns")
@@ -64,14 +68,14 @@ def columns(steps: Steps, spec: "DatasetSpec") -> Standardised:
     return action, state
 
 
-def _one_of(spec: "DatasetSpec", option: str, known: tuple[str, ...]) -> str:
+def _one_of(spec: DatasetSpec, option: str, known: tuple[str, ...]) -> str:
     value = spec.option(option, "as_stored")
     if value not in known:
         raise DataError(f"{spec.name}: {option} is {value!r}, expected one of {sorted(known)}")
     return value
 
 
-def _expect_width(values: np.ndarray, least: int, spec: "DatasetSpec", what: str) -> None:
+def _expect_width(values: np.ndarray, least: int, spec: DatasetSpec, what: str) -> None:
     if values.shape[1] < least:
         raise DataError(
             f"{spec.name}: {what} has {values.shape[1]} columns, expected at least {least}"
@@ -79,7 +83,7 @@ def _expect_width(values: np.ndarray, least: int, spec: "DatasetSpec", what: str
 
 
 def _chosen(
-    values: Float32[np.ndarray, "t d"], spec: "DatasetSpec", option: str
+    values: Float32[np.ndarray, "t d"], spec: DatasetSpec, option: str
 ) -> Float32[np.ndarray, "t c"]:
     chosen: Any = spec.option(option)
     if chosen is None:
@@ -92,12 +96,8 @@ def _chosen(
     return np.stack(picked, axis=1)
 
 
-if TYPE_CHECKING:
-    from imagewam_jax.data.dataset_spec import DatasetSpec
-
-
 class _Inflated(Mapping[str, np.ndarray]):
-    """Features, those of bytes decompressed from zlib into rows of float32."""
+    """The same features, with bytes decompressed from zlib into rows of float32."""
 
     def __init__(self, steps: Steps):
         self._steps = steps
@@ -122,21 +122,18 @@ class _Inflated(Mapping[str, np.ndarray]):
 
 
 @transform(version=1, options=OPTIONS)
-def kuka(steps: Steps, spec: "DatasetSpec") -> Standardised:
-    """As `columns`, but any feature may be bytes that zlib made of float32."""
+def kuka(steps: Steps, spec: DatasetSpec) -> ActionsAndStates:
+    """Does what `columns` does; features may also be zlib-compressed float32."""
     return columns(_Inflated(steps), spec)
 
 
-if TYPE_CHECKING:
-    from imagewam_jax.data.dataset_spec import DatasetSpec
-
-
 @transform(version=1, options=OPTIONS)
-def reached(steps: Steps, spec: "DatasetSpec") -> Standardised:
-    """In: as for `columns`, the state beginning with a pose (x, y, z, roll, pitch, yaw).
+def reached(steps: Steps, spec: DatasetSpec) -> ActionsAndStates:
+    """Applies `columns`, then replaces the action's motion by the motion that the robot made.
 
-    Out: as `columns` makes it, but columns 0 to 5 of the action are the pose of the next step minus
-    that of this one, angles by the shorter way round. The last step has no next and is dropped.
+    The state begins with a pose (x, y, z, roll, pitch, yaw). Columns 0 to 5 of the action become
+    the pose of the next step minus the pose of this one, with angles in [-pi, pi). The last step
+    has no next one and is dropped.
     """
     action, state = columns(steps, spec)
     if action.shape[1] < 6 or state.shape[1] < 6:

@@ -1,7 +1,7 @@
 """Rotations: quaternions are (x, y, z, w), Euler angles (roll, pitch, yaw) in radians.
 
-One convention throughout: R = Rz(yaw) Ry(pitch) Rx(roll), turns about the fixed axes x, y, z in
-that order. It is SciPy's `Rotation.as_euler("xyz")` and what the public Open-X loaders use.
+There is one convention throughout: R = Rz(yaw) Ry(pitch) Rx(roll), turns about the fixed axes x, y
+and z in that order, as in SciPy's `Rotation.as_euler("xyz")` and the public Open-X loaders.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from imagewam_jax.errors import DataError
 
-GIMBAL_LOCK = 1 - 1e-12  # of |sin(pitch)|, in float64: beyond it roll and yaw are one angle
+GIMBAL_LOCK = 1 - 1e-12  # beyond this |sin(pitch)|, in float64, roll and yaw are one angle
 
 
 def wrapped(angles: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
@@ -18,7 +18,7 @@ def wrapped(angles: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
 
 
 def matrix_from_quaternion(xyzw: Float[np.ndarray, "t 4"]) -> Float[np.ndarray, "t 3 3"]:
-    """Rotation matrices, float64. A quaternion may have any length but 0: that is a DataError."""
+    """Rotation matrices, float64, of quaternions of any length but 0, which is a DataError."""
     quaternion = np.asarray(xyzw, np.float64)
     norm = np.linalg.norm(quaternion, axis=-1, keepdims=True)
     if not (norm > 0).all():
@@ -34,7 +34,7 @@ def matrix_from_quaternion(xyzw: Float[np.ndarray, "t 4"]) -> Float[np.ndarray, 
 
 
 def matrix_from_euler(angles: Float[np.ndarray, "t 3"]) -> Float[np.ndarray, "t 3 3"]:
-    """Rotation matrices, float64."""
+    """Rotation matrices of Euler angles, float64."""
     roll, pitch, yaw = np.moveaxis(np.asarray(angles, np.float64), -1, 0)
     (cr, sr), (cp, sp), (cy, sy) = ((np.cos(a), np.sin(a)) for a in (roll, pitch, yaw))
     rows = (
@@ -46,7 +46,7 @@ def matrix_from_euler(angles: Float[np.ndarray, "t 3"]) -> Float[np.ndarray, "t 
 
 
 def euler_from_matrix(matrix: Float[np.ndarray, "t 3 3"]) -> Float[np.ndarray, "t 3"]:
-    """Euler angles, pitch in [-pi/2, pi/2]; yaw is 0 where it cannot be told from roll."""
+    """Euler angles with pitch in [-pi/2, pi/2]; yaw is 0 where it cannot be told from roll."""
     m = np.asarray(matrix, np.float64)
     sin_pitch = np.clip(-m[:, 2, 0], -1, 1)
     locked = np.abs(sin_pitch) > GIMBAL_LOCK
@@ -56,16 +56,17 @@ def euler_from_matrix(matrix: Float[np.ndarray, "t 3 3"]) -> Float[np.ndarray, "
 
 
 def euler_from_quaternion(xyzw: Float[np.ndarray, "t 4"]) -> Float[np.ndarray, "t 3"]:
-    """Euler angles, as `euler_from_matrix`."""
+    """Euler angles as `euler_from_matrix` returns them."""
     return euler_from_matrix(matrix_from_quaternion(xyzw))
 
 
 def in_frame(
     displacement: Float[np.ndarray, "t 6"], frame_euler: Float[np.ndarray, "t 3"]
 ) -> Float[np.ndarray, "t 6"]:
-    """A displacement (x, y, z, roll, pitch, yaw) of the base frame, seen from a turned frame.
+    """Expresses a displacement (x, y, z, roll, pitch, yaw) of the base frame in a turned frame.
 
-    With R the frame's orientation in the base: R^-1 d for the translation, R^-1 D R for the turn D.
+    R is the turned frame's orientation in the base frame: the translation d becomes R^-1 d, the
+    turn D becomes R^-1 D R.
     """
     to_frame = matrix_from_euler(frame_euler).swapaxes(-1, -2)
     translation = np.einsum("tij,tj->ti", to_frame, np.asarray(displacement[:, :3], np.float64))

@@ -1,8 +1,8 @@
-"""A dataset in standard form: actions, states and instructions as its registry row has them.
+"""Standardized episodes: a dataset's actions, states and instructions as its spec defines them.
 
-The row's transform and filters run once per episode. What they make is kept beside the index, in
-`standard/<row>-<digest>`, under a digest of the indexed bytes and of all that decides the result,
-so that a changed transform is never read as the old one.
+The transform and the filters of the dataset spec run once per episode. The result is cached beside
+the index, in `standardized/<dataset>-<digest>`. The digest covers the indexed bytes and everything
+that decides the result, so that the cache of a changed transform is never read.
 """
 
 import contextlib
@@ -30,70 +30,60 @@ from imagewam_jax.data.transforms import (
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import check_open_files, partial_path, write_file_checksums
 
-
-def text_of_codes(codes: Int32[np.ndarray, "n width"]) -> np.ndarray:
-    """UTF-8 text (object array of bytes [n]) of rows of Unicode code points, ended by a 0.
-
-    The form of Language-Table's observation/instruction, int32[512].
-    """
-    texts = np.empty(len(codes), object)
-    for number, row in enumerate(codes):
-        length = int(np.argmax(row == 0)) if (row == 0).any() else len(row)
-        texts[number] = "".join(map(chr, row[:length].tolist())).encode()
-    return texts
-
-
+CACHE_DIR = "standardized"
 FORMAT_VERSION = 1
 NO_TEXT = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Standard:
-    """One split in standard form.
+class StandardizedSplit:
+    """The standardized episodes of one split.
 
-    An episode's steps lie from its first frame on, without those that the row cuts out.
+    Arrays have a row per frame of the index. An episode's steps begin at the row of its first
+    frame and are contiguous; steps that the spec drops are left out, and the rows that become free
+    at the end of the episode have no meaning.
 
-    episode_steps: steps that an episode has here; a transform may drop some at its end.
-    frames: which frame of the index each step is.
-    usable: steps that a sample may start at; False behind an episode's last one.
-    text_ids: rows of `instructions`, alternatives that say the same of a step; behind those that
-      are there, -1.
+    episode_steps: the number of steps of each episode.
+    frames: the frame of the index that each step was made of.
+    can_start: whether a sample may start at a step; False behind an episode's last step.
+    text_ids: per step, rows of `instructions` that are alternative wordings, then -1.
     """
 
     actions: Float32[np.ndarray, "frames a"]
     states: Float32[np.ndarray, "frames p"]
     episode_steps: Int32[np.ndarray, " episodes"]
     frames: Int64[np.ndarray, " frames"]
-    usable: Bool[np.ndarray, " frames"]
+    can_start: Bool[np.ndarray, " frames"]
     text_ids: Int32[np.ndarray, "frames k"]
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardDataset:
-    """All splits, and the distinct instructions of all of them, sorted."""
+class StandardizedDataset:
+    """The standardized splits of a dataset, and the distinct instructions of all, sorted."""
 
     digest: str
     instructions: tuple[str, ...]
-    splits: Mapping[str, Standard]
+    splits: Mapping[str, StandardizedSplit]
 
 
 def standardize(
     index: DatasetIndex, spec: DatasetSpec, folder: Path, *, progress: bool = True
-) -> StandardDataset:
-    """The standard form of an indexed dataset, kept in `folder` (that of the index).
+) -> StandardizedDataset:
+    """Opens the standardized episodes of an indexed dataset, and makes them if they are not there.
 
-    DataError: the dataset is not what the row says: a key is missing, a transform's result has
-    other dimensions or holds a number that is not finite; or the result cannot be written.
+    They are cached below `folder`, the folder of the index. DataError: the dataset is not what its
+    spec says (a key is missing, a transform's result has other dimensions or holds a number that is
+    not finite), or the result cannot be written.
     """
-    digest = standard_digest(index, spec)
-    target = folder / "standard" / f"{spec.name}-{digest}"
+    digest = standardized_digest(index, spec)
+    target = folder / CACHE_DIR / f"{spec.name}-{digest}"
     if not target.is_dir():
         partial = partial_path(target)
         try:
             partial.mkdir(parents=True)
             _write(index, spec, partial, progress)
             write_file_checksums(partial)
-            # Of two processes that made it the second finds that of the first, which is the same.
+            # Where two processes make it, the second finds the equal result of the first.
             with contextlib.suppress(OSError):
                 os.rename(partial, target)
         except OSError as error:
@@ -103,8 +93,8 @@ def standardize(
     return _open(index, target, digest)
 
 
-def standard_digest(index: DatasetIndex, spec: DatasetSpec) -> str:
-    """Sixteen hex digits over the indexed bytes and what the row makes of them."""
+def standardized_digest(index: DatasetIndex, spec: DatasetSpec) -> str:
+    """Sixteen hex digits over the indexed bytes and `spec_identity`."""
     content = [FORMAT_VERSION, index.checksum, spec_identity(spec)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -113,7 +103,7 @@ def _write(index: DatasetIndex, spec: DatasetSpec, folder: Path, progress: bool)
     texts = {name: _texts(index, split, spec) for name, split in index.splits.items()}
     instructions = sorted({text for ids_texts in texts.values() for text in ids_texts[1]})
     total = sum(split.num_episodes for split in index.splits.values())
-    bar = tqdm(total=total, desc=f"standard form of {spec.name}", disable=not progress)
+    bar = tqdm(total=total, desc=f"standardizing {spec.name}", disable=not progress)
     with bar:
         for name, split in index.splits.items():
             (folder / name).mkdir()
@@ -126,12 +116,12 @@ def _write(index: DatasetIndex, spec: DatasetSpec, folder: Path, progress: bool)
 def _write_split(
     split: SplitIndex, spec: DatasetSpec, folder: Path, bar: tqdm
 ) -> Int64[np.ndarray, " frames"]:
-    """All but the instructions; returns the column `frames`."""
+    """Writes all columns of a split but its instructions; returns the column `frames`."""
 
     def column(name: str, dtype: type, *shape: int) -> np.ndarray:
         file = folder / f"{name}.npy"
         array = np.lib.format.open_memmap(file, mode="w+", dtype=dtype, shape=shape)
-        # On a disk that is full a write through the map would kill the process; this is an error.
+        # On a full disk a write through the map would kill the process; this raises an error.
         with open(file, "r+b") as there:
             os.posix_fallocate(there.fileno(), 0, max(1, file.stat().st_size))
         return array
@@ -140,7 +130,7 @@ def _write_split(
     actions = column("actions", np.float32, count, len(spec.action.dims))
     states = column("states", np.float32, count, len(spec.state.dims))
     frames = column("frames", np.int64, count)
-    usable = column("usable", np.bool_, count)
+    can_start = column("can_start", np.bool_, count)
     lengths = column("episode_steps", np.int32, split.num_episodes)
     for episode in range(split.num_episodes):
         start = int(split.episode_start[episode])
@@ -148,13 +138,13 @@ def _write_split(
             lengths[episode] = 0
             bar.update()
             continue
-        action, state, keep, left = _episode(split, spec, episode)
-        end = start + len(left)
-        actions[start:end], states[start:end] = action[left], state[left]
-        usable[start:end], frames[start:end] = keep[left], start + left
-        lengths[episode] = len(left)
+        action, state, starts, kept = _episode(split, spec, episode)
+        end = start + len(kept)
+        actions[start:end], states[start:end] = action[kept], state[kept]
+        can_start[start:end], frames[start:end] = starts[kept], start + kept
+        lengths[episode] = len(kept)
         bar.update()
-    for array in (actions, states, frames, usable, lengths):
+    for array in (actions, states, frames, can_start, lengths):
         array.flush()
     return frames
 
@@ -162,8 +152,8 @@ def _write_split(
 def _episode(
     split: SplitIndex, spec: DatasetSpec, episode: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Actions, states and usable steps of one episode, and the steps that are not cut out.
-    DataError names it."""
+    """Actions, states and `can_start` [t] of one episode, and the numbers of the steps that are not
+    dropped. DataError names the episode."""
     start, stop = split.episode_start[episode : episode + 2].tolist()
     where = split.describe_frame(start)
     steps = EpisodeFeatures(split.steps, split.episodes, slice(start, stop), episode, where)
@@ -183,37 +173,49 @@ def _episode(
                 )
         if len(action) != len(state):
             raise DataError(f"{len(action)} actions and {len(state)} states")
-        keep, left = np.ones((2, len(action)), bool)
-        for names, allowed in ((spec.filters, keep), (spec.cuts, left)):
+        can_start, kept = np.ones((2, len(action)), bool)
+        for names, allowed in ((spec.filters, can_start), (spec.drop_filters, kept)):
             for name in names:
                 allowed &= find_filter(name)(steps, spec, action, state)
     except DataError as error:
         raise DataError(f"{spec.name}: {where}: {error}") from error
-    return action, state, keep, np.flatnonzero(left)
+    return action, state, can_start, np.flatnonzero(kept)
 
 
 def _texts(
     index: DatasetIndex, split: SplitIndex, spec: DatasetSpec
 ) -> tuple[Int32[np.ndarray, "frames k"], tuple[str, ...]]:
-    """Local rows of each step's instructions, and these. Without language all say ""."""
+    """Each step's instructions as rows of a table, and the table. Without language all are ""."""
     if not spec.language:
         return np.zeros((split.num_frames, 1), np.int32), ("",)
     rows: dict[str, int] = {}
     columns = []
     for key in spec.language:
         ids, texts = _decoded(index, split, key, spec)
-        # A text of blanks is none.
+        # A text of white space counts as no instruction.
         table = [rows.setdefault(t, len(rows)) if t.strip() else NO_TEXT for t in texts]
         columns.append(np.array([*table, NO_TEXT], np.int32)[ids])
     ids = np.stack(columns, 1)
-    # Those that say something first.
+    # Instructions come first, gaps last.
     return np.take_along_axis(ids, np.argsort(ids == NO_TEXT, 1, kind="stable"), 1), tuple(rows)
+
+
+def text_of_codes(codes: Int32[np.ndarray, "n width"]) -> np.ndarray:
+    """UTF-8 texts, an object array of bytes [n], from rows of Unicode code points that end in 0.
+
+    Language-Table stores its instructions so, as int32[512].
+    """
+    texts = np.empty(len(codes), object)
+    for number, row in enumerate(codes):
+        length = int(np.argmax(row == 0)) if (row == 0).any() else len(row)
+        texts[number] = "".join(map(chr, row[:length].tolist())).encode()
+    return texts
 
 
 def _decoded(
     index: DatasetIndex, split: SplitIndex, key: str, spec: DatasetSpec
 ) -> tuple[Int32[np.ndarray, " frames"], list[str]]:
-    """Which text each step has, and the texts, of a step's or an episode's feature."""
+    """The text of each step as a row of a table, and the table, from a step or episode feature."""
     column: Column | None = split.steps.get(key)
     of_frame: np.ndarray | slice = slice(None)
     if column is None:
@@ -221,8 +223,8 @@ def _decoded(
     if column is None:
         known = [k for k, c in {**split.steps, **split.episodes}.items() if isinstance(c, Text)]
         raise DataError(
-            f"{index.name}: the row {spec.name!r} has its language in {key!r}, which is not there; "
-            f"texts are {sorted(known)}"
+            f"{index.name}: the spec {spec.name!r} has its language in {key!r}, which is not "
+            f"there; texts are {sorted(known)}"
         )
     try:
         if isinstance(column, Text):
@@ -241,14 +243,14 @@ def _global_rows(
     return np.array([*(row[text] for text in texts), NO_TEXT], np.int32)[ids]
 
 
-def _open(index: DatasetIndex, folder: Path, digest: str) -> StandardDataset:
+def _open(index: DatasetIndex, folder: Path, digest: str) -> StandardizedDataset:
     try:
         instructions = json.loads((folder / "instructions.json").read_text(encoding="utf-8"))
         splits = {
-            name: Standard(
+            name: StandardizedSplit(
                 **{
                     field.name: np.load(folder / name / f"{field.name}.npy", mmap_mode="r")
-                    for field in dataclasses.fields(Standard)
+                    for field in dataclasses.fields(StandardizedSplit)
                 }
             )
             for name in index.splits
@@ -256,4 +258,4 @@ def _open(index: DatasetIndex, folder: Path, digest: str) -> StandardDataset:
     except (OSError, ValueError) as error:
         check_open_files(error)
         raise DataError(f"{folder}: cannot be read ({error}); remove it to have it made") from error
-    return StandardDataset(digest, tuple(instructions), splits)
+    return StandardizedDataset(digest, tuple(instructions), splits)

@@ -10,11 +10,9 @@ _REGISTRY = {
 
 
 def make_simulator(name: str, **options) -> Simulator:
-    """Builds a simulator from its registered name, or from "module:Class" if it is not ours.
+    """Builds a simulator from its registered name, or from "module:Class" if it is elsewhere.
 
-    Raises:
-        ValueError: no simulator has that name.
-        OpenGLUnavailable: it renders, and this machine cannot.
+    ValueError: no simulator has that name. OpenGLUnavailable: it renders, this machine cannot.
     """
     location = _REGISTRY.get(name, name)
     module, separator, class_name = location.partition(":")

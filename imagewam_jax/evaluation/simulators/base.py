@@ -1,4 +1,4 @@
-"""What a simulator is, for everything that drives one."""
+"""The interface of a simulator, for everything that drives one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Observation(NamedTuple):
 
 
 class ChunkOutcome(NamedTuple):
-    """What came of executing one chunk of actions.
+    """The result of executing one chunk of actions.
 
-    observation: after the last executed action.
+    observation: what can be seen after the last executed action.
     success: whether the task is done.
     steps: actions executed since the reset.
     done: the episode is over, by success or by the simulator's step limit.

@@ -29,8 +29,7 @@ class MetaworldFaucet:
     Action: displacement of the hand's target (x, y, z) in centimetres, force that closes the
     gripper; all in [-1, 1].
 
-    Args:
-        image_side: side length of the square image in pixels.
+    image_side: side length of the square image in pixels.
     """
 
     spec = SimulatorSpec(
@@ -65,11 +64,8 @@ class MetaworldFaucet:
         self._task: str | None = None
 
     def reset(self, task: str, seed: int) -> Observation:
-        """Starts an episode of `task` with the faucet where `seed` puts it.
-
-        Raises:
-            ValueError: no such task.
-        """
+        """Starts an episode with the faucet where `seed` puts it. ValueError: there is no such
+        task."""
         if task not in self._envs:
             raise ValueError(f"unknown task {task!r}; known: {', '.join(self._envs)}")
         env = self._envs[task]
@@ -89,8 +85,7 @@ class MetaworldFaucet:
     def step(self, action: Float32[np.ndarray, "a=4"]) -> bool:
         """Applies one action, clipped to [-1, 1]; returns Meta-World's success flag.
 
-        Raises:
-            ValueError: the action is not four finite numbers.
+        ValueError: the action is not four finite numbers.
         """
         action = np.asarray(action, np.float32)
         if action.shape != (4,) or not np.isfinite(action).all():
@@ -108,7 +103,7 @@ class MetaworldFaucet:
         )
 
     def expert_action(self) -> Float32[np.ndarray, "a=4"]:
-        """What Meta-World's scripted policy, which knows where the faucet is, would do now."""
+        """The next action of Meta-World's scripted policy, which knows where the faucet is."""
         with warnings.catch_warnings():
             # It warns whenever its proportional control exceeds 1; the clipping is meant.
             warnings.simplefilter("ignore")

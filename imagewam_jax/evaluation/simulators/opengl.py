@@ -33,9 +33,8 @@ def configure_opengl() -> str:
 
     A value that is already set is the only candidate. Call it before MuJoCo is imported.
 
-    Raises:
-        ModuleNotFoundError: MuJoCo is not installed.
-        OpenGLUnavailable: no candidate renders; the message says what to install.
+    ModuleNotFoundError: MuJoCo is not installed.
+    OpenGLUnavailable: no candidate renders; the message says what to install.
     """
     if find_spec("mujoco") is None:
         raise ModuleNotFoundError("MuJoCo is not installed: pip install imagewam-jax[sim]")

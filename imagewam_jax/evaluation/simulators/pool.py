@@ -22,23 +22,19 @@ _STDERR_CHARS = 4000
 class SimulatorPool:
     """`num_simulators` equal simulators spread over `num_workers` processes.
 
-    Simulators are numbered from 0; every call names those it is for and runs them in parallel.
+    Simulators are numbered from 0; every call names the ones that it runs, in parallel.
     After an error the pool is closed.
 
     The processes are started as programs of their own, neither forked (OpenGL does not survive a
     fork) nor spawned by `multiprocessing` (which imports the caller's main module, and with it
     whatever that imports, into each).
 
-    Args:
-        name: what `make_simulator` takes.
-        num_simulators: environments in all.
-        num_workers: processes; at most one per simulator is started.
-        options: keyword options of the simulator.
-        timeout_s: the longest one call may take, starting included.
-
-    Raises:
-        OpenGLUnavailable: the simulator renders, and this machine cannot.
-        SimulatorError: a simulator could not be built; also raised by the methods.
+    name, options: what `make_simulator` takes.
+    num_simulators: environments in all.
+    num_workers: processes; at most one per simulator is started.
+    timeout_s: the longest one call may take, starting included.
+    OpenGLUnavailable: the simulator renders, and this machine cannot.
+    SimulatorError: a simulator could not be built; also raised by the methods.
     """
 
     spec: SimulatorSpec
@@ -130,7 +126,7 @@ class _Worker:
         self._name = name
         self._timeout_s = timeout_s
         self._connection, theirs = Pipe()
-        # Kept apart from our own, so that a process that crashes can be quoted. `end` closes it.
+        # Kept apart from our own, so that the output of a crash can be quoted. `end` closes it.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", _WORKER_MODULE, str(theirs.fileno())],
@@ -176,7 +172,7 @@ class _Worker:
         self._stderr.close()
 
     def _death(self) -> SimulatorError:
-        """The error for a connection that the other side has closed."""
+        """Describes the end of a process that has closed its side of the connection."""
         try:
             status = f"exit status {self._process.wait(_CLOSE_TIMEOUT_S)}"
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What the rest of the project knows of an autoencoder."""
+"""The interface through which the rest of the project uses an autoencoder."""
 
 from typing import Protocol
 
@@ -12,7 +12,7 @@ class Autoencoder(Protocol):
     `factor` is how many pixels one latent cell covers in each direction, `channels` how many
     numbers it holds, each near unit variance. `encode` is deterministic and raises ValueError
     for an image side that is no multiple of `factor`. `decode` does not clamp, so that errors
-    of a decoded image are errors of the decoder; `to_uint8` does, for whoever looks at it.
+    of a decoded image are errors of the decoder; `to_uint8` clamps, for whoever looks at it.
     """
 
     factor: int

@@ -1,7 +1,7 @@
-"""The FLUX.2 autoencoder (spec imagewam_flux2, section 2).
+"""The FLUX.2 autoencoder (docs/spec/imagewam_flux2.md, 2).
 
-A convolutional encoder and decoder around a latent at an eighth of the resolution, of which
-2 x 2 cells at a time become the channels of one token.
+A convolutional encoder and decoder around a latent at an eighth of the resolution, in which
+2 x 2 cells become the channels of one token.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Flux2AutoencoderConfig:
 
 
 class Flux2Autoencoder(nnx.Module):
-    """Implements `Autoencoder`; latents are standardised by running statistics of FLUX.2."""
+    """Implements `Autoencoder`; latents are standardized by running statistics of FLUX.2."""
 
     def __init__(self, config: Flux2AutoencoderConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -64,14 +64,14 @@ class Flux2Autoencoder(nnx.Module):
         return self.config.channels
 
     def encode(self, image: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
-        """See `Autoencoder`. The mean of the posterior; it is never sampled."""
+        """The mean of the posterior, which is never sampled."""
         latent_grid(image.shape, self.factor)
         mean, _ = jnp.split(self.encoder(image), 2, axis=-1)
         cells = rearrange(mean, "b (h p) (w q) z -> b h w (z p q)", p=PATCH, q=PATCH)
         return (cells - self.mean[...]) / self._deviation
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b height width 3"]:
-        """See `Autoencoder`. The official ImageWAM clamps its result; `to_uint8` does here."""
+        """Not clamped, unlike the official ImageWAM's; `to_uint8` does that here."""
         cells = latent.astype(self.mean.dtype) * self._deviation + self.mean[...]
         return self.decoder(rearrange(cells, "b h w (z p q) -> b (h p) (w q) z", p=PATCH, q=PATCH))
 
@@ -128,7 +128,7 @@ class Decoder(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks of one width, then a change of resolution (None: none)."""
+    """Residual blocks of one width, then a change of resolution where `resample` is not None."""
 
     def __init__(
         self, inputs: int, width: int, blocks: int, resample: nnx.Module | None, *, rngs: nnx.Rngs
@@ -184,7 +184,7 @@ class AttentionBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Half the resolution; the padding is at the right and at the bottom only."""
+    """Halves the resolution; pads at the right and at the bottom only."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.conv = _conv(width, width, stride=2, padding=(0, 1), rngs=rngs)
@@ -194,7 +194,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Twice the resolution: every cell four times, then a convolution."""
+    """Doubles the resolution: repeats every cell four times, then convolves."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.conv = _conv(width, width, rngs=rngs)
@@ -230,7 +230,7 @@ def _pointwise(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> Linear:
 
 
 def _norm(width: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Over 32 groups of channels, with statistics in float32."""
+    """Group norm over 32 groups of channels, with statistics in float32."""
     return nnx.GroupNorm(
         width,
         num_groups=32,

@@ -14,11 +14,11 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from imagewam_jax.models.autoencoders.base import Autoencoder, latent_grid
+from imagewam_jax.models.autoencoders.base import latent_grid
 
 # The least standard deviation that a channel is divided by, in units of [-1, 1]: one of 255
-# grey levels. Flow matching wants channels of equal size, hence one scale for each; but what
-# varies by less than a grey level is rounding and compression, and blown up to unit variance
+# gray levels. Flow matching wants channels of equal size, hence one scale for each; but what
+# varies by less than a gray level is rounding and compression, and blown up to unit variance
 # it would take as much of the loss as the picture does. Such channels stay small instead.
 SCALE_FLOOR = 2 / 255
 
@@ -62,12 +62,10 @@ class PatchAutoencoder(nnx.Module):
         return self.config.channels
 
     def encode(self, image: Float[Array, "b height width 3"]) -> Float[Array, "b h w c"]:
-        """See `Autoencoder`."""
         centered = _patches(image, self.factor) - self.mean[...]
         return jnp.matmul(centered, self.basis[...], precision="highest") / self.scale[...]
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b height width 3"]:
-        """See `Autoencoder`."""
         kept = latent * self.scale[...]
         patches = jnp.matmul(kept, self.basis[...].T, precision="highest") + self.mean[...]
         return rearrange(patches, "b h w (p q c) -> b (h p) (w q) c", p=self.factor, q=self.factor)
@@ -78,7 +76,7 @@ def fit(
 ) -> PatchAutoencoder:
     """A patch autoencoder from the patches of some frames; a thousand frames are plenty.
 
-    Computed in float64 and without chance: equal frames give equal parameters. ValueError: no
+    Computed in float64 and without randomness: equal frames give equal parameters. ValueError: no
     frames or nothing but equal patches, a side that is no multiple of `factor`, or too many
     `channels`.
     """
@@ -98,25 +96,6 @@ def fit(
     return autoencoder
 
 
-def explained_variance(
-    autoencoder: Autoencoder, frames: UInt8[np.ndarray, "n height width 3"]
-) -> float:
-    """The share of the patches' variance that survives encoding and decoding.
-
-    On the frames of `fit` it is the share of the kept components; on others it says how well
-    these carry over, and can be negative.
-    """
-    mean, covariance = _moments(frames, autoencoder.factor)
-    round_trip = jax.jit(lambda image: autoencoder.decode(autoencoder.encode(image)))
-    squared_error = 0.0
-    for chunk in _chunks(frames):
-        image = _to_unit_range(chunk)
-        decoded = np.asarray(round_trip(image.astype(np.float32)))
-        squared_error += np.square(decoded - image).sum()
-    n_patches = frames.size / mean.size
-    return 1 - squared_error / (n_patches * np.trace(covariance))
-
-
 def _moments(
     frames: UInt8[np.ndarray, "n height width 3"], factor: int
 ) -> tuple[Float[np.ndarray, " patch"], Float[np.ndarray, "patch patch"]]:
@@ -124,7 +103,7 @@ def _moments(
     latent_grid(frames.shape, factor)
     if not len(frames):
         raise ValueError("a patch autoencoder cannot be fitted to no frames")
-    # About the first patch, not about zero: nothing cancels where patches hardly differ.
+    # Moments about the first patch, not about zero: nothing cancels where patches hardly differ.
     origin = _patches(_to_unit_range(frames[:1]), factor)[0, 0, 0]
     count, total, products = 0, 0.0, 0.0
     for chunk in _chunks(frames):
@@ -145,6 +124,6 @@ def _to_unit_range(frames: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*s
 
 
 def _patches(image: Float[Array, "b height width 3"], factor: int) -> Float[Array, "b h w patch"]:
-    """Each patch as one row of numbers: pixel row, pixel column, colour."""
+    """Each patch as one row of numbers: pixel row, pixel column, color."""
     h, w = latent_grid(image.shape, factor)
     return rearrange(image, "b (h p) (w q) c -> b h w (p q c)", h=h, w=w, p=factor, q=factor)

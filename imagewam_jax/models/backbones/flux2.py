@@ -1,11 +1,11 @@
-"""The FLUX.2 [klein] transformer (spec imagewam_flux2, section 1).
+"""The FLUX.2 [klein] transformer (docs/spec/imagewam_flux2.md, 1).
 
-Tokens are one array `[target | reference | text]`; the order is immaterial to attention and
-makes every key set a slice (see `models.blocks`). Image tokens share their weights and, in
-the double layers, text has its own.
+The order of its tokens, `[target | reference | text]`, is not the official one; it is immaterial to
+attention and makes every key set a slice (see `models.blocks`). Image tokens share their weights;
+in the double layers text has weights of its own. What the methods do is written in
+`backbones.base`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from imagewam_jax.models.action_expert import ActionExpert, ActionExpertConfig
 from imagewam_jax.models.attention import KV
 from imagewam_jax.models.blocks import (
     AttentionLayout,
@@ -62,21 +63,21 @@ class Flux2Config:
 
     @property
     def mlp_dim(self) -> int:
-        """Cut off, as officially, but not the whole number that a ratio misses by rounding."""
+        """`dim * mlp_ratio`, rounded down as officially; not if a rounding error is missing."""
         return int(self.dim * self.mlp_ratio + 1e-6)
 
     @property
     def group_sizes(self) -> tuple[int, int]:
-        """Layers per group, in order; the action expert has the same."""
+        """Double layers and single layers."""
         return self.double_layers, self.single_layers
 
 
 KLEIN_4B = Flux2Config()
 KLEIN_9B = Flux2Config(text_dim=12288, dim=4096, heads=32, double_layers=8, single_layers=24)
 
-# First coordinate of each kind of token.
+# The first coordinate of each kind of token.
 TARGET_TIME = 0
-REFERENCE_TIME = 10  # the k-th reference image has 10 + 10 k
+REFERENCE_TIME = 10  # reference image k, counted from 0, has 10 + 10 k
 ACTION_TIME = 2
 
 
@@ -99,7 +100,7 @@ class DoubleLayer(nnx.Module):
     def __call__(
         self, x: Float[Array, "b s d"], condition, layout: AttentionLayout
     ) -> tuple[Float[Array, "b s d"], KV]:
-        """The tokens after this layer, and the keys and values that the context leaves."""
+        """The tokens after this layer, and the keys and values of the context."""
         on_image, on_text = condition
         n_image = x.shape[1] - layout.n_text
         image, text = x[:, :n_image], x[:, n_image:]
@@ -123,16 +124,13 @@ class SingleLayer(nnx.Module):
     def __call__(
         self, x: Float[Array, "b s d"], condition, layout: AttentionLayout
     ) -> tuple[Float[Array, "b s d"], KV]:
-        """As `DoubleLayer`."""
         attended, context = attend_streams(*self.block.project(x, condition), layout)
         return self.block.finish(x, attended, condition), context
 
 
 class Flux2(nnx.Module):
-    """Embeddings, stacked layers and head; how they are run is the policy's affair."""
+    """Embeddings, stacked layers and head."""
 
-    # The rows that pass the kernels of each part, which `models.flops` counts: of tokens, or one
-    # for each sample. The longest name that fits counts.
     ROWS: ClassVar = {
         "image_in": ("reference", "target"),
         "text_in": ("text",),
@@ -166,17 +164,9 @@ class Flux2(nnx.Module):
 
     @property
     def groups(self) -> tuple[nnx.Module, nnx.Module]:
-        """Stacks of equal layers, in order."""
         return self.double_layers, self.single_layers
 
-    def embed(
-        self, images: Sequence[Float[Array, "b _ c"]], text: Float[Array, "b t text_dim"]
-    ) -> Float[Array, "b s d"]:
-        """Tokens `[*images | text]`; the images are target (if any) and references."""
-        return jnp.concatenate([*map(self.image_in, images), self.text_in(text)], axis=1)
-
     def condition(self, time_b: Float[Array, " b"]) -> Flux2Condition:
-        """Modulations at times in [0, 1], 1 being pure noise."""
         time = self.time_in(time_b)
         return Flux2Condition(
             double=(self.double_modulation_image(time), self.double_modulation_text(time)),
@@ -185,47 +175,73 @@ class Flux2(nnx.Module):
         )
 
     def group_conditions(self, condition: Flux2Condition) -> tuple:
-        """What each of `groups` is conditioned on."""
         return condition.double, condition.single
+
+    def embed(
+        self,
+        target: Float[Array, "b h w c"] | None,
+        references: Float[Array, "b k rows columns c"] | None,
+        text: Float[Array, "b t text_dim"],
+        condition: Flux2Condition,
+        layout: AttentionLayout,
+    ) -> Float[Array, "b s d"]:
+        """Tokens `[target | references | text]`, which depend on no time."""
+        images = [image for image in (target, references) if image is not None]
+        images = [image.reshape(image.shape[0], -1, image.shape[-1]) for image in images]
+        return jnp.concatenate([*map(self.image_in, images), self.text_in(text)], axis=1)
 
     def predict(
         self, target: Float[Array, "b x d"], condition: Flux2Condition
     ) -> Float[Array, "b x c"]:
-        """Velocity (noise - data) of the target tokens."""
         return self.head(target, condition.head)
+
+    def make_expert(self, config: ActionExpertConfig, *, rngs: nnx.Rngs) -> ActionExpert:
+        sizes = self.config
+        return ActionExpert(
+            config,
+            heads=sizes.heads,
+            head_dim=sizes.head_dim,
+            group_sizes=sizes.group_sizes,
+            rngs=rngs,
+        )
 
     def rope(
         self,
         text_index_bt: Int[Array, "#b t"],
+        text_length_b: Int[Array, " b"],
         reference_grid: tuple[int, int],
         references: int,
         target_grid: tuple[int, int] | None,
         dtype: jnp.dtype,
     ) -> Rope:
-        """Rotation tables of `[target | references | text]`, all images of the same grid.
-
-        `text_index_bt` numbers the text tokens; `dtype` is that of `layers.rope_tables`.
-        """
-        images = [] if target_grid is None else [image_positions(target_grid, TARGET_TIME)]
-        images += [
-            image_positions(reference_grid, REFERENCE_TIME * (1 + k)) for k in range(references)
-        ]
+        images = [] if target_grid is None else [self.target_positions(target_grid)]
+        images += [self.reference_positions(reference_grid, k) for k in range(references)]
         text = jnp.zeros((*text_index_bt.shape, 4), jnp.int32).at[..., 3].set(text_index_bt)
         images = jnp.asarray(np.concatenate(images))
         images = jnp.broadcast_to(images, (text.shape[0], *images.shape))
-        return self._tables(jnp.concatenate([images, text], axis=1), dtype)
+        return self.rope_at(jnp.concatenate([images, text], axis=1), dtype)
 
     def action_rope(self, horizon: int, dtype: jnp.dtype) -> Rope:
-        """Rotation tables of an action chunk, at `(2, step, 0, 0)`."""
-        steps = np.arange(horizon)
-        positions = np.stack([np.full_like(steps, ACTION_TIME), steps, 0 * steps, 0 * steps], -1)
-        return self._tables(positions[None], dtype)
+        return self.rope_at(self.action_positions(horizon)[None], dtype)
 
-    def _tables(self, positions: Int[Array, "#b s 4"], dtype: jnp.dtype) -> Rope:
+    def rope_at(self, positions: Int[Array, "#b s 4"], dtype: jnp.dtype) -> Rope:
         return rope_tables(positions, self.config.rope_axes, self.config.rope_theta, dtype)
 
+    def target_positions(self, grid: tuple[int, int]) -> Int[np.ndarray, "tokens 4"]:
+        return _image_positions(grid, TARGET_TIME)
 
-def image_positions(grid: tuple[int, int], time: int) -> Int[np.ndarray, "tokens 4"]:
+    def reference_positions(
+        self, grid: tuple[int, int], index: int = 0
+    ) -> Int[np.ndarray, "tokens 4"]:
+        return _image_positions(grid, REFERENCE_TIME * (1 + index))
+
+    def action_positions(self, horizon: int) -> Int[np.ndarray, "tokens 4"]:
+        """Coordinates `(2, step, 0, 0)`."""
+        steps = np.arange(horizon)
+        return np.stack([np.full_like(steps, ACTION_TIME), steps, 0 * steps, 0 * steps], -1)
+
+
+def _image_positions(grid: tuple[int, int], time: int) -> Int[np.ndarray, "tokens 4"]:
     """Coordinates `(time, row, column, 0)` of a latent grid, row by row."""
     rows, columns = np.indices(grid).reshape(2, -1)
     return np.stack([np.full_like(rows, time), rows, columns, np.zeros_like(rows)], -1)

@@ -1,1 +1,1 @@
-"""Networks and tokenizers that make features of text; `policies.text` has them by name."""
+"""Networks and tokenizers that make features of text; `text.encoders` has them by name."""

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Float, Int, Int32
 from tqdm import tqdm
 
-# Of one batch: enough to keep a device busy, and little beside the weights of a large encoder.
+# Tokens in one batch: enough to keep a device busy, few beside the weights of a large encoder.
 BATCH_TOKENS = 2048
 # Batches are padded to a multiple of this, so that few programs are compiled.
 TOKEN_MULTIPLE = 32
@@ -34,11 +34,12 @@ class PromptTooLong(ValueError):
 
 
 class TextEncoder(NamedTuple):
-    """`tokenize` takes prompts and the length to pad to; `load` makes the network, from `Tokens`
-    to features, which nothing but `encode` needs.
+    """A tokenizer and a network, which is loaded when `encode` needs it.
 
-    `identity` says which tokenizer and weights these are, and begins with the encoder's name
-    and a parenthesis: features of two encoders can be exchanged only if it is equal.
+    `tokenize` takes prompts and the length to pad to; `load` makes the network, which maps
+    `Tokens` to features. `identity` says which tokenizer and weights these are, and begins with
+    the encoder's name and a parenthesis: features of two encoders can be exchanged only if it is
+    equal.
     """
 
     identity: str
@@ -49,7 +50,7 @@ class TextEncoder(NamedTuple):
     def encode(self, tokens: Tokens) -> Iterator[EncodedBatch]:
         """Features of all rows, in `batches`.
 
-        What is computed for a row depends on the rows of its batch by rounding alone.
+        The other rows of its batch change the features of a row by rounding alone.
         """
         model, todo = self.load(), batches(tokens.length)
         bar = tqdm(
@@ -68,9 +69,9 @@ class TextEncoder(NamedTuple):
 
 
 def batches(length: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:
-    """Rows of about the same length, the shortest first.
+    """Row numbers in batches of about the same length, the shortest first.
 
-    Without the rows of the first batches, the others are as before.
+    Where the rows of the first batches are left out, the other batches stay the same.
     """
     order = np.argsort(length, kind="stable")
     padded = _padded(length[order])
@@ -84,7 +85,7 @@ def batches(length: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:
 def pad_tokens(
     prompts: Sequence[str], ids: Sequence[Sequence[int]], max_length: int, pad: int
 ) -> Tokens:
-    """The ids of each prompt in a row. PromptTooLong: they do not fit; nothing is ever cut."""
+    """Token ids, one prompt to a row. PromptTooLong: they do not fit; nothing is ever cut."""
     padded = np.full((len(prompts), max_length), pad, np.int32)
     for prompt, row, tokens in zip(prompts, padded, ids, strict=True):
         if len(tokens) > max_length:

@@ -1,9 +1,10 @@
-"""The Qwen3 decoder as a text encoder (spec imagewam_flux2, 3.2).
+"""The Qwen3 decoder as a text encoder (docs/spec/imagewam_flux2.md, 3.2), and a small one over bytes.
 
 Features are the residual stream after some of its layers, side by side; the layers behind
 the last of these, the final norm and the output head are not part of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.layers import GatedMLP, Linear, RMSNorm, stacked
+from imagewam_jax.models.text_encoders.base import TextEncoder, Tokens, pad_tokens
 
 
 @dataclass(frozen=True)
@@ -151,3 +153,44 @@ def _rotate(
     """Turns channel i against channel i + h/2 (unlike `layers.rotate`), in the dtype of `x`."""
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+BEGIN, END, PAD = 256, 257, 258  # behind the 256 bytes
+VOCAB_SIZE = 259
+
+
+def tokenize_bytes(prompts: Sequence[str], max_length: int) -> Tokens:
+    """`BEGIN`, the bytes, `END`, then `PAD` up to `max_length`: see `pad_tokens`."""
+    ids = [[BEGIN, *prompt.encode(), END] for prompt in prompts]
+    return pad_tokens(prompts, ids, max_length, PAD)
+
+
+BYTE_QWEN3 = Qwen3Config(
+    vocab_size=VOCAB_SIZE,
+    dim=64,
+    mlp_dim=192,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    feature_layers=(2, 4, 6),
+)
+
+
+def byte_qwen3(seed: int = 0, config: Qwen3Config = BYTE_QWEN3) -> TextEncoder:
+    """A small Qwen3 over UTF-8 bytes, whose weights are random and stay as they are.
+
+    It needs no download. Random features tell prompts apart, which is all that a policy for a
+    handful of instructions needs; they know nothing of meaning.
+
+    ValueError: `config` has another vocabulary than the tokenizer.
+    """
+    if config.vocab_size != VOCAB_SIZE:
+        raise ValueError(
+            f"vocab_size {config.vocab_size} differs from that of the byte tokenizer, {VOCAB_SIZE}"
+        )
+    return TextEncoder(
+        identity=f"byte_qwen3(seed={seed}, {config})",
+        feature_dim=config.feature_dim,
+        tokenize=tokenize_bytes,
+        load=lambda: Qwen3(config, rngs=nnx.Rngs(seed)),
+    )

@@ -1,15 +1,14 @@
-"""A policy that acts: its cache, and every Euler step."""
+"""A policy that acts, and that imagines: its cache, and every Euler step."""
 
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from imagewam_jax.models.backbones.flux2 import REFERENCE_TIME, image_positions
 from imagewam_jax.models.flow_matching import sampling_schedule
 from imagewam_jax.models.imagewam import Cache, Context, ImageWAM
+from imagewam_jax.models.layer_runner import run_layers
 from imagewam_jax.parity.cases import limits
 from imagewam_jax.parity.cases.base import (
     Kind,
@@ -24,6 +23,7 @@ from imagewam_jax.parity.cases.folder import Folder
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.cases.policy_case import (
     TRAINING,
+    as_grid,
     as_tokens,
     check_stack,
     recorded_context,
@@ -33,21 +33,21 @@ from imagewam_jax.parity.cases.policy_case import (
 )
 
 SIGNATURE = ("infer0.text_hidden_states", "infer0.noise")
+IMAGINING_SIGNATURE = ("infer_video.noise",)
+# Inputs of a training step that are named the same here.
 SAME = ("text_hidden_states", "text_attention_mask", "ref_img_ids", "proprio")
 
 _prefill = run_once(ImageWAM.prefill)
 _act = run_once(ImageWAM.act)
+_imagine = run_once(ImageWAM.imagine)
 
 
 @run_once
 def _last_state(policy: ImageWAM, context: Context) -> Float[Array, "b s d"]:
     """The tokens [reference | text] after the last layer of `ImageWAM.prefill`."""
     text, layout = policy.layout(context, None)
-    backbone = policy.backbone
-    condition = backbone.condition(jnp.zeros(len(text), policy.config.coordinate_dtype))
-    x = backbone.embed([as_tokens(context.references)], text)
-    for layers, on in zip(backbone.groups, backbone.group_conditions(condition), strict=True):
-        x, _ = jax.lax.scan(lambda x, layer, on=on: (layer(x, on, layout)[0], None), x, layers)
+    time_b = jnp.zeros(len(text), policy.config.coordinate_dtype)
+    (x, _), _ = run_layers(policy.backbone_stack(None, context.references, text, layout, time_b))
     return x
 
 
@@ -63,7 +63,7 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     )
     for prefix in recorded_samples(io):
         context = recorded_context(config, io, tokens="ref_tokens", prefix=prefix)
-        positions = image_positions(context.references.shape[2:4], REFERENCE_TIME)[None]
+        positions = policy.backbone.reference_positions(context.references.shape[2:4])[None]
         yield Output(f"{prefix}ref_img_ids", positions, limits.EQUAL)
 
         cache = _prefill(policy, context)
@@ -82,7 +82,7 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
 def _prefix(
     policy: ImageWAM, context: Context, cache: Cache, prefix: str
 ) -> Iterator[Output | NotChecked]:
-    """Keys and values of every layer, heads side by side, and the state after the last one."""
+    """Keys and values of every layer, heads side by side, and the tokens after the last one."""
     layout = text_layout(policy.config, context.text.shape[1], context.text_length)
     rows, columns = context.references.shape[2:4]
 
@@ -119,12 +119,42 @@ def _inputs(
     return tensors
 
 
-KIND = Kind(
+ACTING = Kind(
     name="a policy that acts",
     part="policy",
     file="infer.safetensors",
     find=having(*SIGNATURE),
     outputs=_outputs,
     inputs=_inputs,
+    case="policy",
+)
+
+
+def _imagining_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
+    """The latent of the expected image after every Euler step."""
+    policy, io = loaded.module("policy"), folder.need(*IMAGINING_SIGNATURE)
+    check_stack(folder)
+    context = recorded_context(policy.config, io, tokens="ref_tokens", prefix="infer0.")
+    noise = as_grid(io["infer_video.noise"], context.references.shape[2:4])
+    schedule = policy.target_schedule(folder.setting("infer.video_num_inference_steps"))
+    _, trajectory = _imagine(policy, context, noise, schedule)
+    states = as_tokens(np.asarray(trajectory.state)[:, 0])
+    yield Output("infer_video.latents_per_step", states, limits.VELOCITY)
+
+
+def _imagining_inputs(
+    loaded: Loaded, folder: Folder, sizes: Sizes, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    channels = loaded.config("policy").backbone.in_channels
+    return {"infer_video.noise": normal(rng, 1, sizes.grid[0] * sizes.grid[1], channels)}
+
+
+IMAGINING = Kind(
+    name="a policy that imagines",
+    part="policy",
+    file="infer.safetensors",
+    find=having(*IMAGINING_SIGNATURE),
+    outputs=_imagining_outputs,
+    inputs=_imagining_inputs,
     case="policy",
 )

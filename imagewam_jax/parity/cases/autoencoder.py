@@ -1,4 +1,4 @@
-"""An autoencoder: images to latents, and back."""
+"""An autoencoder: images to latents, and back; by itself, and in the recordings of a policy."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagewam_jax.models.autoencoders.flux2 import Flux2Autoencoder
-from imagewam_jax.parity.cases import limits
+from imagewam_jax.parity.cases import acting, limits
 from imagewam_jax.parity.cases.base import (
     Kind,
     NotChecked,
@@ -21,13 +21,15 @@ from imagewam_jax.parity.cases.base import (
 )
 from imagewam_jax.parity.cases.folder import Folder
 from imagewam_jax.parity.cases.loaded import Loaded
+from imagewam_jax.parity.cases.policy_case import as_grid, as_tokens, grid_of, recorded_samples
 
 SIGNATURE = ("image", "decode_in")
+FRAMES_SIGNATURE = ("video",)
 
 
 @run_once
 def encode(model, image: Float[Array, "b H W 3"]):
-    """The latent, and what the encoder itself gives: mean and log-variance, where it does."""
+    """The latent; and mean and log-variance [..., 2 c] of a variational encoder, None of others."""
     moments = model.encoder(image) if isinstance(model, Flux2Autoencoder) else None
     return model.encode(image), moments
 
@@ -61,7 +63,7 @@ def _inputs(
     }
 
 
-KIND = Kind(
+AUTOENCODER = Kind(
     name="autoencoder",
     part="autoencoder",
     file="io.safetensors",
@@ -69,4 +71,60 @@ KIND = Kind(
     outputs=_outputs,
     inputs=_inputs,
     case="autoencoder",
+)
+
+
+def _frames_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
+    """The latents that a training step makes of its frames."""
+    model, video = loaded.module("autoencoder"), folder.need(*FRAMES_SIGNATURE)["video"]
+    for name, frame in (("ref_image_latents", 0), ("target_latent", -1)):
+        latent, _ = encode(model, nhwc(video[:, :, frame]))
+        yield Output(name, as_tokens(latent), limits.AUTOENCODER)
+
+
+def _frames_inputs(
+    loaded: Loaded, folder: Folder, sizes: Sizes, rng: np.random.Generator
+) -> dict[str, np.ndarray] | None:
+    """Two frames of noise; None without an autoencoder."""
+    if "autoencoder" not in loaded:
+        return None
+    factor = loaded.config("autoencoder").factor
+    rows, columns = sizes.grid
+    shape = (sizes.batch, 3, 2, factor * rows, factor * columns)
+    return {"video": rng.uniform(-1, 1, shape).astype(np.float32)}
+
+
+FRAMES = Kind(
+    name="frames of that step",
+    part="autoencoder",
+    file="train.safetensors",
+    find=having(*FRAMES_SIGNATURE),
+    outputs=_frames_outputs,
+    inputs=_frames_inputs,
+    case="policy",
+)
+
+
+def _images_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
+    """The latents that a policy acts on, and the image that it imagines."""
+    model, io = loaded.module("autoencoder"), folder.need(*acting.SIGNATURE)
+    for prefix in recorded_samples(io):
+        if f"{prefix}image" in io:
+            latent, _ = encode(model, nhwc(io[f"{prefix}image"]))
+            yield Output(f"{prefix}ref_tokens", as_tokens(latent), limits.AUTOENCODER)
+    if "infer_video.latents_per_step" in io:
+        last = io["infer_video.latents_per_step"][-1:]
+        image = decode(model, as_grid(last, grid_of(io, "infer0.ref_img_ids")))[0]
+        # The official policy clamps what it imagines; the autoencoder by itself does not.
+        yield Output("infer_video.image", nchw(np.clip(image, -1, 1)), limits.AUTOENCODER)
+
+
+IMAGES = Kind(
+    name="images that it sees and imagines",
+    part="autoencoder",
+    file="infer.safetensors",
+    find=lambda folder: folder.having("infer0.image") or folder.having("infer_video.image"),
+    outputs=_images_outputs,
+    inputs=lambda loaded, folder, sizes, rng: {} if "autoencoder" in loaded else None,
+    case="policy",
 )

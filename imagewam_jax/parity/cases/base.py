@@ -1,4 +1,4 @@
-"""What is known of a kind of recording."""
+"""A kind of recording: its description, and helpers that several kinds need."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.models.backbones.flux2 import image_positions
 from imagewam_jax.parity.cases.folder import Folder, Tensors
 from imagewam_jax.parity.cases.limits import Limit
 from imagewam_jax.parity.cases.loaded import Loaded
@@ -18,8 +17,8 @@ class Output(NamedTuple):
     """A tensor that our side computes, under its recorded name and in its recorded layout.
 
     valid: which entries of the leading axes mean something; None: all.
-    file: where it is recorded; None: in the file of its kind.
-    expected: where it stands in no file as it is, what to compare it with.
+    file: the file that it is recorded in; None: that of its kind.
+    expected: the tensor to compare it with, if no file holds it in this form.
     """
 
     name: str
@@ -31,14 +30,14 @@ class Output(NamedTuple):
 
 
 class NotChecked(NamedTuple):
-    """Something that was recorded and is not compared, and why."""
+    """Something that was recorded but is not compared, and why."""
 
     what: str
     why: str
 
 
 class Sizes(NamedTuple):
-    """Of what is recorded from our side; a `grid` is of latent cells."""
+    """Sizes of our own recordings; `grid` is rows and columns of latent cells."""
 
     batch: int = 2
     grid: tuple[int, int] = (2, 3)
@@ -47,7 +46,7 @@ class Sizes(NamedTuple):
 
     @property
     def text_lengths(self) -> np.ndarray:
-        """Unequal where they can be, the longest without padding."""
+        """Valid tokens of each text: unequal where they can be, the longest without padding."""
         shortest = (self.text_tokens + 1) // 2
         return np.linspace(shortest, self.text_tokens, self.batch).round().astype(int)
 
@@ -58,15 +57,15 @@ Inputs = dict[str, np.ndarray]
 class Kind(NamedTuple):
     """One kind of recording.
 
-    name: for people.
-    part: what of a checkpoint computes it.
-    file: its name where our side records it.
-    find: its file in a folder, told by the tensors in it; None: there is none.
-    outputs: all of its tensors that can be computed from the inputs in the folder.
-    inputs: random ones for a new recording, beside what its folder has already. None, or a
-    function that gives None: it is not recorded.
+    name: a description for people.
+    part: the part of a checkpoint that computes it.
+    file: the name of the file that our side records it in.
+    find: finds its file in a folder by the tensors in it; None: there is none.
+    outputs: computes all of its tensors that follow from the inputs in the folder.
+    inputs: makes random inputs for a new recording, beside those that its folder has already. If
+    it is None, or returns None, the kind is not recorded.
     case: the folder that it is recorded in.
-    counted: tensors that are equal bit for bit are counted, not listed.
+    counted: whether tensors that are equal bit for bit are counted instead of listed.
     """
 
     name: str
@@ -84,7 +83,7 @@ _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passe
 
 
 def run_once(function: Callable, **options: Any) -> Callable:
-    """As `jax.jit`, compiled in a fifth of the time and without what only makes it faster."""
+    """Like `jax.jit`, but without optimizations, so that compiling takes a fifth of the time."""
     return jax.jit(function, compiler_options=_QUICK, **options)
 
 
@@ -99,7 +98,7 @@ def normal(rng: np.random.Generator, *shape: int) -> Float[np.ndarray, "..."]:
 
 
 def text_inputs(width: int, sizes: Sizes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Random features of text, and the mask of what is valid."""
+    """Random features of text, and the mask of valid tokens."""
     mask = np.arange(sizes.text_tokens) < sizes.text_lengths[:, None]
     return {
         "text_hidden_states": normal(rng, sizes.batch, sizes.text_tokens, width),
@@ -107,10 +106,9 @@ def text_inputs(width: int, sizes: Sizes, rng: np.random.Generator) -> dict[str,
     }
 
 
-def image_ids(sizes: Sizes, time: int) -> Float[np.ndarray, "b n 4"]:
-    """Positions of an image's tokens."""
-    positions = image_positions(sizes.grid, time).astype(np.float32)
-    return np.broadcast_to(positions, (sizes.batch, *positions.shape))
+def image_ids(sizes: Sizes, positions: Int[np.ndarray, "n axes"]) -> Float[np.ndarray, "b n axes"]:
+    """The positions of an image's tokens, for each sample of the batch."""
+    return np.broadcast_to(positions.astype(np.float32), (sizes.batch, *positions.shape))
 
 
 def nchw(image: Float[Array, "*b h w c"]) -> Float[np.ndarray, "*b c h w"]:
@@ -122,9 +120,9 @@ def nhwc(image: Float[Array, "*b c h w"]) -> Float[np.ndarray, "*b h w c"]:
 
 
 def valid_lengths(io: Tensors, name: str) -> Int[np.ndarray, " b"]:
-    """How many tokens of each text a recorded mask [b, t] says are valid.
+    """The number of valid tokens of each text, from a recorded mask [b, t].
 
-    ConversionError: not those at the beginning.
+    ConversionError: padding stands before valid tokens.
     """
     mask = io[name]
     if not is_right_padded(mask):
@@ -139,7 +137,7 @@ def is_right_padded(mask: Bool[np.ndarray, "b t"]) -> bool:
 
 
 def check_width(file: str, name: str, found: int, expected: int | None, what: str) -> None:
-    """ConversionError unless a tensor is as wide as the checkpoint's part takes it."""
+    """ConversionError unless a tensor is as wide as that part of the checkpoint expects."""
     if found != expected:
         raise ConversionError(
             f"{file}: {name} is {found} wide, the checkpoint's {what} takes {expected}: it was "

@@ -19,7 +19,7 @@ NORMS = "grad_norms.json"
 class Tensors:
     """The tensors of one file, each read when it is asked for; also a `TensorSource`.
 
-    `unread` are the names of those that nobody has asked for: what a verification passes over.
+    `unread` holds the names of those that nobody has asked for, which were not verified.
     """
 
     def __init__(self, file: str, source: TensorSource):

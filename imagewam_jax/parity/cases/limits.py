@@ -1,8 +1,8 @@
-"""How far a tensor may be from a recorded one.
+"""The largest errors that a tensor may have against a recorded one.
 
-The recordings are of float32 runs on a CPU; values are near 1, where nothing else is said. Two
-right runs differ by about 1e-6 in the outputs of a transformer, 5e-6 in those of an autoencoder,
-1.6e-5 in a text encoder of 28 layers. One thing is larger without being wrong: the embedding of
+The recordings are of float32 runs on a CPU; values are near 1 unless said otherwise. Two correct
+runs differ by about 1e-6 in the outputs of a transformer, 5e-6 in those of an autoencoder, and
+1.6e-5 in a text encoder of 28 layers. One error is larger without being wrong: the embedding of
 time takes the sine of numbers up to 1000, so that the last bit of a frequency moves it by 3e-5.
 """
 
@@ -17,7 +17,7 @@ RELATIVE = "relative"  # of each entry by itself
 
 
 class Limit(NamedTuple):
-    """What `error` may be at most."""
+    """The largest error that passes, and the kind of error that it limits."""
 
     value: float
     kind: str
@@ -38,7 +38,7 @@ class Limit(NamedTuple):
         return "equal" if self.value == 0 else f"{self.value:.0e} {self.kind}"
 
 
-# Positions, masks, and what is copied or rounded by a recipe that is the same bit for bit.
+# Positions, masks, and values that are copied or rounded in the same way bit for bit.
 EQUAL = Limit(0.0, ABSOLUTE)
 # Single products and sums in float32: noised samples, a merged weight, a packed token.
 ROUNDING = Limit(1e-6, LARGEST)
@@ -47,18 +47,18 @@ VELOCITY = Limit(5e-5, ABSOLUTE)  # also the states of layers, and Euler steps o
 # ... losses by 8e-6, and an action of ten Euler steps by 3e-6.
 LOSS = Limit(1e-5, RELATIVE)
 ACTION = Limit(2e-5, ABSOLUTE)
-# The context of acting is at time 0, of which sines are exact.
+# When acting, the context is at time 0, whose sines are exact.
 CACHE = Limit(2e-5, ABSOLUTE)
-# Gradients are of any size.
+# Gradients have any magnitude.
 GRADIENT = Limit(2e-4, LARGEST)
-# Angles up to 511, of frequencies that differ in the last bit.
+# Angles up to 511, from frequencies that differ in the last bit.
 ROTATION = Limit(5e-5, ABSOLUTE)
 AUTOENCODER = Limit(5e-5, ABSOLUTE)
 TEXT = Limit(1e-4, ABSOLUTE)  # its values are near 5
-# Interpolated weights, by positions that the official script has in float32.
+# Weights that are interpolated at positions which the official script has in float32.
 FIRST_WEIGHTS = Limit(5e-5, ABSOLUTE)
-# Of the scheduler: 1e-6 of what it computes, of which timesteps are near 1000. The weights of
-# times are differences that cancel towards both ends of time.
+# The scheduler: 1e-6 of its values; timesteps are near 1000. Weights are differences that cancel
+# towards both ends of time.
 TIMESTEP = Limit(1e-4, ABSOLUTE)
 TIME = Limit(1e-6, RELATIVE)
 TIME_WEIGHT = Limit(1e-6, LARGEST)

@@ -12,7 +12,7 @@ from flax import nnx
 from imagewam_jax.checkpoints.merged_lora import NO_LORA, merged_params
 from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.config.schema import DTYPES, choose
-from imagewam_jax.models.parameters import flatten
+from imagewam_jax.models.parameters import flatten, module_builder
 from imagewam_jax.weights.components import PARTS, parts_of
 from imagewam_jax.weights.io.tensors import dtype_name
 from imagewam_jax.weights.layouts.foreign_view import ForeignView
@@ -20,18 +20,18 @@ from imagewam_jax.weights.layouts.mapping import Rule
 
 
 class Loaded:
-    """Its parts, each read when it is asked for, with parameters cast to `dtype`.
+    """The parts of a checkpoint, each read when it is asked for, with parameters cast to `dtype`.
 
     `weights` is "ema" or "params" of a training run; None takes the average where there is one.
 
-    `configs` has those that the checkpoint consists of; a policy is one part, of which the
-    backbone can be had as well. Positions and times of a policy are in `dtype` too: the official
-    code has them in the dtype of its parameters, whichever it is run in. How a policy is run for
-    speed (kernel, rematerialisation) is not taken from its config.
+    `configs` has the parts that the checkpoint consists of; a policy is one part, whose backbone
+    can be asked for by itself. Positions and times of a policy are in `dtype` too: the official
+    code has them in the dtype of its parameters. The options of the config that concern speed
+    (kernel, rematerialization) are ignored.
     """
 
     def __init__(self, path: Path, dtype: str = "float32", weights: str | None = None):
-        """CheckpointError, ConfigError: it cannot be read, or has no part that is exchanged."""
+        """CheckpointError, ConfigError: it cannot be read, or has no part that can be compared."""
         choose(DTYPES, dtype, "--compute-dtype")
         self.dtype = dtype
         self._checkpoints, self._step = open_checkpoint(path)
@@ -47,7 +47,7 @@ class Loaded:
             self._lora = self.configs["policy"].lora
             self.configs["policy"] = dataclasses.replace(
                 self.configs["policy"],
-                lora=NO_LORA,  # it is merged when it is read
+                lora=NO_LORA,  # merged into the kernels when they are read
                 coordinate_dtype=dtype,
                 attention="xla",
                 remat="full",
@@ -67,28 +67,27 @@ class Loaded:
 
     @property
     def first_expert(self) -> str | None:
-        """The recipe of an action expert's first weights, where there are nothing but these."""
+        """The recipe of an action expert's first weights, if the checkpoint holds no others."""
         return self.metadata.get("provenance", {}).get("expert")
 
     @property
     def stored_dtype(self) -> str:
-        """For people: what the parameters are saved in."""
+        """The dtype that the parameters are saved in, as text."""
         trees = {self._saved_as(PARTS[part].tree) for part in self.configs}
         abstract = [self._checkpoints.abstract(self._step, tree) for tree in trees]
         return dtype_name({np.dtype(leaf.dtype) for leaf in jax.tree.leaves(abstract)})
 
     def module(self, part: str) -> nnx.Module:
-        """A part that is there."""
+        """A part that the checkpoint has, with its parameters."""
         if part == "backbone" and "policy" in self.configs:
             return self.module("policy").backbone
         if part not in self._modules:
-            graph, state = nnx.split(jax.eval_shape(lambda: PARTS[part].module(self.config(part))))
-            nnx.replace_by_pure_dict(state, self.tree(part))
-            self._modules[part] = nnx.merge(graph, state)
+            build = module_builder(lambda: PARTS[part].module(self.config(part)))
+            self._modules[part] = build(self.tree(part))
         return self._modules[part]
 
     def tree(self, part: str) -> dict[str, Any]:
-        """Its parameters, in nested dictionaries."""
+        """The parameters of a part, in nested dictionaries."""
         if part == "backbone" and "policy" in self.configs:
             return self.tree("policy")["backbone"]
         name, path = PARTS[part].tree, PARTS[part].path
@@ -111,7 +110,7 @@ class Loaded:
                 if part == "policy":
                     config = dataclasses.replace(config, lora=self._lora)
                 expected = PARTS[part].abstract(config)
-                # What else is beside a backbone, an expert's first weights, is as it was saved.
+                # An expert's first weights, which may lie beside a backbone, stay as saved.
                 abstract = abstract | {path: expected} if path else expected
         dtype = DTYPES[self.dtype]
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract)
@@ -120,6 +119,6 @@ class Loaded:
 
 
 def foreign_view(rules: list[Rule], tree: Mapping[str, Any], where: str) -> ForeignView:
-    """A tree of ours under the names of another layout, each tensor made when it is read."""
+    """Our tree under the names of another layout; each tensor is converted when it is read."""
     flat = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
     return ForeignView(rules, tree, lambda p, i: flat[p] if i is None else flat[p][i], where)

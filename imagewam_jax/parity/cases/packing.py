@@ -24,7 +24,7 @@ SIGNATURE = ("context", "proprio")
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
-    """With the token behind the valid text (`pack_true`), and behind the padding."""
+    """The text with the token behind the valid text (`pack_true`), and behind the padding."""
     policy, io = loaded.module("policy"), folder.need(*SIGNATURE)
     text, proprio, config = io["context"], io["proprio"], policy.config
     check_width(io.file, "context", text.shape[-1], config.backbone.text_dim, "policy")
@@ -47,7 +47,7 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
             yield Output(f"{name}.mask", valid, limits.EQUAL)
 
 
-KIND = Kind(
+PACKING = Kind(
     name="packing of the robot state",
     part="policy",
     file="proprio_pack.safetensors",

@@ -1,6 +1,6 @@
-"""Recorded inputs of a policy as ours takes them, and what it makes of them in their layout.
+"""Converts recorded inputs of a policy to ours, and our outputs to the recorded layout.
 
-Officially images are tokens [b, row column, c] and text stands before them; here they are grids,
+Officially images are tokens [b, row column, c] and text stands before them; here images are grids,
 and text is last.
 """
 
@@ -25,7 +25,7 @@ TRAINING = ("text_hidden_states", "noise_video", "u_video", "noise_action", "u_a
 
 
 class TextLayout(NamedTuple):
-    """Where the rows of the text, with the robot state's token, stand officially.
+    """The official order of the text's rows, with the robot state's token.
 
     source: for each official row, the one of ours. valid: those that are not padding.
     """
@@ -34,7 +34,7 @@ class TextLayout(NamedTuple):
     valid: Bool[np.ndarray, "b t"]
 
     def __call__(self, rows: Float[Array, "b t *c"]) -> Float[np.ndarray, "b t *c"]:
-        """Our rows in the official order; zeros at padding, where nothing is meant."""
+        """Our rows in the official order; zeros at padding, whose values mean nothing."""
         rows = np.asarray(rows)[np.arange(len(self.source))[:, None], self.source]
         rows[~self.valid] = 0
         return rows
@@ -57,7 +57,7 @@ def text_layout(config: ImageWAMConfig, tokens: int, length_b: Int[np.ndarray, "
 def official_text(
     policy: ImageWAM, context: Context, layout: TextLayout
 ) -> tuple[Float[np.ndarray, "b t c"], Bool[np.ndarray, "b t"]]:
-    """The text with the robot state's token, and which of it is valid, as the model has them."""
+    """The text with the robot state's token, and which rows of it are valid, in official order."""
     text, length_b = _context(policy, context)
     references = np.prod(context.references.shape[1:4])
     valid = np.arange(text.shape[1]) < np.asarray(length_b - references)[:, None]
@@ -84,7 +84,8 @@ class TrainingCase(NamedTuple):
 
 
 def training_case(loaded: Loaded, folder: Folder) -> TrainingCase:
-    """ConversionError: it is of another model, or of what ours does not do."""
+    """The training step of a folder. ConversionError: it is of another model, or one that our code
+    cannot repeat."""
     io, config = folder.need(*TRAINING), loaded.config("policy")
     check_stack(folder)
     context = recorded_context(config, io, tokens="ref_image_latents")
@@ -117,7 +118,8 @@ _noised = run_once(flow_matching.noised, static_argnames=("shift", "dtype"))
 
 
 def joint_inputs(case: TrainingCase, config: ImageWAMConfig) -> tuple[Context, *tuple[Array, ...]]:
-    """What `ImageWAM.velocities` takes; as recorded, so that its errors are its own."""
+    """The arguments of `ImageWAM.velocities`: recorded ones where there are any, so that errors
+    of the noising do not add to those of the velocities."""
     target, action = noised(case, config)
     io, dtype = case.io, config.coordinate_dtype
     return (
@@ -132,7 +134,7 @@ def joint_inputs(case: TrainingCase, config: ImageWAMConfig) -> tuple[Context, *
 def recorded_context(
     config: ImageWAMConfig, io: Tensors, *, tokens: str, prefix: str = ""
 ) -> Context:
-    """The context whose tensors begin with `prefix`; `tokens` are those of its image."""
+    """The context whose tensors' names begin with `prefix`; `tokens` names its image's."""
     text, references = io[f"{prefix}text_hidden_states"], io[f"{prefix}{tokens}"]
     length_b, proprio = (
         valid_lengths(io, f"{prefix}text_attention_mask"),
@@ -165,7 +167,7 @@ def check_stack(folder: Folder) -> None:
 
 
 def grid_of(io: Tensors, ids: str) -> tuple[int, int]:
-    """Rows and columns of the image whose tokens have these positions [b, n, 4]."""
+    """Rows and columns of an image, from the positions [b, n, 4] of its tokens."""
     positions = io[ids]
     rows, columns = (int(positions[..., axis].max()) + 1 for axis in (1, 2))
     if rows * columns != positions.shape[1]:

@@ -1,4 +1,4 @@
-"""A text encoder: the features of token ids, and the states that they are made of."""
+"""A text encoder: the features of token ids, and the hidden states that they consist of."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ _features = run_once(lambda model, ids, length_b: model(ids, length_b))
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
-    """At every token, padding too: the official cache of features has them all."""
+    """Features at every token, also at padding: the official cache of features has them all."""
     model, io = loaded.module("text_encoder"), folder.need(*SIGNATURE)
     ids, config = io["input_ids"], model.config
     recorded = [int(m[1]) for name in io if (m := _STATE.fullmatch(name))]
@@ -38,7 +38,7 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
         )
     inside = {n for n in recorded if 0 < n <= config.layers}
     layers = tuple(sorted({*config.feature_layers, *inside}))
-    every = jax.tree.map(lambda x: x, model)  # the same parameters, more of what they go through
+    every = jax.tree.map(lambda x: x, model)  # the same parameters, with more feature layers
     every.config = dataclasses.replace(config, feature_layers=layers)
     features = np.asarray(_features(every, ids, valid_lengths(io, "attention_mask")))
     states = dict(zip(layers, np.split(features, len(layers), axis=-1), strict=True))
@@ -57,7 +57,7 @@ def _inputs(
     return {"input_ids": ids, "attention_mask": mask.astype(np.int64), "text_attention_mask": mask}
 
 
-KIND = Kind(
+TEXT_ENCODER = Kind(
     name="text encoder",
     part="text_encoder",
     file="io.safetensors",

@@ -1,13 +1,14 @@
-"""One training step of a policy: noised samples, predictions and losses."""
+"""One training step of a policy: noised samples, predictions, losses, and their gradients."""
 
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagewam_jax.models.backbones.flux2 import REFERENCE_TIME, TARGET_TIME, image_positions
 from imagewam_jax.models.flow_matching import training_timestep
 from imagewam_jax.models.imagewam import ImageWAM
+from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.parity.cases import limits
 from imagewam_jax.parity.cases.base import (
     Kind,
@@ -20,8 +21,8 @@ from imagewam_jax.parity.cases.base import (
     run_once,
     text_inputs,
 )
-from imagewam_jax.parity.cases.folder import Folder
-from imagewam_jax.parity.cases.loaded import Loaded
+from imagewam_jax.parity.cases.folder import NORMS, Folder, Tensors
+from imagewam_jax.parity.cases.loaded import Loaded, foreign_view
 from imagewam_jax.parity.cases.policy_case import (
     TRAINING,
     as_tokens,
@@ -30,20 +31,30 @@ from imagewam_jax.parity.cases.policy_case import (
     official_text,
     training_case,
 )
+from imagewam_jax.weights.layouts.imagewam import imagewam_rules
+
+GRADIENTS_FILE = "grads.safetensors"
+# In our own recordings, of gradients with more entries only the norm is kept.
+LARGEST_WHOLE = 2**22
 
 _velocities = run_once(ImageWAM.velocities)
 _training_loss = run_once(ImageWAM.training_loss)
+
+
+@run_once
+def _gradients(policy: ImageWAM, sample, draws):
+    return jax.grad(lambda p: p.training_loss(sample, draws)[0])(policy)
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     policy, case = loaded.module("policy"), training_case(loaded, folder)
     config, sample = policy.config, case.sample
 
-    for name, grid, time in (
-        ("ref_img_ids", sample.context.references.shape[2:4], REFERENCE_TIME),
-        ("target_img_ids", case.grid, TARGET_TIME),
+    backbone, references = policy.backbone, sample.context.references
+    for name, positions in (
+        ("ref_img_ids", backbone.reference_positions(references.shape[2:4])),
+        ("target_img_ids", backbone.target_positions(case.grid)),
     ):
-        positions = image_positions(grid, time)
         positions = np.broadcast_to(positions, (len(sample.target), *positions.shape))
         yield Output(name, positions, limits.EQUAL)
 
@@ -83,13 +94,13 @@ def _inputs(
     loaded: Loaded, folder: Folder, sizes: Sizes, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """A batch of texts of unequal length, its last sample with padded steps and a dimension."""
-    config, b = loaded.config("policy"), sizes.batch
+    config, b, backbone = loaded.config("policy"), sizes.batch, loaded.module("backbone")
     tokens = (b, sizes.grid[0] * sizes.grid[1], config.backbone.in_channels)
     actions = (b, config.horizon, config.expert.action_dim)
     tensors = {
         **text_inputs(config.backbone.text_dim, sizes, rng),
-        "ref_img_ids": image_ids(sizes, REFERENCE_TIME),
-        "target_img_ids": image_ids(sizes, TARGET_TIME),
+        "ref_img_ids": image_ids(sizes, backbone.reference_positions(sizes.grid)),
+        "target_img_ids": image_ids(sizes, backbone.target_positions(sizes.grid)),
         "action": normal(rng, *actions),
         "action_is_pad": np.zeros(actions[:2], bool),
         "action_dim_is_pad": np.zeros(actions[::2], bool),
@@ -107,12 +118,42 @@ def _inputs(
     return tensors
 
 
-KIND = Kind(
+STEP = Kind(
     name="training step of a policy",
     part="policy",
     file="train.safetensors",
     find=having(*TRAINING),
     outputs=_outputs,
     inputs=_inputs,
+    case="policy",
+)
+
+
+def _find_gradients(folder: Folder) -> Tensors | None:
+    """Gradients are named as weights are, so the file's name tells them apart."""
+    return folder.files.get(GRADIENTS_FILE) if folder.having(*TRAINING) else None
+
+
+def _gradients_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
+    """Every gradient of the loss, and its norm."""
+    case = training_case(loaded, folder)
+    tree = module_tree(_gradients(loaded.module("policy"), case.sample, case.draws))
+    view = foreign_view(imagewam_rules(loaded.config("policy")), tree, "gradients")
+    recorded = folder.files.get(GRADIENTS_FILE)
+    for name, spec in view.specs.items():
+        gradient = view.read(name)
+        norm = np.linalg.norm(gradient.astype(np.float64))
+        yield Output(name, norm, limits.GRADIENT, file=NORMS)
+        if np.prod(spec.shape) <= LARGEST_WHOLE or (recorded and name in recorded):
+            yield Output(name, gradient, limits.GRADIENT)
+
+
+GRADIENTS = Kind(
+    name="gradients of that step",
+    part="policy",
+    file=GRADIENTS_FILE,
+    find=_find_gradients,
+    outputs=_gradients_outputs,
+    inputs=lambda loaded, folder, sizes, rng: {} if sizes.gradients else None,
     case="policy",
 )

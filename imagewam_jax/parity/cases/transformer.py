@@ -1,22 +1,24 @@
-"""The transformer alone, as it edits and makes images: text, target and reference in one sequence.
+"""The transformer alone, as it edits and makes images, and its rotation tables.
 
-Its text has no mask, and everything sees everything. A recording with LoRA is of the same
-forward: adapters are merged when weights are converted.
+Text, target and reference are one sequence, in which every token sees all others; the text has no
+mask. A recording with LoRA is one of the same forward pass: adapters are merged when weights are
+converted.
 """
 
 from collections.abc import Iterator
 from itertools import pairwise
 
-import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.attention import attend_xla
-from imagewam_jax.models.backbones.flux2 import REFERENCE_TIME, TARGET_TIME, Flux2
+from imagewam_jax.models.backbones.base import Backbone
 from imagewam_jax.models.blocks import AttentionLayout
-from imagewam_jax.models.layers import rope_tables
+from imagewam_jax.models.layer_runner import Stack, run_layers
+from imagewam_jax.models.layers import Rope, rope_tables
 from imagewam_jax.parity.cases import limits
 from imagewam_jax.parity.cases.base import (
     Kind,
@@ -33,29 +35,31 @@ from imagewam_jax.parity.cases.folder import Folder
 from imagewam_jax.parity.cases.loaded import Loaded
 
 SIGNATURE = ("x", "x_ids", "ctx", "ctx_ids", "timesteps")
+ROTATION_SIGNATURE = ("ids",)
 MERGED = ("pred_lora", "pred_merged")
 
 
 @run_once
 def _forward(
-    model: Flux2,
+    model: Backbone,
     images: list[Float[Array, "b _ c"]],
     text: Float[Array, "b t text_dim"],
     positions: Int[Array, "b s 4"],
     time_b: Float[Array, " b"],
 ) -> Float[Array, "b n c"]:
-    """Velocities of all image tokens."""
-    x, condition = model.embed(images, text), model.condition(time_b)
-    config, dtype = model.config, time_b.dtype
+    """Velocities of the tokens of all images, which are a target and at most one reference."""
+    target, *references = images
+    condition = model.condition(time_b)
     layout = AttentionLayout(
-        n_target=x.shape[1],
+        n_target=positions.shape[1],  # every token sees all others, as a target does
         n_text=text.shape[1],
         context_length_b=None,
-        rope=rope_tables(positions, config.rope_axes, config.rope_theta, dtype),
+        rope=model.rope_at(positions, time_b.dtype),
         attend=attend_xla,
     )
-    for layers, on in zip(model.groups, model.group_conditions(condition), strict=True):
-        x, _ = jax.lax.scan(lambda x, layer, on=on: (layer(x, on, layout)[0], None), x, layers)
+    references = references[0][:, None, None] if references else None
+    tokens = model.embed(target[:, None], references, text, condition, layout)
+    (x, _), _ = run_layers(Stack(model, tokens, condition, layout))
     return model.predict(x[:, : x.shape[1] - text.shape[1]], condition)
 
 
@@ -104,16 +108,16 @@ def _guided(
 def _inputs(
     loaded: Loaded, folder: Folder, sizes: Sizes, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    config, b = loaded.config("backbone"), sizes.batch
+    config, b, model = loaded.config("backbone"), sizes.batch, loaded.module("backbone")
     tokens = (b, sizes.grid[0] * sizes.grid[1], config.in_channels)
     text = (b, sizes.text_tokens, config.text_dim)
     text_ids = np.zeros((*text[:2], 4), np.int64)
     text_ids[..., 3] = np.arange(sizes.text_tokens)
     return {
         "x": normal(rng, *tokens),
-        "x_ids": image_ids(sizes, TARGET_TIME).astype(np.int64),
+        "x_ids": image_ids(sizes, model.target_positions(sizes.grid)).astype(np.int64),
         "ref": normal(rng, *tokens),
-        "ref_ids": image_ids(sizes, REFERENCE_TIME).astype(np.int64),
+        "ref_ids": image_ids(sizes, model.reference_positions(sizes.grid)).astype(np.int64),
         "ctx": normal(rng, *text),
         "ctx_ids": text_ids,
         "timesteps": rng.random(b, np.float32),
@@ -122,12 +126,62 @@ def _inputs(
     }
 
 
-KIND = Kind(
+TRANSFORMER = Kind(
     name="transformer",
     part="backbone",
     file="io.safetensors",
     find=having(*SIGNATURE),
     outputs=_outputs,
     inputs=_inputs,
+    case="transformer",
+)
+
+
+def _rotation_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
+    """Rotation tables in each dtype that the official code computes them in: that of the positions,
+    which a policy has in the dtype of its parameters.
+
+    If they were recorded for wider heads than the checkpoint's, all axes are taken to be equally
+    wide, as those of the full-size models are.
+    """
+    io, config = folder.need(*ROTATION_SIGNATURE), loaded.config("backbone")
+    ids, pairs = io["ids"], config.head_dim // 2
+    recorded = next((io.specs[name].shape[3] for name in io if name.startswith("pe_")), pairs)
+    axes = config.rope_axes if recorded == pairs else (2 * recorded // 4,) * 4
+    for ids_dtype, dtype, limit in (
+        ("bfloat16", ml_dtypes.bfloat16, limits.EQUAL),
+        ("float32", np.float32, limits.ROTATION),
+        ("int64", np.float32, limits.ROTATION),
+    ):
+        tables = rotation_matrices(rope_tables(ids, axes, config.rope_theta, dtype))
+        yield Output(f"pe_{ids_dtype}_ids", tables[:, None], limit)
+
+
+def _rotation_inputs(
+    loaded: Loaded, folder: Folder, sizes: Sizes, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Texts longer than bfloat16 can count, corners of images, and actions."""
+    model = loaded.module("backbone")
+    text = np.zeros((9, 4), np.int32)
+    text[:, 3] = 0, 1, 7, 100, 255, 256, 257, 300, 511
+    images = [model.target_positions((14, 28)), model.reference_positions((14, 28))]
+    corners = [ids.reshape(14, 28, 4)[::13, ::27].reshape(-1, 4) for ids in images]
+    actions = model.action_positions(16)[[0, 1, 15]]
+    return {"ids": np.concatenate([text, *corners, actions])[None].astype(np.int32)}
+
+
+def rotation_matrices(rope: Rope) -> Float[np.ndarray, "b s pairs 2 2"]:
+    """Our rotation tables in the form that the official code keeps them in."""
+    cos, sin = (np.asarray(table)[:, :, 0, ::2] for table in rope)
+    return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
+
+
+ROTATION = Kind(
+    name="rotation tables",
+    part="backbone",
+    file="rope.safetensors",
+    find=having(*ROTATION_SIGNATURE),
+    outputs=_rotation_outputs,
+    inputs=_rotation_inputs,
     case="transformer",
 )

@@ -1,24 +1,33 @@
-"""Weights in a foreign layout that lie beside a recording: are they those of the checkpoint?
+"""Weights in a foreign layout that lie beside a recording: does the checkpoint have the same?
 
-They are what the recording was made with, so that a check that fails here says why others do.
+The recording was made with them, so that a check that fails here says why others fail. There are
+those of whole parts, and the first weights that the official script makes for an action expert.
 """
 
 import contextlib
 from collections.abc import Iterator
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.parity.cases import gradients, limits
+from imagewam_jax.parity.cases import limits
 from imagewam_jax.parity.cases.base import Kind, NotChecked, Output
 from imagewam_jax.parity.cases.folder import NORMS, Folder, Tensors
 from imagewam_jax.parity.cases.loaded import Loaded, foreign_view
+from imagewam_jax.parity.cases.training import GRADIENTS_FILE
 from imagewam_jax.weights.io.tensors import TensorSource, without
+from imagewam_jax.weights.layouts.action_init import FRESH
+from imagewam_jax.weights.layouts.flux2 import action_expert_rules
+from imagewam_jax.weights.layouts.metadata import find
 from imagewam_jax.weights.layouts.recognition import Layout, recognise
+
+EXPERT_PREFIX = "action_init_"  # a file's name is this and the name of its settings
+EXPERT_SIGNATURE = ("time_in.in_layer.weight", "single_blocks.0.linear1.weight")
+ELSEWHERE = ("img_in.weight", *FRESH)  # what a transformer or a whole expert has besides
 
 
 def _recognised(folder: Folder) -> Iterator[tuple[str, Layout, TensorSource]]:
     for name, tensors in folder.files.items():
-        if name not in (gradients.FILE, NORMS):  # which have the names of weights
-            with contextlib.suppress(ConversionError):  # which say that it is no weights
+        if name not in (GRADIENTS_FILE, NORMS):  # whose names are those of weights
+            with contextlib.suppress(ConversionError):  # it holds no weights
                 yield name, *recognise(tensors, tensors.file)
 
 
@@ -27,7 +36,7 @@ def _find(folder: Folder) -> Tensors | None:
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
-    """As they are, and LoRA factors merged."""
+    """Each recorded weight; LoRA factors are merged first."""
     for file, layout, tensors in _recognised(folder):
         if layout.part not in loaded:
             yield NotChecked(file, f"it is a {layout.part}, of which the checkpoint has none")
@@ -44,11 +53,50 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
             yield Output(name, ours.read(name), limits.ROUNDING, file=file, expected=expected)
 
 
-KIND = Kind(
+WEIGHTS = Kind(
     name="weights",
-    part="",  # of whichever they are
+    part="",  # told by the weights themselves
     file="",
     find=_find,
     outputs=_outputs,
     counted=True,
+)
+
+
+def _expert_files(folder: Folder) -> dict[str, Tensors]:
+    return {
+        name: tensors
+        for name, tensors in folder.files.items()
+        if all(n in tensors for n in EXPERT_SIGNATURE)
+        and not any(n.startswith(ELSEWHERE) for n in tensors)
+    }
+
+
+def _expert_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
+    """Compares the files whose settings are those that the checkpoint's expert was made with."""
+    expert, backbone = loaded.config("expert"), loaded.config("backbone")
+    rules = [r for r in action_expert_rules(expert, backbone) if not r.name.startswith(FRESH)]
+    ours = foreign_view(rules, loaded.tree("expert"), str(loaded.path))
+    scaled = find(loaded.metadata, "provenance.given.expert_scale") is not False
+    for file, tensors in _expert_files(folder).items():
+        target = file.removesuffix(".safetensors").removeprefix(EXPERT_PREFIX)
+        settings = find(folder.config, f"targets.{target}") or {}
+        shapes = {name: spec.shape for name, spec in tensors.specs.items()}
+        if loaded.first_expert != "official":
+            yield NotChecked(file, f"the checkpoint has the {loaded.first_expert} first weights")
+        elif shapes != {name: spec.shape for name, spec in ours.specs.items()}:
+            yield NotChecked(file, "of an expert of other sizes")
+        elif settings.get("apply_alpha_scaling", True) is not scaled:
+            yield NotChecked(file, f"the checkpoint's are{'' if scaled else ' not'} scaled")
+        else:
+            for name in ours.specs:
+                yield Output(name, ours.read(name), limits.FIRST_WEIGHTS, file=file)
+
+
+FIRST_EXPERT = Kind(
+    name="first weights of an action expert",
+    part="expert",
+    file="",
+    find=lambda folder: next(iter(_expert_files(folder).values()), None),
+    outputs=_expert_outputs,
 )

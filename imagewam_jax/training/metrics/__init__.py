@@ -1,0 +1,1 @@
+"""What a run records while it trains: metrics, speed, the account of its time, profiler traces."""

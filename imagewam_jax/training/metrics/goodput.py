@@ -1,6 +1,6 @@
 """Where the wall time of a run went, over all processes that ran it one after another.
 
-Goodput is the share of it that was spent in steps that count: not in starting, waiting for data,
+Goodput is the share of wall time spent in steps that count: not in starting, waiting for data,
 checkpoints or validation, and not in steps that a killed process took and the next one repeats.
 """
 
@@ -13,18 +13,18 @@ from typing import Any
 
 # Every second of a run belongs to one of these.
 PHASES = {
-    "startup": "start-up",  # to the end of the first step: opening data, restoring, compiling
+    "startup": "start-up",  # opening data, restoring, compiling, until the first step has ended
     "steps": "steps",
     "data_wait": "waiting for data",
     "checkpoints": "checkpoints",  # the part that steps wait for
     "validation": "validation",
     "profile": "profiler",
-    "lost": "lost to kills",  # of earlier processes, what had to be done again
+    "lost": "lost to kills",  # work of earlier processes that had to be done again
 }
 
 
 class WallTime:
-    """The seconds of a run by phase. At any time one phase is on."""
+    """Counts the seconds of a run by phase. At any time it is in exactly one phase."""
 
     def __init__(
         self,
@@ -33,15 +33,15 @@ class WallTime:
         before: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        """`earlier` are the seconds by phase of the processes before this one; `before` is how
-        many this one has already been starting for."""
-        self.steps = 0  # that were done since the start-up
+        """`earlier` are the seconds by phase of the processes before this one; `before` is for how
+        many seconds this one has been starting already."""
+        self.steps = 0  # done since the start-up
         self._seconds = dict.fromkeys(PHASES, 0.0) | dict(earlier or {})
         self._seconds["startup"] += before
         self._clock, self._since, self._phase = clock, clock(), "startup"
 
     def step_done(self) -> None:
-        """The device has finished a step. The first, which was compiled, ends the start-up."""
+        """Note that the device has finished a step. The first one ends the start-up."""
         if self._phase == "startup":
             self._turn("steps")
         else:
@@ -49,7 +49,7 @@ class WallTime:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """The time within belongs to a phase, or still to the start-up."""
+        """Time spent inside belongs to a phase, or still to the start-up."""
         if self._phase == "startup":
             yield
             return
@@ -60,19 +60,19 @@ class WallTime:
             self._turn(outer)
 
     def seconds(self) -> dict[str, float]:
-        """By phase, until now."""
+        """Seconds by phase until now."""
         self._turn(self._phase)
         return dict(self._seconds)
 
     def row(self) -> dict[str, float]:
-        """The account until now, as it is written: `goodput`, a share, and seconds."""
+        """A row of metrics: `goodput`, a share, and the seconds in all and by phase."""
         seconds = self.seconds()
         wall = sum(seconds.values())
         named = {f"{name}_seconds": value for name, value in seconds.items()}
         return {"goodput": seconds["steps"] / max(wall, 1e-9), "wall_seconds": wall, **named}
 
     def _turn(self, phase: str) -> str:
-        """Turns to a phase; returns the one before."""
+        """Enters a phase; returns the one before."""
         now = self._clock()
         before = self._phase
         self._seconds[before] += now - self._since
@@ -81,7 +81,7 @@ class WallTime:
 
 
 def table(row: Mapping[str, float]) -> str:
-    """A `WallTime.row`, to be read."""
+    """Format a `WallTime.row` for a terminal."""
     wall = max(row["wall_seconds"], 1e-9)
     seconds = {name: row[f"{name}_seconds"] for name in PHASES}
     shown = {name: value for name, value in seconds.items() if value >= 0.05}
@@ -92,11 +92,10 @@ def table(row: Mapping[str, float]) -> str:
 def earlier_seconds(
     kept: Sequence[Mapping[str, Any]], dropped: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
-    """The seconds by phase of the processes before this one, from the rows that they wrote.
+    """Sum the seconds by phase of the processes before this one, from the rows that they wrote.
 
-    `dropped` are the rows behind the checkpoint that the run goes on from: what they tell of was
-    lost. What a killed process did after its last row, and the time until the next one was started,
-    nobody knows of.
+    `dropped` are the rows after the checkpoint that the run resumes from: their time was lost. The
+    time between a killed process's last row and the start of the next process is not known.
     """
     account = next((row for row in reversed(kept) if row["kind"] == "goodput"), None)
     seconds = {name: account[f"{name}_seconds"] if account else 0.0 for name in PHASES}
@@ -112,7 +111,7 @@ def earlier_seconds(
 
 
 def process_seconds() -> float:
-    """How long ago this process was started; 0 where the system does not tell."""
+    """Seconds since this process was started; 0 where the system does not say."""
     stat = Path("/proc/self/stat")
     if not stat.exists():
         return 0.0

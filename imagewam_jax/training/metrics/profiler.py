@@ -1,7 +1,7 @@
-"""Traces of some steps by the JAX profiler, for TensorBoard's profile page or Perfetto.
+"""Traces some steps with the JAX profiler, for TensorBoard's profile page or Perfetto.
 
-Each host traces what it does itself: the steps of the config on all of them, those after a signal
-on the host that got it.
+Each host traces itself: all of them trace the steps that the config names, and a host that gets a
+signal traces its next steps.
 """
 
 import contextlib
@@ -15,25 +15,28 @@ import jax
 
 class Profiler:
     """Traces `count` steps from the one with number `first`, and `on_signal` steps from the next
-    one when the process gets SIGUSR1. 0 of either: never.
+    one when the process gets SIGUSR1. A count of 0 means never.
 
-    A trace is a folder <folder>/<number of its first step>. One that is not finished when the run
-    ends is written then; what cannot be written is said and does not end the run.
+    A trace is the folder <folder>/<number of its first step>. An unfinished trace is written when
+    the run ends; a trace that cannot be written is reported and does not end the run.
     """
 
     def __init__(self, folder: Path, first: int, count: int, on_signal: int):
         self._folder, self._steps, self._on_signal = folder, range(first, first + count), on_signal
         self._requested = False
         self._end: int | None = None  # the first step that is not part of the trace
-        self._tracing = False  # not if the trace could not begin
-        # Only the main thread may handle signals; elsewhere there are only the config's steps.
+        self._tracing = False  # stays so where a trace could not begin
+        # Only the main thread may handle signals; elsewhere only the config's steps are traced.
         self._handles = on_signal > 0 and threading.current_thread() is threading.main_thread()
         if self._handles:
             self._handler = signal.signal(signal.SIGUSR1, self._request)
 
     def before_step(self, number: int, running: Any = None) -> None:
-        """Begins or ends a trace, if it is time to. `running`: arrays of the step before, which are
-        waited for then, so that a trace has its steps and no others."""
+        """Begins or ends a trace, if it is time to.
+
+        It then waits for `running`, arrays of the step before, so that a trace has its steps and
+        no others.
+        """
         if self._end is not None and number >= self._end:
             jax.block_until_ready(running)
             self._stop()
@@ -43,7 +46,7 @@ class Profiler:
             self._start(number)
 
     def close(self) -> None:
-        """Ends what is being traced."""
+        """Ends the trace that is running, if any."""
         if self._handles:
             signal.signal(signal.SIGUSR1, self._handler)
         if self._end is not None:

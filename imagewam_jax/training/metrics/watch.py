@@ -1,31 +1,37 @@
-"""What a training loop tells of itself, and where that goes."""
+"""What a training loop reports while it runs: metrics, goodput, a progress bar, traces."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.training.metrics.goodput import WallTime, earlier_seconds, table
-from imagewam_jax.training.metrics.memory import memory
 from imagewam_jax.training.metrics.profiler import Profiler
-from imagewam_jax.training.metrics.progress import progress_bar, show
-from imagewam_jax.training.metrics.sinks import JsonLines, Sink
-from imagewam_jax.training.metrics.tensorboard import EventFile
-from imagewam_jax.training.metrics.wandb_sink import WandbSink, import_wandb
-from imagewam_jax.training.metrics.window import Window, Work
-from imagewam_jax.training.metrics.writer import MetricsWriter
+from imagewam_jax.training.metrics.sinks import (
+    EventFile,
+    JsonLines,
+    MetricsWriter,
+    Sink,
+    WandbSink,
+    import_wandb,
+)
+from imagewam_jax.training.metrics.work import Window, Work, device_memory
 
 PROFILE_FOLDER = "profile"
+SHOWN = ("target_loss", "action_loss", "samples_per_second", "mfu")  # beside the progress bar
+LOG_SECONDS = 30.0  # between two lines of the progress bar where they go to a file
 
 
 class Watch:
-    """Rows of metrics, the account of time, the progress bar and the profiler of one process.
+    """The metrics, the account of time, the progress bar and the profiler of one process.
 
-    The first process of a run writes and shows; the others only trace.
+    The first process of a run writes and shows; the others only trace steps for the profiler.
 
         with watch:
             for number in watch.steps(last):
@@ -33,7 +39,7 @@ class Watch:
                     batch = next(batches)
                 state, metrics = step(state, batch)  # does not wait for the device
                 watch.dispatched(metrics)
-                watch.log(number)  # now and then, as is the rest
+                watch.log(number)  # this and what follows is not done at every step
                 with watch.pause("checkpoints"):
                     save(state)
                 watch.account(number)
@@ -42,8 +48,8 @@ class Watch:
     def __init__(
         self, config: Mapping[str, Any], workdir: Path, first_step: int, work: Work, began: float
     ):
-        """`config` is that of the run; `first_step` steps are done already; `began` is the
-        `time.perf_counter()` at which the start-up did."""
+        """`config` is that of the run; `first_step` is the number of steps that are done already;
+        `began` is the `time.perf_counter()` at which the start-up began."""
         self._writes = jax.process_index() == 0
         sinks, earlier = open_sinks(config, workdir, first_step) if self._writes else ([], {})
         self._writer = MetricsWriter(sinks)
@@ -56,14 +62,14 @@ class Watch:
         self._done = first_step
         self._bar = None
         self._logged = False
-        if any(earlier.values()):  # what was lost is known from rows that are not there any more
+        if any(earlier.values()):  # lost time was read from rows that have just been dropped
             self.account(first_step)
 
     def __enter__(self) -> "Watch":
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
-        """Writes what is left, and prints the account of time."""
+        """Writes what is left and prints the account of time."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._writer.close)
             stack.callback(self._profiler.close)
@@ -76,41 +82,52 @@ class Watch:
                 print(table(account))
 
     def steps(self, last: int) -> Iterator[int]:
-        """The numbers of the steps to take."""
-        self._bar = progress_bar(self._done, last, enabled=self._writes)
+        """The numbers of the steps to take, with a progress bar."""
+        self._bar = tqdm(
+            range(self._done, last),
+            initial=self._done,
+            total=last,
+            unit="step",
+            disable=not self._writes,
+            mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS,
+        )
         for number in self._bar:
             with self.phase("profile"):
                 self._profiler.before_step(number + 1, self._running)
             yield number + 1
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """The time within is not of steps, but of one of `goodput.PHASES`."""
+        """Time spent inside counts for one of `goodput.PHASES`, not for steps."""
         return self._wall.phase(name)
 
     @contextlib.contextmanager
     def pause(self, name: str) -> Iterator[None]:
-        """The same, for what is done between two steps: the one before is waited for."""
+        """Like `phase`, for what happens between two steps: first waits for the step before."""
         self._finish()
         with self.phase(name):
             yield
 
     def dispatched(self, metrics: Mapping[str, jax.Array]) -> None:
-        """A step has been given to the device. Waits for the one before: one step runs while the
-        next is prepared; no more, or times would mean nothing."""
+        """Note that a step was given to the device, after waiting for the step before.
+
+        So one step runs while the next is prepared; with more of them, times would mean nothing.
+        """
         self._finish()
         self._running = metrics
         self._window.rows.append(metrics)
         self._done += 1
 
     def log(self, step: int, extra: Mapping[str, float] | None = None) -> None:
-        """Writes what there is to tell of the steps since the last time."""
-        values = self._window.speed() | memory() | dict(extra or {})
+        """Writes the means of the metrics since the last call, with speed and memory."""
+        values = self._window.speed() | device_memory() | dict(extra or {})
         self._writer.write("train", step, self._window.rows, values)
         self._window = Window(self._wall, self._work)
         if self._bar is not None:
-            show(self._bar, self._writer.latest.get("train", {}))
+            latest = self._writer.latest.get("train", {})
+            shown = {name: f"{latest[name]:.3g}" for name in SHOWN if name in latest}
+            self._bar.set_postfix(shown, refresh=False)
         if not self._logged:
-            self.account(step)  # of a start-up, even if nothing else comes of it
+            self.account(step)  # so the start-up is recorded even if the run is killed soon
         self._logged = True
 
     def write(self, kind: str, step: int, rows: Sequence[Mapping[str, jax.Array]]) -> None:
@@ -118,8 +135,10 @@ class Watch:
         self._writer.write(kind, step, rows)
 
     def account(self, step: int) -> dict[str, float]:
-        """Writes where the time has gone until now, and returns it: with each checkpoint, for a run
-        that is resumed knows of its earlier processes by what they wrote."""
+        """Writes where the time has gone until now, and returns it.
+
+        Call it with each checkpoint: a resumed run knows its earlier processes only by these rows.
+        """
         row = self._wall.row()
         self._writer.write("goodput", step, extra=row)
         return row
@@ -132,7 +151,7 @@ class Watch:
 
 
 def check_watch(section: Mapping[str, Any]) -> None:
-    """ConfigError unless a run can be watched as the config says."""
+    """Check the config's section `watch`. ConfigError: a value is out of range, or W&B fails."""
     profile, on_signal = section["profile"], section["profile_on_signal"]
     if len(profile) != 2 or min(*profile, on_signal) < 0:
         raise ConfigError(
@@ -146,7 +165,7 @@ def check_watch(section: Mapping[str, Any]) -> None:
 def open_sinks(
     config: Mapping[str, Any], workdir: Path, first_step: int
 ) -> tuple[list[Sink], dict[str, float]]:
-    """Where the rows of a run go, and the seconds of its processes before this one."""
+    """Open the sinks of a run; also returns the seconds by phase of its earlier processes."""
     lines = JsonLines(workdir, first_step=first_step)
     sinks: list[Sink] = [lines, EventFile(workdir / "tensorboard", first_step=first_step + 1)]
     project = config["watch"]["wandb"]

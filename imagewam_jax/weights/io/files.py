@@ -4,30 +4,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from imagewam_jax.errors import ConversionError
+from imagewam_jax.files import SAFETENSORS_DTYPES
 from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec
 from imagewam_jax.weights.io.torch_files import LEGACY, ZIP, TorchFile
 from imagewam_jax.weights.io.writing import tensor_bytes
 
 INDEX = ".safetensors.index.json"
-SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 
 
 class SafetensorsFile:

@@ -1,8 +1,4 @@
-"""Writes safetensors files of tensors that are read one at a time.
-
-The library's own `save_file` wants all tensors in memory. The format is small: the length of
-a JSON header as 8 bytes, the header, and the tensors back to back as it lists them.
-"""
+"""Writes safetensors files of tensors that are read one at a time."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.weights.io.files import INDEX, SAFETENSORS_DTYPES
+from imagewam_jax.files import SAFETENSORS_DTYPES, stream_safetensors
+from imagewam_jax.weights.io.files import INDEX
 from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec
 from imagewam_jax.weights.io.writing import Progress, read_bytes, source_bytes, tensor_bytes
 
 METADATA = {"format": "pt"}  # transformers and diffusers ask for it
-_NAMES = {np.dtype(dtype): name for name, dtype in SAFETENSORS_DTYPES.items()}
+_DTYPES = {np.dtype(dtype) for dtype in SAFETENSORS_DTYPES.values()}
 
 
 def write_safetensors(
@@ -34,25 +31,18 @@ def write_safetensors(
     """
     wanted = source.specs if names is None else names
     ordered = sorted(wanted, key=lambda name: -source.specs[name].dtype.itemsize)
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name in ordered:
-        spec = source.specs[name]
-        start, end = end, end + tensor_bytes(spec)
-        if spec.dtype not in _NAMES:
-            raise ConversionError(f"{name} is of {spec.dtype}, which safetensors files cannot hold")
-        header[name] = {
-            "dtype": _NAMES[spec.dtype],
-            "shape": list(spec.shape),
-            "data_offsets": [start, end],
-        }
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
+    tensors = {name: (source.specs[name].shape, source.specs[name].dtype) for name in ordered}
+    for name, (_, dtype) in tensors.items():
+        if dtype not in _DTYPES:
+            raise ConversionError(f"{name} is of {dtype}, which safetensors files cannot hold")
+
+    def pieces() -> Iterator[np.ndarray]:
         for name in ordered:
-            file.write(read_bytes(source, name).data)
+            yield read_bytes(source, name)
             progress(tensor_bytes(source.specs[name]))
+
+    with path.open("wb") as file:
+        stream_safetensors(file, tensors, pieces(), metadata)
 
 
 def write_sharded(

@@ -1,4 +1,4 @@
-"""First weights of the action expert, made from FLUX.2 weights (spec imagewam_flux2, 4.3).
+"""First weights of the action expert, made from FLUX.2 weights (docs/spec/imagewam_flux2.md, 4.3).
 
 Both sides are in the original layout. The official recipe resizes fused matrices as one, so
 that their bands run into each other: a row of the expert's keys is made of rows of queries, keys

@@ -1,4 +1,4 @@
-"""FLUX.2 and action-expert tensors in the original layout (spec imagewam_flux2, 1.11 and 4.2).
+"""FLUX.2 and expert tensors in the original layout (docs/spec/imagewam_flux2.md, 1.11 and 4.2).
 
 Linear weights are `[out, in]` there and `[in, ...out]` here.
 """

@@ -1,4 +1,4 @@
-"""FLUX.2 autoencoder tensors in the original layout (spec imagewam_flux2, 2.3).
+"""FLUX.2 autoencoder tensors in the original layout (docs/spec/imagewam_flux2.md, 2.3).
 
 Convolutions are `[out, in, row, column]` there and `[row, column, in, out]` here; those of one
 pixel are matrices here.

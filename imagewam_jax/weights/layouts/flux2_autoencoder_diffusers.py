@@ -1,4 +1,4 @@
-"""FLUX.2 autoencoder tensors as `diffusers` names them (spec imagewam_flux2, 2.3).
+"""FLUX.2 autoencoder tensors as `diffusers` names them (docs/spec/imagewam_flux2.md, 2.3).
 
 The same tensors as in the original layout under other names, the levels of the decoder numbered
 the other way round, and the attention's products as matrices.

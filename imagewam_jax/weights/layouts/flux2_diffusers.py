@@ -1,4 +1,4 @@
-"""FLUX.2 transformer tensors as `diffusers` names them (spec imagewam_flux2, 1.11).
+"""FLUX.2 transformer tensors as `diffusers` names them (docs/spec/imagewam_flux2.md, 1.11).
 
 q, k and v of the double blocks are apart, the single blocks are fused as in the original layout,
 and the last modulation has scale before shift.

@@ -1,4 +1,4 @@
-"""Official ImageWAM checkpoints of the FLUX.2 family (spec imagewam_flux2, 8.4).
+"""Official ImageWAM checkpoints of the FLUX.2 family (docs/spec/imagewam_flux2.md, 8.4).
 
 `mot.mixtures.video.transformer.*` is the backbone, `mot.mixtures.action.*` the expert,
 `proprio_encoder.*` the robot state's embedding. The blocks of the backbone stand in the file a

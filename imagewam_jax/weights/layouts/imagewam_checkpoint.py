@@ -1,4 +1,4 @@
-"""What the official code keeps of a policy besides its tensors (spec imagewam_flux2, 8).
+"""What the official code keeps of a policy besides its tensors (docs/spec/imagewam_flux2.md, 8).
 
 `model.pt` is a dictionary with the state of the joint model under `mot`, in the order in which
 its modules hold it, and a few values; the training config beside it has the rest.

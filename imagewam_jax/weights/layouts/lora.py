@@ -1,4 +1,4 @@
-"""LoRA factors in official checkpoints (spec imagewam_flux2, 8.2).
+"""LoRA factors in official checkpoints (docs/spec/imagewam_flux2.md, 8.2).
 
 A linear layer `x` with adapters is `x.base.weight` [out, in], `x.lora_A` [rank, in] and
 `x.lora_B` [out, rank]; it computes `W + (alpha / rank) B A`. The file does not hold `alpha`: it

@@ -1,4 +1,4 @@
-"""Qwen3 tensors under their Hugging Face names (spec imagewam_flux2, 3.2).
+"""Qwen3 tensors under their Hugging Face names (docs/spec/imagewam_flux2.md, 3.2).
 
 Linear weights are `[out, in]` there and `[in, ...out]` here. A checkpoint of the whole
 language model has more than the encoder: what follows the last layer that features are taken

@@ -42,8 +42,9 @@ def tree(folder):
 
 
 def index_files(folder):
-    """Without the standard form, which other tests may have made in it."""
-    return {name: content for name, content in tree(folder).items() if "standard/" not in name}
+    """The files of an index, without what other tests may have cached beside it."""
+    caches = ("standardized/", "statistics/")
+    return {name: data for name, data in tree(folder).items() if not name.startswith(caches)}
 
 
 def test_worker_processes_give_the_same_index(toy, toy_index, tmp_path):
@@ -56,7 +57,7 @@ def test_a_worker_s_error_and_a_worker_s_death_are_one_clear_error(toy_copy, mon
     flip_byte(train_shard(toy_copy, 1), 5000)
     with pytest.raises(DataError, match=r"train.tfrecord-00001-of-00003: .*their checksum"):
         build(toy_copy, workers=2)
-    # What a program from a pipe is to a new process: one that is not there.
+    # A program that comes from a pipe cannot be found by a new process.
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "absent.py", raising=False)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     with pytest.raises(DataError, match=r"a process \(indexing\) died.*use workers=1"):
@@ -111,7 +112,7 @@ def test_a_feature_that_not_every_episode_has_is_skipped(tmp_path):
         {"steps/x": float_list(1, 2), "steps/often": bytes_list(b"a", b"b")},
         {"steps/x": float_list(3), "steps/never": float_list()},
     ]
-    # One shard with each: what one of them has must not be lost in the count.
+    # Each shard lacks another feature, and both must be counted.
     index = build(write_set(tmp_path, features, [episodes[:1], episodes[1:]]))
     assert index.skipped == {
         "steps/never": "absent from 2 of 2 episodes",
@@ -443,7 +444,7 @@ def test_a_shard_that_was_truncated_later(toy_copy):
 
 def test_a_shard_that_was_replaced_by_one_of_the_same_size(toy_copy, toy_index):
     split = toy_index.splits["train"]
-    # As if the record's data and with it their checksum were others.
+    # The same as if the record's data, and with them their checksum, had changed.
     flip_byte(train_shard(toy_copy, 0), int(split.record_offset[0] + split.record_length[0]))
     with pytest.raises(
         DataError,

@@ -111,7 +111,7 @@ def test_image_sizes_are_those_of_the_headers(layouts, indexes):
 def test_kinds_of_columns(indexes):
     bridge = indexes["bridge"].split("train")
     embedding = bridge.steps["language_embedding"]
-    # One row for each of three episodes.
+    # Each of three episodes has one row.
     assert isinstance(embedding, Coded) and embedding.rows.shape == (3, 512)
     fractal = indexes["fractal"].split("train").steps["observation/natural_language_embedding"]
     assert fractal.rows.shape == (4, 512)

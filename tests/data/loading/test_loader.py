@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagewam_jax.data.index.dataset_index import open_index
-from imagewam_jax.data.loading.loader import Source, TrainIterator, evaluation_batches
+from imagewam_jax.data.loading.loader import Source, TrainIterator
 from imagewam_jax.data.loading.samples import SampleReader
 from imagewam_jax.errors import DataError
 from tests.data.conftest import flip_byte, train_shard
@@ -20,7 +20,7 @@ GLOBAL_BATCH = 8
 
 @pytest.fixture(scope="module")
 def source(toy):
-    """What streams are made of: all samples of the split "train"."""
+    """All samples of the split "train", to make streams of."""
     (source,) = toy_data(toy.dataset_dir).sources("train")
     yield source
     source.reader.close()
@@ -62,7 +62,7 @@ def assert_batches_equal(found, expected):
             np.testing.assert_array_equal(one[key], other[key], err_msg=key)
 
 
-def test_every_epoch_is_another_permutation_of_all_anchors(split, make):
+def test_every_epoch_is_another_permutation_of_all_start_frames(split, make):
     size = split.num_frames
     batches = take(make(), 2 * size // GLOBAL_BATCH + 1)
     order = [frame for batch in batches for frame in frames(batch, split)]
@@ -102,7 +102,7 @@ def test_the_seed_changes_the_order(split, make):
 
 
 def rows_of(host, num_hosts):
-    """What a host reads of each global batch, where hosts share it equally."""
+    """The rows of each global batch that a host reads, where hosts share it equally."""
     each = GLOBAL_BATCH // num_hosts
     return np.arange(host * each, (host + 1) * each)
 
@@ -218,7 +218,7 @@ def test_allowed_bad_frames_are_replaced_by_the_next_counted_and_logged(
     replaced = 0
     for one, other in zip(found, whole, strict=True):
         for row, frame in enumerate(frames(other, split)):
-            # Those whose current or target image is bad, up to the next that has neither.
+            # Samples with a bad current or target image move on to the next that has neither.
             wanted = frame
             while {wanted, target_of(source, wanted)} & frames_of_bad:
                 wanted += 1
@@ -246,7 +246,7 @@ def test_more_bad_frames_than_are_allowed(damaged, make):
 def test_no_readable_sample_at_all(damaged, make):
     source = damaged(50, 51)
     only = source._replace(start_frames=np.array([50, 51]))
-    with pytest.raises(DataError, match="toy_arm: no anchor has readable images"):
+    with pytest.raises(DataError, match="toy_arm: no sample has readable images"):
         take(make(only, bad_share=1.0), 1)
 
 
@@ -254,7 +254,7 @@ def mixed(source, sizes, weights):
     """The same split as several datasets of different sizes."""
     numbers = range(len(sizes))
     readers = [
-        SampleReader(source.reader.split, source.reader.standard, TOY, TOY_SAMPLE, dataset_id=n)
+        SampleReader(source.reader.split, source.reader.standardized, TOY, TOY_SAMPLE, dataset_id=n)
         for n in numbers
     ]
     return [
@@ -311,19 +311,8 @@ def test_an_impossible_stream(make, options, complaint):
 
 
 def test_a_stream_of_nothing(source, make):
-    with pytest.raises(DataError, match="toy_arm: no anchors"):
+    with pytest.raises(DataError, match="toy_arm: no start frames"):
         make(source._replace(start_frames=np.array([], np.int64)))
-
-
-def test_evaluation_visits_each_anchor_once_in_order(toy):
-    (dataset,) = toy_data(toy.dataset_dir, sample_every=5).datasets
-    reader, start_frames = dataset.reader("val"), dataset.start_frames("val")
-    batches = list(evaluation_batches(reader, start_frames, 4))
-    assert [len(batch["index"]) for batch in batches] == [4, 4, 3]
-    found = [frame for batch in batches for frame in frames(batch, reader.split)]
-    assert found == start_frames.tolist()
-    index = np.concatenate([batch["index"] for batch in batches])
-    np.testing.assert_array_equal(index, np.arange(len(start_frames)))
 
 
 def test_the_training_process_imports_neither_tensorflow_nor_torch(toy):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from imagewam_jax.data.dataset_spec import Camera
 from imagewam_jax.data.index.dataset_index import (
     META_FILE,
     default_index_dir,
@@ -20,7 +21,6 @@ from imagewam_jax.data.loading.samples import (
     augmentation_seeds,
     empty_batch,
 )
-from imagewam_jax.data.registry import Camera
 from imagewam_jax.errors import BadFrameError, DataError
 from tests.data.conftest import flip_byte, train_shard
 from tests.data.toy import TOY, TOY_SAMPLE, toy_data, toy_reader
@@ -51,13 +51,11 @@ def expected_sample(episode, step, horizon, stride):
     return {
         "images": np.array(images),
         "image_size": [[32, 48], [32, 48]],
-        "camera_mask": np.array([True, True]),
         "target_is_pad": target >= steps,
         "actions": np.array(actions),
         "action_is_pad": np.array(action_is_pad),
         "action_dim_mask": np.ones(4, bool),
         "proprio": episode["observation/state"][step],
-        "proprio_mask": np.ones(5, bool),
         "step": step,
     }
 
@@ -108,23 +106,21 @@ def test_types_and_shapes_are_those_of_the_contract(reader):
     assert found == {
         "images": ("uint8", (2, 2, 2, 32, 48, 3)),
         "image_size": ("int32", (2, 2, 2)),
-        "camera_mask": ("bool", (2, 2)),
         "target_is_pad": ("bool", (2,)),
         "actions": ("float32", (2, 16, 4)),
         "action_is_pad": ("bool", (2, 16)),
         "action_dim_mask": ("bool", (2, 4)),
         "proprio": ("float32", (2, 5)),
-        "proprio_mask": ("bool", (2, 5)),
     } | {key: ("int32", (2,)) for key in ("text_id", "dataset_id", "episode", "step", "norm_id")}
 
 
 def test_wider_arrays_are_padded_and_masked(of_val):
     narrow = of_val().read(np.arange(6))
     wide = of_val(action_dim=7, state_dim=8).read(np.arange(6))
-    for key, mask, width in (("actions", "action_dim_mask", 4), ("proprio", "proprio_mask", 5)):
+    for key, width in (("actions", 4), ("proprio", 5)):
         np.testing.assert_array_equal(wide[key][..., :width], narrow[key])
         assert not wide[key][..., width:].any()
-        np.testing.assert_array_equal(wide[mask][0], np.arange(wide[key].shape[-1]) < width)
+    np.testing.assert_array_equal(wide["action_dim_mask"], [[True] * 4 + [False] * 3] * 6)
 
 
 def test_cameras_come_in_the_order_asked_for(of_val):
@@ -143,11 +139,10 @@ def test_a_larger_buffer_and_a_camera_that_is_not_there(of_val):
     assert not batch["images"][:, 1, :, 32:].any() and not batch["images"][:, 1, :, :, 48:].any()
     assert not batch["images"][:, 0].any()
     np.testing.assert_array_equal(batch["image_size"], [[[40, 64], [32, 48]]] * 3)
-    np.testing.assert_array_equal(batch["camera_mask"], [[False, True]] * 3)
 
 
 def test_memory_that_holds_other_images(of_val):
-    """What it holds is neither seen beside smaller images, nor in place of a missing camera."""
+    """Old content shows neither beside smaller images nor in place of a missing camera."""
     reader = of_val(cameras=("secondary", "wrist"), buffer_size=(40, 64))
     sample = reader.sample
     used = empty_batch(3, sample, np.full((3, 2, 2, 40, 64, 3), 77, np.uint8))
@@ -175,7 +170,7 @@ def test_cameras_that_are_stored_otherwise(toy, toy_index, of_val):
 
 @pytest.mark.parametrize("rows, columns", [(7, 8), (31, 15), (1, 1)])
 def test_turning_an_image_of_any_size(rows, columns):
-    """Of as many bytes as whole words of 8 hold, and not."""
+    """Images whose bytes fill whole words of 8, and images whose bytes do not."""
     image = np.random.default_rng(0).integers(0, 256, (rows, columns, 3)).astype(np.uint8)
     content = simplejpeg.encode_jpeg(image)
     for buffer_size in ((rows, columns), (40, 48)):
@@ -212,12 +207,12 @@ def test_a_flipped_image_byte_names_exactly_its_frame(toy_copy):
         rf"bad image 'observation/wrist_image' in split 'train', episode {episode}, step 11 "
         rf".*0000{shard}-of-00003.*differ from their checksum"
     )
-    for anchor in range(split.num_frames):
-        if anchor in (bad, bad - 1):  # its current and its target image
+    for start in range(split.num_frames):
+        if start in (bad, bad - 1):  # as its current image, and as its target image
             with pytest.raises(BadFrameError, match=complaint):
-                reader.read(np.array([anchor]))
+                reader.read(np.array([start]))
         else:
-            reader.read(np.array([anchor]))
+            reader.read(np.array([start]))
 
 
 def test_an_image_of_another_size_than_its_episode_s(toy, toy_index):
@@ -287,14 +282,14 @@ class _SameChecksum:
 def test_instructions_that_say_the_same_are_chosen_by_seed(reader):
     """Every one of them, the last too; a seed always chooses the same."""
     ids = np.array([[4, 7, 9], [5, -1, -1], [2, 3, -1]], np.int32)
-    ids = np.resize(ids, (len(reader.standard.text_ids), 3))
-    standard = dataclasses.replace(reader.standard, text_ids=ids)
+    ids = np.resize(ids, (len(reader.standardized.text_ids), 3))
+    standardized = dataclasses.replace(reader.standardized, text_ids=ids)
     rows = np.arange(100, 110)
-    changed = SampleReader(reader.split, standard, TOY, TOY_SAMPLE, text_rows=rows)
+    changed = SampleReader(reader.split, standardized, TOY, TOY_SAMPLE, text_rows=rows)
     seeds = np.arange(30, dtype=np.uint32)
-    for anchor, texts in enumerate(([104, 107, 109], [105], [102, 103])):
+    for frame, texts in enumerate(([104, 107, 109], [105], [102, 103])):
         batch = empty_batch(30, TOY_SAMPLE)
-        changed.fill(batch, np.arange(30), np.full(30, anchor), seeds)
+        changed.fill(batch, np.arange(30), np.full(30, frame), seeds)
         assert set(batch["text_id"].tolist()) == set(texts)
         assert (batch["text_id"][:3] == batch["text_id"][6:9]).all()
     np.testing.assert_array_equal(changed.read(np.arange(3))["text_id"], [104, 105, 102])

@@ -1,4 +1,4 @@
-"""The registry's rows, users' rows, and what identifies what a row makes."""
+"""The registered dataset specs, users' own, and the identity of what a spec makes."""
 
 import dataclasses
 import json
@@ -7,14 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from imagewam_jax.data.registry import (
-    REGISTRY,
-    Camera,
-    DatasetSpec,
-    Encoding,
-    dataset_spec,
-    spec_from_config,
-)
+from imagewam_jax.data.dataset_spec import Camera, DatasetSpec, Encoding
+from imagewam_jax.data.registry import REGISTRY, dataset_spec
+from imagewam_jax.data.registry.config import spec_from_config
 from imagewam_jax.data.registry.mixtures import MIXTURES
 from imagewam_jax.data.tools.listing import dataset_table
 from imagewam_jax.data.transforms import check_spec, find_filter, find_transform, spec_identity
@@ -32,22 +27,22 @@ MINE = {
 }
 
 
-def test_rows_are_found_by_name():
+def test_specs_are_found_by_name():
     for name in REGISTRY:
         assert dataset_spec(name).name == name
     with pytest.raises(DataError, match=r"no dataset 'x' in the registry, which has \['aloha_mob"):
         dataset_spec("x")
 
 
-def test_every_row_has_a_known_layout_and_every_mixture_only_rows():
+def test_every_spec_has_a_known_layout_and_mixtures_hold_only_known_datasets():
     assert REGISTRY.keys() == LAYOUTS.keys()
     for mixture in MIXTURES.values():
         assert {entry.dataset for entry in mixture.entries} <= REGISTRY.keys()
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_a_row_reads_its_dataset_as_it_is_stored(name):
-    """Its keys are those of the layout, of the right kind, and its widths are what it says."""
+def test_a_spec_reads_its_dataset_as_it_is_stored(name):
+    """The layout has its keys, of the right kind, and the widths are what the spec says."""
     spec, layout = REGISTRY[name], LAYOUTS[name]
     check_spec(spec)
     assert {layout[camera.key] for _, camera in spec.cameras} == {"image"}
@@ -61,8 +56,8 @@ def test_a_row_reads_its_dataset_as_it_is_stored(name):
     assert action.dtype == state.dtype == np.float32
     assert np.isfinite(action).all() and np.isfinite(state).all()
     for filter_name in spec.filters:
-        usable = find_filter(filter_name)(features, spec, action, state)
-        assert usable.shape == (length,) and usable.dtype == bool and usable.any()
+        can_start = find_filter(filter_name)(features, spec, action, state)
+        assert can_start.shape == (length,) and can_start.dtype == bool and can_start.any()
 
 
 SETTLED = ("binarise", "relative", "open")
@@ -208,7 +203,7 @@ def test_a_transform_that_cannot_be_used(users_module, name, expected):
         spec_from_config({**MINE, "transform": name})
 
 
-def test_a_users_row():
+def test_a_users_spec():
     assert spec_from_config(MINE) == DatasetSpec(
         name="mine",
         cameras=(
@@ -223,7 +218,16 @@ def test_a_users_row():
     )
 
 
-def test_a_users_row_like_another():
+def test_the_former_name_of_drop_filters_in_older_checkpoints():
+    section = {"name": "mine", "like": "libero_10_no_noops"}
+    old = spec_from_config({**section, "cuts": ["non_idle"]})
+    assert old == spec_from_config({**section, "drop_filters": ["non_idle"]})
+    assert old.drop_filters == ("non_idle",)
+    with pytest.raises(DataError, match=r"unknown fields \['cuts'\], expected .*'drop_filters'"):
+        spec_from_config({**section, "cuts": ["non_idle"], "drop_filters": ["non_idle"]})
+
+
+def test_a_users_spec_like_another():
     libero = dataset_spec("libero_goal_no_noops")
     mine = spec_from_config({"name": "mine", "like": libero.name, "control_hz": 10, "language": []})
     assert mine == dataclasses.replace(libero, name="mine", control_hz=10.0, language=())
@@ -259,12 +263,12 @@ def test_a_users_row_like_another():
         ({"options": ["a"]}, "options is .*, expected a mapping"),
     ],
 )
-def test_a_users_row_that_is_wrong(change, expected):
+def test_a_users_spec_that_is_wrong(change, expected):
     with pytest.raises(DataError, match=expected):
         spec_from_config({**MINE, **change})
 
 
-def test_a_users_row_without_what_it_needs():
+def test_a_users_spec_without_what_it_needs():
     with pytest.raises(
         DataError, match=r"row 'a': missing fields \['cameras', 'action', 'state', "
     ):

@@ -5,11 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from imagewam_jax.data.registry import Encoding
-from imagewam_jax.data.statistics import by_dataset as module
-from imagewam_jax.data.statistics.by_dataset import dataset_statistics, statistics_by_dataset
-from imagewam_jax.data.statistics.exact import exact_statistics
-from imagewam_jax.data.statistics.official import official_statistics, standard_episodes
+from imagewam_jax.data.dataset_spec import Encoding
+from imagewam_jax.data.statistics import exact as module
+from imagewam_jax.data.statistics.exact import (
+    dataset_statistics,
+    exact_statistics,
+    statistics_by_dataset,
+)
+from imagewam_jax.data.statistics.official import official_statistics, standardized_episodes
 from imagewam_jax.errors import DataError
 from imagewam_jax.preprocess.statistics import read_statistics, write_statistics
 from tests.data.toy import toy_data
@@ -42,7 +45,7 @@ def test_statistics_of_a_split_are_those_of_all_its_steps(toy, dataset):
     assert part == {
         "dataset": "toy_arm/1.0.0",
         "index": dataset.index.checksum,
-        "standard": dataset.standard.digest,
+        "standard": dataset.standardized.digest,
         "split": "train",
         "first_episode": 0,
         "episodes": 9,
@@ -51,7 +54,7 @@ def test_statistics_of_a_split_are_those_of_all_its_steps(toy, dataset):
 
 
 def test_float64_is_kept_over_many_rows():
-    """In float32 the mean of 2e6 values near 1000 is off by more than their spread."""
+    """A float32 mean of 2e6 values near 1000 would be off by more than their spread."""
     values = np.full((2_000_000, 1), 1000.0, np.float32)
     values[::2] += 0.0625
     statistics = exact_statistics(values)
@@ -75,13 +78,14 @@ def test_they_are_computed_once_and_never_changed(dataset, monkeypatch):
 
 def test_some_episodes_and_steps_that_are_not_of_them(toy, dataset):
     """A transform's dropped steps do not count, nor do those of other episodes."""
-    standard = dataset.standard.splits["train"]
-    lengths = np.array(standard.episode_steps)
+    standardized = dataset.standardized.splits["train"]
+    lengths = np.array(standardized.episode_steps)
     lengths[5] -= 1
-    shorter = dataclasses.replace(standard, episode_steps=lengths)
-    splits = {**dataset.standard.splits, "train": shorter}
+    shorter = dataclasses.replace(standardized, episode_steps=lengths)
+    splits = {**dataset.standardized.splits, "train": shorter}
     changed = dataclasses.replace(
-        dataset, standard=dataclasses.replace(dataset.standard, splits=splits, digest="other")
+        dataset,
+        standardized=dataclasses.replace(dataset.standardized, splits=splits, digest="other"),
     )
     found = dataset_statistics([changed], "train[4:7]")
     actions = [toy.truth["train"][number]["action"] for number in (4, 5, 6)]
@@ -114,7 +118,7 @@ def test_official_statistics_from_an_index(dataset):
     def episodes(split):
         index = dataset.index.splits[split]
         numbers = range(index.num_episodes)
-        return standard_episodes(index, dataset.standard.splits[split], numbers)
+        return standardized_episodes(index, dataset.standardized.splits[split], numbers)
 
     with pytest.raises(DataError, match="has 1 step"):
         official_statistics(episodes("train"), 16)

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from imagewam_jax.data.statistics.official import (
-    DimMasks,
-    Episode,
-    official_statistics,
-    official_statistics_per_embodiment,
-)
+from imagewam_jax.data.statistics.official import Episode, official_statistics
 from imagewam_jax.errors import DataError
 from imagewam_jax.preprocess.statistics import read_statistics, write_statistics
 from tests.goldens import golden
@@ -21,7 +16,7 @@ TOLERANCE = 2e-6
 
 
 def load_episodes(layout):
-    """The recorded raw episodes of one layout, and its part of config.json."""
+    """The recorded raw episodes of one layout, and its section of config.json."""
     folder = golden("normalization")
     config = json.loads((folder / "config.json").read_text())["layouts"][layout]
     raw = load_file(folder / "raw_episodes.safetensors")
@@ -51,22 +46,6 @@ def test_plain_statistics_match_the_official_file(layout):
     episodes, config = load_episodes(layout)
     expected = read_statistics(golden("normalization") / f"stats_{layout}.json")
     assert_statistics_equal(official_statistics(episodes, config["action_size"]), expected)
-
-
-def test_per_embodiment_statistics_match_the_official_file():
-    folder = golden("normalization")
-    episodes, single = load_episodes("single")
-    config = json.loads((folder / "config.json").read_text())
-    groups, masks = {}, {}
-    for episode, entry in zip(
-        episodes, config["layouts"]["per_embodiment"]["episodes"], strict=True
-    ):
-        groups.setdefault(entry["embodiment"], []).append(episode)
-        masks[entry["embodiment"]] = DimMasks(
-            *({"default": np.array(entry[f"{f}_dim_is_pad"])} for f in ("action", "state"))
-        )
-    found = official_statistics_per_embodiment(groups, masks, single["action_size"])
-    assert_statistics_equal(found, read_statistics(folder / "stats_per_embodiment.json"))
 
 
 def test_statistics_survive_the_file_exactly(tmp_path):

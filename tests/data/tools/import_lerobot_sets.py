@@ -12,7 +12,7 @@ import pickle
 import sys
 from pathlib import Path
 
-from imagewam_jax.data.tools.lerobot import import_lerobot, importer
+from imagewam_jax.data.tools.lerobot import import_lerobot, jobs
 
 
 def read_back(path):
@@ -35,7 +35,7 @@ def main(folder):
     results = []
     for source, output, options in pickle.loads((folder / "jobs.pickle").read_bytes()):
         # So that a set of a few episodes makes several jobs and shards.
-        importer._SHARD_BYTES = options.pop("shard_bytes", importer._SHARD_BYTES)
+        jobs._SHARD_BYTES = options.pop("shard_bytes", jobs._SHARD_BYTES)
         said = []
         path = import_lerobot(source, output, progress=False, report=said.append, **options)
         results.append({"path": path, "said": said, "splits": read_back(path)})

@@ -152,13 +152,14 @@ def test_an_image_other_than_the_indexed_one(tmp_path):
     assert found(report)["bad frame", "image"] == [(0, 1)]
 
 
-def test_a_flipped_bit_in_an_index_and_in_a_standard_form(toy_copy):
-    """Numbers that are read as they are: nothing else would notice."""
+def test_a_flipped_bit_in_an_index_and_in_standardized_episodes(toy_copy):
+    """Damaged numbers are read without an error: nothing but the checksums shows them."""
     assert not check(toy_copy).bad
     index = open_index(toy_copy)
-    standard = standardize(index, TOY, default_index_dir(toy_copy), progress=False)
+    standardized = standardize(index, TOY, default_index_dir(toy_copy), progress=False)
     column = default_index_dir(toy_copy) / "splits/train/steps/action.values.npy"
-    actions = default_index_dir(toy_copy) / f"standard/toy_arm-{standard.digest}/train/actions.npy"
+    cache = default_index_dir(toy_copy) / f"standardized/toy_arm-{standardized.digest}"
+    actions = cache / "train/actions.npy"
     for file in (column, actions):
         flip_byte(file, file.stat().st_size - 5)
     report = check(toy_copy)

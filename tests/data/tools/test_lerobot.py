@@ -168,7 +168,7 @@ def told(result):
 
 
 def test_samples_of_it_with_that_row(imported, tmp_path):
-    """Indexed and standardised, from the video's frames to the batch."""
+    """The imported dataset is indexed and standardized: batches show the frames of the video."""
     _, written, results = imported
     name, rows = told(results["v30"])
     sizes = {"horizon": 3, "action_dim": 4, "state_dim": 3}
@@ -219,17 +219,17 @@ DIES_AT_EPISODE_2 = """
 import os, pickle, sys
 from pathlib import Path
 from imagewam_jax.data.tools.lerobot import import_lerobot
-from imagewam_jax.data.tools.lerobot import importer
+from imagewam_jax.data.tools.lerobot import jobs
 
-class Dies(importer.ShardWriter):
+class Dies(jobs.ShardWriter):
     def write(self, episode):
         if episode["episode_metadata"]["episode_index"] == 2:
             os._exit(9)
         super().write(episode)
 
-importer.ShardWriter = Dies
+jobs.ShardWriter = Dies
 (source, output, options), = pickle.loads((Path(sys.argv[1]) / "jobs.pickle").read_bytes())
-importer._SHARD_BYTES = options.pop("shard_bytes")
+jobs._SHARD_BYTES = options.pop("shard_bytes")
 import_lerobot(source, output, progress=False, **options)
 """
 

@@ -9,7 +9,8 @@ import pytest
 
 from imagewam_jax.data.tools.lerobot.episodes import EpisodeReader
 from imagewam_jax.data.tools.lerobot.folder import Feature, read_lerobot_folder
-from imagewam_jax.data.tools.lerobot.importer import import_lerobot, plan_jobs
+from imagewam_jax.data.tools.lerobot.importer import import_lerobot
+from imagewam_jax.data.tools.lerobot.jobs import plan_jobs
 from imagewam_jax.data.tools.lerobot.layout import plan_layout
 from imagewam_jax.errors import DataError
 from tests.data.tools import write_lerobot as lerobot
@@ -70,7 +71,7 @@ def change_rows(source, change):
 
 
 def change_listed_episodes(source, change):
-    """Of v3.0: `change` gets the row of episode 1."""
+    """Changes meta/episodes of v3.0: `change` gets the row of episode 1."""
     for file in (source / "meta/episodes").glob("*/*.parquet"):
         rows = pq.read_table(file).to_pylist()
         for row in rows:
@@ -111,7 +112,7 @@ def test_files_of_episodes_that_are_not_asked_for_may_be_missing(v21, monkeypatc
     def convert(task, jobs, workers, progress):
         raise DataError(f"converting {[e.index for job in jobs for e in job.episodes]}")
 
-    monkeypatch.setattr("imagewam_jax.data.tools.lerobot.importer._convert", convert)
+    monkeypatch.setattr("imagewam_jax.data.tools.lerobot.importer.convert_jobs", convert)
     (v21 / CAMERA_FILE).unlink()
     refused(v21, CAMERA_FILE, "missing", episodes="0:2")
     refused(v21, "converting [2]", episodes="2:")
@@ -314,7 +315,7 @@ def test_keys_of_features():
 
 
 def test_jobs_hold_every_episode_once_in_order(v30, monkeypatch):
-    monkeypatch.setattr("imagewam_jax.data.tools.lerobot.importer._SHARD_BYTES", 7_400)
+    monkeypatch.setattr("imagewam_jax.data.tools.lerobot.jobs._SHARD_BYTES", 7_400)
     folder = read_lerobot_folder(v30)
     jobs = plan_jobs(folder, plan_layout(folder.features), folder.episodes)
     assert [[e.index for e in job.episodes] for job in jobs] == [[0], [1], [2]]

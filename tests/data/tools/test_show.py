@@ -14,7 +14,7 @@ from PIL import Image
 from imagewam_jax import cli
 from imagewam_jax.data.index.dataset_index import open_index
 from imagewam_jax.data.tools.show import write_data_page
-from imagewam_jax.data.tools.show.sheets import contact_sheet
+from imagewam_jax.data.tools.show_pictures import contact_sheet
 from tests.data.conftest import flip_byte, train_shard
 from tests.data.toy import TOY_ROW, toy_data
 from tests.training.tiny import copy_sample
@@ -101,8 +101,10 @@ def test_tiles_are_the_images_of_samples(toy):
 def test_what_stands_in_the_data_is_escaped(toy, tmp_path):
     data = toy_data(toy.dataset_dir)
     (dataset,) = data.datasets
-    standard = dataclasses.replace(dataset.standard, instructions=("<script>x</script>", "b & c"))
-    changed = dataclasses.replace(dataset, standard=standard)
+    standardized = dataclasses.replace(
+        dataset.standardized, instructions=("<script>x</script>", "b & c")
+    )
+    changed = dataclasses.replace(dataset, standardized=standardized)
     page = page_of(dataclasses.replace(data, datasets=(changed,)), tmp_path)
     assert "<script>" not in page and "&lt;script&gt;x&lt;/script&gt;" in page
     assert "b &amp; c" in page
@@ -146,7 +148,7 @@ def test_a_mixture_with_a_set_that_has_neither_state_nor_language(toy, tmp_path)
 
 
 def test_of_a_folder_alone(tmp_path):
-    """All cameras of the row that has its name; nothing has to be written before."""
+    """The registry has its name: all cameras are shown, and no config is needed."""
     folder, page = copy_sample(tmp_path), tmp_path / "page.html"
     assert cli.main(["data", "show", str(folder), f"--output={page}", "--episodes=1"]) == 0
     assert "metaworld_faucet: episodes" in page.read_text()

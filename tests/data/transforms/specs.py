@@ -1,6 +1,6 @@
-"""Rows to test transforms with."""
+"""Dataset specs to test transforms with."""
 
-from imagewam_jax.data.registry import DatasetSpec, Encoding
+from imagewam_jax.data.dataset_spec import DatasetSpec, Encoding
 
 
 def row(action_dims: int = 7, state_dims: int = 0, *, relative: bool = True, **fields):

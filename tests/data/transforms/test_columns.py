@@ -12,7 +12,7 @@ from tests.data.transforms.specs import row
 ROLLED = np.float32([0, 0, np.sqrt(0.5), np.sqrt(0.5)])  # 90 degrees about z, (x, y, z, w)
 
 
-def _standardised(name: str, steps: dict) -> tuple[np.ndarray, np.ndarray]:
+def _standardized(name: str, steps: dict) -> tuple[np.ndarray, np.ndarray]:
     spec = dataset_spec(name)
     return find_transform(spec.transform)(
         {key: np.asarray(value, np.float32) for key, value in steps.items()}, spec
@@ -85,7 +85,7 @@ def test_actions_in_the_frame_of_the_hand():
 
 
 def test_libero():
-    action, state = _standardised(
+    action, state = _standardized(
         "libero_object_no_noops",
         {
             "action": [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, -1], [0, 0, 0, 0, 0, 0, 1]],
@@ -98,7 +98,7 @@ def test_libero():
 
 
 def test_fractal():
-    action, state = _standardised(
+    action, state = _standardized(
         "fractal20220817_data",
         {
             "action/world_vector": [[1, 2, 3], [4, 5, 6], [7, 8, 9]],
@@ -118,7 +118,7 @@ def test_fractal():
 
 
 def test_taco_play():
-    action, state = _standardised(
+    action, state = _standardized(
         "taco_play",
         {
             "action/rel_actions_world": [[1, 2, 3, 4, 5, 6, -1], [1, 2, 3, 4, 5, 6, 1]],
@@ -130,7 +130,7 @@ def test_taco_play():
 
 
 def test_jaco_play():
-    action, state = _standardised(
+    action, state = _standardized(
         "jaco_play",
         {
             "action/world_vector": [[1, 2, 3], [4, 5, 6]],
@@ -143,7 +143,7 @@ def test_jaco_play():
 
 
 def test_cable_routing_has_no_gripper():
-    action, _ = _standardised(
+    action, _ = _standardized(
         "berkeley_cable_routing",
         {
             "action/world_vector": [[1, 2, 3]],
@@ -155,7 +155,7 @@ def test_cable_routing_has_no_gripper():
 
 
 def test_autolab_ur5():
-    _, state = _standardised(
+    _, state = _standardized(
         "berkeley_autolab_ur5",
         {
             "action/world_vector": [[1, 2, 3]],
@@ -168,7 +168,7 @@ def test_autolab_ur5():
 
 
 def test_toto():
-    action, _ = _standardised(
+    action, _ = _standardized(
         "toto",
         {
             "action/world_vector": [[1, 2, 3], [1, 2, 3]],
@@ -181,14 +181,14 @@ def test_toto():
 
 
 def test_language_table_is_padded():
-    action, state = _standardised(
+    action, state = _standardized(
         "language_table", {"action": [[1, 2]], "observation/effector_translation": [[3, 4]]}
     )
     assert action.tolist() == [[1, 2, 0, 0, 0, 0, 1]] and state.tolist() == [[3, 4]]
 
 
 def test_hydra():
-    action, state = _standardised(
+    action, state = _standardized(
         "stanford_hydra_dataset_converted_externally_to_rlds",
         {"action": [[1, 2, 3, 4, 5, 6, 0.25]], "observation/state": [np.arange(27)]},
     )
@@ -197,7 +197,7 @@ def test_hydra():
 
 
 def test_franka_play():
-    action, state = _standardised(
+    action, state = _standardized(
         "nyu_franka_play_dataset_converted_externally_to_rlds",
         {"action": [[*range(13), 1.5, 9]], "observation/state": [np.arange(13)]},
     )
@@ -206,7 +206,7 @@ def test_franka_play():
 
 
 def test_furniture_bench():
-    action, state = _standardised(
+    action, state = _standardized(
         "furniture_bench_dataset_converted_externally_to_rlds",
         {"action": [[1, 2, 3, *ROLLED, -1]], "observation/state": [np.arange(35)]},
     )
@@ -215,7 +215,7 @@ def test_furniture_bench():
 
 
 def test_pickup_insert():
-    action, state = _standardised(
+    action, state = _standardized(
         "iamlab_cmu_pickup_insert_converted_externally_to_rlds",
         {"action": [[1, 2, 3, *ROLLED, 0.5]], "observation/state": [np.arange(20)]},
     )
@@ -224,7 +224,7 @@ def test_pickup_insert():
 
 
 def test_bc_z_takes_the_first_of_ten_actions():
-    action, state = _standardised(
+    action, state = _standardized(
         "bc_z",
         {
             "action/future/xyz_residual": [np.arange(30)],
@@ -240,7 +240,7 @@ def test_bc_z_takes_the_first_of_ten_actions():
 
 
 def test_fanuc_takes_its_gripper_from_the_state():
-    action, state = _standardised(
+    action, state = _standardized(
         "berkeley_fanuc_manipulation",
         {"action": [[1, 2, 3, 4, 5, 6]], "observation/state": [[*range(6), 0.25, *range(7, 13)]]},
     )
@@ -253,14 +253,14 @@ def test_fanuc_takes_its_gripper_from_the_state():
     [("ucsd_kitchen_dataset_converted_externally_to_rlds", 21), ("cmu_stretch", 4)],
 )
 def test_the_end_of_the_episode_is_no_action(name, width):
-    action, _ = _standardised(
+    action, _ = _standardized(
         name, {"action": [np.arange(8)], "observation/state": [np.arange(width)]}
     )
     assert action.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
 
 
 def test_droid():
-    action, state = _standardised(
+    action, state = _standardized(
         "droid",
         {
             "action_dict/cartesian_velocity": [[1, 2, 3, 4, 5, 6]],

@@ -1,4 +1,4 @@
-"""What transforms are given, and features of unusual form."""
+"""The features that transforms read, and features of unusual form."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""Which steps may start a sample, against examples worked out by hand."""
+"""Filters of steps, against examples worked out by hand."""
 
 import numpy as np
 import pytest

@@ -5,7 +5,7 @@ import pytest
 
 from imagewam_jax.data.transforms.gripper import (
     OPERATIONS,
-    binarised,
+    binarized,
     clipped,
     clipped_inverted,
     inverted,
@@ -60,12 +60,12 @@ def test_relative_commands_become_states(command, state):
     ],
 )
 def test_continuous_openings_become_open_or_closed(command, state):
-    got = binarised(_f(*command))
+    got = binarized(_f(*command))
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, _f(*state))
 
 
-def _binarised_step_by_step(command: np.ndarray) -> list[float]:
+def _binarized_step_by_step(command: np.ndarray) -> list[float]:
     """The rule read aloud: walk back from the end, keep the last settled state seen."""
     settled = [float(c > 0.95) for c in command if c > 0.95 or c < 0.05]
     if not settled:
@@ -92,7 +92,7 @@ def _absolute_step_by_step(command: np.ndarray) -> list[float]:
 def test_random_commands_step_by_step(seed):
     rng = np.random.default_rng(seed)
     opening = rng.choice(_f(0, 0.02, 0.3, 0.5, 0.8, 0.99, 1), size=rng.integers(1, 12))
-    assert binarised(opening).tolist() == _binarised_step_by_step(opening)
+    assert binarized(opening).tolist() == _binarized_step_by_step(opening)
     move = rng.choice(_f(0, 0.05, 1, -1, -0.05, 0.5), size=rng.integers(1, 12))
     assert relative_to_absolute(move).tolist() == _absolute_step_by_step(move)
 

@@ -1,4 +1,4 @@
-"""A dataset in standard form: transforms, filters and instructions, made once."""
+"""Standardized episodes: transforms, filters and instructions, made once."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from imagewam_jax.data.index.columns import Coded, Dense, Text
 from imagewam_jax.data.loading.samples import SampleReader
 from imagewam_jax.data.transforms import standardize as module
 from imagewam_jax.data.transforms import step_filter, transform
-from imagewam_jax.data.transforms.standardize import standard_digest, standardize
+from imagewam_jax.data.transforms.standardize import standardize, standardized_digest
 from imagewam_jax.errors import DataError
 from tests.data.toy import TOY, TOY_SAMPLE
 from tests.data.write_records import bytes_list, float_list, write_set
@@ -51,7 +51,7 @@ def test_what_is_stored_as_it_is(toy, toy_index, tmp_path):
             expected = np.concatenate([episode[key] for episode in episodes])
             np.testing.assert_array_equal(getattr(split, field), expected)
         np.testing.assert_array_equal(split.episode_steps, [len(e["action"]) for e in episodes])
-        assert split.usable.all() and split.text_ids.shape == (len(split.actions), 1)
+        assert split.can_start.all() and split.text_ids.shape == (len(split.actions), 1)
         texts = [found.instructions[row].encode() for row in split.text_ids[:, 0]]
         assert texts == [text for e in episodes for text in e["language_instruction"]]
 
@@ -65,8 +65,8 @@ def test_a_transform_that_drops_steps_and_a_filter(toy, toy_index, tmp_path):
         found = split.actions[start : start + steps]
         np.testing.assert_array_equal(found[:-1], 2 * episode["action"][:-1])
         assert not found[-1].any()
-        usable = [2 <= t < steps - 1 for t in range(steps)]
-        np.testing.assert_array_equal(split.usable[start : start + steps], usable)
+        can_start = [2 <= t < steps - 1 for t in range(steps)]
+        np.testing.assert_array_equal(split.can_start[start : start + steps], can_start)
         start += steps
 
 
@@ -75,22 +75,22 @@ def every_third(steps, spec, action, state):
     return np.arange(len(action)) % 3 == 0
 
 
-def test_steps_that_are_cut_out(toy, toy_index, tmp_path):
-    """Those before and after follow each other, in actions, states, texts and images."""
-    spec = dataclasses.replace(CHANGED, cuts=(f"{__name__}:every_third",))
+def test_steps_that_are_dropped(toy, toy_index, tmp_path):
+    """The steps before and after follow each other, in actions, states, texts and images."""
+    spec = dataclasses.replace(CHANGED, drop_filters=(f"{__name__}:every_third",))
     found = standardize(toy_index, spec, tmp_path, progress=False)
-    split, standard = toy_index.splits["train"], found.splits["train"]
+    split, standardized = toy_index.splits["train"], found.splits["train"]
     number = int(np.argmax(np.diff(split.episode_start)))
     episode, start = toy.truth["train"][number], int(split.episode_start[number])
-    steps = standard.episode_steps[number]
+    steps = standardized.episode_steps[number]
     assert steps == 13  # 0, 3, ..., 36 of 39
     mine = slice(start, start + steps)
-    np.testing.assert_array_equal(standard.actions[mine], 2 * episode["action"][:-1:3])
-    np.testing.assert_array_equal(standard.frames[mine] - start, np.arange(0, 39, 3))
-    usable = [False] + [True] * 12 + [False] * 27
-    np.testing.assert_array_equal(standard.usable[start : start + 40], usable)
+    np.testing.assert_array_equal(standardized.actions[mine], 2 * episode["action"][:-1:3])
+    np.testing.assert_array_equal(standardized.frames[mine] - start, np.arange(0, 39, 3))
+    can_start = [False] + [True] * 12 + [False] * 27
+    np.testing.assert_array_equal(standardized.can_start[start : start + 40], can_start)
     sample = dataclasses.replace(TOY_SAMPLE, horizon=4)
-    batch = SampleReader(split, standard, spec, sample).read(start + np.array([2, 11]))
+    batch = SampleReader(split, standardized, spec, sample).read(start + np.array([2, 11]))
     assert batch["step"].tolist() == [6, 33] and batch["target_is_pad"].tolist() == [False, True]
     np.testing.assert_array_equal(batch["actions"][0], 2 * episode["action"][6:18:3])
     assert batch["action_is_pad"][1].tolist() == [False, False, True, True]
@@ -111,14 +111,14 @@ def test_it_is_made_once_and_anew_when_anything_changes(toy_index, tmp_path, mon
         dataclasses.replace(TOY, action=dataclasses.replace(TOY.action, relative=(True,) * 4)),
         dataclasses.replace(TOY, language=()),
         CHANGED,
-        dataclasses.replace(CHANGED, cuts=CHANGED.filters),
+        dataclasses.replace(CHANGED, drop_filters=CHANGED.filters),
     ]
-    digests = {standard_digest(toy_index, spec) for spec in (TOY, *others)}
-    digests.add(standard_digest(dataclasses.replace(toy_index, checksum="0" * 16), TOY))
+    digests = {standardized_digest(toy_index, spec) for spec in (TOY, *others)}
+    digests.add(standardized_digest(dataclasses.replace(toy_index, checksum="0" * 16), TOY))
     for spec in others:
         standardize(toy_index, spec, tmp_path, progress=False)
     assert len(digests) == 6 and len(made) == 4
-    assert all(not path.name.startswith(".") for path in (tmp_path / "standard").iterdir())
+    assert all(not path.name.startswith(".") for path in (tmp_path / "standardized").iterdir())
 
 
 def with_steps(index, **columns):
@@ -197,11 +197,11 @@ def of_another_key(steps, spec):
         ("of_another_key", r"no feature 'actions', there are \['action', "),
     ],
 )
-def test_a_transform_that_does_not_make_what_the_row_says(toy_index, tmp_path, name, complaint):
+def test_a_transform_that_does_not_make_what_the_spec_says(toy_index, tmp_path, name, complaint):
     spec = dataclasses.replace(TOY, transform=f"{__name__}:{name}")
     with pytest.raises(DataError, match=f"toy_arm: split 'train', episode 0.*: .*{complaint}"):
         standardize(toy_index, spec, tmp_path, progress=False)
-    assert not list((tmp_path / "standard").iterdir())
+    assert not list((tmp_path / "standardized").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_written_and_one_that_was_damaged(toy_index, tmp
     with pytest.raises(DataError, match=r"file.*could not be written"):
         standardize(toy_index, TOY, tmp_path / "file", progress=False)
     standardize(toy_index, TOY, tmp_path, progress=False)
-    (folder,) = (tmp_path / "standard").iterdir()
+    (folder,) = (tmp_path / "standardized").iterdir()
     (folder / "val" / "states.npy").unlink()
     with pytest.raises(DataError, match=rf"{folder}: cannot be read .*; remove it to have it made"):
         standardize(toy_index, TOY, tmp_path, progress=False)

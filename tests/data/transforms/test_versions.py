@@ -1,6 +1,6 @@
 """What each row's transform makes of one fixed episode, as a digest.
 
-A digest that no longer fits means that standardised data on disk is stale. Count the version of the
+A digest that no longer fits means that standardized data on disk is stale. Count the version of the
 transform or filter up that made it so, and then record the new digest.
 """
 
@@ -59,11 +59,11 @@ RECORDED = {
 
 
 def _digest(name: str) -> str:
-    """Versions, and twelve hex digits over actions, states and usable steps, to 4 decimals."""
+    """Versions, and twelve hex digits over actions, states and can_start steps, to 4 decimals."""
     spec, features = REGISTRY[name], features_of(name, 13)
     transform = find_transform(spec.transform)
     action, state = transform(features, spec)
-    filters = [find_filter(filter_name) for filter_name in spec.filters + spec.cuts]
+    filters = [find_filter(filter_name) for filter_name in spec.filters + spec.drop_filters]
     parts = [action, state, *(f(features, spec, action, state) for f in filters)]
     # Adding 0 makes -0 a 0.
     content = b"".join((np.round(part * 1e4) + 0.0).astype("<i8").tobytes() for part in parts)

@@ -5,8 +5,8 @@ import time
 import jax.numpy as jnp
 import pytest
 
+from imagewam_jax.training import step
 from imagewam_jax.training import train as loop
-from imagewam_jax.training.step import make_trainer
 from tests.training.tiny import copy_sample, tiny_config
 
 STEPS = 500
@@ -14,15 +14,11 @@ METRICS = 7  # that a step has
 LIMIT_S = 4e-3
 
 
-def idle_trainer(*arguments):
-    """Its step takes and returns what a step does and computes nothing: a CPU that is the device
-    too would do that in the thread that is measured."""
-
-    def step(state, batch, assets):
-        metrics = {f"metric_{n}": jnp.zeros(()) for n in range(METRICS)}
-        return state._replace(step=state.step + 1), metrics
-
-    return make_trainer(*arguments)._replace(step=step)
+def idle_step(settings, state, batch, assets):
+    """Takes and returns what a step does and computes nothing: a CPU that is the device too would
+    do that in the thread that is measured."""
+    metrics = {f"metric_{n}": jnp.zeros(()) for n in range(METRICS)}
+    return state._replace(step=state.step + 1), metrics
 
 
 @pytest.mark.slow
@@ -39,7 +35,7 @@ def test_what_python_takes_of_a_step(tmp_path, monkeypatch):
                 yield number
 
     monkeypatch.setattr(loop, "Watch", Timed)
-    monkeypatch.setattr(loop, "make_trainer", idle_trainer)
+    monkeypatch.setattr(step, "train_step", idle_step)
     config = tiny_config(copy_sample(tmp_path))
     config.train.steps = config.train.checkpoint_every = STEPS
     config.train.log_every = 20

@@ -8,7 +8,7 @@ import pytest
 
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from imagewam_jax.data.index.tfrecord import walk_records
-from imagewam_jax.training.metrics.tensorboard import EventFile
+from imagewam_jax.training.metrics.sinks import EventFile
 from tests.training.tiny import trained_run
 
 # TensorFlow must not enter the process of the tests.
@@ -20,6 +20,15 @@ for line in sys.stdin:
     scalars = [(value.tag, value.simple_value) for value in event.summary.value]
     start = event.session_log.status
     print((event.wall_time > 1e9, event.step, event.file_version, start, scalars))
+"""
+
+
+WRITE = """
+import sys
+from pathlib import Path
+from imagewam_jax.training.metrics.watch import EventFile
+EventFile(Path(sys.argv[1]), first_step=1).write("train", 1, {"loss": 0.5})
+assert not {"tensorflow", "torch"} & sys.modules.keys()
 """
 
 
@@ -37,7 +46,7 @@ def test_events_are_as_written(tmp_path):
     with_steps = [(1, 0.5), (127, -3.25), (128, 1e30), (3_000_000_000, 0.0)]
     file = EventFile(tmp_path, first_step=301)
     for step, value in with_steps:
-        file.add_scalar("train/löss", value, step)
+        file.write("train", step, {"löss": value})
     file.close()
     version, start, *scalars = read_with_tensorflow(tmp_path)
     assert version == (True, 0, "brain.Event:2", 0, [])
@@ -47,6 +56,12 @@ def test_events_are_as_written(tmp_path):
     ]
     found = [value for *_, ((_, value),) in scalars]
     np.testing.assert_allclose(found, [value for _, value in with_steps], rtol=1e-6)
+
+
+def test_writing_loads_neither_tensorflow_nor_pytorch(tmp_path):
+    """Wherever they are installed."""
+    subprocess.run([sys.executable, "-c", WRITE, str(tmp_path)], check=True, timeout=120)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_run_writes_the_same_numbers_twice():

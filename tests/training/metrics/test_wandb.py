@@ -6,9 +6,9 @@ import time
 import pytest
 
 from imagewam_jax.errors import ConfigError
-from imagewam_jax.training.metrics.wandb_sink import WandbSink, import_wandb, run_id
+from imagewam_jax.training.metrics.sinks import WandbSink, import_wandb, wandb_run_id
 from imagewam_jax.training.metrics.watch import Watch, check_watch
-from imagewam_jax.training.metrics.window import Work
+from imagewam_jax.training.metrics.work import Work
 
 
 @pytest.fixture
@@ -27,8 +27,9 @@ def test_rows_are_kept_for_a_later_upload(offline, tmp_path):
         for step in steps:
             sink.write("train", step, {"loss": 0.5 / step})
         sink.close()
+    offline.teardown()  # waits for the service that writes the file
     files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-    assert [path.name for path in files] == [f"run-{run_id(tmp_path)}.wandb"] * 2
+    assert [path.name for path in files] == [f"run-{wandb_run_id(tmp_path)}.wandb"] * 2
     assert all(b"train/loss" in path.read_bytes() for path in files)
 
 
@@ -37,6 +38,7 @@ def test_a_run_writes_to_it_if_its_config_says_so(offline, tmp_path):
     check_watch(config["watch"])
     with Watch(config, tmp_path, 0, Work(1), time.perf_counter()):
         pass
+    offline.teardown()  # waits for the service that writes the file
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert b"goodput/startup_seconds" in file.read_bytes()
 
@@ -44,8 +46,8 @@ def test_a_run_writes_to_it_if_its_config_says_so(offline, tmp_path):
 def test_each_folder_is_a_run_of_its_own(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    assert run_id(tmp_path / "a") != run_id(tmp_path / "b")
-    assert run_id(tmp_path / "a") == run_id(tmp_path / "a")
+    assert wandb_run_id(tmp_path / "a") != wandb_run_id(tmp_path / "b")
+    assert wandb_run_id(tmp_path / "a") == wandb_run_id(tmp_path / "a")
 
 
 def test_what_is_not_installed(monkeypatch):

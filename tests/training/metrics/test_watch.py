@@ -9,7 +9,7 @@ import pytest
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from imagewam_jax.data.index.tfrecord import walk_records
 from imagewam_jax.training.metrics.watch import Watch
-from imagewam_jax.training.metrics.window import Work
+from imagewam_jax.training.metrics.work import Work
 
 WATCH = {"profile": (0, 0), "profile_on_signal": 5, "wandb": ""}
 

@@ -6,8 +6,7 @@ import jax
 import pytest
 
 from imagewam_jax.training.metrics.goodput import WallTime
-from imagewam_jax.training.metrics.memory import memory
-from imagewam_jax.training.metrics.window import Window, Work
+from imagewam_jax.training.metrics.work import Window, Work, device_memory
 
 
 class Clock:
@@ -56,9 +55,9 @@ def test_memory_is_that_of_the_fullest_device(monkeypatch):
     ]
     devices = [SimpleNamespace(memory_stats=lambda found=found: found) for found in stats]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    assert memory() == {"hbm_gib": 4, "hbm_peak_gib": 8}
+    assert device_memory() == {"hbm_gib": 4, "hbm_peak_gib": 8}
 
 
 def test_a_cpu_has_no_memory_to_tell_of(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices("cpu"))
-    assert memory() == {}
+    assert device_memory() == {}

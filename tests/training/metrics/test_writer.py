@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
-from imagewam_jax.training.metrics.sinks import JsonLines
-from imagewam_jax.training.metrics.writer import MetricsWriter
+from imagewam_jax.training.metrics.sinks import JsonLines, MetricsWriter
 
 
 class Kept:

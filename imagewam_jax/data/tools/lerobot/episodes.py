@@ -13,14 +13,16 @@ from imagewam_jax.data.tools.lerobot.rows import ParquetRows
 from imagewam_jax.data.tools.lerobot.video import VideoFrames
 from imagewam_jax.errors import DataError
 
-# What a policy learns from: here a number that is not one must not pass unnoticed.
+# What a policy learns from: NaN and infinities must not pass unnoticed here.
 _MUST_BE_FINITE = ("action", "observation/state")
 
 
 class EpisodeReader:
-    """Reads episodes forwards: in the order of their index, every file is passed over once.
+    """Reads episodes. In the order of their index, every file is read once, from front to back.
 
-    Holds one parquet and one video file per camera open. `threads` is for each video decoder.
+    One parquet file and one video file per camera are open at a time.
+
+    threads: of each video decoder.
     unused_frames: whether a video may hold frames that no episode claims.
     """
 
@@ -45,7 +47,7 @@ class EpisodeReader:
     def read(self, episode: Episode) -> dict[str, Any]:
         """The RLDS episode, its images as JPEG bytes. DataError names the file and what is wrong.
 
-        Numbers are not checked for being finite here: see `count_not_finite`.
+        NaN and infinities are not looked for here: see `check_numbers`.
         """
         columns = self._parquet(episode, images=True).episode(episode)
         streams = {
@@ -68,7 +70,7 @@ class EpisodeReader:
         }
 
     def check_numbers(self, episode: Episode) -> dict[str, int]:
-        """Checks all but the images of an episode; how many numbers are not finite, by RLDS key."""
+        """Checks all but the images of an episode; counts NaN and infinities by RLDS key."""
         columns = self._parquet(episode, images=False).episode(episode)
         instructions(columns, self._folder, episode)
         made_features(columns, self._layout, episode)
@@ -126,7 +128,7 @@ class EpisodeReader:
 def made_features(
     columns: dict[str, Any], layout: Layout, episode: Episode
 ) -> dict[str, np.ndarray]:
-    """What RLDS defines for every step; see layout.py for where the values come from."""
+    """The features that RLDS defines for every step; layout.py says where the values come from."""
 
     def stored(*keys: str) -> np.ndarray | None:
         for key in keys:
@@ -149,7 +151,7 @@ def made_features(
 
 
 def instructions(columns: dict[str, Any], folder: LeRobotFolder, episode: Episode) -> list[str]:
-    """The task of every step; DataError for a task_index that meta/tasks does not have."""
+    """The task of every step. DataError: meta/tasks lacks a task_index."""
     ids = columns["task_index"].reshape(-1).tolist()
     for t, number in enumerate(ids):
         if number not in folder.tasks:
@@ -161,7 +163,7 @@ def instructions(columns: dict[str, Any], folder: LeRobotFolder, episode: Episod
 
 
 def _nested(step: dict[str, Any]) -> dict[str, Any]:
-    """{"observation/image": x, "action": y} to {"observation": {"image": x}, "action": y}."""
+    """Turns {"observation/image": x} into {"observation": {"image": x}}."""
     nested: dict[str, Any] = {"observation": {}}
     for key, value in step.items():
         prefix, _, name = key.rpartition("/")

@@ -1,7 +1,7 @@
 """What a LeRobot folder says about itself: features, episodes, and where each episode lies.
 
-Two layouts, told apart by `codebase_version` in meta/info.json; see the package's docstring for
-what they are and where that is documented. Both become one `LeRobotFolder`.
+`codebase_version` in meta/info.json tells two layouts apart, which the package's docstring
+describes. Both become one `LeRobotFolder`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 from imagewam_jax.errors import DataError
 
-# One file per episode. v2.0 differs from v2.1 in its statistics alone, which nothing here reads.
+# v2.0 differs from v2.1 in its statistics alone, which nothing here reads.
 _ONE_EPISODE_PER_FILE = ("v2.0", "v2.1")
 _MANY_EPISODES_PER_FILE = ("v3.0",)
 _IMAGE_TYPES = ("image", "video")
@@ -21,10 +21,11 @@ _IMAGE_TYPES = ("image", "video")
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """A feature of info.json. dtype is a NumPy name, "string", "image" or "video".
+    """A feature of info.json.
 
-    shape is (height, width, channels) for an image, whichever way info.json has it. names are the
-    names of the dimensions, empty when info.json has none that fit the shape.
+    dtype: a NumPy name, "string", "image" or "video".
+    shape: (height, width, channels) for an image, whatever order info.json has.
+    names: of the dimensions; empty when info.json has none that fit the shape.
     """
 
     key: str
@@ -48,7 +49,7 @@ class VideoSpan:
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """length is in steps; data_file holds its rows, alone or among those of other episodes."""
+    """An episode of `length` steps; `data_file` holds its rows, perhaps among those of others."""
 
     index: int
     length: int
@@ -58,9 +59,12 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True)
 class LeRobotFolder:
-    """episodes are in the order of their index. tasks are the instructions by task_index.
+    """The content of meta/.
 
-    video_frames: how many frames the episodes claim of each video file, over all episodes.
+    episodes: in the order of their index.
+    tasks: instructions by task_index.
+    splits: episode indices by split.
+    video_frames: how many frames of each video file all episodes together claim.
     """
 
     path: Path
@@ -75,9 +79,9 @@ class LeRobotFolder:
 
 
 def read_lerobot_folder(path: Path | str) -> LeRobotFolder:
-    """Reads the files below meta/. DataError names a file, key or episode that is not as it must.
+    """Reads the files below meta/. DataError names a file, key or episode that is wrong.
 
-    Reads no data and no video, and does not check that those files are there.
+    Data and videos are not read, nor is it checked that their files exist.
     """
     path = Path(path)
     info_file = path / "meta/info.json"
@@ -135,7 +139,7 @@ def _features(described: Mapping[str, Any], file: Path) -> dict[str, Feature]:
 def _height_width_channels(
     key: str, shape: tuple[int, ...], names: Any, file: Path
 ) -> tuple[int, int, int]:
-    """LeRobot allows channels first and channels last; the names say which, else the numbers."""
+    """Sorts the shape of an image; its names, or else its numbers, tell which are the channels."""
     if len(shape) != 3:
         raise DataError(f"{file}: image {key!r} has the shape {shape}, expected three numbers")
     if isinstance(names, list) and len(names) == 3:
@@ -160,7 +164,7 @@ def _is_depth(entry: Mapping[str, Any]) -> bool:
 
 
 def _dimension_names(names: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """From a list, {"motors": [...]}, or {name: position}; () unless there is one per dimension."""
+    """Names from a list, {"motors": [...]} or {name: position}; () unless one per dimension."""
     if isinstance(names, Mapping):
         values = list(names.values())
         if values and all(isinstance(value, int) for value in values):
@@ -236,7 +240,7 @@ def _episode_of_row(
             "file_index": int(get(f"{prefix}/file_index")),
         }
         start, stop = float(get(f"{prefix}/from_timestamp")), float(get(f"{prefix}/to_timestamp"))
-        # A span may be longer (a sound track outlasts the picture), never shorter by a frame.
+        # A span may be longer (a sound track may outlast the picture), but not a frame shorter.
         if (stop - start) * fps < length - 0.5:
             raise DataError(
                 f"{file}: episode {index}: {key!r} lasts from {start} to {stop} s, that is "
@@ -274,7 +278,7 @@ def _tasks_from_lines(file: Path) -> dict[int, str]:
 
 
 def _tasks_from_table(file: Path) -> dict[int, str]:
-    """The instruction is the index of the table, under whatever name pandas gave that column."""
+    """Instructions by task_index; they are the table's index, whatever pandas called it."""
     import pyarrow.parquet as pq
 
     if not file.is_file():
@@ -298,7 +302,7 @@ def _is_text(kind: Any) -> bool:
 def _splits(
     info: Mapping[str, Any], episodes: Iterable[Episode], file: Path
 ) -> dict[str, tuple[int, ...]]:
-    """Episode indices by split. One split is all episodes, whatever range a stale file gives it."""
+    """Episode indices by split. A single split holds all episodes, even if info.json is stale."""
     indices = [episode.index for episode in episodes]
     ranges = info.get("splits") or {"train": ""}
     if len(ranges) == 1:

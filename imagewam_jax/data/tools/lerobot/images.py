@@ -1,7 +1,7 @@
-"""JPEGs of the images of a LeRobot set: from decoded video frames, or from what parquet holds.
+"""JPEGs of the images of a LeRobot dataset: from decoded video frames, or from parquet.
 
-JPEGs already there are kept byte for byte unless they have to be resized. Chroma is stored at half
-resolution where the source has it so (nearly every video), at full resolution otherwise.
+Stored JPEGs are kept byte for byte unless they have to be resized. Chroma is stored at half
+resolution if the source does so (nearly every video), otherwise at full resolution.
 """
 
 import io
@@ -20,7 +20,7 @@ from imagewam_jax.errors import DataError
 
 
 class ImageForm(NamedTuple):
-    """source: (height, width) that the images must have. size: what they become, None to keep."""
+    """source: (height, width) that images must have. size: what they become; None: as they are."""
 
     source: tuple[int, int]
     size: tuple[int, int] | None
@@ -30,7 +30,7 @@ class ImageForm(NamedTuple):
 def jpeg_of_frame(
     frame: av.VideoFrame, form: ImageForm, where: str, converter: VideoReformatter
 ) -> bytes:
-    """converter: kept from frame to frame, since making one takes longer than using it."""
+    """Encodes a video frame. `converter` is reused, since making one takes longer than using it."""
     _check_size((frame.height, frame.width), form, where)
     halved = "420" in frame.format.name or frame.format.name in ("nv12", "nv21")
     pixels = converter.reformat(frame, format="rgb24").to_ndarray()
@@ -38,7 +38,7 @@ def jpeg_of_frame(
 
 
 def jpeg_of_stored(value: Mapping[str, Any], root: Path, form: ImageForm, where: str) -> bytes:
-    """value is a row of an image column: {"bytes": bytes or None, "path": below `root` or None}."""
+    """Encodes or keeps a row of an image column: {"bytes": bytes or None, "path": below `root`}."""
     data = value.get("bytes")
     if data is None:
         file = root / (value.get("path") or "")
@@ -78,7 +78,7 @@ def _check_size(found: tuple[int, int], form: ImageForm, where: str) -> None:
 def _encode(pixels: UInt8[np.ndarray, "h w 3"], form: ImageForm, chroma: str) -> bytes:
     if form.size is not None and form.size != form.source:
         height, width = form.size
-        # Antialiased when it shrinks, as the resize on device is.
+        # This is antialiased when it shrinks, as `preprocess.resize` is.
         resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.asarray(resized)
     return simplejpeg.encode_jpeg(

@@ -1,4 +1,4 @@
-"""Which feature of a LeRobot set becomes which feature of the RLDS set.
+"""Which feature of a LeRobot dataset becomes which feature of the RLDS dataset.
 
 | LeRobot | RLDS step |
 |---|---|
@@ -9,7 +9,7 @@
 | anything else, `X` | `X` |
 
 Dots inside a name become underscores. Every number and string of a step is kept, with the dtype and
-shape of info.json; float64 is stored compressed (zlib), since TFDS would else round it to float32.
+shape of info.json; float64 is stored compressed (zlib), since TFDS would round it to float32.
 Four features are made, not copied, because RLDS defines them: `is_first`, `is_last`, `is_terminal`
 (at the last step: the stored `is_terminal`, else `next.done`, else true), `language_instruction`
 (the task of the step's task_index). `reward` is the stored one, else `next.reward`, else 0;
@@ -26,7 +26,7 @@ from imagewam_jax.data.tools.lerobot.folder import Feature
 from imagewam_jax.errors import DataError
 
 ROW_NUMBERS = ("episode_index", "frame_index", "index")
-# Made by episodes.py; a stored feature of that name goes into them and is not copied as well.
+# episodes.py makes these; stored features of these names go into them and are not copied as well.
 MADE = ("is_first", "is_last", "is_terminal", "reward", "discount")
 _TEXT_KEY = "language_instruction"
 _IMAGE_PREFIXES = ("observation.images.", "observation.image.", "observation.")
@@ -34,10 +34,12 @@ _IMAGE_PREFIXES = ("observation.images.", "observation.image.", "observation.")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """LeRobot feature to RLDS key: of cameras, and of the numbers and strings that are copied.
+    """Which LeRobot features become which RLDS keys.
 
-    read: all that has to be read from parquet, which is more than what is copied. size is the
-    (height, width) that every image is resized to, if any. skip: features left out.
+    cameras, copied: LeRobot feature -> RLDS key, of images and of other features.
+    read: the features to read from parquet, which are more than those that are copied.
+    size: the (height, width) that every image is resized to, if any.
+    skip: features that are left out.
     """
 
     cameras: Mapping[str, str]
@@ -48,7 +50,7 @@ class Layout:
     skip: tuple[str, ...]
 
     def image_shape(self, key: str) -> tuple[int, int, int]:
-        """(height, width, 3) as written."""
+        """The (height, width, 3) of an image as it is written."""
         height, width, _ = self.features[key].shape
         return (*(self.size or (height, width)), 3)
 
@@ -58,7 +60,10 @@ def plan_layout(
     size: tuple[int, int] | None = None,
     skip: Collection[str] = (),
 ) -> Layout:
-    """DataError when a feature has no place in RLDS (`skip` leaves it out), or two the same."""
+    """Gives each feature its RLDS key, but those to `skip`.
+
+    DataError: a feature cannot be stored in RLDS, or two have the same key.
+    """
     cameras: dict[str, str] = {}
     copied: dict[str, str] = {}
     read: dict[str, Feature] = {}
@@ -91,7 +96,7 @@ def plan_layout(
 
 
 def rlds_key(feature: Feature) -> str:
-    """The key below `steps`."""
+    """The key of a feature below `steps`."""
     key = feature.key
     if feature.is_image:
         for prefix in _IMAGE_PREFIXES:

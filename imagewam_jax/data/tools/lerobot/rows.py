@@ -13,15 +13,15 @@ from imagewam_jax.data.tools.lerobot.folder import Episode, Feature
 from imagewam_jax.data.tools.lerobot.layout import Layout
 from imagewam_jax.errors import DataError
 
-# Rows read at once. With images inside the table, this bounds what is held beside the episode.
+# Rows read at once. With images in the table, this bounds the memory beside the episode itself.
 _BATCH_ROWS = 64
 
 
 class ParquetRows:
-    """One parquet file, read forwards: episodes in their order cost one pass over it."""
+    """One parquet file. Reading episodes in their order costs one pass over it."""
 
     def __init__(self, file: Path, layout: Layout, *, images: bool = True):
-        """Raises DataError if the columns of the file are not those of info.json."""
+        """DataError: the columns of the file are not those of info.json."""
         if not file.is_file():
             raise DataError(f"{file}: missing")
         try:
@@ -37,11 +37,11 @@ class ParquetRows:
             f"{file}: 'episode_index'",
         ).reshape(-1)
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._next_row = len(self._episode_of_row)  # of the batches; there are none yet
-        self._held: pa.Table | None = None  # rows just before _next_row, not yet given out
+        self._next_row = len(self._episode_of_row)  # the one after the batches read so far
+        self._held: pa.Table | None = None  # rows before `_next_row` that are not given out yet
 
     def episode(self, episode: Episode) -> dict[str, Any]:
-        """Columns of an episode by LeRobot key.
+        """Reads the columns of an episode, by LeRobot key.
 
         Numbers are arrays [steps, *shape] of the declared dtype; strings are lists; images lists
         of {"bytes", "path"}. DataError names the file, the column and what is wrong with it.
@@ -64,7 +64,7 @@ class ParquetRows:
         missing = sorted(set(self._features) - found)
         if missing:
             raise DataError(f"{self.file}: no column {missing}, which info.json lists")
-        # A video may be a column of references to frames as well. pandas may add its own index.
+        # A video may also be a column of references to frames. pandas may add an index of its own.
         extra = sorted(
             name
             for name in found - set(layout.features) - set(layout.skip)
@@ -106,7 +106,7 @@ class ParquetRows:
         return table.slice(start - first, stop - start)
 
     def _open_at(self, row: int) -> None:
-        """Starts over at the row group that holds a row."""
+        """Starts to read at the row group that holds a row."""
         metadata = self._parquet.metadata
         group, first = 0, 0
         while first + metadata.row_group(group).num_rows <= row:
@@ -136,7 +136,10 @@ def _whole(column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
 
 
 def _numbers(column: pa.ChunkedArray, feature: Feature, where: str) -> np.ndarray:
-    """[rows, *shape] in the declared dtype. A shape (1,) may be stored as plain numbers."""
+    """Converts a column to an array [rows, *shape] of the declared dtype.
+
+    A shape (1,) may be stored as plain numbers.
+    """
     rows = len(column)
     array = _whole(column, where).combine_chunks()
     if isinstance(array, pa.ExtensionArray):
@@ -167,7 +170,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _cast(values: np.ndarray, feature: Feature, where: str) -> np.ndarray:
-    """To the declared dtype. Only floats may be rounded by it, to a declared smaller float."""
+    """Converts to the declared dtype. Only floats may be rounded, to a declared smaller float."""
     wanted = np.dtype(feature.dtype)
     if values.dtype == wanted:
         return values

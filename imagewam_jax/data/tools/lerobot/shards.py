@@ -1,4 +1,7 @@
-"""RLDS shards and their metadata, written with TFDS. TensorFlow is imported inside, never above."""
+"""RLDS shards and their metadata, written with TFDS.
+
+TensorFlow is imported inside of functions, since only an import needs it.
+"""
 
 import os
 from pathlib import Path
@@ -9,13 +12,13 @@ import numpy as np
 from imagewam_jax.data.tools.lerobot.layout import Layout
 from imagewam_jax.errors import DataError
 
-# TFDS itself cuts shards at 1 GiB; a record, being one protocol buffer message, ends at 2 GiB.
+# TFDS itself cuts shards at 1 GiB; a record is one protocol buffer message, at most 2 GiB.
 SHARD_LIMIT = 2**30
 _RECORD_LIMIT = 2**31 - 2**20
 
 
-class Part(NamedTuple):
-    """One finished shard file: episodes in it, and their bytes."""
+class Shard(NamedTuple):
+    """A finished shard file, how many episodes it holds, and their bytes."""
 
     file: str
     episodes: int
@@ -45,7 +48,7 @@ def rlds_features(layout: Layout) -> Any:
         elif described.dtype == "string":
             feature = tfds.features.Text()
         else:
-            # The float lists of a tf.train.Example are of 32 bits.
+            # The floats of a tf.train.Example have 32 bits.
             encoding = "zlib" if described.dtype == "float64" else "none"
             feature = tfds.features.Tensor(
                 shape=described.shape, dtype=np.dtype(described.dtype), encoding=encoding
@@ -72,7 +75,7 @@ class ShardWriter:
     def __init__(self, stem: Path, features: Any):
         self._stem = stem
         self._features = features
-        self._parts: list[Part] = []
+        self._shards: list[Shard] = []
         self._writer: Any = None
         self._episodes = 0
         self._bytes = 0
@@ -94,36 +97,36 @@ class ShardWriter:
             )
         record = self._features.serialize_example(episode)
         if self._writer is not None and self._bytes + len(record) > SHARD_LIMIT:
-            self._close_part()
+            self._close_shard()
         if self._writer is None:
             self._writer = tf.io.TFRecordWriter(str(self._open_file()))
         self._writer.write(record)
         self._episodes += 1
         self._bytes += len(record)
 
-    def finish(self) -> list[Part]:
+    def finish(self) -> list[Shard]:
         if self._writer is not None:
-            self._close_part()
-        return self._parts
+            self._close_shard()
+        return self._shards
 
     def abandon(self) -> None:
-        """Drops what is not finished."""
+        """Removes the shard that is not finished."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
             self._open_file().unlink(missing_ok=True)
 
     def _open_file(self) -> Path:
-        return self._stem.with_name(f"{self._stem.name}-{len(self._parts)}.open-{os.getpid()}")
+        return self._stem.with_name(f"{self._stem.name}-{len(self._shards)}.open-{os.getpid()}")
 
-    def _close_part(self) -> None:
-        file = self._stem.with_name(f"{self._stem.name}-{len(self._parts)}.tfrecord")
+    def _close_shard(self) -> None:
+        file = self._stem.with_name(f"{self._stem.name}-{len(self._shards)}.tfrecord")
         self._writer.close()
         self._writer = None
         with open(self._open_file(), "rb+") as written:
             os.fsync(written.fileno())
         os.replace(self._open_file(), file)
-        self._parts.append(Part(file.name, self._episodes, self._bytes))
+        self._shards.append(Shard(file.name, self._episodes, self._bytes))
         self._episodes = self._bytes = 0
 
 
@@ -131,11 +134,11 @@ def publish(
     work: Path,
     target: Path,
     name: str,
-    parts: dict[str, list[Part]],
+    shards: dict[str, list[Shard]],
     features: Any,
     description: str,
 ) -> None:
-    """Gathers the shards below `work` into a TFDS version folder and puts it at `target`.
+    """Gathers the shards in `work` into a TFDS version folder and moves it to `target`.
 
     Until the last rename, `work` keeps every shard, so a run that is killed here loses none.
     """
@@ -147,18 +150,18 @@ def publish(
         data_dir=ready, dataset_name=name, filetype_suffix="tfrecord", split="train"
     )
     splits = []
-    for split, shards in parts.items():
+    for split, of_split in shards.items():
         naming = template.replace(split=split)
-        for number, part in enumerate(shards):
+        for number, shard in enumerate(of_split):
             _link(
-                work / part.file,
-                naming.sharded_filepath(shard_index=number, num_shards=len(shards)),
+                work / shard.file,
+                naming.sharded_filepath(shard_index=number, num_shards=len(of_split)),
             )
         splits.append(
             tfds.core.SplitInfo(
                 name=split,
-                shard_lengths=[part.episodes for part in shards],
-                num_bytes=sum(part.num_bytes for part in shards),
+                shard_lengths=[shard.episodes for shard in of_split],
+                num_bytes=sum(shard.num_bytes for shard in of_split),
                 filename_template=naming,
             )
         )
@@ -169,14 +172,14 @@ def publish(
         version=target.name,
         check_data=False,
         description=description,
-        # Read in the order of the episodes unless asked otherwise.
+        # So that it is read in the order of the episodes unless asked otherwise.
         disable_shuffling=True,
     )
     os.replace(ready, target)
 
 
 def _link(source: Path, target: Any) -> None:
-    """A second name for a file; a rename where the file system knows no such thing."""
+    """Gives a file a second name; renames it where the file system has no links."""
     try:
         os.link(source, os.fspath(target))
     except OSError:

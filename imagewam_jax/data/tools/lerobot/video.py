@@ -1,10 +1,10 @@
-"""Frames of a video by their presentation time: exact, forwards, one pass over a file.
+"""Frames of a video by their presentation time: exactly, and in one pass over a file.
 
-Which stored frame is frame i of an episode is decided from the times that the file lists for its
-frames, before anything is decoded: the frame shown nearest to start + i / fps. That holds for
-files of many episodes, whose start times carry rounding errors, since a quarter of a frame is
-accepted and nothing more: a shift by a whole frame cannot pass. The decoder must then
-produce exactly the listed times, in order.
+Before anything is decoded, the times that the file lists for its frames decide which of them is
+frame i of an episode: the one that is shown nearest to start + i / fps. It may be off by a quarter
+of a frame, since start times within files of many episodes carry rounding errors, but not by more,
+so a shift by a whole frame cannot pass. The decoder must then produce exactly the listed times, in
+order.
 """
 
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ import numpy as np
 
 from imagewam_jax.errors import DataError
 
-# In frames. Half a frame would be ambiguous.
+# In frames; half a frame would be ambiguous.
 TOLERANCE = 0.25
-# Frames that are decoded and dropped rather than sought over.
+# Up to so many frames, decoding and dropping them is cheaper than seeking.
 _WORTH_SEEKING = 64
 
 
 class VideoFrames:
-    """The frames of one file. `threads` is what the decoder may use, 0 for all cores."""
+    """The frames of one file. The decoder uses `threads` threads; 0: one per core."""
 
     def __init__(self, file: Path, threads: int = 1):
         """Lists the frames without decoding. DataError if the file is missing or not a video."""
@@ -32,7 +32,7 @@ class VideoFrames:
         self._threads = threads
         self._container: av.container.InputContainer | None = None
         self._frames: Iterator[av.VideoFrame] = iter(())
-        self._position: int | None = None  # of the frame that comes next, None when not known
+        self._position: int | None = None  # number of the next frame; None: not known
         try:
             with av.open(str(file)) as container:
                 stream = _video_stream(container, file)
@@ -53,9 +53,9 @@ class VideoFrames:
         return len(self._pts)
 
     def find(self, start: float, length: int, fps: float, episode: int) -> int:
-        """Number in the file of an episode's first frame; the rest follow it one by one.
+        """The number in the file of an episode's first frame; the others follow it one by one.
 
-        Raises DataError naming the first frame that is missing or is not where it should be.
+        DataError names the first frame that is missing or is not where it should be.
         """
         if not len(self._pts):
             raise DataError(f"{self.file}: no frames, expected {length} of episode {episode}")
@@ -79,7 +79,7 @@ class VideoFrames:
                 f"the nearest is at {times[nearest[i]]:.4f} s; {held}, info.json says {fps:g} per "
                 "second"
             )
-        # Within the tolerance two frames never are the same one, but some may lie between.
+        # Within the tolerance two frames are never the same one, but others may lie between them.
         apart = np.diff(nearest)
         if (apart != 1).any():
             i = int(np.argmax(apart != 1))
@@ -90,7 +90,7 @@ class VideoFrames:
         return int(nearest[0])
 
     def frames(self, first: int, count: int) -> Iterator[av.VideoFrame]:
-        """Frames first to first + count, decoded. Cheap where a previous call left off."""
+        """Decodes frames first to first + count. Going on where a previous call ended is cheap."""
         try:
             self._go_to(first)
             for number in range(first, first + count):
@@ -106,7 +106,7 @@ class VideoFrames:
         self._container, self._frames, self._position = None, iter(()), None
 
     def _next(self, number: int) -> av.VideoFrame:
-        """Decodes the next frame, which must be this one of the file."""
+        """Decodes the next frame, which must be the one of this number."""
         frame = next(self._frames, None)
         if frame is None:
             raise DataError(
@@ -122,7 +122,7 @@ class VideoFrames:
         return frame
 
     def _go_to(self, number: int) -> None:
-        """Makes `number` the next frame: by decoding up to it, or from the keyframe before it."""
+        """Makes `number` the next frame, by decoding up to it from here or from a keyframe."""
         before = self._keyframes[self._keyframes < self._pts[number]] if number else ()
         keyframe = int(np.searchsorted(self._pts, before[-1])) if len(before) else 0
         position = -1 if self._position is None else self._position
@@ -135,10 +135,10 @@ class VideoFrames:
             self._next(self._position)
 
     def _seek(self, keyframe: int, number: int) -> None:
-        """Moves to some frame not after `number`: the start, if the file does not seek well."""
+        """Seeks to a frame not after `number`; to the start of the file if seeking fails."""
         self._container.seek(int(self._pts[keyframe]), stream=self._container.streams.video[0])
         for frame in self._frames:
-            # Before the keyframe come frames that lean on what was not decoded.
+            # Frames before the keyframe depend on frames that were not decoded.
             if frame.pts is not None and frame.pts >= self._pts[keyframe]:
                 reached = int(np.searchsorted(self._pts, frame.pts))
                 if reached < number and frame.pts == self._pts[reached]:

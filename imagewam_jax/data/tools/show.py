@@ -1,4 +1,4 @@
-"""The page about a dataset or a mixture."""
+"""Writes a page to look at a dataset or a mixture with."""
 
 import collections
 from collections.abc import Iterator, Mapping
@@ -9,10 +9,9 @@ from tqdm import tqdm
 
 from imagewam_jax.data.datasets import Data, Dataset
 from imagewam_jax.data.loading.loader import Source
-from imagewam_jax.data.loading.start_frames import parse_part
-from imagewam_jax.data.statistics.by_dataset import dataset_statistics, statistics_by_dataset
-from imagewam_jax.data.tools.show import plots
-from imagewam_jax.data.tools.show.sheets import contact_sheet
+from imagewam_jax.data.loading.start_frames import parse_split
+from imagewam_jax.data.statistics.exact import dataset_statistics, statistics_by_dataset
+from imagewam_jax.data.tools import show_pictures
 from imagewam_jax.data.transforms.standardize import NO_TEXT
 from imagewam_jax.html.page import Section, picture, write_page
 from imagewam_jax.preprocess.normalization import Normalizer, make_normalizer
@@ -26,9 +25,11 @@ def write_data_page(
 ) -> Path:
     """Writes one self-contained HTML file about a part of each dataset; returns its path.
 
-    `episodes` of each dataset are drawn, spread over the part; `normalization` is a mode of
-    `normalization.make_normalizer`, with statistics of each dataset or, `pooled`, of all. Frames
-    that cannot be read are grey, and listed.
+    episodes: how many of each dataset are shown, spread over the part.
+    normalization: a mode of `normalization.make_normalizer`.
+    pooled: normalize by the statistics of all datasets together, rather than of each.
+
+    Frames that cannot be read are grey, and listed.
     """
     sources = data.sources(part)
     statistics = statistics_by_dataset(data, part, pooled=pooled)
@@ -59,7 +60,7 @@ def _mixture(sources: list[Source]) -> Section:
         )
         for s in sources
     ]
-    chart = plots.shares({name: (drawn[name], there[name]) for name in drawn})
+    chart = show_pictures.shares({name: (drawn[name], there[name]) for name in drawn})
     return Section("Mixture", "", rows, [picture(chart)])
 
 
@@ -79,7 +80,7 @@ def _dataset(
 def _facts(dataset: Dataset, source: Source, part: str) -> Section:
     spec, split = dataset.spec, source.reader.split
     first, last = dataset.episodes(part)
-    steps = dataset.standard.splits[parse_part(part).split].episode_steps[first:last]
+    steps = dataset.standardized.splits[parse_split(part).name].episode_steps[first:last]
     sizes = {
         role: np.unique(split.images[camera.key].size_ehw, axis=0).tolist()
         for role, camera in spec.cameras
@@ -94,7 +95,7 @@ def _facts(dataset: Dataset, source: Source, part: str) -> Section:
         ("steps", f"{steps.sum():,}"),
         ("samples", f"{len(source.start_frames):,}"),
         ("control rate", f"{spec.control_hz:g} Hz"),
-        ("transform", ", ".join([spec.transform, *spec.filters, *spec.cuts])),
+        ("transform", ", ".join([spec.transform, *spec.filters, *spec.drop_filters])),
         ("instructions at", ", ".join(spec.language) or "none"),
     ]
     rows += [
@@ -113,25 +114,26 @@ def _facts(dataset: Dataset, source: Source, part: str) -> Section:
             for dim, relative in zip(encoding.dims, encoding.relative, strict=True)
         ]
         rows.append((f"{field}: {encoding.name}", ", ".join(dims) or "none"))
-    return Section(dataset.name, "", rows, [picture(plots.lengths(np.asarray(steps)))])
+    return Section(dataset.name, "", rows, [picture(show_pictures.lengths(np.asarray(steps)))])
 
 
 def _chosen(dataset: Dataset, part: str, count: int) -> list[tuple[int, int, int]]:
-    """(number, first step, steps) of some episodes spread over a part, without empty ones."""
-    split = parse_part(part).split
-    standard, start = dataset.standard.splits[split], dataset.index.split(split).episode_start
+    """Chooses episodes spread over a part, without empty ones: (number, first frame, steps)."""
+    split = parse_split(part).name
+    standardized = dataset.standardized.splits[split]
+    start = dataset.index.split(split).episode_start
     numbers = np.arange(*dataset.episodes(part))
-    numbers = numbers[standard.episode_steps[numbers] > 0]
+    numbers = numbers[standardized.episode_steps[numbers] > 0]
     spread = np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int))
-    return [(int(n), int(start[n]), int(standard.episode_steps[n])) for n in numbers[spread]]
+    return [(int(n), int(start[n]), int(standardized.episode_steps[n])) for n in numbers[spread]]
 
 
 def _sheets(dataset: Dataset, source: Source, part: str, episodes: int) -> Section:
     reader, pictures, problems = source.reader, [], []
     for number, start, steps in _chosen(dataset, part, episodes):
-        sheet = contact_sheet(reader, start, steps)
-        row = reader.standard.text_ids[start, 0]
-        text = "no instruction" if row == NO_TEXT else dataset.standard.instructions[row]
+        sheet = show_pictures.contact_sheet(reader, start, steps)
+        row = reader.standardized.text_ids[start, 0]
+        text = "no instruction" if row == NO_TEXT else dataset.standardized.instructions[row]
         pictures.append(picture(sheet.jpeg, f"episode {number}, {steps} steps: {text}"))
         problems += sheet.problems
     cameras = ", ".join(reader.sample.cameras)
@@ -145,11 +147,11 @@ def _sheets(dataset: Dataset, source: Source, part: str, episodes: int) -> Secti
 
 
 def _instructions(dataset: Dataset, source: Source) -> Section:
-    ids = source.reader.standard.text_ids[source.start_frames]
+    ids = source.reader.standardized.text_ids[source.start_frames]
     counts = collections.Counter(ids[ids != NO_TEXT].tolist())
     most = counts.most_common(SHOWN_INSTRUCTIONS)
     rows = [("instruction", "samples")]
-    rows += [(dataset.standard.instructions[row], f"{count:,}") for row, count in most]
+    rows += [(dataset.standardized.instructions[row], f"{count:,}") for row, count in most]
     without = int((ids[:, 0] == NO_TEXT).sum())
     text = f"{len(counts)} instructions, {without} samples without one."
     if len(counts) > len(most):
@@ -164,14 +166,15 @@ def _numbers(
     episodes: int,
     normalizers: Mapping[str, Normalizer],
 ) -> Iterator[Section]:
-    """Actions and states: curves of some episodes, and all steps before and after normalising."""
-    standard = source.reader.standard
+    """Sections of actions and states: curves of episodes, and histograms before and after
+    normalization."""
+    standardized = source.reader.standardized
     statistics = dataset_statistics([dataset], part)
     chosen = _chosen(dataset, part, episodes)
     frames = np.concatenate([start + np.arange(n) for _, start, n in _chosen(dataset, part, 10**9)])
     frames = frames[:: -(-len(frames) // HISTOGRAM_STEPS)]
-    usable = [standard.usable[start : start + steps] for _, start, steps in chosen]
-    for field, values in (("action", standard.actions), ("state", standard.states)):
+    can_start = [standardized.can_start[start : start + steps] for _, start, steps in chosen]
+    for field, values in (("action", standardized.actions), ("state", standardized.states)):
         dims = getattr(dataset.spec, field).dims
         if not dims:
             continue
@@ -191,9 +194,9 @@ def _numbers(
             text,
             rows,
             [
-                picture(plots.curves(curves, usable, list(dims))),
+                picture(show_pictures.curves(curves, can_start, list(dims))),
                 picture(
-                    plots.histograms(sample, normalized, dims),
+                    show_pictures.histograms(sample, normalized, dims),
                     "in their own units, and below normalised, with [-1, 1] shaded; log counts",
                 ),
             ],

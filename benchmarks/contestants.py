@@ -1,7 +1,7 @@
-"""The two sides of the benchmark, each for a process of its own.
+"""The contestants of the benchmark, ours and PyTorch, each for a process of its own.
 
-A side is a dictionary of functions without arguments; a call of one is one measurement. All
-start from the same raw NumPy data and end with the result on the host.
+A contestant is a dictionary of functions without arguments; one call is one measurement. All start
+from the same raw NumPy data and end with the result on the host.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,12 @@ from imagewam_jax.checkpoints.assets import asset_trees
 from imagewam_jax.models.parameters import policy_builder
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.training.sharding import make_mesh
-from imagewam_jax.training.step import make_trainer
+from imagewam_jax.training.step import (
+    abstract_state,
+    init_state,
+    jit_train_step,
+    step_settings,
+)
 
 Calls = dict[str, Callable[[], np.ndarray]]
 
@@ -26,10 +31,10 @@ def jax_calls(work: Workload) -> Calls:
     """`act` and `train` as `imagewam evaluate` and `imagewam train` run them."""
     metadata = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
     policy = Policy(policy_builder(work.policy)(work.params), work.assets, metadata, 0)
+    settings = step_settings(work.config, work.policy)
     mesh = make_mesh(work.config["mesh"], jax.devices()[:1])
-    trainer = make_trainer(work.config, work.policy, mesh)
-    step = jax.jit(trainer.step, donate_argnums=0)
-    state = jax.jit(trainer.init)(work.config["seed"], {})
+    step = jit_train_step(settings, abstract_state(settings, mesh))
+    state = jax.jit(init_state, static_argnums=0)(settings, {})
 
     def train() -> np.ndarray:
         nonlocal state
@@ -40,8 +45,10 @@ def jax_calls(work: Workload) -> Calls:
 
 
 def torch_calls(work: Workload, compiled: bool) -> Calls:
-    """The same in PyTorch; `compiled`: prefill with all Euler steps, and the loss, each as one
-    graph."""
+    """The same in PyTorch.
+
+    compiled: prefill with all Euler steps is one compiled graph, and the loss another.
+    """
     assets = PolicyAssets(asset_trees(work.assets), work.assets.autoencoder.factor)
     rows, columns = (
         side // work.assets.autoencoder.factor for side in work.config["data"]["image_size"]

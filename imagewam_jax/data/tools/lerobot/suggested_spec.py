@@ -1,4 +1,4 @@
-"""The registry row that reads an imported set, as far as a LeRobot folder lets one guess it."""
+"""The dataset spec that reads an imported dataset, as far as a LeRobot folder tells it."""
 
 import pprint
 import re
@@ -11,14 +11,14 @@ from imagewam_jax.data.tools.lerobot.layout import Layout
 _ON_THE_HAND = re.compile(r"wrist|hand|gripper")
 
 
-def suggested_row(folder: LeRobotFolder, layout: Layout) -> dict[str, Any]:
-    """A section of `data.rows`.
+def suggested_spec(folder: LeRobotFolder, layout: Layout) -> dict[str, Any]:
+    """An entry of `data.rows`.
 
-    Guessed, for a person to check: the roles of cameras (by their names), and that no dimension of
-    the action is relative, which LeRobot does not record.
+    Two things are guesses for a person to check: the roles of cameras (by their names), and that no
+    dimension of the action is relative (LeRobot does not record it).
     """
-    action = _laid_side_by_side(layout, "action")
-    state = _laid_side_by_side(layout, "observation/state")
+    action = _vector_keys(layout, "action")
+    state = _vector_keys(layout, "observation/state")
     dims = _dims(layout, action)
     return {
         "cameras": _roles(layout.cameras),
@@ -31,17 +31,17 @@ def suggested_row(folder: LeRobotFolder, layout: Layout) -> dict[str, Any]:
     }
 
 
-def describe_row(folder: LeRobotFolder, layout: Layout, name: str) -> str:
-    """What to put into a config, with what has to be checked in it."""
-    row = suggested_row(folder, layout)
-    unused = sorted(set(layout.cameras.values()) - set(row["cameras"].values()))
+def describe_spec(folder: LeRobotFolder, layout: Layout, name: str) -> str:
+    """The lines to put into a config, and what has to be checked in them."""
+    spec = suggested_spec(folder, layout)
+    unused = sorted(set(layout.cameras.values()) - set(spec["cameras"].values()))
     notes = [
         "check: `relative` is True for dimensions of the action that are displacements;",
         "       the cameras' roles are guessed from their names",
     ]
     if unused:
         notes.append(f"       cameras without a role: {unused}")
-    body = pprint.pformat({name: row}, width=96, sort_dicts=False, compact=True)
+    body = pprint.pformat({name: spec}, width=96, sort_dicts=False, compact=True)
     lines = [f"config.data.dataset = {name!r}", f"config.data.rows = {body}"]
     return "\n".join([*lines, *(f"# {note}" for note in notes)])
 
@@ -61,8 +61,8 @@ def _roles(cameras: Mapping[str, str]) -> dict[str, str]:
     return roles
 
 
-def _laid_side_by_side(layout: Layout, key: str) -> list[str]:
-    """LeRobot keys of the feature itself, or else of its pieces (`action.arm`, `action.hand`)."""
+def _vector_keys(layout: Layout, key: str) -> list[str]:
+    """The LeRobot key of a vector, or else those of its pieces (`action.arm`, `action.hand`)."""
     exact = [k for k, target in layout.copied.items() if target == key]
     pieces = [k for k, target in layout.copied.items() if target.startswith(f"{key}_")]
     found = exact or pieces
@@ -70,7 +70,7 @@ def _laid_side_by_side(layout: Layout, key: str) -> list[str]:
 
 
 def _dims(layout: Layout, keys: list[str]) -> list[str]:
-    """A name per number, those of info.json where it has them and none occurs twice."""
+    """A unique name for each dimension, from info.json where it has names."""
     dims = []
     for key in keys:
         feature = layout.features[key]

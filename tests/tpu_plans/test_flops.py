@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from imagewam_jax.tpu_plans.jaxpr_flops import UnknownTripCount, function_flops
+from imagewam_jax.tpu_plans.flops import UnknownTripCount, function_flops
 
 MATRIX = jax.ShapeDtypeStruct((16, 16), jnp.float32)
 ROWS = jax.ShapeDtypeStruct((8, 16), jnp.float32)
