@@ -84,7 +84,10 @@ AUGMENTATIONS = MappingProxyType(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The parameters of one camera's clip; the coin, which is the sample's, is apart. `jax.vmap` stacks them."""
+    """The parameters of one camera's clip; the coin, which is the sample's, is apart.
+
+    Under `jax.vmap`, those of several clips.
+    """
 
     color: Bool[Array, "*clips"]
     corrupt: Bool[Array, "*clips"]
