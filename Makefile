@@ -1,6 +1,7 @@
 # make demo: data, training, evaluation and report, from nothing, in a quarter of an hour on two cores.
-# make test: the whole test suite.
-# Both make their own environment in .venv first.
+# make test: what changes with daily work, in ten minutes on two cores.
+# make test-all: the whole test suite.
+# Each makes its own environment in .venv first.
 
 PYTHON ?= python3
 RUNS ?= runs
@@ -8,7 +9,7 @@ BIN := .venv/bin
 DATASET := $(RUNS)/rlds/metaworld_faucet/1.0.0
 RUN := $(RUNS)/quickstart
 
-.PHONY: demo test lint clean opengl
+.PHONY: demo test test-all lint clean opengl
 .DELETE_ON_ERROR:
 
 demo: $(RUN)/evaluation/report.html
@@ -45,8 +46,13 @@ $(RUN)/trained: $(DATASET)/dataset_info.json configs/quickstart.py
 $(RUN)/evaluation/report.html: $(RUN)/trained | opengl
 	$(BIN)/imagewam evaluate --checkpoint=$(RUN)
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/test opengl
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/test opengl
+	$(PYTEST)
 
 lint: .venv/test
 	$(BIN)/ruff check .

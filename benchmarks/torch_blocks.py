@@ -1,4 +1,4 @@
-"""The layers of ImageWAM in plain PyTorch (docs/spec/imagewam_flux2.md, 1): blocks, embeddings, heads."""
+"""Layers of ImageWAM in plain PyTorch: blocks, embeddings, heads (docs/spec/imagewam_flux2.md, 1)."""
 
 import math
 from collections.abc import Sequence

@@ -5,6 +5,8 @@ import os
 import shutil
 import tempfile
 
+from tests import array_annotations
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Most of the suite's time is compiling tiny models. Machine code that is not optimised is as right
@@ -19,6 +21,8 @@ _owned = _CACHE not in os.environ
 if _owned:
     os.environ[_CACHE] = tempfile.mkdtemp(prefix="imagewam-compiled-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+array_annotations.install()
 
 
 def pytest_collection_modifyitems(items):

@@ -55,7 +55,7 @@ class Dataset:
     standardized: StandardizedDataset
     sample: SampleSpec
     instructions: tuple[str, ...]
-    text_rows: Int32[np.ndarray, " instructions+1"]
+    text_rows: Int32[np.ndarray, " rows"]
     every: int
     unlabelled: str
 

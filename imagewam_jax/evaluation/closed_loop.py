@@ -98,7 +98,7 @@ def acting(policy: trained.Policy, seed: int = 0) -> Policy:
 
 def demonstrations_by_instruction(
     dataset: Dataset, split: str
-) -> Mapping[str, list[Float[np.ndarray, "t a"]]]:
+) -> Mapping[str, list[Float[np.ndarray, "_ a"]]]:
     """Reads the actions of all episodes, grouped by instruction."""
     reader = dataset.reader(split)
     found: dict[str, list] = {}

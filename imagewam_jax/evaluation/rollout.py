@@ -51,7 +51,7 @@ class RolloutResult:
     episodes: tuple[tuple[str, int], ...]
     success: Bool[np.ndarray, "n"]
     steps: Int[np.ndarray, "n"]
-    frames: Mapping[int, UInt8[np.ndarray, "t cameras h w 3"]]
+    frames: Mapping[int, UInt8[np.ndarray, "_ cameras h w 3"]]
 
 
 def rollout(
@@ -166,7 +166,7 @@ def random_policy(spec: SimulatorSpec, horizon: int, seed: int = 0) -> Policy:
 
 
 def replay_policy(
-    demonstrations: Mapping[str, Sequence[Float[np.ndarray, "t a"]]], horizon: int, seed: int = 0
+    demonstrations: Mapping[str, Sequence[Float[np.ndarray, "_ a"]]], horizon: int, seed: int = 0
 ) -> Policy:
     """Baseline: in each episode, the actions of one random demonstration of its instruction.
 

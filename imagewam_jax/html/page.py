@@ -48,7 +48,7 @@ def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section
     path.write_text(page.render(title=title, subtitle=subtitle, sections=sections))
 
 
-def image_grid(rows: Sequence[Sequence[UInt8[np.ndarray, "h w 3"]]]) -> bytes:
+def image_grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> bytes:
     """Arranges images of one size in rows, with thin white gaps, as a PNG file."""
     padded = [
         np.concatenate(

@@ -42,7 +42,7 @@ def attend_xla(
 
 def attention_weights(
     q_bsnh: Float[Array, "b s n h"],
-    keys: Sequence[Float[Array, "b t n h"]],
+    keys: Sequence[Float[Array, "b _ n h"]],
     length_b: Int[Array, " b"] | None = None,
 ) -> Float[Array, "b n s t"]:
     """The float32 softmax weights that `attend_xla` uses, over all segments' keys."""

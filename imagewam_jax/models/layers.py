@@ -163,7 +163,7 @@ class ModulationHead(nnx.Module):
 
 
 def modulate(
-    x: Float[Array, "b s d"], shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]
+    x: Float[Array, "b s d"], shift: Float[Array, "#b 1 d"], scale: Float[Array, "#b 1 d"]
 ) -> Float[Array, "b s d"]:
     """Layer norm, then `(1 + scale) * x + shift`."""
     return (1 + scale) * layer_norm(x) + shift
@@ -182,7 +182,7 @@ class OutputHead(nnx.Module):
         return self.modulation(jax.nn.silu(time_embedding))[:, None]
 
     def __call__(
-        self, x: Float[Array, "b s d"], condition: Float[Array, "b 1 2 d"]
+        self, x: Float[Array, "b s d"], condition: Float[Array, "#b 1 2 d"]
     ) -> Float[Array, "b s out"]:
         return self.linear(modulate(x, condition[:, :, 0], condition[:, :, 1]))
 

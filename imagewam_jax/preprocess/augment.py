@@ -84,17 +84,22 @@ AUGMENTATIONS = MappingProxyType(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The parameters of one camera's clip; the coin, which is the sample's, is apart."""
+    """The parameters of one camera's clip; the coin, which is the sample's, is apart.
 
-    color: Bool[Array, ""]
-    corrupt: Bool[Array, ""]
-    order: Int32[Array, "4"]  # a permutation of BRIGHTNESS, CONTRAST, SATURATION and HUE
-    jitter: Float32[Array, "4"]  # their parameters, in that sequence whatever the order
-    gamma: Float32[Array, ""]
-    exposure: Float32[Array, ""]
-    noise_key: Key[Array, ""]
+    Under `jax.vmap`, those of several clips.
+    """
+
+    color: Bool[Array, "*clips"]
+    corrupt: Bool[Array, "*clips"]
+    # A permutation of BRIGHTNESS, CONTRAST, SATURATION and HUE.
+    order: Int32[Array, "*clips 4"]
+    # Their parameters, in that sequence whatever the order.
+    jitter: Float32[Array, "*clips 4"]
+    gamma: Float32[Array, "*clips"]
+    exposure: Float32[Array, "*clips"]
+    noise_key: Key[Array, "*clips"]
     crop: Region
-    angle: Float32[Array, ""]
+    angle: Float32[Array, "*clips"]
 
 
 def augment(

@@ -89,7 +89,7 @@ class Layout(NamedTuple):
     sizes: tuple[Size, ...] | None = None
 
 
-def mosaic(layout: str, cameras: Sequence[Num[Array, "... h w 3"]]) -> Num[Array, "... H W 3"]:
+def mosaic(layout: str, cameras: Sequence[Num[Array, "... _ _ 3"]]) -> Num[Array, "... H W 3"]:
     """Arranges cameras, in their order, in the one image that the model sees.
 
     DataError: they do not fit the layout.
@@ -107,12 +107,12 @@ def single(cameras: Sequence[Num[Array, "... h w 3"]]) -> Num[Array, "... h w 3"
     return cameras[0]
 
 
-def row(cameras: Sequence[Num[Array, "... h w 3"]]) -> Num[Array, "... h cw 3"]:
+def row(cameras: Sequence[Num[Array, "... h _ 3"]]) -> Num[Array, "... h cw 3"]:
     """Puts cameras of one height side by side, the first one left (LIBERO: image, wrist image)."""
     return jnp.concatenate(cameras, axis=-2)
 
 
-def head_over_wrists(cameras: Sequence[Num[Array, "... h w 3"]]) -> Num[Array, "... H W 3"]:
+def head_over_wrists(cameras: Sequence[Num[Array, "... _ _ 3"]]) -> Num[Array, "... H W 3"]:
     """Puts the head camera above the left and right wrist cameras, which are side by side."""
     head, left, right = cameras
     return jnp.concatenate([head, row([left, right])], axis=-3)

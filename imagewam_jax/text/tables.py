@@ -52,7 +52,7 @@ class TextTable:
 
 
 def text_table(
-    prompts: Sequence[str], rows: Sequence[Float[np.ndarray, "token channel"]], encoder: str
+    prompts: Sequence[str], rows: Sequence[Float[np.ndarray, "_ channel"]], encoder: str
 ) -> TextTable:
     """The table whose row r is `rows[r]`, padded with zeros to the longest."""
     lengths = np.array([len(row) for row in rows], np.int32)
@@ -93,7 +93,7 @@ class TextTableFile:
             )
         return text_table(prompts, list(self.rows(prompts)), self.encoder)
 
-    def rows(self, prompts: Iterable[str]) -> Iterator[Float[np.ndarray, "token channel"]]:
+    def rows(self, prompts: Iterable[str]) -> Iterator[Float[np.ndarray, "_ channel"]]:
         """Reads the features of some prompts, all of which the table must have."""
         ends = np.cumsum(self.lengths, dtype=np.int64)
         slices = {
@@ -140,7 +140,7 @@ def write_text_table(
     path: Path | str,
     prompts: Sequence[str],
     lengths: Sequence[int],
-    features: Iterable[Float[np.ndarray, "token channel"]],
+    features: Iterable[Float[np.ndarray, "_ channel"]],
     channels: int,
     encoder: str,
 ) -> TextTableFile:

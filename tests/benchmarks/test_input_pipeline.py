@@ -59,7 +59,7 @@ def test_the_script(folder, dataset):
     expected = (readers[name]["samples_per_core_second"] for name in ("ours", "tf.data"))
     assert ratio["ratio"] == pytest.approx(next(expected) / next(expected)) and ratio["aim"] == 1.3
     assert found["soak"]["steps"] == 30 and len(found["soak"]["rss_mb"]) == 30
-    assert 0 < found["first_batch_seconds"] < 30 and found["index"]["gb_per_second"] > 0
+    assert 0 < found["first_batch_seconds"] < 300 and found["index"]["gb_per_second"] > 0
     assert found["versions"].keys() >= {"jax", "grain", "tensorflow-cpu"}
     assert found["machine"]["cores"] >= 1
 

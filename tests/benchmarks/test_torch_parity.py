@@ -23,6 +23,9 @@ from imagewam_jax.training.optimizer import make_optimizer, update_ema  # noqa: 
 
 RELATIVE = 1e-4
 
+# The benchmark alone uses this model of PyTorch.
+pytestmark = pytest.mark.slow(minutes=1)
+
 
 @pytest.fixture(scope="module")
 def work() -> workload.Workload:

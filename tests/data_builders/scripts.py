@@ -19,4 +19,4 @@ def load(name: str) -> ModuleType:
 
 def run(name: str, *arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, FOLDER / f"{name}.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -81,7 +81,7 @@ def test_a_worker_that_fails_ends_the_pool_with_its_reason(task, message):
     started = time.monotonic()
     with pytest.raises(SimulatorError, match=message):
         pool.execute({0: forward(1), 1: forward(1)})
-    assert time.monotonic() - started < 30  # The one that hangs sleeps for 1000.
+    assert time.monotonic() - started < 500  # The one that hangs sleeps for 1000.
     assert all(process.returncode is not None for process in processes)
     with pytest.raises(SimulatorError, match="the pool is closed"):
         pool.reset({0: ("forward", 0)})

@@ -28,5 +28,5 @@ def run(script: str, *arguments: str, programs: Path | None = None, **environmen
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=300,
     )

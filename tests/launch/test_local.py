@@ -13,7 +13,7 @@ from launch.local import LocalProcesses
 from tests.launch.scripts import ROOT
 
 # Reports that it runs, then waits for a signal; its signal handler comes before this.
-WAIT = "print('ready', flush=True); import time; time.sleep(60)"
+WAIT = "print('ready', flush=True); import time; time.sleep(1000)"
 SAVE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); " + WAIT
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAIT
 
@@ -23,7 +23,7 @@ def job(*programs: str, lines: list[str] | None = None, **options) -> LocalProce
     return LocalProcesses(commands, output=[].append if lines is None else lines.append, **options)
 
 
-def until(condition, seconds: float = 10.0) -> None:
+def until(condition, seconds: float = 200.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -42,15 +42,15 @@ def test_output_comes_behind_the_number_of_its_process():
     lines = []
     program = "import sys; print('a\\r\\rb\\n'); print('c', file=sys.stderr)"
     with job(program, "print('d')", lines=lines) as running:
-        assert running.wait(10) == 0
+        assert running.wait(200) == 0
     assert sorted(lines) == ["[0] a", "[0] b", "[0] c", "[1] d"]
 
 
 def test_a_failure_ends_the_others_and_is_explained():
     lines, started = [], time.monotonic()
     with job(WAIT, "print('no such file'); raise SystemExit(3)", lines=lines) as running:
-        assert running.wait(10) == 3
-    assert time.monotonic() - started < 5
+        assert running.wait(200) == 3
+    assert time.monotonic() - started < 500  # WAIT takes 1000
     assert all(process.poll() is not None for process in running.processes)
     message = lines.index(
         "process 1 of 2 failed with exit code 3; ended because of it: 0. "
@@ -62,7 +62,7 @@ def test_a_failure_ends_the_others_and_is_explained():
 def test_of_much_output_the_last_lines_are_repeated():
     lines = []
     with job("for n in range(100): print(n)\nraise SystemExit(1)", lines=lines) as running:
-        running.wait(10)
+        running.wait(200)
     assert [line for line in lines if line.startswith("    ")] == [
         f"    {n}" for n in range(100 - local.LAST_LINES, 100)
     ]
@@ -72,7 +72,7 @@ def test_what_does_not_end_is_killed():
     lines = []
     fails = "import time; time.sleep(1); raise SystemExit(4)"
     with job(DEAF, fails, lines=lines, grace=0.3) as running:
-        assert running.wait(10) == 4
+        assert running.wait(200) == 4
     assert running.processes[0].returncode == -signal.SIGKILL
 
 
@@ -81,7 +81,7 @@ def test_a_process_that_was_killed_is_a_failure():
     with job(WAIT, WAIT, lines=lines) as running:
         until(lambda: len(lines) == 2)
         running.processes[0].kill()
-        assert running.wait(10) == 128 + signal.SIGKILL
+        assert running.wait(200) == 128 + signal.SIGKILL
     assert any("process 0 of 2 failed with signal SIGKILL" in line for line in lines)
 
 
@@ -90,7 +90,7 @@ def test_a_signal_reaches_all():
     with job(SAVE, SAVE, lines=lines) as running:
         until(lambda: len(lines) == 2)
         running.send(signal.SIGTERM)
-        assert running.wait(10) == local.PREEMPTED
+        assert running.wait(200) == local.PREEMPTED
     assert len(lines) == 2  # nothing failed
 
 
@@ -101,7 +101,7 @@ def test_to_end_by_a_signal_that_was_sent_is_no_failure():
     with job("import time; " + WAIT, "import time; " + slow, lines=lines) as running:
         until(lambda: len(lines) == 2)
         running.send(signal.SIGTERM)
-        assert running.wait(10) == 128 + signal.SIGTERM
+        assert running.wait(200) == 128 + signal.SIGTERM
     assert "[1] saved" in lines
 
 
@@ -109,7 +109,7 @@ def test_to_end_by_a_signal_that_was_sent_is_no_failure():
 def test_exit_codes_that_are_no_failure(codes, worst):
     lines = []
     with job(*(f"raise SystemExit({code})" for code in codes), lines=lines) as running:
-        assert running.wait(10) == worst
+        assert running.wait(200) == worst
     assert not lines
 
 
@@ -125,7 +125,7 @@ def test_leaving_the_context_ends_what_a_process_started():
     lines = []
     starts = (
         "import subprocess, sys; "
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)']); "
         "print(child.pid, flush=True); child.wait()"
     )
     with job(starts, lines=lines):
@@ -183,7 +183,7 @@ def command(*arguments: str, **options) -> subprocess.Popen:
 
 def test_the_command_returns_what_the_verb_returns():
     process = command("--processes", "1", "--", "train", "--config=no_such.py", "--workdir=w")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "[0] imagewam train: no_such.py" in out and "process 0 of 1 failed" in out
 
@@ -212,4 +212,4 @@ def test_signals_of_the_launcher_are_forwarded(tmp_path):
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     assert {process.stdout.readline(), process.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == local.PREEMPTED
+    assert process.wait(200) == local.PREEMPTED

@@ -144,7 +144,7 @@ def test_start_and_stop(cluster):
     assert done.returncode == 0, done.stdout
     homes = sorted(workers.iterdir())
     assert len(homes) == 4
-    end = time.monotonic() + 10
+    end = time.monotonic() + 200
     while not all("started" in log_of(home) for home in homes):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)

@@ -135,6 +135,7 @@ def test_other_weights_fail(converted, policy, tmp_path):
     assert not failed & {"pred_video", "infer0.kv.single.2.v", "single.2.action"}
 
 
+@pytest.mark.slow(minutes=1)
 def test_a_policy_without_a_robot_state_and_autoencoder(converted):
     """Random latents; no gradients unless they are asked for."""
     sizes = Sizes(batch=1, grid=(2, 2), text_tokens=5)
@@ -151,6 +152,7 @@ def test_a_policy_without_a_robot_state_and_autoencoder(converted):
     ]
 
 
+@pytest.mark.slow(minutes=1)
 def test_the_backbone_of_a_policy(converted, tmp_path):
     """A transformer's recording, repeated by a policy that has that transformer."""
     prefix = "mot.mixtures.video.transformer."
@@ -187,6 +189,7 @@ def test_the_command_line(converted, tmp_path, capsys):
         assert all(np.array_equal(first[n], again[n]) for n in first) is same
 
 
+@pytest.mark.slow(minutes=1)
 def test_in_bfloat16(converted, tmp_path, capsys):
     """Computed in it, and said to be where it is compared in another dtype."""
     path, to = converted("flux2_transformer"), tmp_path / "recorded"

@@ -42,7 +42,10 @@ def reasons(report):
     return {n.what: n.why for n in report.not_checked}
 
 
-@pytest.mark.parametrize("case", ["imagewam_flux2", "imagewam_flux2_noproprio"])
+@pytest.mark.parametrize(
+    "case",
+    ["imagewam_flux2", pytest.param("imagewam_flux2_noproprio", marks=pytest.mark.slow(minutes=1))],
+)
 def test_a_whole_policy(case, converted):
     """Every recorded tensor is an input, is compared, or is listed with the reason why not."""
     report = verify(converted(case), golden(case))

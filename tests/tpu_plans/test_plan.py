@@ -17,6 +17,7 @@ from imagewam_jax.tpu_plans.report import plan_from_json
 from tests.training.tiny import ROOT
 
 pytestmark = [
+    pytest.mark.slow(minutes=5),
     pytest.mark.tpu_compile,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
@@ -100,7 +101,6 @@ def test_what_does_not_fit_is_a_plan_that_says_so():
     assert "does not fit" in plan.markdown() and json.loads(plan.to_json())["compiled"] is None
 
 
-@pytest.mark.slow(minutes=4)
 def test_klein_4b_trains_on_eight_chips_of_v5e():
     """The official LIBERO step of FLUX.2 klein 4B: all layers, losses, AdamW. The autoencoder is a
     small one: the official one takes a third of the time to compile."""

@@ -78,11 +78,16 @@ DAMAGES = [
     a_flipped_bit,
     cut,
     without_a_tree,
-    without_its_metadata,
-    without_arrays,
-    half_a_description,
-    empty_metadata,
-    without_a_position,
+    *(
+        pytest.param(damage, marks=pytest.mark.slow(minutes=2))
+        for damage in (
+            without_its_metadata,
+            without_arrays,
+            half_a_description,
+            empty_metadata,
+            without_a_position,
+        )
+    ),
 ]
 
 

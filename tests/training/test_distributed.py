@@ -36,7 +36,7 @@ def together(script: str, processes: int = 2) -> list[subprocess.CompletedProces
         )
         for number in range(processes)
     ]
-    outputs = [process.communicate(timeout=120) for process in running]
+    outputs = [process.communicate(timeout=300) for process in running]
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *output)
         for process, output in zip(running, outputs, strict=True)

@@ -111,7 +111,7 @@ def test_one_fails(start, tmp_path):
     lines: list[str] = []
     with start(tmp_path / "run", "data:", "", lines=lines) as job:
         failed = job.processes[0]
-        assert failed.wait(timeout=120) == 1
+        assert failed.wait(timeout=300) == 1
         began = time.monotonic()
         assert job.processes[1].wait(timeout=200) not in (0, PREEMPTED)
     print(f"the other ended after {time.monotonic() - began:.0f} s")

@@ -92,7 +92,7 @@ class Ragged:
     """
 
     values: Dense | Text
-    row_start: Int64[np.ndarray, " n+1"]
+    row_start: Int64[np.ndarray, " starts"]
     kind: ClassVar[str] = "ragged"
 
     def __len__(self) -> int:

@@ -50,7 +50,7 @@ class SplitIndex:
 
     name: str
     shards: tuple[Path, ...]
-    episode_start: Int64[np.ndarray, " episodes+1"]
+    episode_start: Int64[np.ndarray, " starts"]
     episode_shard: Int32[np.ndarray, " episodes"]
     record_offset: Int64[np.ndarray, " episodes"]
     record_length: Int64[np.ndarray, " episodes"]

@@ -240,7 +240,7 @@ class _MixedReader:
         return batch
 
 
-def _starts(sources: Sequence[Source]) -> Int64[np.ndarray, " sources+1"]:
+def _starts(sources: Sequence[Source]) -> Int64[np.ndarray, " starts"]:
     """The position of each source's first start frame, and one behind all."""
     return np.concatenate([[0], np.cumsum([len(s.start_frames) for s in sources])])
 

@@ -21,8 +21,8 @@ from imagewam_jax.preprocess.statistics import PREFIXES, STATISTICS, FieldStatis
 class Episode(NamedTuple):
     """Arrays [steps, dim] of one episode by key; the key is "default" if there is only one."""
 
-    action: Mapping[str, Float[np.ndarray, "n d"]]
-    state: Mapping[str, Float[np.ndarray, "n d"]]
+    action: Mapping[str, Float[np.ndarray, "n _"]]
+    state: Mapping[str, Float[np.ndarray, "n _"]]
 
 
 def standardized_episodes(

@@ -95,8 +95,8 @@ def shares(by_name: Mapping[str, tuple[float, float]]) -> bytes:
 
 
 def curves(
-    episodes: Sequence[Float[np.ndarray, "t d"]],
-    usable: Sequence[Bool[np.ndarray, " t"]],
+    episodes: Sequence[Float[np.ndarray, "_ d"]],
+    usable: Sequence[Bool[np.ndarray, " _"]],
     dims: Sequence[str],
 ) -> bytes:
     """Plots each dimension over the steps of some episodes, grey where no sample may start."""

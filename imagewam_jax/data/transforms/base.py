@@ -45,7 +45,8 @@ class Transform:
     version: int
     options: tuple[str, ...] = ()
 
-    def __call__(self, steps: Steps, spec: DatasetSpec) -> ActionsAndStates:
+    def __call__(self, steps: Steps, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
+        """Of any shapes: `standardize` checks what a user's function makes."""
         return self.function(steps, spec)
 
 

@@ -1,7 +1,7 @@
 """Filters of steps: successful episodes, steps with motion, all but the first step."""
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
 
 from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.transforms.base import Steps, feature, step_filter
@@ -61,7 +61,7 @@ def not_first(
 
 
 def idle_frames(
-    action: Float32[np.ndarray, "t 14"], state: Float32[np.ndarray, "t 14"]
+    action: Float[np.ndarray, "t 14"], state: Float[np.ndarray, "t 14"]
 ) -> Bool[np.ndarray, " t"]:
     """Frames whose action equals the state, all of it or arms and grippers each, within 1e-3."""
     difference = np.asarray(action, np.float64) - state

@@ -26,7 +26,7 @@ class EncodedBatch(NamedTuple):
     """Some rows of `Tokens`, and the features of the valid tokens of each."""
 
     rows: Int[np.ndarray, " rows"]
-    features: list[Float[np.ndarray, "token channel"]]
+    features: list[Float[np.ndarray, "_ channel"]]
 
 
 class PromptTooLong(ValueError):
@@ -68,7 +68,7 @@ class TextEncoder(NamedTuple):
                 bar.update(len(rows))
 
 
-def batches(length: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " rows"]]:
+def batches(length: Int[np.ndarray, " n"]) -> list[Int[np.ndarray, " _"]]:
     """Row numbers in batches of about the same length, the shortest first.
 
     Where the rows of the first batches are left out, the other batches stay the same.

@@ -279,7 +279,8 @@ class _SameChecksum:
 
 def test_instructions_that_say_the_same_are_chosen_by_seed(reader):
     """Every one of them, the last too; a seed always chooses the same."""
-    ids = np.array([[4, 7, 9], [5, -1, -1], [2, 3, -1]])
+    ids = np.array([[4, 7, 9], [5, -1, -1], [2, 3, -1]], np.int32)
+    ids = np.resize(ids, (len(reader.standardized.text_ids), 3))
     standardized = dataclasses.replace(reader.standardized, text_ids=ids)
     rows = np.arange(100, 110)
     changed = SampleReader(reader.split, standardized, TOY, TOY_SAMPLE, text_rows=rows)

@@ -27,7 +27,7 @@ def run(folder, jobs, code=None):
     (folder / "jobs.pickle").write_bytes(pickle.dumps(jobs))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, *(["-c", code] if code else [str(SCRIPT)]), str(folder)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

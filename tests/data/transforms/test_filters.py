@@ -53,7 +53,7 @@ def test_non_idle_steps_move():
     got = non_idle({}, row(), action, np.zeros((4, 0), np.float32))
     assert got.tolist() == [False, True, False, False]
     with pytest.raises(DataError, match="'non_idle' needs actions with displacements"):
-        non_idle({}, row(relative=False), action, NO_STATE)
+        non_idle({}, row(relative=False), action[:3], NO_STATE)
 
 
 def test_not_first():

@@ -29,7 +29,7 @@ HALF = np.sqrt(0.5)
     ],
 )
 def test_quaternions_of_simple_turns(xyzw, euler):
-    np.testing.assert_allclose(euler_from_quaternion(np.array([xyzw]))[0], euler, atol=1e-7)
+    np.testing.assert_allclose(euler_from_quaternion(np.array([xyzw], float))[0], euler, atol=1e-7)
 
 
 def test_random_rotations_agree_with_scipy():

@@ -37,7 +37,7 @@ def read_with_tensorflow(folder):
     (path,) = folder.glob("events.out.tfevents.*")
     lines = "\n".join(record.data.hex() for record in walk_records(path))
     command = [sys.executable, "-c", READ]
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return [eval(line) for line in done.stdout.splitlines()]
 
