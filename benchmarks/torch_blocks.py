@@ -1,4 +1,4 @@
-"""Layers of ImageWAM in plain PyTorch: blocks, embeddings, heads (docs/spec/imagewam_flux2.md, 1)."""
+"""Blocks, embeddings and heads of ImageWAM in plain PyTorch (docs/spec/imagewam_flux2.md, 1)."""
 
 import math
 from collections.abc import Sequence
