@@ -77,13 +77,21 @@ def parameter_axes(config: ImageWAMConfig) -> Params:
     return named(nnx.state(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))))
 
 
-def policy_builder(config: ImageWAMConfig) -> Callable[[Params], ImageWAM]:
-    """A function from parameters to the module that computes with them."""
-    graph, abstract = nnx.split(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0))))
+def module_builder(make: Callable[[], nnx.Module]) -> Callable[[Params], nnx.Module]:
+    """A function from parameters, as `module_tree` returns them, to the module that `make` makes.
 
-    def rebuild(params: Params) -> ImageWAM:
-        state = jax.tree.map(lambda x: x, abstract)  # its own containers, to be filled
+    `make` is evaluated once, for shapes only, so that its random weights are never computed.
+    """
+    graph, abstract = nnx.split(jax.eval_shape(make))
+
+    def build(params: Params) -> nnx.Module:
+        state = jax.tree.map(lambda x: x, abstract)  # containers of its own, which are filled
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)
 
-    return rebuild
+    return build
+
+
+def policy_builder(config: ImageWAMConfig) -> Callable[[Params], ImageWAM]:
+    """A function from parameters to the policy that computes with them."""
+    return module_builder(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))
