@@ -13,7 +13,7 @@ from imagewam_jax.cli.aot import add_aot_verb
 from imagewam_jax.cli.data import add_data_verbs
 from imagewam_jax.config.loading import load_config
 from imagewam_jax.errors import ConfigError, UserError
-from imagewam_jax.weights.overrides import SETTABLE
+from imagewam_jax.weights.overrides import OVERRIDES
 
 CONVERT = """\
 Makes a checkpoint of weights in the layouts of others. A SOURCE is a safetensors file, a folder
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "convert",
         help="make a checkpoint of foreign weights",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=CONVERT + "\n".join(f"  {k:24}{v.help}" for k, v in SETTABLE.items()),
+        description=CONVERT + "\n".join(f"  {k:24}{v.help}" for k, v in OVERRIDES.items()),
     )
     convert.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
     convert.add_argument("--to", required=True, type=Path, help="the folder of the new checkpoint")
@@ -289,12 +289,12 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"unknown arguments: {' '.join(rest)}")
     config = load_config(arguments.config, rest).to_dict() if arguments.config else None
     from imagewam_jax.weights.convert import convert
-    from imagewam_jax.weights.sidecar import parse_settings
+    from imagewam_jax.weights.overrides import parse_overrides
 
     convert(
         arguments.sources,
         arguments.to,
-        given=parse_settings(arguments.set),
+        overrides=parse_overrides(arguments.set),
         dtype=arguments.dtype,
         expert=arguments.expert_init,
         config=config,

@@ -160,7 +160,7 @@ def test_the_backbone_of_a_policy(converted, tmp_path):
     save_file(backbone, tmp_path / "source" / "transformer.safetensors")
     given = {"rope_axes": [4, 4, 4, 4], "rope_theta": 2000}
     convert(
-        [tmp_path / "source" / "transformer.safetensors"], tmp_path / "transformer", given=given
+        [tmp_path / "source" / "transformer.safetensors"], tmp_path / "transformer", overrides=given
     )
     record(tmp_path / "transformer", tmp_path / "recorded")
     report = verify(converted("imagewam_flux2"), tmp_path / "recorded")

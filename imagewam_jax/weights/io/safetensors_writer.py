@@ -1,7 +1,7 @@
 """Writes safetensors files of tensors that are read one at a time.
 
-The library's own `save_file` wants all tensors in memory. The format is small: the length of
-a JSON header as 8 bytes, the header, and the tensors back to back as it lists them.
+The library's own `save_file` needs all tensors in memory. The format is small: the length of a JSON
+header as 8 bytes, the header, and the tensors back to back in the header's order.
 """
 
 import json
@@ -12,10 +12,16 @@ import numpy as np
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.weights.io.files import INDEX, SAFETENSORS_DTYPES
-from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec
-from imagewam_jax.weights.io.writing import Progress, read_bytes, source_bytes, tensor_bytes
+from imagewam_jax.weights.io.tensors import (
+    Progress,
+    TensorSource,
+    TensorSpec,
+    read_bytes,
+    source_bytes,
+    tensor_bytes,
+)
 
-METADATA = {"format": "pt"}  # transformers and diffusers ask for it
+METADATA = {"format": "pt"}  # required by transformers and diffusers
 _NAMES = {np.dtype(dtype): name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -27,10 +33,10 @@ def write_safetensors(
     metadata: Mapping[str, str] = METADATA,
     progress: Progress = lambda size: None,
 ) -> None:
-    """Some tensors of a source, or all of them, as one file.
+    """Write the tensors of a source, or only those in `names`, to one file.
 
     They are read in the order of the source, wide dtypes first, so that every tensor is aligned.
-    ConversionError: a tensor is of a dtype that the format lacks, or what `read_checked` raises.
+    ConversionError: the format lacks a tensor's dtype; also what `read_checked` raises.
     """
     wanted = source.specs if names is None else names
     ordered = sorted(wanted, key=lambda name: -source.specs[name].dtype.itemsize)
@@ -63,9 +69,9 @@ def write_sharded(
     max_bytes: int,
     progress: Progress = lambda size: None,
 ) -> None:
-    """`<stem>.safetensors`, or several files of at most `max_bytes` of tensors and their index.
+    """Write `<stem>.safetensors`, or several files of at most `max_bytes` of tensors and an index.
 
-    A tensor that is larger has a file of its own. Names are those that transformers and diffusers
+    A larger tensor gets a file of its own. The files have the names that transformers and diffusers
     look for. Errors are those of `write_safetensors`.
     """
     shards = list(_shards(source.specs, max_bytes))
