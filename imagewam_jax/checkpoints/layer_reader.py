@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from imagewam_jax.checkpoints.store import Checkpoints
+from imagewam_jax.checkpoints.store import Checkpoints, check_arrays
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.parameters import flatten
 
@@ -40,16 +40,12 @@ class SavedTree:
 
     def check(self, like: Mapping[str, Any], below: str = "") -> None:
         """CheckpointError unless the arrays below a dotted path are those of `like`."""
-        prefix = f"{below}." if below else ""
-        wanted = {f"{prefix}{path}": leaf.shape for path, leaf in flatten(like).items()}
-        there = flatten(self.abstract)
-        saved = {path: leaf.shape for path, leaf in there.items() if path.startswith(prefix)}
-        if differing := [p for p in sorted({*wanted, *saved}) if wanted.get(p) != saved.get(p)]:
-            first = differing[0]
-            raise CheckpointError(
-                f"{self._folder}: {len(differing)} arrays are not those that the config speaks "
-                f"of: {first} is {saved.get(first)}, not {wanted.get(first)}"
-            )
+        prefix, saved = f"{below}." if below else "", flatten(self.abstract)
+        check_arrays(
+            {f"{prefix}{path}": leaf for path, leaf in flatten(like).items()},
+            {path: leaf for path, leaf in saved.items() if path.startswith(prefix)},
+            str(self._folder),
+        )
 
     def __call__(self, path: str, layer: int | None) -> np.ndarray:
         """CheckpointError: what is on disk cannot be read."""

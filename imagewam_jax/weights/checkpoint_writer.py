@@ -14,7 +14,6 @@ relies on these names, which are not part of the documented interface and pin a 
 """
 
 import asyncio
-import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,15 +178,10 @@ async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInf
             bar.update(size)
     finally:
         # Also after an error, since files that are still being written cannot be removed.
-        await asyncio.gather(*map(_done, writing))
+        await asyncio.gather(*writing, return_exceptions=True)
         bar.close()
     if missing:
         raise ValueError(f"{len(missing)} pieces did not come, such as {min(missing, key=str)}")
-
-
-async def _done(write: ts.Future) -> None:
-    with contextlib.suppress(Exception):
-        await write
 
 
 def _layers(leaf: _Leaf) -> Iterable[int | None]:

@@ -7,7 +7,7 @@ from imagewam_jax.errors import ConversionError
 
 
 class Override(NamedTuple):
-    """A value that can be set. `parse` raises ValueError for a text that is no such value."""
+    """A value that can be set. `parse` raises ValueError or KeyError for any other text."""
 
     parse: Callable[[str], Any]
     help: str
@@ -17,18 +17,8 @@ def _integers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _boolean(text: str) -> bool:
-    choices = {"true": True, "false": False}
-    if text not in choices:
-        raise ValueError(text)
-    return choices[text]
-
-
-def _dtype(text: str) -> str:
-    if text not in ("bfloat16", "float32"):
-        raise ValueError(text)
-    return text
-
+_boolean = {"true": True, "false": False}.__getitem__
+_dtype = {"bfloat16": "bfloat16", "float32": "float32"}.__getitem__
 
 OVERRIDES = {
     "rope_axes": Override(_integers, "channels of a head that each axis turns: 32,32,32,32"),
@@ -66,7 +56,7 @@ def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
             raise ConversionError(f"--set {setting}: {name} is given twice")
         try:
             overrides[name] = OVERRIDES[name].parse(text)
-        except ValueError:
+        except (KeyError, ValueError):
             raise ConversionError(
                 f"--set {setting}: not a value of {name} ({OVERRIDES[name].help})"
             ) from None

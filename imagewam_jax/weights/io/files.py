@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec, tensor_bytes
+from imagewam_jax.weights.io.tensors import Joined, TensorSource, TensorSpec, tensor_bytes
 from imagewam_jax.weights.io.torch_files import LEGACY, ZIP, TorchFile
 
 INDEX = ".safetensors.index.json"
@@ -74,7 +74,7 @@ class SafetensorsFile:
         return data.view(spec.dtype).reshape(spec.shape)
 
 
-class SafetensorsFolder:
+class SafetensorsFolder(Joined):
     """The safetensors files of a folder: those that its index names, or all if it has no index."""
 
     def __init__(self, folder: Path):
@@ -93,19 +93,9 @@ class SafetensorsFolder:
             if not paths:
                 found = sorted(p.name for p in folder.iterdir())[:8]
                 raise ConversionError(f"{folder}: no safetensors file in it; found {found}")
-        self._files: dict[str, SafetensorsFile] = {}
-        self.specs: dict[str, TensorSpec] = {}
-        for path in paths:
-            file = SafetensorsFile(path)
-            for name, spec in file.specs.items():
-                if name in self.specs:
-                    raise ConversionError(f"{name} is in both {self.specs[name].file} and {path}")
-                self._files[name], self.specs[name] = file, spec
+        super().__init__(*map(SafetensorsFile, paths))
         if indexes:
             _check_index(names, self.specs, indexes[0])
-
-    def read(self, name: str) -> np.ndarray:
-        return self._files[name].read(name)
 
 
 def open_weights(path: Path) -> TensorSource:

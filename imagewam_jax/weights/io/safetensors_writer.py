@@ -30,7 +30,6 @@ def write_safetensors(
     source: TensorSource,
     *,
     names: Sequence[str] | None = None,
-    metadata: Mapping[str, str] = METADATA,
     progress: Progress = lambda size: None,
 ) -> None:
     """Write the tensors of a source, or only those in `names`, to one file.
@@ -40,7 +39,7 @@ def write_safetensors(
     """
     wanted = source.specs if names is None else names
     ordered = sorted(wanted, key=lambda name: -source.specs[name].dtype.itemsize)
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    header: dict[str, object] = {"__metadata__": METADATA}
     end = 0
     for name in ordered:
         spec = source.specs[name]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 (gives NumPy the dtype bfloat16)
 import numpy as np
 
 from imagewam_jax.errors import ConversionError
@@ -153,17 +153,8 @@ def _filled(contents: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str
     return filled
 
 
-_TORCH_DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float64": np.dtype(np.float64),
-    "int64": np.dtype(np.int64),
-    "int32": np.dtype(np.int32),
-    "uint8": np.dtype(np.uint8),
-    "int8": np.dtype(np.int8),
-    "bool": np.dtype(np.bool_),
-}
+_NAMES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "int8", "bool")
+_TORCH_DTYPES = {name: np.dtype(name) for name in _NAMES}
 
 
 def _load(path: Path) -> Any:

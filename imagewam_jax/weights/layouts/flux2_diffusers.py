@@ -4,6 +4,7 @@ The double blocks have separate q, k and v; the single blocks are fused as in th
 the last modulation has scale before shift.
 """
 
+from functools import partial
 from typing import Any
 
 from imagewam_jax.errors import ConversionError
@@ -111,37 +112,15 @@ def flux2_diffusers_json(config: Flux2Config) -> dict[str, Any]:
 
 
 def _double(stream, names, mlp_name, layers, sizes, mlp) -> list[Rule]:
-    linear, norm, out = names
-    block, path = "transformer_blocks.{i}", f"double_layers.{stream}"
-    rules = [
-        rule(
-            f"{block}.attn.{linear.format(x)}.weight",
-            f"{path}.{x}.kernel",
-            HEADS,
-            layers=layers,
-            **sizes,
-        )
-        for x in "qkv"
-    ]
-    rules += [
-        rule(
-            f"{block}.attn.{norm.format(x)}.weight",
-            f"{path}.{x}_norm.scale",
-            "h -> h",
-            layers=layers,
-        )
-        for x in "qk"
-    ]
+    linear, norm, out = (f"transformer_blocks.{{i}}.attn.{name}.weight" for name in names)
+    block, path = f"transformer_blocks.{{i}}.{mlp_name}", f"double_layers.{stream}"
+    each = partial(rule, layers=layers)
     return [
-        *rules,
-        rule(f"{block}.attn.{out}.weight", f"{path}.out.kernel", OUT, layers=layers, **sizes),
-        Rule(f"{block}.{mlp_name}.linear_in.weight", gate_up_slices(path, mlp), layers=layers),
-        rule(
-            f"{block}.{mlp_name}.linear_out.weight",
-            f"{path}.mlp.out.kernel",
-            TRANSPOSE,
-            layers=layers,
-        ),
+        *(each(linear.replace("{}", x), f"{path}.{x}.kernel", HEADS, **sizes) for x in "qkv"),
+        *(each(norm.replace("{}", x), f"{path}.{x}_norm.scale", "h -> h") for x in "qk"),
+        each(out, f"{path}.out.kernel", OUT, **sizes),
+        Rule(f"{block}.linear_in.weight", gate_up_slices(path, mlp), layers=layers),
+        each(f"{block}.linear_out.weight", f"{path}.mlp.out.kernel", TRANSPOSE),
     ]
 
 
