@@ -16,7 +16,7 @@ from imagewam_jax.cli.parity import add_parity_verbs
 from imagewam_jax.cli.train import add_train_verb
 from imagewam_jax.errors import UserError
 
-# In the order in which the help lists them.
+# Each adds its verbs to the parser, in the order of the help.
 VERBS = (
     add_train_verb,
     add_evaluate_verb,

@@ -47,15 +47,15 @@ MAX_SHARD_BYTES = 10 * 10**9
 
 
 class Target(NamedTuple):
-    """Where a component goes: its layout, its file or folder in the output, and for diffusers the
-    function that makes its `config.json`."""
+    """The destination of a component: its layout, its file or folder in the output, and for
+    diffusers the function that makes its `config.json`."""
 
     layout: Layout
     name: str
     json: Callable[[Any], dict[str, Any]] | None = None
 
 
-# By format, then by the type of a component's config.
+# The targets by format, then by the type of a component's config.
 TARGETS: dict[str, dict[type, Target]] = {
     "official": {ImageWAMConfig: Target(layouts.IMAGEWAM_FLUX2, "model.pt")},
     "flux2": {
@@ -117,7 +117,10 @@ def export(
             raise ConversionError(f"{to}: name a folder, for {named}")
         total = sum(source_bytes(job.source) for job in jobs)
         copies = 2 if format == "official" else 1  # PyTorch saves from files of the same size
-        with _appearing(to, copies * total) as out, _bar(copies * total, to) as bar:
+        with (
+            _appearing(to, copies * total) as out,
+            tqdm(total=copies * total, unit="B", unit_scale=True, desc=f"writing {to.name}") as bar,
+        ):
             if not single:
                 out.mkdir()
             for job in jobs:
@@ -220,7 +223,7 @@ def _source(
 def _write_official(
     path: Path, job: Job, metadata: Mapping[str, Any], step: int, progress: Progress
 ) -> None:
-    # What is cheap and can fail comes first.
+    # The cheap steps that can fail come first.
     texts = official_sidecar(job.config, metadata, job.source.specs)
     contents = checkpoint_contents(job.config, job.source.specs, step)
     write_torch_file(path, contents, job.source, progress)
@@ -233,10 +236,6 @@ def _write_diffusers(folder: Path, job: Job, max_shard_bytes: int, progress: Pro
     (folder / "config.json").write_text(json.dumps(job.target.json(job.config), indent=2) + "\n")
     stem = "diffusion_pytorch_model"
     write_sharded(folder, stem, job.source, max_bytes=max_shard_bytes, progress=progress)
-
-
-def _bar(total: int, to: Path) -> tqdm:
-    return tqdm(total=total, unit="B", unit_scale=True, desc=f"writing {to.name}")
 
 
 @contextlib.contextmanager

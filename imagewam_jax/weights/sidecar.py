@@ -25,7 +25,7 @@ TOKENIZER = (
 class Sidecar(NamedTuple):
     """The contents of the files beside one source; tokenizer files are texts by file name."""
 
-    metadata: dict[str, Any]  # of all its configs
+    metadata: dict[str, Any]  # all configs merged
     statistics: Mapping[str, Any] | None
     tokenizer: dict[str, str]
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from imagewam_jax.weights.convert import convert
 from tests.goldens import golden
 
-# What the official code wrote; without PyTorch, the same tensors.
+# The files of the official code; without PyTorch, the same tensors as safetensors.
 MODEL = "model.pt" if importlib.util.find_spec("torch") else "model.safetensors"
 AUTOENCODER = "flux2_autoencoder/weights.safetensors"
 TRANSFORMER = "flux2_transformer/weights.safetensors"

@@ -132,7 +132,7 @@ ROPE = {"rope_axes": [2, 2, 2, 2], "rope_theta": 2000}
 
 @pytest.mark.parametrize("target", ["narrow", "narrow_noalpha", "same_width_mlp4"])
 def test_first_weights_of_an_expert(target, tmp_path):
-    """Those of the same settings are compared, and no others."""
+    """Only tensors that were recorded with the same settings are compared."""
     case = golden("action_init")
     settings = json.loads((case / "config.json").read_text())["targets"][target]
     given = {"expert_dim": settings["action_dit_config"]["hidden_dim"]}
@@ -332,7 +332,7 @@ def test_weights_in_bfloat16(converted):
 
 
 def test_the_average_of_a_training_run(converted, tmp_path):
-    """Where there is one, as `imagewam export` writes it; or the weights as they are."""
+    """The moving average is compared if there is one, or the weights as they are if asked for."""
     checkpoints, step = open_checkpoint(converted("flux2_transformer"))
     metadata = checkpoints.restore_json(step, "metadata")
     params = checkpoints.restore(step, {"params": checkpoints.abstract(step, "params")})["params"]

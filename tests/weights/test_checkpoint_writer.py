@@ -64,7 +64,7 @@ def test_a_stream_is_restored_as_if_it_had_been_in_memory(tmp_path):
         assert step == 3 and checkpoints.trees(step) == {"params"}
         abstract = checkpoints.abstract(step, "params")
         assert_is_tree(checkpoints.restore(step, {"params": abstract})["params"])
-        # In another dtype: training keeps float32 whatever was converted.
+        # It is restored in another dtype: training keeps float32, whatever was converted.
         wider = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), abstract)
         restored = checkpoints.restore(step, {"params": wider})["params"]
         np.testing.assert_array_equal(restored["head"], tree()["head"].astype(np.float32))

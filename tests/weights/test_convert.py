@@ -115,7 +115,7 @@ def test_several_sources_become_one_checkpoint(tmp_path, capsys):
     assert metadata["config"]["text"]["sizes"]["rope_theta"] == 1e6
     assert tokenizer(tmp_path / "text_out") == {"tokenizer.json": '{"a": "é"}'}
 
-    # Where a pipeline of diffusers has it.
+    # The folder in which a pipeline of diffusers has it.
     (tmp_path / "tokenizer").mkdir()
     (text / "tokenizer.json").rename(tmp_path / "tokenizer" / "tokenizer.json")
     convert([text], tmp_path / "text_out_2")

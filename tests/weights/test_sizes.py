@@ -57,7 +57,7 @@ def test_a_width_that_its_ratio_misses_by_rounding(config_of, rules):
     config = config_of(specs, ROPE)
     assert config.mlp_dim == INNER
     check(rules(config), specs, backbone(config), "file")
-    # What others make of the ratio, who cut it off.
+    # Other code truncates the width that the ratio gives.
     written = json.loads(json.dumps(flux2_diffusers_json(config)))
     assert int(WIDE * written["mlp_ratio"]) == INNER
     again = config_of(specs, {**ROPE, "mlp_ratio": written["mlp_ratio"]})

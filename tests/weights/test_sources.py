@@ -1,4 +1,4 @@
-"""Where tensors come from: odd files, and sources that wrap others."""
+"""Sources of tensors: odd files, and sources that wrap others."""
 
 import json
 import threading
