@@ -35,15 +35,14 @@ from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.weights.components import PARTS
+from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.io.safetensors_writer import write_safetensors, write_sharded
 from imagewam_jax.weights.io.tensors import TensorSpec
 from imagewam_jax.weights.io.torch_files import write_torch_file
-from imagewam_jax.weights.layouts import recognition as layouts
+from imagewam_jax.weights.layouts import registry as layouts
 from imagewam_jax.weights.layouts.flux2_diffusers import flux2_diffusers_json
-from imagewam_jax.weights.layouts.foreign_view import ForeignView
 from imagewam_jax.weights.layouts.imagewam_checkpoint import checkpoint_contents
-from imagewam_jax.weights.layouts.mapping import foreign_shapes, under
+from imagewam_jax.weights.layouts.mapping import ForeignView, foreign_shapes, under
 
 KLEIN = {"4b": KLEIN_4B, "9b": KLEIN_9B}
 LAYOUTS = {
@@ -78,10 +77,10 @@ def main() -> None:
     args = parser.parse_args()
 
     layout, config = LAYOUTS[args.layout], KLEIN[args.model]
-    if layout.part == "policy":
+    if layout.component == "policy":
         expert = ActionExpertConfig(action_dim=7)
         config = ImageWAMConfig(config, expert, proprio_dim=8, coordinate_dtype="bfloat16")
-    abstract = PARTS[layout.part].abstract(config)
+    abstract = COMPONENTS[layout.component].abstract(config)
     weights = RandomWeights(foreign_shapes(layout.rules(config), abstract))
     args.scratch.mkdir(parents=True)
     try:
@@ -145,8 +144,9 @@ def copy(source: Path) -> float:
 
 
 def convert(source: Path, out: Path) -> dict[str, float]:
-    """Seconds and peak resident memory of `imagewam convert`, checksums included."""
-    command = [sys.executable, "-m", "imagewam_jax.cli", "convert", str(source), "--to", str(out)]
+    """Seconds and peak resident memory of the command, checksums and all."""
+    program = "import sys; from imagewam_jax.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "convert", str(source), "--to", str(out)]
     start = time.perf_counter()
     process = subprocess.Popen(command)
     peak = 0
@@ -173,11 +173,13 @@ def peak_resident(pid: int) -> int:
 
 
 def count_same(out: Path, layout: layouts.Layout, config, weights: RandomWeights) -> int:
-    """Count the tensors that come out of the checkpoint as they went in, bit for bit."""
-    part = PARTS[layout.part]
+    """How many tensors come out of the checkpoint as they went in, bit for bit."""
+    component = COMPONENTS[layout.component]
     checkpoints, step = open_checkpoint(out)
-    tree = SavedTree(checkpoints, step, part.tree)
-    view = ForeignView(under(layout.rules(config), path=part.path), tree.abstract, tree, str(out))
+    tree = SavedTree(checkpoints, step, component.tree)
+    view = ForeignView(
+        under(layout.rules(config), path=component.path), tree.abstract, tree, str(out)
+    )
     same = sum(
         np.array_equal(view.read(name).view(np.uint16), weights.read(name).view(np.uint16))
         for name in tqdm(weights.specs, desc="comparing", unit="tensor")

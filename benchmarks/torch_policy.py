@@ -13,8 +13,8 @@ from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten
 from imagewam_jax.preprocess.normalization import CLAMP
 from imagewam_jax.training.optimizer import learning_rate
-from imagewam_jax.weights.layouts.foreign_view import to_foreign
 from imagewam_jax.weights.layouts.imagewam import BACKBONE, EXPERT, imagewam_rules
+from imagewam_jax.weights.layouts.mapping import to_foreign
 
 Tensors = dict[str, Tensor]
 

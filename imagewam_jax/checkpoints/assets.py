@@ -14,13 +14,13 @@ from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
 from imagewam_jax.config.schema import named_config
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.autoencoders import AUTOENCODERS
-from imagewam_jax.models.parameters import module_tree
+from imagewam_jax.models.parameters import module_builder, module_tree
 from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
 
 
 def asset_trees(assets: PolicyAssets) -> dict[str, dict[str, Any]]:
-    """The arrays as nested dictionaries: the trees of a checkpoint that `FROZEN_TREES` names."""
+    """The arrays of the assets, as the trees of a checkpoint that `ASSET_TREES` names."""
     return {
         "autoencoder": module_tree(assets.autoencoder),
         "text": {"features": assets.text, "length": assets.text_length},
@@ -37,7 +37,7 @@ ASSET_TREES = ("autoencoder", "text", "normalizers")
 def assets_from_trees(
     trees: Mapping[str, Mapping[str, Any]], autoencoder: Mapping[str, Any]
 ) -> PolicyAssets:
-    """The inverse; `autoencoder` is that section of the config."""
+    """The inverse of `asset_trees`; `autoencoder` is that section of the config."""
     return PolicyAssets(
         autoencoder=autoencoder_from_tree(trees["autoencoder"], autoencoder),
         text=trees["text"]["features"],
@@ -53,8 +53,8 @@ def restore_assets(
     autoencoder: Mapping[str, Any],
     instead: Mapping[str, Any] = MappingProxyType({}),
 ) -> PolicyAssets:
-    """The frozen parts of a checkpoint; `autoencoder` is that section of its config, and `instead`
-    has trees that are taken in place of its own."""
+    """Restore the assets of a checkpoint; `autoencoder` is that section of its config, and trees in
+    `instead` replace those of the checkpoint."""
     names = [name for name in ASSET_TREES if name not in instead]
     abstract = abstract_asset_trees(checkpoints, step, autoencoder, names)
     return assets_from_trees({**checkpoints.restore(step, abstract), **instead}, autoencoder)
@@ -66,9 +66,10 @@ def abstract_asset_trees(
     autoencoder: Mapping[str, Any],
     names: Sequence[str] = ASSET_TREES,
 ) -> dict[str, Any]:
-    """Shapes and dtypes of these trees of a checkpoint; those of the autoencoder are its section's.
+    """Shapes and dtypes of these trees, for the autoencoder from its config section and for the
+    others from the checkpoint.
 
-    CheckpointError: one is not there. Unreadable: what describes it is damaged.
+    CheckpointError: a tree is missing. Unreadable: its description is damaged.
     """
     abstract = {name: checkpoints.abstract(step, name) for name in names}
     if "autoencoder" in abstract:
@@ -77,9 +78,9 @@ def abstract_asset_trees(
 
 
 def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree of the autoencoder in some checkpoint, in float32.
+    """Read the autoencoder's tree from a checkpoint, in float32.
 
-    CheckpointError: there is none, or not the one of the config's section.
+    CheckpointError: there is none, or it is not the one of the config's section.
     """
     checkpoints, step = open_checkpoint(path)
     with contextlib.closing(checkpoints):
@@ -96,13 +97,11 @@ def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, 
 
 def autoencoder_from_tree(tree: Mapping[str, Any], section: Mapping[str, Any]) -> nnx.Module:
     """The autoencoder of a config's section, with these parameters."""
-    graph, state = nnx.split(jax.eval_shape(lambda: new_autoencoder(section)))
-    nnx.replace_by_pure_dict(state, tree)
-    return nnx.merge(graph, state)
+    return module_builder(lambda: new_autoencoder(section))(tree)
 
 
 def abstract_autoencoder(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Shapes and dtypes of its parameters."""
+    """Shapes and dtypes of the autoencoder's parameters."""
     return jax.eval_shape(lambda: module_tree(new_autoencoder(section)))
 
 
@@ -113,6 +112,6 @@ def new_autoencoder(section: Mapping[str, Any]) -> nnx.Module:
 
 
 def autoencoder_config(section: Mapping[str, Any]) -> Any:
-    """The sizes in that section of a config."""
+    """The sizes that a config's autoencoder section gives."""
     sizes = {key: value for key, value in section.items() if key != "weights"}
     return named_config(sizes, AUTOENCODERS, "autoencoder")

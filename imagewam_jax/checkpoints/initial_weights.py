@@ -12,18 +12,20 @@ from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, abstract_params, flatten, unflatten
 
-# What a checkpoint may lack, each as a whole: the rest of a policy is of no use half random.
-# Low-rank additions are in many places and count as one part.
+# The groups of parameters that a checkpoint may lack, each as a whole; they then start at random.
+# LoRA factors are in many places and count as one group.
 FRESH = ("expert", "expert.action_in", "expert.head", "proprio_in", "lora")
-
-
-# What changes the numbers of a policy and is in none of its arrays.
+# Fields of a policy's config that change its numbers and show in none of its arrays.
 _UNSEEN = ("coordinate_dtype", "proprio_position")
 
 
 class Initial(NamedTuple):
-    """Some of a policy's parameters, in float32; which parts have none; in what the policy that
-    they are of differs; and whose they are."""
+    """Parameters of a policy, in float32, that come from a checkpoint.
+
+    random: the groups of `FRESH` that it lacks.
+    differences: in what the policy that it was made for differs, in words.
+    provenance: its step, and where it comes from.
+    """
 
     params: Params
     random: tuple[str, ...]
@@ -34,10 +36,10 @@ class Initial(NamedTuple):
 def initial_weights(
     path: Path | str, policy: ImageWAMConfig, abstract: Params | None = None
 ) -> Initial:
-    """The parameters of a checkpoint for a policy, laid out as `abstract` says, if it is given.
+    """Read the parameters of a checkpoint for a policy, with the shardings of `abstract` if given.
 
-    Those of a training run are its moving average. CheckpointError: an array of it is not one of
-    the policy's, it is of another backbone, or it lacks more than `FRESH`.
+    From a training run it takes the moving average. CheckpointError: an array is not one of the
+    policy's, the backbone is another one, or more than `FRESH` is missing.
     """
     checkpoints, step = open_checkpoint(path)
     with contextlib.closing(checkpoints):
@@ -73,7 +75,7 @@ def _differences(
 def _random(
     saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path | str
 ) -> tuple[str, ...]:
-    """The parts that the checkpoint does not have."""
+    """The groups of `FRESH` that the checkpoint lacks and the policy has."""
     for name, leaf in saved.items():
         found = tuple(wanted[name].shape) if name in wanted else None
         if found != leaf.shape:
@@ -82,19 +84,19 @@ def _random(
                 f"{'none' if found is None else found}"
             )
     missing = wanted.keys() - saved.keys()
-    random = [part for part in FRESH if all(n in missing for n in wanted if _in(n, part))]
-    lost = sorted(name for name in missing if not any(_in(name, part) for part in random))
+    random = [group for group in FRESH if all(n in missing for n in wanted if _in(n, group))]
+    lost = sorted(name for name in missing if not any(_in(name, group) for group in random))
     if lost:
         raise CheckpointError(f"{path}: lacks {len(lost)} arrays of the policy, such as {lost[0]}")
-    present = {name.split(".")[0] for name in wanted}  # a policy without a robot state has no part
+    present = {name.split(".")[0] for name in wanted}  # a policy can lack the robot state
     present |= {"lora"} if any(_in(name, "lora") for name in wanted) else set()
-    return tuple(part for part in random if part.split(".")[0] in present)
+    return tuple(group for group in random if group.split(".")[0] in present)
 
 
 def overlay(params: Params, over: Mapping[str, Any]) -> Params:
-    """`params`, with those arrays of `over` that are there."""
+    """`params`, with the arrays of `over` in place of those with the same path."""
     return unflatten(flatten(params) | flatten(over))
 
 
-def _in(name: str, part: str) -> bool:
-    return f".{part}." in name if part == "lora" else name.startswith(f"{part}.")
+def _in(name: str, group: str) -> bool:
+    return f".{group}." in name if group == "lora" else name.startswith(f"{group}.")

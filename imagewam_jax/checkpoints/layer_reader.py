@@ -1,4 +1,4 @@
-"""Reads a tree of a checkpoint that is larger than memory, a layer at a time."""
+"""Reads a tree of a checkpoint layer by layer, so that it can be larger than memory."""
 
 import json
 import threading
@@ -7,24 +7,25 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from orbax.checkpoint import type_handlers
 
-from imagewam_jax.checkpoints.store import Checkpoints
+from imagewam_jax.checkpoints.store import Checkpoints, check_arrays
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.parameters import flatten
 
-# Of an array whose chunks on disk span layers, as a training run writes it: so much of it is kept
-# for its next layers, since each read decodes the chunk again.
+# A chunk on disk can span layers, as in the checkpoints of training runs, and each read decodes the
+# whole chunk. So many bytes of such an array are read as one block and kept for its next layers.
 BLOCK_BYTES = 256 * 2**20
-# Of the blocks of all arrays. A foreign tensor is made of five arrays or fewer.
+# The most bytes that all blocks may have. A foreign tensor is made of at most five arrays.
 KEPT_BYTES = 5 * BLOCK_BYTES
+# OCDBT, in which Orbax packs all arrays of a tree, looks up every read in an index: this caches it.
+CONTEXT = {"cache_pool#index": {"total_bytes_limit": 10**8}}
 
 
 class SavedTree:
     """The arrays of one tree of a step; `abstract` has their shapes and dtypes.
 
-    Called with a dotted path and a layer it reads that layer, or all of the array (None). It can be
-    called from several threads, as a source that reads from it is.
+    Calling it with a dotted path and a layer reads that layer; layer None reads the whole array. It
+    can be called from several threads.
     """
 
     def __init__(self, checkpoints: Checkpoints, step: int, tree: str):
@@ -32,23 +33,19 @@ class SavedTree:
         self.abstract: dict[str, Any] = checkpoints.abstract(step, tree)
         self._folder = checkpoints.directory / str(step) / tree
         self._stored = json.loads((self._folder / "_METADATA").read_text())
-        self._context = type_handlers.get_ts_context(use_ocdbt=self._stored["use_ocdbt"])
-        self._lock = threading.Lock()  # around both of these
+        self._context = ts.Context(CONTEXT)
+        self._lock = threading.Lock()  # guards the next two
         self._arrays: dict[str, ts.TensorStore] = {}
-        self._blocks: dict[str, tuple[int, np.ndarray]] = {}  # first layer, and these layers
+        self._blocks: dict[str, tuple[int, np.ndarray]] = {}  # path: (first layer, layers)
 
     def check(self, like: Mapping[str, Any], below: str = "") -> None:
         """CheckpointError unless the arrays below a dotted path are those of `like`."""
-        prefix = f"{below}." if below else ""
-        wanted = {f"{prefix}{path}": leaf.shape for path, leaf in flatten(like).items()}
-        there = flatten(self.abstract)
-        saved = {path: leaf.shape for path, leaf in there.items() if path.startswith(prefix)}
-        if differing := [p for p in sorted({*wanted, *saved}) if wanted.get(p) != saved.get(p)]:
-            first = differing[0]
-            raise CheckpointError(
-                f"{self._folder}: {len(differing)} arrays are not those that the config speaks "
-                f"of: {first} is {saved.get(first)}, not {wanted.get(first)}"
-            )
+        prefix, saved = f"{below}." if below else "", flatten(self.abstract)
+        check_arrays(
+            {f"{prefix}{path}": leaf for path, leaf in flatten(like).items()},
+            {path: leaf for path, leaf in saved.items() if path.startswith(prefix)},
+            str(self._folder),
+        )
 
     def __call__(self, path: str, layer: int | None) -> np.ndarray:
         """CheckpointError: what is on disk cannot be read."""
@@ -66,7 +63,7 @@ class SavedTree:
             raise CheckpointError(f"{self._folder}: {path} cannot be read: {error}") from error
 
     def _layer(self, path: str, array: ts.TensorStore, layer: int, count: int) -> np.ndarray:
-        """One of a block of `count` layers that is read whole and kept."""
+        """A layer, from a block of `count` layers that is read as a whole and kept."""
         start, block = self._blocks.get(path, (0, np.empty(0)))
         if not start <= layer < start + len(block):
             start = layer - layer % count
@@ -78,16 +75,16 @@ class SavedTree:
         return block[layer - start]
 
     def _open(self, path: str) -> ts.TensorStore:
-        info = type_handlers.ParamInfo(
-            name=path,
-            parent_dir=self._folder,
-            is_ocdbt_checkpoint=self._stored["use_ocdbt"],
-            use_zarr3=self._stored["use_zarr3"],
-            ts_context=self._context,
-        )
-        spec = type_handlers.get_json_tspec_read(info, use_ocdbt=self._stored["use_ocdbt"])
+        files = {"driver": "file", "path": f"{self._folder}/"}
+        packed = {"driver": "ocdbt", "base": files, "path": path, "cache_pool": "cache_pool#index"}
+        apart = {"driver": "file", "path": f"{self._folder / path}/"}
+        spec = {
+            "driver": "zarr3" if self._stored["use_zarr3"] else "zarr",
+            "kvstore": packed if self._stored["use_ocdbt"] else apart,
+            "fill_missing_data_reads": False,  # a lost file is an error, not zeros
+        }
         try:
-            return ts.open(ts.Spec(spec), read=True, context=self._context).result()
+            return ts.open(spec, read=True, context=self._context).result()
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{self._folder}: {path} cannot be read: {error}") from error
 

@@ -1,17 +1,17 @@
-"""What a checkpoint holds, and how it is written and read.
+"""Saves and restores checkpoints.
 
-    <directory>/<step>/params, ema, optimizer           of a policy, or of components of one
+    <directory>/<step>/params, ema, optimizer           of a policy, or of some of its components
                        autoencoder, text, normalizers   the assets of a policy
                        text_encoder                     of a converted text encoder
                        tokenizer                        its files, by name
                        data                             position of the data iterator
                        metadata                         config, prompts, statistics, provenance
-                       checksums                        of every array, by which damage shows
+                       checksums                        of every array, to detect damage
 
-The first three lines are trees of arrays, the others JSON. Any of them can be absent: a training
-run has all but the text encoder, a converted autoencoder only itself. `metadata` says how to
-rebuild what is there. A step is complete or absent: Orbax writes it under another name and then
-renames it.
+The first three lines are trees of arrays, the others are JSON. Any of them can be absent: a run of
+training has all but the text encoder, a converted autoencoder has only itself. `metadata` says how
+to rebuild the others. A step is complete or absent: Orbax writes it under a temporary name and
+renames it at the end.
 """
 
 import contextlib
@@ -23,16 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
+from jaxtyping import Array, Shaped, UInt32
 
-from imagewam_jax.checkpoints.checksums import array_checksums, by_path, differing
 from imagewam_jax.errors import CheckpointError, Unreadable
 
 FORMAT = 4
 JSON_ITEMS = ("metadata", "data", "tokenizer", "checksums")
-# Format 3 differs from 4 in the names of these items alone.
+# Format 3 differs from 4 only in the names of these items.
 READABLE_FORMATS = (3, FORMAT)
 _NAMES_IN_FORMAT_3 = {"metadata": "about", "checksums": "sums"}
 
@@ -48,8 +49,8 @@ class Checkpoints:
         read_only: bool = False,
         placement: Sharding | None = None,
     ):
-        """Unless it is only read, the folder is made, and what a killed run left half-written in
-        it is removed. `placement` is where arrays are restored to, by default the first device."""
+        """Unless it is only read, the folder is made, and half-written steps of a killed run are
+        removed. `placement` is where arrays are restored to, by default the first device."""
         self.directory = Path(directory).absolute()
         self._placement = placement or SingleDeviceSharding(jax.local_devices()[0])
         options = ocp.CheckpointManagerOptions(
@@ -69,18 +70,18 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Of all complete checkpoints, in order."""
+        """The steps of all complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
     def set_aside(self, step: int) -> Path:
-        """Renames a checkpoint that cannot be used, so that the run can write its step again;
-        returns where it is then. To be called by one process; the others `reload` after it."""
+        """Rename a checkpoint that cannot be used, so that the run can write its step again, and
+        return its new path. One process calls this; the others `reload` after it."""
         folder = self.directory / str(step)
         names = (folder.with_name(f"{step}.unreadable{n or ''}") for n in itertools.count())
         return folder.rename(next(name for name in names if not name.exists()))
 
     def reload(self) -> None:
-        """Looks again at what is on disk."""
+        """Look again at what is on disk."""
         self._manager.reload()
 
     def save(
@@ -91,10 +92,9 @@ class Checkpoints:
         data: Mapping[str, Any] | None = None,
         tokenizer: Mapping[str, str] | None = None,
     ) -> None:
-        """Starts to write trees of arrays; returns before it is done.
+        """Start to write a checkpoint in the background.
 
-        CheckpointError: there is less free space than it takes, or the one before could not be
-        written.
+        CheckpointError: there is too little free space, or the previous one could not be written.
         """
         self.wait()
         check_space(self.directory, tree_bytes(trees))
@@ -109,7 +109,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
-        """Until everything is on disk. CheckpointError: it could not be written."""
+        """Wait until everything is on disk. CheckpointError: it could not be written."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -119,18 +119,19 @@ class Checkpoints:
             ) from error
 
     def trees(self, step: int) -> set[str]:
-        """The names of the trees that a step has."""
+        """The names of a step's trees."""
         folder = self.directory / str(step)
         return {path.parent.name for path in folder.glob("*/_METADATA")} - set(JSON_ITEMS)
 
     def weights(self, step: int, which: str | None = None) -> str:
-        """The tree of parameters to use: `which`, else the moving average where there is one."""
+        """The name of the tree of parameters to use: `which`, else the moving average if there is
+        one."""
         return which or ("ema" if "ema" in self.trees(step) else "params")
 
     def abstract(self, step: int, tree: str) -> dict[str, Any]:
         """Shapes and dtypes of a tree as it was saved.
 
-        CheckpointError: it was not. Unreadable: what says so is damaged.
+        CheckpointError: it was not saved. Unreadable: its description is damaged.
         """
         if tree not in self.trees(step):
             raise CheckpointError(
@@ -141,26 +142,26 @@ class Checkpoints:
         try:
             with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
                 saved = handler.metadata(folder)
-        except Exception as error:  # of many kinds, where a file has other bytes than it had
+        except Exception as error:  # a damaged file can raise almost anything
             raise Unreadable(f"{folder} cannot be read: {error}") from error
         if saved is None:
             raise Unreadable(f"{folder} cannot be read: its description is not whole")
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved.tree)
 
     def restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
-        """The named trees of a step, in the shapes, dtypes and shardings of `abstract`.
+        """Restore the trees in `abstract`, with its shapes, dtypes and shardings, and verify them.
 
-        Where it has no sharding, an array goes to `placement`, whatever it was saved from.
-        CheckpointError: a tree, or an array of it, is not there or has another shape. Unreadable:
-        it is there and damaged.
+        An array without a sharding goes to `placement`, whatever devices it was saved from.
+        CheckpointError: a tree or an array is missing or has another shape. Unreadable: it is
+        damaged.
         """
         restored = self.read(step, abstract)
         self.check(step, restored)
         return restored
 
     def read(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
-        """As `restore`, without checking that numbers are those that were saved: a process reads
-        what its devices hold and waits for no other."""
+        """Restore without verifying checksums: each process reads what its devices hold, and waits
+        for no other process."""
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=x.sharding or self._placement
@@ -169,8 +170,8 @@ class Checkpoints:
         )
         for name, tree in abstract.items():
             check_arrays(tree, self.abstract(step, name), f"{self.directory / str(step)}: {name}")
-        # Not the manager's own way, in which processes wait for each other: one that cannot read
-        # would leave the others there.
+        # The manager's own `restore` makes processes wait for each other, so that one that cannot
+        # read would leave the others waiting.
         restored = {}
         for name, tree in abstract.items():
             folder = self.directory / str(step) / name
@@ -178,15 +179,15 @@ class Checkpoints:
                 with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
                     wanted = ocp.args.StandardRestore(tree)
                     restored[name] = handler.restore(folder, args=wanted)
-            except Exception as error:  # of several kinds, plain `Exception` among them
-                if "RESOURCE_EXHAUSTED" in str(error):  # the devices are too small for it
+            except Exception as error:  # of several types, plain `Exception` among them
+                if "RESOURCE_EXHAUSTED" in str(error):  # the devices are too small
                     raise
                 raise Unreadable(f"{folder} could not be read: {error}") from error
         return restored
 
     def check(self, step: int, restored: Mapping[str, Any]) -> None:
-        """Unreadable, in all processes alike: an array is not what was saved. One that was restored
-        in another dtype cannot be told."""
+        """Compare restored trees with their checksums. Unreadable, in all processes alike: an array
+        is not what was saved. One that was restored in another dtype is not compared."""
         folder, checksums = self.directory / str(step), self.checksums(step)
         for name, tree in restored.items():
             saved = {path: x.dtype for path, x in by_path(self.abstract(step, name)).items()}
@@ -207,10 +208,10 @@ class Checkpoints:
         return self.restore_json(step, "checksums") if there else {}
 
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
-        """One of JSON_ITEMS of a step.
+        """Read one of JSON_ITEMS of a step.
 
-        Unreadable: it is not there, or damaged. CheckpointError: it is the metadata of a checkpoint
-        in a format that this version does not read.
+        Unreadable: it is missing or damaged. CheckpointError: it is the metadata of a checkpoint in
+        a format that this version does not read.
         """
         where = self.directory / str(step)
         try:
@@ -235,7 +236,8 @@ class Checkpoints:
 
 
 def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
-    """The run and step that a path means: a run's folder, its `checkpoints`, or one step.
+    """Open the checkpoints at a path (a run's folder, its `checkpoints`, or one step) and return
+    them with the step that is meant, by default the latest.
 
     CheckpointError: there is no checkpoint.
     """
@@ -262,12 +264,12 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Size of all arrays of a tree, concrete or abstract."""
+    """The size of all arrays of a tree, concrete or abstract, in bytes."""
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def check_space(directory: Path, needed: int, copies: int = 1) -> None:
-    """CheckpointError unless `copies` checkpoints of `needed` bytes fit beside what is there."""
+    """CheckpointError unless `copies` checkpoints of `needed` bytes fit into the free space."""
     existing = next(p for p in (directory, *directory.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < copies * needed:
@@ -278,7 +280,7 @@ def check_space(directory: Path, needed: int, copies: int = 1) -> None:
 
 
 def check_arrays(wanted: Any, saved: Any, where: str) -> None:
-    """CheckpointError unless both have the same arrays; their dtypes may differ."""
+    """CheckpointError unless both trees have the same arrays; their dtypes may differ."""
     wanted, saved = (
         {path: leaf.shape for path, leaf in by_path(tree).items()} for tree in (wanted, saved)
     )
@@ -291,12 +293,48 @@ def check_arrays(wanted: Any, saved: Any, where: str) -> None:
         )
 
 
+def array_checksums(tree: Any) -> dict[str, int]:
+    """The checksum of each array by its dotted path, computed on the devices that hold the arrays.
+
+    A checksum is the sum of the bits of all elements as unsigned integers, modulo 2**32. File
+    systems and Orbax notice missing data, but not changed data; a single flipped bit always changes
+    the sum. It does not depend on order, sharding or the number of hosts, so it can be computed
+    wherever an array is.
+    """
+    return {path: int(value) for path, value in jax.device_get(_checksums(by_path(tree))).items()}
+
+
+def differing(arrays: Mapping[str, Array], saved: Mapping[str, int]) -> list[str]:
+    """The paths of arrays whose checksum is not the saved one; those without a saved one pass."""
+    found = array_checksums(arrays)
+    return [path for path in sorted(found) if saved.get(path, found[path]) != found[path]]
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of any kind of tree, by their dotted paths."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+@jax.jit
+def _checksums(arrays: Mapping[str, Array]) -> dict[str, UInt32[Array, ""]]:
+    return jax.tree.map(_checksum, dict(arrays))
+
+
+def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
+    bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
+    return jnp.sum(bits, dtype=jnp.uint32)
+
+
 METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(path: Path | str) -> list[dict]:
-    """The rows of a metrics file; none where there is no file. An unfinished last line, which
-    a killed run can leave, is not a row."""
+    """The rows of a metrics file, none if there is no file. An unfinished last line, which a killed
+    run can leave, is ignored."""
     path = Path(path)
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""`imagewam aot`: what a run would take on a TPU slice that is not here."""
+"""`imagewam aot`: compile a config for a TPU slice without one, and report what it takes."""
 
 import argparse
 import shlex
@@ -9,7 +9,7 @@ from imagewam_jax.errors import ConfigError
 
 
 def add_aot_verb(verbs: argparse._SubParsersAction) -> None:
-    """Adds the verb `aot`."""
+    """Add the verb `aot`."""
     aot = verbs.add_parser(
         "aot",
         help="compile a config for a TPU slice without one, and say what it takes",
@@ -89,7 +89,7 @@ def _name(arguments: argparse.Namespace) -> str:
 
 
 def _command(arguments: argparse.Namespace, rest: list[str]) -> str:
-    """What compiles the same again."""
+    """The command line that compiles the same again."""
     words = ["imagewam", "aot", f"--config={arguments.config}", f"--topology={arguments.topology}"]
     if arguments.what != "train":
         words.append(f"--what={arguments.what}")
@@ -105,7 +105,7 @@ def _command(arguments: argparse.Namespace, rest: list[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """For a shell; a tuple of strings in double quotes, which shlex would make unreadable."""
+    """Quote a word for a shell; a tuple of strings in double quotes, which stays readable."""
     if "'" in word and not set(word) & set('"$`\\!'):
         return f'"{word}"'
     return shlex.quote(word)

@@ -1,4 +1,4 @@
-"""`imagewam data <verb>`: what is done with datasets besides training on them."""
+"""`imagewam data <verb>`: index, check, list, show and import datasets, and compute statistics."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ WHICH = (
 
 
 def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
-    """Adds the verb `data` with its own verbs."""
+    """Add the verb `data` with its own verbs."""
     data = verbs.add_parser("data", help="index, check, look at and import datasets")
     verbs = data.add_subparsers(dest="data_verb", required=True, metavar="verb")
 

@@ -91,9 +91,9 @@ def module_builder(make: Callable[[], M]) -> Callable[[Params], M]:
     """
     graph, abstract = nnx.split(jax.eval_shape(make))
 
-    def rebuild(params: Params) -> M:
-        state = jax.tree.map(lambda x: x, abstract)  # its own containers, to be filled
+    def build(params: Params) -> M:
+        state = jax.tree.map(lambda x: x, abstract)  # containers of its own, which are filled
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)
 
-    return rebuild
+    return build

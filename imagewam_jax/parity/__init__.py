@@ -1,1 +1,1 @@
-"""Comparing a checkpoint with recorded tensors of the official code, and recording such tensors."""
+"""Compares a checkpoint with recorded tensors of the official code, and records such tensors."""

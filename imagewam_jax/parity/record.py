@@ -1,7 +1,6 @@
-"""Records what a checkpoint computes, in the form of the official recordings.
+"""Records what a checkpoint computes, for those who want to compare it with the official code.
 
-Each part of the checkpoint has a folder of its own, which `verify` reads: here with another version
-of the checkpoint, or elsewhere with another implementation.
+The recording has a folder for each component of the checkpoint, in the form that `verify` reads.
 """
 
 import contextlib
@@ -33,14 +32,14 @@ from imagewam_jax.parity.cases.policy_case import STACK
 from imagewam_jax.weights.io.tensors import ArraySource
 from imagewam_jax.weights.layouts.imagewam_checkpoint import official_settings
 
-# The folder that each part is recorded in.
+# The folder of each component.
 CASES = {
     "policy": "policy",
     "backbone": "transformer",
     "autoencoder": "autoencoder",
     "text_encoder": "text_encoder",
 }
-LATENT_CELL = 16  # pixels per side of one latent cell of FLUX.2's autoencoder
+LATENT_CELL = 16  # pixels per latent cell of FLUX.2's autoencoder, in each direction
 NOTE = (
     "Rows of padded text mean nothing; where they are outputs of the policy, they are 0. Token "
     "order, names and layouts are those of the official code."
@@ -56,27 +55,27 @@ def record(
     dtype: str = "float32",
     weights: str | None = None,
 ) -> None:
-    """Runs all parts of a checkpoint on random inputs; writes inputs and outputs to a new folder.
+    """Run all components of a checkpoint on random inputs, and write inputs and outputs to `to`,
+    which must not exist.
 
     dtype: parameters are cast to it, and everything is computed in it.
-    weights: "ema" or "params" of a training run; None takes the average where there is one.
+    weights: "ema" or "params" of a training run; None takes the moving average if there is one.
 
-    CheckpointError, ConfigError: it cannot be done; nothing is left in `to`.
+    CheckpointError, ConfigError: it cannot be recorded; nothing is left in `to`.
     """
     sizes = sizes or Sizes()
     if min(sizes.batch, *sizes.grid, sizes.text_tokens) < 1:
         raise ConfigError(f"sizes of a recording are at least 1, not {sizes}")
     if to.exists():
         raise CheckpointError(f"{to} is there already; name a folder that is not")
-    # The precision that `verify` computes in.
     with (
         contextlib.closing(Loaded(checkpoint, dtype, weights)) as loaded,
-        jax.default_matmul_precision("highest"),
+        jax.default_matmul_precision("highest"),  # the same as in `verify`
     ):
         folders = []
-        for part in loaded.configs:
-            rng, config = np.random.default_rng(seed), settings(loaded, part, sizes)
-            folders.append(_record_case(loaded, CASES[part], sizes, rng, config))
+        for component in loaded.configs:
+            rng, config = np.random.default_rng(seed), settings(loaded, component, sizes)
+            folders.append(_record_case(loaded, CASES[component], sizes, rng, config))
     partial = partial_path(to)
     try:
         for folder in folders:
@@ -94,14 +93,15 @@ def record(
 def _record_case(
     loaded: Loaded, case: str, sizes: Sizes, rng: np.random.Generator, config: Mapping[str, Any]
 ) -> Folder:
-    """Records one kind after the other: the outputs of one can be inputs of the next."""
+    """Record the kinds of a case one after the other; each finds in the folder what those before it
+    have computed."""
     arrays: dict[str, dict[str, np.ndarray]] = {}
     folder = Folder(Path(case), {}, config)
 
     def add(file: str, name: str, array: Any) -> None:
         array = np.array(array, order="C")
         array = array if array.dtype.kind in "biu" else array.astype(np.float32)
-        # An input that is also computed, such as positions, stays as it was given.
+        # An input that is also an output, such as positions, is not replaced.
         arrays.setdefault(file, {}).setdefault(name, array)
         folder.files[file] = Tensors(file, ArraySource(arrays[file], file))
 
@@ -122,12 +122,12 @@ def _record_case(
     return folder
 
 
-def settings(loaded: Loaded, part: str, sizes: Sizes) -> dict[str, Any]:
-    """The `config.json` of a part's recording, in official terms."""
-    config, (rows, columns) = loaded.config(part), sizes.grid
+def settings(loaded: Loaded, component: str, sizes: Sizes) -> dict[str, Any]:
+    """The `config.json` of a component's recording, in official terms."""
+    config, (rows, columns) = loaded.config(component), sizes.grid
     cell = loaded.config("autoencoder").factor if "autoencoder" in loaded else LATENT_CELL
     common = {
-        "case": CASES[part],
+        "case": CASES[component],
         "source": f"imagewam_jax {imagewam_jax.__version__}",
         "dtype": loaded.dtype,
         "note": NOTE,
@@ -136,7 +136,7 @@ def settings(loaded: Loaded, part: str, sizes: Sizes) -> dict[str, Any]:
         "text_valid": sizes.text_lengths.tolist(),
         "image_hw": [cell * rows, cell * columns],
     }
-    return common | _SETTINGS[part](config)
+    return common | _SETTINGS[component](config)
 
 
 def _policy_settings(config: ImageWAMConfig) -> dict[str, Any]:

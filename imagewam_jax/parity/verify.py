@@ -1,4 +1,4 @@
-"""Compares what a checkpoint computes with recorded tensors."""
+"""Compares a checkpoint with recorded tensors, and reports the error of each."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from imagewam_jax.parity.cases.folder import Folder, read_folder, recorded_folde
 from imagewam_jax.parity.cases.limits import ABSOLUTE, LARGEST, Limit
 from imagewam_jax.parity.cases.loaded import Loaded
 
-# Recorded tensors that nothing here repeats, by their names.
+# Recorded tensors that nothing here computes again: patterns of their names, and why.
 NOT_REPEATED = {
     r"kvref\..*|pred_kv_.*": "of the cached editing path, another function than ImageWAM's",
     r"attention_mask_.*": "masks over queries are never built here; predictions show them",
@@ -36,10 +36,10 @@ LACKING = "nothing that the checkpoint has repeats it"
 
 @dataclass(frozen=True)
 class Check:
-    """One tensor, and how far it is from the recorded one.
+    """One tensor, and its error against the recorded one.
 
-    `largest_error` is absolute; `relative_error` is the same, divided by the largest entry. `error`
-    is compared with `limit`, whose kind says which error it is. `problem` says why nothing could
+    `largest_error` is the largest absolute error, `relative_error` the same divided by the largest
+    entry. `error` is the one that its limit is about, and decides. `problem` says why nothing could
     be compared.
     """
 
@@ -63,7 +63,8 @@ class Check:
         return not self.problem and self.largest_error == 0
 
     def to_json(self) -> dict[str, Any]:
-        """JSON has no infinities or NaNs, which a failed check may have: they become None."""
+        """The fields as JSON, which has no infinities or NaNs: None replaces them, and the check
+        failed."""
         values = {
             name: None if isinstance(value, float) and not np.isfinite(value) else value
             for name, value in vars(self).items()
@@ -73,7 +74,7 @@ class Check:
 
 @dataclass
 class Report:
-    """The results of a verification."""
+    """The result of a verification."""
 
     checkpoint: str
     references: str
@@ -98,13 +99,13 @@ class Report:
 def verify(
     checkpoint: Path, references: Path, *, dtype: str = "float32", weights: str | None = None
 ) -> Report:
-    """Repeats every recording that the checkpoint has the part for, and prints each comparison.
+    """Repeat every recording whose component the checkpoint has, and print each comparison.
 
     references: a folder of recorded tensors, or of such folders.
-    dtype: parameters are cast to it, and our side computes in it; limits are meant for float32.
-    weights: "ema" or "params" of a training run; None takes the average where there is one.
+    dtype: parameters are cast to it, and everything is computed in it; limits are for float32.
+    weights: "ema" or "params" of a training run; None takes the moving average if there is one.
 
-    ConversionError: nothing could be compared, or a recording is of another model.
+    ConversionError: nothing could be compared, or a recording belongs to another model.
     """
     folders = [read_folder(path) for path in recorded_folders(references)]
     with contextlib.closing(Loaded(checkpoint, dtype, weights)) as loaded:
@@ -113,7 +114,7 @@ def verify(
             f"{loaded.path}: {', '.join(loaded.configs)}; saved in {report.saved_in}, computed in "
             f"{dtype}, positions and times too"
         )
-        # Otherwise accelerators multiply float32 matrices in fewer bits.
+        # By default, accelerators multiply float32 matrices with fewer bits.
         with jax.default_matmul_precision("highest"):
             for folder in folders:
                 _verify_folder(loaded, folder, report)
@@ -159,18 +160,19 @@ def _verify_folder(loaded: Loaded, folder: Folder, report: Report) -> None:
 def _outputs(
     kind: Kind, loaded: Loaded, folder: Folder, file: str
 ) -> Iterator[Output | NotChecked]:
-    """ConversionError: the recorded inputs do not fit each other or the checkpoint."""
+    """What a kind computes from the recorded inputs. ConversionError: these do not fit each other,
+    or the checkpoint."""
     try:
         yield from kind.outputs(loaded, folder)
     except ConversionError:
         raise
-    except (TypeError, ValueError) as error:  # of NumPy and JAX, about shapes
+    except (TypeError, ValueError) as error:  # from NumPy and JAX, about shapes
         problem = str(error).splitlines()[0]
         raise ConversionError(f"{file}: {kind.name} cannot be repeated: {problem}") from error
 
 
 def _expected(folder: Folder, default: str, output: Output) -> tuple[str, np.ndarray] | None:
-    """The recorded tensor and its file; None where the recording lacks it."""
+    """The recorded tensor and its file; None if the recording lacks it."""
     file = output.file or Path(default).name
     if output.expected is not None:
         return file, output.expected
@@ -211,10 +213,7 @@ def _compare(folder: Folder, kind: Kind, file: str, expected: np.ndarray, output
 
 
 def _unread(folder: Folder, known: list[NotChecked]) -> Iterator[NotChecked]:
-    """The tensors of a folder that no kind has used, by file and reason.
-
-    Those in `known` are left out: they are listed already.
-    """
+    """The tensors that no kind has read, by file and reason, without those already in `known`."""
     mentioned = {n.what for n in known}
     otherwise = LACKING if mentioned & {kind.name for kind in KINDS} else OTHERWISE
     for file, tensors in folder.files.items():
@@ -252,7 +251,7 @@ def _print_table(folder: Folder, kind: Kind, checks: list[Check]) -> None:
 
 
 def summary(report: Report) -> str:
-    """One line: how many tensors there were, and which failed or was nearest to its limit."""
+    """A line with the number of tensors, and those that failed or the one nearest to its limit."""
     failed = [check.name for check in report.checks if not check.passed]
     count = f"{len(report.checks)} tensors compared with {report.references}"
     if failed:

@@ -17,7 +17,7 @@ from flax import nnx
 from imagewam_jax.checkpoints.store import check_arrays, open_checkpoint
 from imagewam_jax.config.schema import from_fields
 from imagewam_jax.errors import CheckpointError, ConfigError, MissingWeights
-from imagewam_jax.models.parameters import module_tree
+from imagewam_jax.models.parameters import module_builder, module_tree
 from imagewam_jax.models.text_encoders.base import TextEncoder, Tokens, pad_tokens
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3, Qwen3Config
 
@@ -154,12 +154,14 @@ def _identity(
 
 def _load(path: str, config: Qwen3Config) -> Qwen3:
     """The weights in the dtypes in which they were saved, on the first device."""
-    module = jax.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(module)
+
+    def make() -> Qwen3:
+        return Qwen3(config, rngs=nnx.Rngs(0))
+
     checkpoints, step = open_checkpoint(path)
     with contextlib.closing(checkpoints):
         saved = checkpoints.abstract(step, "text_encoder")
-        check_arrays(module_tree(module), saved, f"{path}: text_encoder")
+        expected = jax.eval_shape(lambda: module_tree(make()))
+        check_arrays(expected, saved, f"{path}: text_encoder")
         tree = checkpoints.restore(step, {"text_encoder": saved})["text_encoder"]
-    nnx.replace_by_pure_dict(state, tree)
-    return nnx.merge(graph, state)
+    return module_builder(make)(tree)

@@ -1,1 +1,1 @@
-"""Weights from and to PyTorch: convert, export, and what the files beside them say."""
+"""Weights from and to PyTorch: convert foreign weights to a checkpoint, and export one."""

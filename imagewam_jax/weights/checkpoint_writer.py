@@ -1,13 +1,19 @@
 """Writes a checkpoint that is larger than memory.
 
-Its arrays come in pieces, each one layer of a stacked array or a whole small one, in any order.
-A piece is written when it comes and then forgotten, so that no more than a few of them are in
-memory at a time. What is on disk is what Orbax writes for arrays that were in memory, in chunks
-of one layer or less, and is restored the same way.
+Its arrays come in pieces, in any order; a piece is one layer of a stacked array, or a whole small
+array. Each piece is written when it comes and then dropped, so that only a few are in memory at a
+time. The files are those that Orbax writes for arrays in memory, in chunks of at most a layer, and
+are restored in the same way.
+
+Orbax's public interface saves only whole arrays from memory, and TensorStore's would leave Orbax's
+metadata files and the atomic step to code of our own; so this is a type handler inside Orbax. It
+relies on these names, which are not part of the documented interface and pin a minor version:
+`type_handlers.create_type_handler_registry`, `TypeHandler.serialize` and `ParamInfo` (with
+`await_path_creation`, `is_ocdbt_checkpoint` and `ts_context`), `get_json_tspec_write`, and
+`future.CommitFutureAwaitingContractedSignals`.
 """
 
 import asyncio
-import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,18 +32,18 @@ from imagewam_jax.errors import CheckpointError, ConversionError
 from imagewam_jax.models.parameters import flatten
 from imagewam_jax.weights.layouts.mapping import Piece
 
-# Of a chunk on disk, which is the least that can be read. Small enough for a host of a pod to
-# read little more than its own part of an array, and large enough for object stores.
+# The size of a chunk on disk, which is the least that can be read: small enough for a host of a pod
+# to read little more than its own slice of an array, and large enough for object stores.
 CHUNK_BYTES = 16 * 2**20
-# Of the pieces that are being written while others are made.
+# The most bytes of pieces that are being written while others are made.
 PENDING_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A tree of `jax.ShapeDtypeStruct`s, and a function that starts to yield its pieces.
+    """A tree of arrays that `pieces` yields, with their shapes and dtypes in `abstract`.
 
-    `stacked` are the dotted paths of the arrays that come layer by layer.
+    `stacked` has the dotted paths of the arrays that come layer by layer.
     """
 
     abstract: Mapping[str, Any]
@@ -46,7 +52,7 @@ class Stream:
 
 
 def stream_of(tree: Mapping[str, Any]) -> Stream:
-    """A small tree that is in memory."""
+    """The stream of a small tree that is in memory."""
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(tree))
     whole = [Piece(path, None, np.asarray(leaf)) for path, leaf in flatten(tree).items()]
     return Stream(abstract, frozenset(), lambda: whole)
@@ -59,11 +65,11 @@ def write_streams(
     metadata: Mapping[str, Any],
     **json_items: Mapping[str, Any],
 ) -> None:
-    """Writes one checkpoint: see `checkpoint` for the names and what `about` says.
+    """Write one checkpoint; `checkpoints.store` describes the trees, `metadata` and other items.
 
-    It appears when it is complete; what a killed run left of another one is removed first, and
-    what an error leaves. CheckpointError: the step exists, there is too little space, or it could
-    not be written. ConversionErrors of the pieces are raised as they are.
+    The step appears when it is complete. Remains of killed runs are removed first, and so are those
+    of an error. CheckpointError: the step exists, there is too little space, or writing failed.
+    ConversionErrors of the pieces are passed on.
     """
     directory = Path(directory).absolute()
     check_absent(directory, step)
@@ -75,8 +81,8 @@ def write_streams(
         create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
     )
     items: dict[str, Any] = {name: _save_args(stream, name) for name, stream in streams.items()}
-    # One file for each chunk is written several times as fast as Orbax's own database of chunks;
-    # compression would take a fifth off bfloat16 weights and halve the speed of reading them.
+    # A file per chunk is written several times faster than Orbax's database of chunks (OCDBT);
+    # compression would save a fifth of bfloat16 weights and halve the speed of reading them.
     handlers: dict[str, ocp.CheckpointHandler] = {
         name: ocp.PyTreeCheckpointHandler(
             type_handler_registry=registry, use_ocdbt=False, use_compression=False
@@ -99,7 +105,7 @@ def write_streams(
 
 
 def check_absent(directory: Path, step: int) -> None:
-    """CheckpointError if there is such a checkpoint already, or cannot be."""
+    """CheckpointError: the step is there already, or is no step of training."""
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{directory}: {step!r} is no step of training")
     if (directory / str(step)).exists():
@@ -108,7 +114,7 @@ def check_absent(directory: Path, step: int) -> None:
 
 @dataclass(frozen=True)
 class _Leaf:
-    """One array of a stream, as Orbax is given it."""
+    """One array of a stream, as a leaf of the tree that Orbax saves."""
 
     tree: str
     path: str
@@ -126,10 +132,10 @@ def _save_args(stream: Stream, tree: str) -> ocp.args.PyTreeSave:
 
 
 class _StreamHandler(type_handlers.TypeHandler):
-    """Gives Orbax the pieces of a stream where it expects whole arrays; it only writes."""
+    """Writes the pieces of a stream where Orbax expects whole arrays. It cannot read."""
 
     def typestr(self) -> str:
-        return type_handlers.NumpyHandler().typestr()  # as what it is restored
+        return type_handlers.NumpyHandler().typestr()  # the handler that restores these arrays
 
     async def metadata(self, infos):
         raise NotImplementedError("a stream is read as the arrays that it wrote")
@@ -171,16 +177,11 @@ async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInf
             await write
             bar.update(size)
     finally:
-        # After an error too: what is still being written cannot be removed.
-        await asyncio.gather(*map(_done, writing))
+        # Also after an error, since files that are still being written cannot be removed.
+        await asyncio.gather(*writing, return_exceptions=True)
         bar.close()
     if missing:
         raise ValueError(f"{len(missing)} pieces did not come, such as {min(missing, key=str)}")
-
-
-async def _done(write: ts.Future) -> None:
-    with contextlib.suppress(Exception):
-        await write
 
 
 def _layers(leaf: _Leaf) -> Iterable[int | None]:

@@ -1,4 +1,4 @@
-"""The parts that weights can be converted for, and where each lies in a checkpoint."""
+"""The components of a policy that weights are converted for, and where each is in a checkpoint."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,11 +24,12 @@ from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3, Qwen3Config
 
 
-class Part(NamedTuple):
-    """A part of a policy.
+class Component(NamedTuple):
+    """A component of a policy.
 
-    `tree` is that of a checkpoint, `path` where the part stands in it. `module` builds it from
-    its config; `section` is what a checkpoint's config says of it, and `config` the inverse.
+    `tree` is the tree of a checkpoint that it is in, `path` its place in that tree. `module` builds
+    it from its config. `section` makes the section of a checkpoint's config that describes it, and
+    `config` is the inverse.
     """
 
     tree: str
@@ -38,11 +39,12 @@ class Part(NamedTuple):
     config: Callable[[Mapping[str, Any]], Any]
 
     def abstract(self, config: Any) -> dict[str, Any]:
-        """Shapes and dtypes of the part alone."""
+        """Shapes and dtypes of its arrays."""
         return jax.eval_shape(lambda: module_tree(self.module(config)))
 
 
-def _of_registry(registry: Mapping[str, Any], config: Any) -> nnx.Module:
+def _build(registry: Mapping[str, Any], config: Any) -> nnx.Module:
+    """The module of the registry's entry that has this type of config."""
     module = next(module for kind, module in registry.values() if isinstance(config, kind))
     return module(config, rngs=nnx.Rngs(0))
 
@@ -51,37 +53,37 @@ def _without(fields: dict[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key != name}
 
 
-PARTS = {
-    "policy": Part(
+COMPONENTS = {
+    "policy": Component(
         "params",
         "",
         lambda config: ImageWAM(config, rngs=nnx.Rngs(0)),
         lambda config: {"model": model_section(config)},
         lambda config: policy_config(config["model"]),
     ),
-    "backbone": Part(
+    "backbone": Component(
         "params",
         "backbone",
-        lambda config: _of_registry(BACKBONES, config),
+        lambda config: _build(BACKBONES, config),
         lambda config: {"model": {"backbone": named_section(config, BACKBONES)}},
         lambda config: named_config(config["model"]["backbone"], BACKBONES, "model.backbone"),
     ),
-    # Its first weights alone: the sizes of what has none, such as the action, are not known yet.
-    "expert": Part(
+    # Only its first weights: the sizes of other arrays, such as the action's, are not known yet.
+    "expert": Component(
         "params",
         "expert",
         None,
         lambda config: {"model": {"expert": _without(dataclasses.asdict(config), "action_dim")}},
         lambda config: from_fields(ActionExpertConfig, config["model"]["expert"], "model.expert"),
     ),
-    "autoencoder": Part(
+    "autoencoder": Component(
         "autoencoder",
         "",
-        lambda config: _of_registry(AUTOENCODERS, config),
+        lambda config: _build(AUTOENCODERS, config),
         lambda config: {"autoencoder": named_section(config, AUTOENCODERS)},
         lambda config: autoencoder_config(config["autoencoder"]),
     ),
-    "text_encoder": Part(
+    "text_encoder": Component(
         "text_encoder",
         "",
         lambda config: Qwen3(config, rngs=nnx.Rngs(0)),
@@ -91,8 +93,10 @@ PARTS = {
 }
 
 
-def parts_of(metadata: Mapping[str, Any], trees: set[str], where: str) -> dict[str, Any]:
-    """The parts that a checkpoint has, with the config of each; a whole policy is one part."""
+def checkpoint_components(
+    metadata: Mapping[str, Any], trees: set[str], where: str
+) -> dict[str, Any]:
+    """The components of a checkpoint, with the config of each; a whole policy is one component."""
     config = metadata["config"]
     names = []
     if "params" in trees:
@@ -100,5 +104,7 @@ def parts_of(metadata: Mapping[str, Any], trees: set[str], where: str) -> dict[s
         names.append("policy" if "horizon" in model else "backbone")
     names += [name for name in ("autoencoder", "text_encoder") if name in trees]
     if not names:
-        raise CheckpointError(f"{where}: has no part that can be exchanged, only {sorted(trees)}")
-    return {name: PARTS[name].config(config) for name in names}
+        raise CheckpointError(
+            f"{where}: has no component that can be exchanged, only {sorted(trees)}"
+        )
+    return {name: COMPONENTS[name].config(config) for name in names}

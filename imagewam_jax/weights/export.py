@@ -1,4 +1,4 @@
-"""A checkpoint of ours to the layouts of others: checked, then streamed."""
+"""Exports a checkpoint to the layouts of others: check everything, then stream the tensors."""
 
 import contextlib
 import json
@@ -22,35 +22,40 @@ from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
 from imagewam_jax.models.backbones.flux2 import Flux2Config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten
-from imagewam_jax.weights.components import PARTS, parts_of
+from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
 from imagewam_jax.weights.io.safetensors_writer import write_safetensors, write_sharded
-from imagewam_jax.weights.io.tensors import ArraySource, Joined, TensorSource, dtype_name
+from imagewam_jax.weights.io.tensors import (
+    ArraySource,
+    Joined,
+    Progress,
+    TensorSource,
+    dtype_name,
+    source_bytes,
+)
 from imagewam_jax.weights.io.torch_files import write_torch_file
-from imagewam_jax.weights.io.writing import Progress, source_bytes
-from imagewam_jax.weights.layouts import recognition as layouts
+from imagewam_jax.weights.layouts import registry as layouts
 from imagewam_jax.weights.layouts.flux2_autoencoder_diffusers import (
     flux2_autoencoder_diffusers_json,
 )
 from imagewam_jax.weights.layouts.flux2_diffusers import flux2_diffusers_json
-from imagewam_jax.weights.layouts.foreign_view import ForeignView
 from imagewam_jax.weights.layouts.imagewam_checkpoint import checkpoint_contents
-from imagewam_jax.weights.layouts.mapping import under
-from imagewam_jax.weights.layouts.recognition import Layout
-from imagewam_jax.weights.official import files_beside
+from imagewam_jax.weights.layouts.mapping import ForeignView, under
+from imagewam_jax.weights.layouts.registry import Layout
+from imagewam_jax.weights.official import official_sidecar
 
 MAX_SHARD_BYTES = 10 * 10**9
 
 
 class Target(NamedTuple):
-    """Where a part goes: in which layout, to which file or folder of the output, and for diffusers
-    with which `config.json`."""
+    """The destination of a component: its layout, its file or folder in the output, and for
+    diffusers the function that makes its `config.json`."""
 
     layout: Layout
     name: str
     json: Callable[[Any], dict[str, Any]] | None = None
 
 
-# By format, then by what the sizes of a part are those of.
+# The targets by format, then by the type of a component's config.
 TARGETS: dict[str, dict[type, Target]] = {
     "official": {ImageWAMConfig: Target(layouts.IMAGEWAM_FLUX2, "model.pt")},
     "flux2": {
@@ -64,9 +69,7 @@ TARGETS: dict[str, dict[type, Target]] = {
         ),
     },
 }
-
-
-# What they are layouts of, for messages.
+# What each format holds, for messages.
 HOLDS = {
     "official": "a whole policy on FLUX.2",
     "flux2": "a FLUX.2 transformer and autoencoder",
@@ -75,7 +78,7 @@ HOLDS = {
 
 
 class Job(NamedTuple):
-    """One part, checked, and its tensors in the foreign layout."""
+    """A checked component, and its tensors in the foreign layout."""
 
     config: Any
     target: Target
@@ -91,14 +94,14 @@ def export(
     weights: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes all parts of a checkpoint that a format has a place for, and says which.
+    """Write all components of a checkpoint that a format has a place for, and print which.
 
     format: one of `TARGETS`.
-    to: a folder; for "flux2" and a checkpoint of one part a `.safetensors` file.
-    dtype: "float32" or "bfloat16"; None keeps each tensor's own.
-    weights: "ema" or "params" of a training run; None takes the average where there is one.
+    to: a folder; for "flux2" and a checkpoint of one component it can be a `.safetensors` file.
+    dtype: "float32" or "bfloat16"; None keeps the dtype of each tensor.
+    weights: "ema" or "params" of a training run; None takes the moving average if there is one.
 
-    CheckpointError, ConversionError: what is wrong; `to` is there complete or not at all.
+    CheckpointError, ConversionError: it cannot be exported; `to` is complete or absent.
     """
     choose(TARGETS, format, "--format")
     target_dtype = None if dtype is None else np.dtype(choose(DTYPES, dtype, "--dtype"))
@@ -113,8 +116,11 @@ def export(
             named = " and ".join(job.target.name for job in jobs)
             raise ConversionError(f"{to}: name a folder, for {named}")
         total = sum(source_bytes(job.source) for job in jobs)
-        copies = 2 if format == "official" else 1  # PyTorch saves what is in files already
-        with _appearing(to, copies * total) as out, _bar(copies * total, to) as bar:
+        copies = 2 if format == "official" else 1  # PyTorch saves from files of the same size
+        with (
+            _appearing(to, copies * total) as out,
+            tqdm(total=copies * total, unit="B", unit_scale=True, desc=f"writing {to.name}") as bar,
+        ):
             if not single:
                 out.mkdir()
             for job in jobs:
@@ -139,26 +145,27 @@ def plan(
     dtype: np.dtype | None,
     weights: str | None,
 ) -> list[Job]:
-    """What is to be written; prints what is not. CheckpointError, ConversionError: it cannot be."""
+    """The components to write; prints which ones are not. CheckpointError, ConversionError: nothing
+    can be written."""
     where = str(checkpoints.directory / str(step))
     trees = checkpoints.trees(step)
-    parts = parts_of(metadata, trees, where)
+    components = checkpoint_components(metadata, trees, where)
     targets = TARGETS[format]
     jobs, absent = [], []
-    lora = NO_LORA  # what these layouts have no place for, and kernels do
-    if "policy" in parts:
-        lora, parts["policy"] = parts["policy"].lora, without_lora(parts["policy"])
-    if "backbone" in parts and "expert" in metadata["config"].get("model", {}):
+    lora = NO_LORA  # these layouts have no place for adapters, which are merged into kernels
+    if "policy" in components:
+        lora, components["policy"] = components["policy"].lora, without_lora(components["policy"])
+    if "backbone" in components and "expert" in metadata["config"].get("model", {}):
         absent.append("first weights of the action expert")
-    if "policy" in parts and ImageWAMConfig not in targets:
-        parts["backbone"] = parts.pop("policy").backbone
+    if "policy" in components and ImageWAMConfig not in targets:
+        components["backbone"] = components.pop("policy").backbone
         print("the action expert and the robot state's embedding are not part of this layout")
-    for name, config in parts.items():
+    for name, config in components.items():
         target = targets.get(type(config))
         if target is None or not _fits(config):
             absent.append(name)
             continue
-        tree = PARTS[name].tree
+        tree = COMPONENTS[name].tree
         if tree == "params":
             tree = checkpoints.weights(step, weights)
             saved = saved_policy(checkpoints, step, tree, lora)
@@ -167,31 +174,30 @@ def plan(
         source = _source(saved, name, config, target.layout, dtype, metadata, f"{where}/{tree}")
         jobs.append(Job(config, target, source))
     if not jobs:
-        raise ConversionError(
-            f"{where}: has {' and '.join(sorted(parts))}; the {format} layout is of {HOLDS[format]}"
-        )
+        found = " and ".join(sorted(components))
+        raise ConversionError(f"{where}: has {found}; the {format} layout is of {HOLDS[format]}")
     if absent:
         print(f"not written, the {format} layout has no place for it: {', '.join(sorted(absent))}")
     return jobs
 
 
 def _fits(config: Any) -> bool:
-    """A policy on another backbone has another layout."""
+    """Whether it is no policy, or one on FLUX.2: other backbones have other layouts."""
     return not isinstance(config, ImageWAMConfig) or isinstance(config.backbone, Flux2Config)
 
 
 def _source(
     saved: SavedTree,
-    part: str,
+    component: str,
     config: Any,
     layout: Layout,
     dtype: np.dtype | None,
     metadata: Mapping[str, Any],
     where: str,
 ) -> TensorSource:
-    """The tensors of a part, in a dtype of choice, with those that only the layout has."""
-    path = PARTS[part].path
-    saved.check(PARTS[part].abstract(config), path)
+    """The tensors of a component in the chosen dtype, with those that only the layout has."""
+    path = COMPONENTS[component].path
+    saved.check(COMPONENTS[component].abstract(config), path)
     rules = under(layout.rules(config), path=path)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype if dtype is None else dtype),
@@ -208,7 +214,7 @@ def _source(
         raise ConversionError(f"{error}; choose one with --dtype") from None
     if not layout.carried:
         return source
-    # Counters of training; 0 where there was none.
+    # They are counters of training: 0 if the checkpoint was not made from this layout.
     carried = metadata.get("provenance", {}).get("carried", {})
     values = {name: np.array(carried.get(name, 0), np.int64) for name in layout.carried}
     return Joined(source, ArraySource(values, where))
@@ -217,8 +223,8 @@ def _source(
 def _write_official(
     path: Path, job: Job, metadata: Mapping[str, Any], step: int, progress: Progress
 ) -> None:
-    # First what costs nothing and can fail.
-    texts = files_beside(job.config, metadata, job.source.specs)
+    # The cheap steps that can fail come first.
+    texts = official_sidecar(job.config, metadata, job.source.specs)
     contents = checkpoint_contents(job.config, job.source.specs, step)
     write_torch_file(path, contents, job.source, progress)
     for name, text in texts.items():
@@ -232,15 +238,11 @@ def _write_diffusers(folder: Path, job: Job, max_shard_bytes: int, progress: Pro
     write_sharded(folder, stem, job.source, max_bytes=max_shard_bytes, progress=progress)
 
 
-def _bar(total: int, to: Path) -> tqdm:
-    return tqdm(total=total, unit="B", unit_scale=True, desc=f"writing {to.name}")
-
-
 @contextlib.contextmanager
 def _appearing(to: Path, needed: int) -> Iterator[Path]:
-    """A path to write to that becomes `to` at the end, or is removed.
+    """Yield a temporary path, which becomes `to` at the end or is removed on an error.
 
-    CheckpointError: there is too little space, or what was written could not be.
+    CheckpointError: there is too little space, or writing failed.
     """
     to = to.absolute()
     check_space(to.parent, needed)

@@ -1,4 +1,8 @@
-"""The files beside an official `model.pt`: what it was trained with, in the official terms."""
+"""The files beside an official `model.pt`, with the settings and statistics of its training.
+
+`train_config.yaml` and `dataset_stats.json` are in the official terms
+(docs/spec/imagewam_flux2.md, 7.6 and 8). Statistics are read from there when a policy is converted; both files are written for an export.
+"""
 
 import dataclasses
 import json
@@ -8,32 +12,83 @@ from typing import Any
 import numpy as np
 import yaml
 
-from imagewam_jax.errors import ConversionError
+from imagewam_jax.errors import ConversionError, DataError
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.preprocess.statistics import STATISTICS
-from imagewam_jax.weights import sidecar as beside
+from imagewam_jax.preprocess.statistics import (
+    STATISTICS,
+    FieldStatistics,
+    select_statistics,
+    statistics_from_json,
+)
+from imagewam_jax.weights.converted_config import RUN_TIME, find_below
 from imagewam_jax.weights.layouts.imagewam import BACKBONE, imagewam_config
 from imagewam_jax.weights.layouts.imagewam_checkpoint import (
     MIXED_PRECISION,
     official_settings,
     without_lora,
 )
-from imagewam_jax.weights.layouts.metadata import Specs
-from imagewam_jax.weights.settings import RUN_TIME, find_below
+from imagewam_jax.weights.layouts.metadata import Metadata, Specs
+from imagewam_jax.weights.sidecar import STATISTICS_FILE
 
-SETTINGS = "train_config.yaml"
+SETTINGS_FILE = "train_config.yaml"
+FIELDS = ("action", "state")
+
+
+def global_statistics(
+    official: Mapping[str, Any], embodiment: str | None, dims: Mapping[str, int | None]
+) -> dict[str, FieldStatistics]:
+    """{"action": ..., "state": ...} from a `dataset_stats.json`, with all keys of a field joined.
+
+    `embodiment` chooses from a per-embodiment file; `dims` has the policy's widths, None for no
+    state. ConversionError: the file lacks something, or has other widths.
+    """
+    if official.get("type") == "per_embodiment":
+        choices = official.get("embodiments")
+        choices = choices if isinstance(choices, Mapping) else {}
+        if embodiment not in choices:
+            raise ConversionError(
+                f"dataset_stats.json has the embodiments {sorted(choices)}: give one as "
+                "--set embodiment=..."
+            )
+        official = choices[embodiment]
+    found = {}
+    for field in FIELDS:
+        if not isinstance(official.get(field), Mapping):
+            raise ConversionError(f"dataset_stats.json has no {field!r}; it has {sorted(official)}")
+        try:
+            found[field] = _joined(official[field])
+        except (AttributeError, DataError, TypeError, ValueError) as error:
+            raise ConversionError(f"dataset_stats.json: {field}: {error}") from error
+        width = len(found[field]["min"])
+        if dims[field] not in (None, width):
+            raise ConversionError(
+                f"dataset_stats.json has {width} {field} dimensions, the weights have {dims[field]}"
+            )
+    return found
+
+
+def _joined(keys: Mapping[str, Any]) -> FieldStatistics:
+    """The statistics of a field, with those of all its keys joined in their order."""
+    entries = [
+        select_statistics(entry, stepwise=False) for entry in statistics_from_json(keys).values()
+    ]
+    joined = {n: np.concatenate([np.atleast_1d(e[n]) for e in entries]) for n in STATISTICS}
+    for name, values in joined.items():
+        if len(values) != len(joined["min"]) or not np.isfinite(values.astype(np.float64)).all():
+            raise ValueError(f"global_{name} is {values.tolist()}, expected one number for each")
+    return joined
 
 
 def settings(config: ImageWAMConfig, metadata: Mapping[str, Any], specs: Specs) -> dict[str, Any]:
-    """What `train_config.yaml` is to say of a policy whose tensors have these specs.
+    """The contents of `train_config.yaml` for a policy whose tensors have these specs.
 
-    That is what stood beside the official checkpoint that it was converted from, and under our
-    names what the user gave besides; or, of a policy of ours, what is known.
+    They are those of the official checkpoint that the policy was converted from, with the user's
+    overrides under our names; or, for a policy that was trained here, whatever is known.
     """
     stored = metadata.get("official", {}).get("config")
     chosen = without_lora(stored) if stored else official_settings(config)
-    if not _tells(chosen, config, specs):
-        chosen |= _given(config)
+    if not _describes(chosen, config, specs):
+        chosen |= _overrides(config)
     if imagewam_config(specs, chosen).coordinate_dtype != config.coordinate_dtype:
         chosen["coordinate_dtype"] = config.coordinate_dtype
     mode = metadata["config"].get("data", {}).get("normalization")
@@ -43,8 +98,8 @@ def settings(config: ImageWAMConfig, metadata: Mapping[str, Any], specs: Specs) 
 
 
 def statistics(metadata: Mapping[str, Any], horizon: int) -> dict[str, Any] | None:
-    """What `dataset_stats.json` is to say: what stood beside the official checkpoint, or what a
-    policy of ours was trained with, which is one set of numbers for all steps of a chunk."""
+    """The contents of `dataset_stats.json`: those of the official checkpoint, or the statistics of
+    our training, which are the same for all steps of a chunk. None: they are not known."""
     if stored := metadata.get("official", {}).get("statistics"):
         return stored
     by_dataset = metadata.get("statistics")
@@ -54,7 +109,7 @@ def statistics(metadata: Mapping[str, Any], horizon: int) -> dict[str, Any] | No
     if any(other != first for other in others):
         raise ConversionError(
             f"the policy was trained on {sorted(by_dataset)}, each with its own statistics: "
-            f"{beside.STATISTICS} has those of one"
+            f"{STATISTICS_FILE} has those of one"
         )
     return {
         "state": {"default": _entry(first["state"], 1)},
@@ -64,14 +119,14 @@ def statistics(metadata: Mapping[str, Any], horizon: int) -> dict[str, Any] | No
     }
 
 
-def files_beside(
+def official_sidecar(
     config: ImageWAMConfig, metadata: Mapping[str, Any], specs: Specs
 ) -> dict[str, str]:
-    """Both files, as text, by their names. Says so where statistics are not known, and where the
-    official code would not have positions and times in the dtype that the policy has them in.
-    ConversionError: the settings that were kept are not those of these tensors."""
-    said = settings(config, metadata, specs)
-    texts = {SETTINGS: yaml.safe_dump(said, sort_keys=False, allow_unicode=True)}
+    """The text of both files, by name. Prints a note if statistics are not known, and if the
+    official code would not compute positions and times in the policy's dtype. ConversionError: the
+    settings that were kept do not belong to these tensors."""
+    contents = settings(config, metadata, specs)
+    texts = {SETTINGS_FILE: yaml.safe_dump(contents, sort_keys=False, allow_unicode=True)}
     if np.dtype(specs[f"{BACKBONE}img_in.weight"].dtype).name != config.coordinate_dtype:
         precision = MIXED_PRECISION[config.coordinate_dtype]
         print(
@@ -80,24 +135,24 @@ def files_beside(
         )
     found = statistics(metadata, config.horizon)
     if found is None:
-        print(f"{beside.STATISTICS} is not written: the statistics are not known")
+        print(f"{STATISTICS_FILE} is not written: the statistics are not known")
     else:
-        texts[beside.STATISTICS] = json.dumps(found, indent=4)
+        texts[STATISTICS_FILE] = json.dumps(found, indent=4)
     return texts
 
 
-def _tells(facts: Mapping[str, Any], config: ImageWAMConfig, specs: Specs) -> bool:
-    """Whether converting the tensors with these facts gives this config again."""
+def _describes(metadata: Metadata, config: ImageWAMConfig, specs: Specs) -> bool:
+    """Whether converting the tensors with this metadata gives this config again."""
     try:
-        found = imagewam_config(specs, facts)
+        found = imagewam_config(specs, metadata)
     except ConversionError:
         return False
-    given = {name: getattr(config, name) for name in (*RUN_TIME, "coordinate_dtype")}
-    return dataclasses.replace(found, **given) == config
+    same = {name: getattr(config, name) for name in (*RUN_TIME, "coordinate_dtype")}
+    return dataclasses.replace(found, **same) == config
 
 
-def _given(config: ImageWAMConfig) -> dict[str, Any]:
-    """What the user can give of a config: see `settable`."""
+def _overrides(config: ImageWAMConfig) -> dict[str, Any]:
+    """The values of a config that a user can set: see `overrides.OVERRIDES`."""
     return {
         "rope_axes": list(config.backbone.rope_axes),
         "rope_theta": config.backbone.rope_theta,
@@ -109,5 +164,6 @@ def _given(config: ImageWAMConfig) -> dict[str, Any]:
 
 
 def _entry(field: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """A field's statistics in the official form: for every step of a chunk, and for all steps."""
     every_step = {f"stepwise_{n}": np.tile(field[n], (steps, 1)).tolist() for n in STATISTICS}
     return every_step | {f"global_{n}": field[n] for n in STATISTICS}

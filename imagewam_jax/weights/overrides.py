@@ -1,50 +1,63 @@
-"""What `imagewam convert --set NAME=VALUE` can give, in place of a file beside the weights."""
+"""`imagewam convert --set NAME=VALUE`: values that no file beside the weights gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from imagewam_jax.errors import ConversionError
 
-class Setting(NamedTuple):
-    """How a value is read, and what it is."""
 
-    parse: Callable[[str], Any]  # ValueError: it is not one
+class Override(NamedTuple):
+    """A value that can be set. `parse` raises ValueError or KeyError for any other text."""
+
+    parse: Callable[[str], Any]
     help: str
 
 
 def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    return [int(number) for number in text.split(",")]
 
 
-def _boolean(text: str) -> bool:
-    choices = {"true": True, "false": False}
-    if text not in choices:
-        raise ValueError(text)
-    return choices[text]
+_boolean = {"true": True, "false": False}.__getitem__
+_dtype = {"bfloat16": "bfloat16", "float32": "float32"}.__getitem__
 
-
-def _dtype(text: str) -> str:
-    if text not in ("bfloat16", "float32"):
-        raise ValueError(text)
-    return text
-
-
-SETTABLE = {
-    "rope_axes": Setting(_integers, "channels of a head that each axis turns: 32,32,32,32"),
-    "rope_theta": Setting(float, "base of the RoPE wavelengths"),
-    "lora_alpha": Setting(float, "alpha of LoRA factors; the files do not hold it"),
-    "horizon": Setting(int, "actions per chunk"),
-    "max_horizon": Setting(int, "the expert's limit of it"),
-    "expert_dim": Setting(int, "width of a new action expert"),
-    "expert_mlp_ratio": Setting(float, "inner width of its MLPs over that"),
-    "expert_scale": Setting(_boolean, "false: its first weights are resized without scaling"),
-    "pack_proprio_after_text": Setting(
+OVERRIDES = {
+    "rope_axes": Override(_integers, "channels of a head that each axis turns: 32,32,32,32"),
+    "rope_theta": Override(float, "base of the RoPE wavelengths"),
+    "lora_alpha": Override(float, "alpha of LoRA factors; the files do not hold it"),
+    "horizon": Override(int, "actions per chunk"),
+    "max_horizon": Override(int, "the expert's limit of it"),
+    "expert_dim": Override(int, "width of a new action expert"),
+    "expert_mlp_ratio": Override(float, "inner width of its MLPs over that"),
+    "expert_scale": Override(_boolean, "false: its first weights are resized without scaling"),
+    "pack_proprio_after_text": Override(
         _boolean, "false: the robot state stands behind the padded text"
     ),
-    "proprio_position": Setting(int, "the padded text length, where it does"),
-    "coordinate_dtype": Setting(_dtype, "of positions and times: bfloat16 or float32"),
-    "feature_layers": Setting(_integers, "layers that text features are taken after: 9,18,27"),
-    "normalization": Setting(
+    "proprio_position": Override(int, "the padded text length, where it does"),
+    "coordinate_dtype": Override(_dtype, "of positions and times: bfloat16 or float32"),
+    "feature_layers": Override(_integers, "layers that text features are taken after: 9,18,27"),
+    "normalization": Override(
         str, "of actions and states: min/max, z-score, q01/q99 or low/high numbers"
     ),
-    "embodiment": Setting(str, "of per-embodiment statistics, the one to take"),
+    "embodiment": Override(str, "of per-embodiment statistics, the one to take"),
 }
+
+
+def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
+    """The values of `NAME=VALUE` texts. ConversionError: a name is unknown or given twice, or a
+    value cannot be parsed."""
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or name not in OVERRIDES:
+            raise ConversionError(
+                f"--set {setting}: expected NAME=VALUE with one of {[*OVERRIDES]}"
+            )
+        if name in overrides:
+            raise ConversionError(f"--set {setting}: {name} is given twice")
+        try:
+            overrides[name] = OVERRIDES[name].parse(text)
+        except (KeyError, ValueError):
+            raise ConversionError(
+                f"--set {setting}: not a value of {name} ({OVERRIDES[name].help})"
+            ) from None
+    return overrides

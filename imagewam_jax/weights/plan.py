@@ -1,4 +1,4 @@
-"""What foreign weights are, and what becomes of them: recognised and checked, nothing read yet."""
+"""Recognize foreign weights and plan their conversion: all is checked, and no tensor read yet."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,39 +9,52 @@ import jax
 import numpy as np
 
 from imagewam_jax.errors import ConversionError
+from imagewam_jax.models.action_expert import ActionExpertConfig
+from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
+from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten, unflatten
+from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
 from imagewam_jax.text.encoders import QWEN3_OF_KLEIN
-from imagewam_jax.weights.components import PARTS
+from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.io.files import open_weights
-from imagewam_jax.weights.io.tensors import TensorSource, without
-from imagewam_jax.weights.layouts.foreign_view import ForeignView, TreeReader
-from imagewam_jax.weights.layouts.mapping import Rule, check, tree_dtypes, under
-from imagewam_jax.weights.layouts.metadata import Known
-from imagewam_jax.weights.layouts.recognition import Layout, recognise
-from imagewam_jax.weights.sidecar import Beside, read_beside
+from imagewam_jax.weights.io.tensors import TensorSource, dtype_name, without
+from imagewam_jax.weights.layouts.mapping import (
+    ForeignView,
+    Rule,
+    TreeReader,
+    check,
+    tree_dtypes,
+    under,
+)
+from imagewam_jax.weights.layouts.metadata import SourceMetadata
+from imagewam_jax.weights.layouts.registry import Layout, recognize
+from imagewam_jax.weights.sidecar import Sidecar, read_sidecar
+
+# Public models, recognized by the sizes that shapes give.
+PUBLIC = {"klein 4B": KLEIN_4B, "klein 9B": KLEIN_9B, "Qwen3-4B": QWEN3_4B, "Qwen3-8B": QWEN3_8B}
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A source that was recognised; `tensors` are under the names of its layout, `values` what
-    else is in the file."""
+class RecognizedSource:
+    """A source whose layout is known: `tensors` have the layout's names, `values` are what the file
+    holds besides."""
 
     path: Path
     layout: Layout
     tensors: TensorSource
     values: Mapping[str, Any]
-    facts: Known
-    beside: Beside
+    metadata: SourceMetadata
+    sidecar: Sidecar
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """One part, checked: its sizes, and where its arrays come from.
+    """A checked component: its config, and the rules and the source that make its arrays.
 
-    `tree` is that of the checkpoint, at whose root `rules` and `abstract` are.
+    `rules` and `abstract` start at the root of `tree`, a tree of the checkpoint.
     """
 
-    part: str
+    component: str
     config: Any
     tree: str
     rules: list[Rule]
@@ -49,98 +62,98 @@ class Conversion:
     abstract: Mapping[str, Any]  # in the dtypes of the source
 
 
-def find_source(path: Path, given: Mapping[str, Any]) -> Found:
-    """Opens and recognises one source. ConversionError: it is nothing that is known."""
+def recognize_source(path: Path, overrides: Mapping[str, Any]) -> RecognizedSource:
+    """Open a source and recognize its layout. ConversionError: it is not known."""
     opened = open_weights(path)
-    layout, tensors = recognise(opened, str(path))
+    layout, tensors = recognize(opened, str(path))
     values = getattr(opened, "values", {})
-    beside = read_beside(path)
-    return Found(path, layout, tensors, values, Known({**values, **beside.facts}, given), beside)
+    sidecar = read_sidecar(path)
+    metadata = SourceMetadata({**values, **sidecar.metadata}, overrides)
+    return RecognizedSource(path, layout, tensors, values, metadata, sidecar)
 
 
-def plan(found: Sequence[Found], recipe: str | None) -> list[Conversion]:
-    """What is to be written, each part checked against its model; `recipe` is one for an action
-    expert's first weights. ConversionError: something is missing, twice there, or does not fit."""
-    by_part: dict[str, Found] = {}
+def plan(found: Sequence[RecognizedSource], recipe: str | None) -> list[Conversion]:
+    """The components to write, each checked against its model; `recipe` makes an action expert's
+    first weights. ConversionError: something is missing, is there twice, or does not fit."""
+    by_component: dict[str, RecognizedSource] = {}
     for f in found:
-        if f.layout.part in by_part:
-            raise ConversionError(
-                f"{by_part[f.layout.part].path} and {f.path} are both a {f.layout.part}"
-            )
-        by_part[f.layout.part] = f
-    backbone, base = by_part.get("backbone"), None
-    if "policy" in by_part and backbone is not None:
+        name = f.layout.component
+        if name in by_component:
+            raise ConversionError(f"{by_component[name].path} and {f.path} are both a {name}")
+        by_component[name] = f
+    backbone, base = by_component.get("backbone"), None
+    if "policy" in by_component and backbone is not None:
         _, base = _in_original_layout(backbone)
-        del by_part["backbone"]  # what the policy was trained from, not a part of its own
-    conversions = [_conversion(f, base) for f in by_part.values()]
+        del by_component["backbone"]  # the policy was trained from it, and takes its place
+    conversions = [_conversion(f, base) for f in by_component.values()]
     if recipe is not None:
         if backbone is None or base is not None:
             raise ConversionError(
                 "--expert-init makes an action expert from the weights of a transformer alone; "
-                f"given are {sorted(f.layout.part for f in found)}"
+                f"given are {sorted(f.layout.component for f in found)}"
             )
         conversions.append(_initial_expert(backbone, recipe))
     _check_text_width(conversions)
     return conversions
 
 
-def _conversion(f: Found, base: TensorSource | None) -> Conversion:
-    layout, part = f.layout, PARTS[f.layout.part]
+def _conversion(f: RecognizedSource, base: TensorSource | None) -> Conversion:
+    layout, component = f.layout, COMPONENTS[f.layout.component]
     try:
-        source = layout.source(without(f.tensors, layout.carried), f.facts, base)
-        sizes = layout.config(source.specs, f.facts)
+        source = layout.source(without(f.tensors, layout.carried), f.metadata, base)
+        sizes = layout.config(source.specs, f.metadata)
     except ConversionError as error:
         if str(f.path) in str(error):
             raise
         raise ConversionError(f"{f.path}: {error}") from error
-    rules, abstract = layout.rules(sizes), part.abstract(sizes)
+    rules, abstract = layout.rules(sizes), component.abstract(sizes)
     check(rules, source.specs, abstract, f"{f.path} ({layout.name})")
-    conversion = _rooted(f.layout.part, sizes, rules, source, abstract)
+    conversion = _rooted(f.layout.component, sizes, rules, source, abstract)
     _check_config(conversion, f.path)
     return conversion
 
 
 def _check_config(conversion: Conversion, path: Path) -> None:
-    """ConversionError unless the part can be rebuilt from what the checkpoint will say of it."""
-    part = PARTS[conversion.part]
+    """ConversionError unless the component can be rebuilt from the checkpoint's config section."""
+    component = COMPONENTS[conversion.component]
     try:
-        found = part.config(part.section(conversion.config))
+        found = component.config(component.section(conversion.config))
     except ValueError as error:
         raise ConversionError(f"{path}: {error}") from error
     if found != conversion.config:
         raise ConversionError(f"{path}: {conversion.config} cannot be kept in a config: {found}")
 
 
-def _initial_expert(backbone: Found, recipe: str) -> Conversion:
+def _initial_expert(backbone: RecognizedSource, recipe: str) -> Conversion:
     layout = backbone.layout.original or backbone.layout
     if layout.initial_expert is None:
         raise ConversionError(f"no action expert can be made from a {backbone.layout.name}")
     sizes, source = _in_original_layout(backbone)
-    initial = layout.initial_expert(source, sizes, backbone.facts, recipe)
+    initial = layout.initial_expert(source, sizes, backbone.metadata, recipe)
     return _rooted("expert", initial.config, initial.rules, initial.source, initial.abstract)
 
 
-def _in_original_layout(f: Found) -> tuple[Any, TensorSource]:
+def _in_original_layout(f: RecognizedSource) -> tuple[Any, TensorSource]:
     """The sizes of a model, and its tensors under the names that the official code uses."""
     checked = _conversion(f, None)
     sizes, rules = checked.config, f.layout.rules(checked.config)
     if f.layout.original is None:
         return sizes, checked.source
-    like = PARTS[f.layout.part].abstract(sizes)
+    like = COMPONENTS[f.layout.component].abstract(sizes)
     like = _with_dtypes(like, tree_dtypes(rules, checked.source.specs))
     reader = TreeReader(rules, checked.source)
     return sizes, ForeignView(f.layout.original.rules(sizes), like, reader, str(f.path))
 
 
 def _rooted(
-    part: str, config: Any, rules: list[Rule], source: TensorSource, abstract: Mapping[str, Any]
+    name: str, config: Any, rules: list[Rule], source: TensorSource, abstract: Mapping[str, Any]
 ) -> Conversion:
-    """A checked part, at the root of its tree."""
-    tree, path = PARTS[part].tree, PARTS[part].path
+    """The conversion of a checked component, whose rules and arrays start at its own root."""
+    tree, path = COMPONENTS[name].tree, COMPONENTS[name].path
     abstract = _with_dtypes(abstract, tree_dtypes(rules, source.specs))
-    for name in reversed(path.split(".") if path else []):
-        abstract = {name: abstract}
-    return Conversion(part, config, tree, under(rules, path=path), source, abstract)
+    for key in reversed(path.split(".") if path else []):
+        abstract = {key: abstract}
+    return Conversion(name, config, tree, under(rules, path=path), source, abstract)
 
 
 def _with_dtypes(tree: Mapping[str, Any], dtypes: Mapping[str, np.dtype]) -> dict[str, Any]:
@@ -149,8 +162,8 @@ def _with_dtypes(tree: Mapping[str, Any], dtypes: Mapping[str, np.dtype]) -> dic
 
 
 def _check_text_width(conversions: Sequence[Conversion]) -> None:
-    """ConversionError: the text encoder is not that of the transformer."""
-    configs = {c.part: c.config for c in conversions}
+    """ConversionError: the text encoder does not belong to the transformer."""
+    configs = {c.component: c.config for c in conversions}
     policy, encoder = configs.get("policy"), configs.get("text_encoder")
     backbone = configs.get("backbone") if policy is None else policy.backbone
     if backbone and encoder and backbone.text_dim != encoder.feature_dim:
@@ -158,3 +171,34 @@ def _check_text_width(conversions: Sequence[Conversion]) -> None:
             f"the text encoder makes features of {encoder.feature_dim} channels, the transformer "
             f"takes {backbone.text_dim}: {QWEN3_OF_KLEIN}"
         )
+
+
+def describe(found: Sequence[RecognizedSource], conversions: Sequence[Conversion]) -> str:
+    """Describe each source, then each component, in lines for the terminal."""
+    lines = []
+    for f in found:
+        state = f.layout.state(f.tensors.specs)
+        state = f" ({state})" if state else ""
+        lines.append(f"{f.path}: {f.layout.name}, {len(f.tensors.specs)} tensors{state}")
+    for c in conversions:
+        leaves = flatten(c.abstract).values()
+        numbers = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+        dtypes = dtype_name({np.dtype(leaf.dtype) for leaf in leaves})
+        lines.append(f"  {c.component}: {sizes(c.config)}; {numbers:,} numbers in {dtypes}")
+    return "\n".join(lines)
+
+
+def sizes(config: Any) -> str:
+    """Describe the sizes of a component in a line, with its public name if it has one."""
+    if isinstance(config, ImageWAMConfig):
+        proprio = "no proprio" if config.proprio_dim is None else f"proprio {config.proprio_dim}"
+        return (
+            f"{sizes(config.backbone)}; {sizes(config.expert)}, action dimension "
+            f"{config.expert.action_dim}, {proprio}, chunks of {config.horizon}, positions and "
+            f"times in {config.coordinate_dtype}"
+        )
+    name = next((f"{name}, " for name, public in PUBLIC.items() if public == config), "")
+    if isinstance(config, ActionExpertConfig):
+        return f"expert width {config.dim}"
+    fields = ", ".join(f"{k} {v}" for k, v in vars(config).items() if isinstance(v, int))
+    return name + fields

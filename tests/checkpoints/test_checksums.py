@@ -1,4 +1,4 @@
-"""Sums of bits: they see every flipped bit, and not how an array is laid out."""
+"""Checksums: they change with every flipped bit, and not with the layout of an array."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from imagewam_jax.checkpoints.checksums import array_checksums, differing
-from imagewam_jax.checkpoints.store import Checkpoints
+from imagewam_jax.checkpoints.store import Checkpoints, array_checksums, differing
 from imagewam_jax.errors import CheckpointError, Unreadable
 
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.int32, np.uint8, np.bool_]

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from imagewam_jax.checkpoints import layer_reader as tree_reader
+from imagewam_jax.checkpoints import layer_reader
 from imagewam_jax.checkpoints.layer_reader import SavedTree
 from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
 from imagewam_jax.errors import CheckpointError
@@ -34,14 +34,14 @@ def tree():
 
 
 def write_run(folder, tree):
-    """As a training run does: an array is a chunk."""
+    """Write as a training run does: each array is one chunk."""
     checkpoints = Checkpoints(folder)
     checkpoints.save(3, {"params": jax.tree.map(jax.numpy.asarray, tree)}, {"config": {}})
     checkpoints.close()
 
 
 def write_stream(folder, tree):
-    """As a conversion does: a layer is a chunk."""
+    """Write as a conversion does: each layer is one chunk."""
     flat = flatten(tree)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     stacked = frozenset(path for path in flat if path.startswith("layers."))
@@ -66,9 +66,9 @@ def saved_tree(folder, name="params"):
 @pytest.mark.parametrize("block_bytes", [1, 200, 10**9])
 @pytest.mark.parametrize("write", [write_run, write_stream])
 def test_every_layer_in_any_order(write, block_bytes, tree, tmp_path, monkeypatch):
-    """Also where blocks of two layers are kept, and no more than one array's."""
-    monkeypatch.setattr(tree_reader, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(tree_reader, "KEPT_BYTES", block_bytes)
+    """This holds also if blocks of two layers are kept, and only those of one array."""
+    monkeypatch.setattr(layer_reader, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(layer_reader, "KEPT_BYTES", block_bytes)
     write(tmp_path, tree)
     saved = saved_tree(tmp_path)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), saved.abstract) == jax.tree.map(
@@ -85,9 +85,9 @@ def test_every_layer_in_any_order(write, block_bytes, tree, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(("write", "kept"), [(write_run, True), (write_stream, False)])
 def test_several_threads_at_a_time(write, kept, tree, tmp_path, monkeypatch):
-    """An array is opened once, and what is kept of it is changed by one thread at a time."""
-    monkeypatch.setattr(tree_reader, "BLOCK_BYTES", 200)
-    monkeypatch.setattr(tree_reader, "KEPT_BYTES", 200)
+    """An array is opened once, and its kept blocks are changed by one thread at a time."""
+    monkeypatch.setattr(layer_reader, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(layer_reader, "KEPT_BYTES", 200)
     write(tmp_path, tree)
     saved, flat = saved_tree(tmp_path), flatten(tree["layers"])
     inside, most = [], []
@@ -122,8 +122,8 @@ def test_several_threads_at_a_time(write, kept, tree, tmp_path, monkeypatch):
 
 
 def test_no_more_is_kept_than_is_allowed(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(tree_reader, "BLOCK_BYTES", 200)
-    monkeypatch.setattr(tree_reader, "KEPT_BYTES", 200)
+    monkeypatch.setattr(layer_reader, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(layer_reader, "KEPT_BYTES", 200)
     write_run(tmp_path / "run", tree)
     write_stream(tmp_path / "stream", tree)
     for folder, kept in (("run", 192), ("stream", 0)):

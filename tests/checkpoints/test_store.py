@@ -1,5 +1,6 @@
 """Checkpoints: complete or absent, on a full disk too, and found by any of their paths."""
 
+import json
 import os
 import subprocess
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 
 from imagewam_jax.checkpoints import store as checkpoint
 from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
-from imagewam_jax.errors import CheckpointError
+from imagewam_jax.errors import CheckpointError, Unreadable
 
 TREES = ("params", "ema", "optimizer", "autoencoder")
 
@@ -120,7 +121,7 @@ def test_paths_that_do_not(run, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "\x00\x00"])
-def test_a_damaged_about(tmp_path, content):
+def test_damaged_metadata(tmp_path, content):
     checkpoints = Checkpoints(tmp_path)
     save(checkpoints, 1, 10)
     checkpoints.wait()
@@ -128,6 +129,31 @@ def test_a_damaged_about(tmp_path, content):
     (tmp_path / "1" / "metadata" / "metadata").write_text(content)
     with pytest.raises(CheckpointError, match="1: metadata cannot be read"):
         open_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_format_3_is_restored_whole(tmp_path):
+    """Its metadata and checksums have other names on disk; the checksums are compared."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, trees(10), {"config": {"x": 1}}, {"next_batch": 1})
+    checkpoints.wait()
+    checksums = checkpoints.checksums(1)
+    checkpoints.close()
+    folder = tmp_path / "1"
+    about = (folder / "metadata").rename(folder / "about") / "metadata"
+    sums = (folder / "checksums").rename(folder / "sums") / "metadata"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"format": 3}))
+
+    check_restored(tmp_path, 1, 10)
+    checkpoints, step = open_checkpoint(tmp_path)
+    assert checkpoints.restore_json(step, "metadata") == {"format": 3, "config": {"x": 1}}
+    assert checkpoints.checksums(step) == checksums
+    assert checksums.keys() == checkpoints.trees(step) == set(TREES)
+
+    checksums["ema"]["w"] ^= 1
+    sums.write_text(json.dumps(checksums))
+    with pytest.raises(Unreadable, match="/1: 1 arrays of ema are not what was saved, such as w"):
+        checkpoints.restore(step, jax.eval_shape(lambda: trees_like(10)))
+    checkpoints.close()
 
 
 def test_a_checkpoint_of_another_version(tmp_path, monkeypatch):

@@ -19,9 +19,9 @@ from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfi
 from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.weights.io.tensors import ArraySource
 from imagewam_jax.weights.layouts.flux2 import flux2_rules
-from imagewam_jax.weights.layouts.foreign_view import to_foreign
 from imagewam_jax.weights.layouts.imagewam import imagewam_rules, imagewam_source
-from imagewam_jax.weights.layouts.mapping import to_tree
+from imagewam_jax.weights.layouts.mapping import to_foreign
+from tests.weights.foreign import to_tree
 
 training_loss = jax.jit(ImageWAM.training_loss)
 velocities = jax.jit(ImageWAM.velocities)

@@ -18,9 +18,9 @@ from imagewam_jax.models.autoencoders.patch import (
 )
 from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.weights.layouts.flux2_autoencoder import COUNTER, flux2_autoencoder_rules
-from imagewam_jax.weights.layouts.mapping import to_tree
 from tests.goldens import golden
 from tests.models.official import as_grid, config_of, with_parameters
+from tests.weights.foreign import to_tree
 
 LIMIT = 5e-5
 

@@ -29,10 +29,10 @@ from imagewam_jax.models.text_encoders.qwen3 import (
     byte_qwen3,
     tokenize_bytes,
 )
-from imagewam_jax.weights.layouts.mapping import to_tree
 from imagewam_jax.weights.layouts.qwen3 import is_used, qwen3_rules
 from tests.goldens import golden
 from tests.models.official import config_of, with_parameters
+from tests.weights.foreign import to_tree
 
 run = jax.jit(lambda model, ids, length: model(ids, length))
 

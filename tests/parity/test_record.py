@@ -16,8 +16,8 @@ from tests.goldens import golden
 from tests.parity.recordings import Converted, edit
 from tests.weights.foreign import copy_case
 
-# The folder that each checkpoint is recorded in.
-PARTS = {
+# For each checkpoint, the folder that it is recorded in.
+FOLDERS = {
     "imagewam_flux2": "policy",
     "flux2_transformer": "transformer",
     "flux2_autoencoder": "autoencoder",
@@ -26,7 +26,7 @@ PARTS = {
 
 
 class Recorded(Converted):
-    """Also a recording of each of these checkpoints."""
+    """Converted checkpoints, and recordings of them that are made when they are first asked for."""
 
     def of(self, name, **options):
         to = self.folder / "recorded" / name
@@ -46,13 +46,13 @@ def policy(converted):
     return converted.of("imagewam_flux2", sizes=Sizes(gradients=True))
 
 
-@pytest.mark.parametrize("case", sorted(PARTS))
+@pytest.mark.parametrize("case", sorted(FOLDERS))
 def test_it_passes_and_holds_what_official_recordings_hold(case, converted, policy):
     """Under the same names, in the same types and numbers of axes."""
     folder = converted.of(case)
     report = verify(converted(case), folder)
     assert report.passed
-    official, ours = golden(case), folder / PARTS[case]
+    official, ours = golden(case), folder / FOLDERS[case]
     names = {path.name for path in official.iterdir()} & {path.name for path in ours.iterdir()}
     assert names >= {"config.json"} and any(name.endswith(".safetensors") for name in names)
     for file in sorted(name for name in names if name.endswith(".safetensors")):
@@ -80,7 +80,7 @@ def without_other_functions(tensors):
 
 
 def test_the_numbers_of_a_policy_belong_together(policy):
-    """Recorded outputs follow from other recorded tensors, in NumPy."""
+    """Recorded outputs follow from recorded inputs, computed in NumPy."""
     train, infer = (load_file(policy / "policy" / f"{n}.safetensors") for n in ("train", "infer"))
     time = train["unit_timestep_video"][:, None, None]
     noisy = (1 - time) * train["target_latent"] + time * train["noise_video"]
@@ -162,7 +162,7 @@ def test_the_backbone_of_a_policy(converted, tmp_path):
     save_file(backbone, tmp_path / "source" / "transformer.safetensors")
     given = {"rope_axes": [4, 4, 4, 4], "rope_theta": 2000}
     convert(
-        [tmp_path / "source" / "transformer.safetensors"], tmp_path / "transformer", given=given
+        [tmp_path / "source" / "transformer.safetensors"], tmp_path / "transformer", overrides=given
     )
     record(tmp_path / "transformer", tmp_path / "recorded")
     report = verify(converted("imagewam_flux2"), tmp_path / "recorded")

@@ -123,7 +123,7 @@ def test_checkpoints_with_adapters(kind, tmp_path):
         }
         save_file(base, tmp_path / "base.safetensors")
         sources.append(tmp_path / "base.safetensors")
-    convert(sources, tmp_path / "out", given={} if len(sources) == 1 else ROPE)
+    convert(sources, tmp_path / "out", overrides={} if len(sources) == 1 else ROPE)
     report = verify(tmp_path / "out", folder)
     assert report.passed
     assert names_of(report) == recorded("lora_checkpoints", "expected_merged.safetensors")
@@ -141,7 +141,7 @@ def test_first_weights_of_an_expert(target, tmp_path):
     given = {"expert_dim": settings["action_dit_config"]["hidden_dim"]}
     if not settings["apply_alpha_scaling"]:
         given["expert_scale"] = False
-    convert([case / "flux2_weights.safetensors"], tmp_path, given=given, expert="official")
+    convert([case / "flux2_weights.safetensors"], tmp_path, overrides=given, expert="official")
     report = verify(tmp_path, case)
     assert report.passed
     files = {check.file for check in report.checks}
@@ -152,7 +152,7 @@ def test_first_weights_of_an_expert(target, tmp_path):
 def test_the_aligned_first_weights_are_not_those_recorded(tmp_path):
     case = golden("action_init")
     given = {"expert_dim": 32}
-    convert([case / "flux2_weights.safetensors"], tmp_path, given=given, expert="aligned")
+    convert([case / "flux2_weights.safetensors"], tmp_path, overrides=given, expert="aligned")
     report = verify(tmp_path, case)
     assert {check.file for check in report.checks} == {"flux2_weights.safetensors"}
     assert "aligned first weights" in reasons(report)["action_init_narrow.safetensors"]

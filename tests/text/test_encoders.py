@@ -28,7 +28,6 @@ from imagewam_jax.text.encoders import (
 )
 from imagewam_jax.text.qwen3 import render_chat
 from imagewam_jax.text.tables import open_text_table, write_text_table
-from imagewam_jax.weights.layouts.mapping import to_tree
 from imagewam_jax.weights.layouts.qwen3 import is_used, qwen3_rules
 from tests.goldens import golden
 from tests.text.tiny_qwen3 import (
@@ -40,6 +39,7 @@ from tests.text.tiny_qwen3 import (
     tokenizer_files,
     write_encoder,
 )
+from tests.weights.foreign import to_tree
 
 INSTRUCTIONS = (
     "open the middle drawer",

@@ -12,10 +12,10 @@ from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.parameters import flatten, unflatten
 from imagewam_jax.training.train import train
 from imagewam_jax.weights.checkpoint_writer import stream_of, write_streams
-from imagewam_jax.weights.components import PARTS
+from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.layouts.flux2 import flux2_rules
-from imagewam_jax.weights.layouts.foreign_view import to_foreign
+from imagewam_jax.weights.layouts.mapping import to_foreign
 from tests.training.tiny import copy_sample, tiny_config, trained_run
 
 
@@ -45,7 +45,7 @@ def converted(tmp_path_factory):
     rng = np.random.default_rng(0)
     backbone = jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(np.float32),
-        PARTS["backbone"].abstract(policy.backbone),
+        COMPONENTS["backbone"].abstract(policy.backbone),
     )
     save_file(to_foreign(flux2_rules(policy.backbone), backbone), folder / "flux2.safetensors")
     given = {
@@ -54,7 +54,7 @@ def converted(tmp_path_factory):
         "expert_dim": policy.expert.dim,
         "expert_mlp_ratio": policy.expert.mlp_ratio,
     }
-    convert([folder / "flux2.safetensors"], folder / "out", given=given, expert="official")
+    convert([folder / "flux2.safetensors"], folder / "out", overrides=given, expert="official")
     return folder / "out"
 
 

@@ -1,8 +1,8 @@
-"""Small foreign weights for the tests of what reads them, and ways to break them."""
+"""Helpers for tests of weights: copy, change and shard small foreign weights, and compare trees."""
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from imagewam_jax.checkpoints.store import open_checkpoint
+from imagewam_jax.models.parameters import unflatten
+from imagewam_jax.weights.io.tensors import ArraySource, TensorSource
+from imagewam_jax.weights.layouts.mapping import Rule, check, pieces, stacked_paths
 
 Tensors = dict[str, np.ndarray]
 
 
 def copy_case(case: Path, folder: Path, weights: str = "weights.safetensors") -> Path:
-    """The weights and the config of a recorded case in a folder of the test; the weights' path."""
+    """Copy the weights and the config of a recorded case to a folder; return the weights' path."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (weights, "config.json"):
         shutil.copyfile(case / name, folder / name)
@@ -24,14 +27,14 @@ def copy_case(case: Path, folder: Path, weights: str = "weights.safetensors") ->
 
 
 def change(path: Path, edit: Callable[[Tensors], Tensors | None]) -> Path:
-    """The same safetensors file after an edit of its tensors."""
+    """Edit the tensors of a safetensors file in place, and return its path."""
     tensors = load_file(path)
     save_file(edit(tensors) or tensors, path)
     return path
 
 
 def write_shards(tensors: Mapping[str, np.ndarray], folder: Path, shards: int = 2) -> Path:
-    """A folder of several files and an index, as diffusers and transformers write them."""
+    """Write a folder of several files and an index, as diffusers and transformers do."""
     folder.mkdir(parents=True, exist_ok=True)
     names, weight_map = sorted(tensors), {}
     for i in range(shards):
@@ -44,8 +47,24 @@ def write_shards(tensors: Mapping[str, np.ndarray], folder: Path, shards: int = 
     return folder
 
 
+def to_tree(
+    rules: Sequence[Rule],
+    source: TensorSource | Mapping[str, np.ndarray],
+    like: Mapping[str, Any],
+    what: str,
+) -> dict[str, Any]:
+    """The tree that foreign tensors map to, in memory; `like` has its shapes, `what` names it."""
+    source = ArraySource(source, what) if isinstance(source, Mapping) else source
+    check(rules, source.specs, like, what)
+    layers: dict[str, list[np.ndarray]] = {}
+    for piece in pieces(rules, source):
+        layers.setdefault(piece.path, []).append(piece.array)
+    stacked = stacked_paths(rules)
+    return unflatten({k: np.stack(v) if k in stacked else v[0] for k, v in layers.items()})
+
+
 def converted(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`about` and all trees of a checkpoint, as NumPy arrays in the dtypes that were saved."""
+    """The metadata and all trees of a checkpoint, as NumPy arrays in the dtypes that were saved."""
     checkpoints, step = open_checkpoint(folder)
     metadata = checkpoints.restore_json(step, "metadata")
     abstract = {name: checkpoints.abstract(step, name) for name in checkpoints.trees(step)}
@@ -55,7 +74,7 @@ def converted(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def assert_same(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Both trees have the same arrays, bit for bit."""
+    """Assert that both trees have the same arrays, bit for bit."""
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for (path, a), b in zip(
         jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True

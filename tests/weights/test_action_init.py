@@ -34,12 +34,12 @@ def test_initial_weights_as_recorded(recorded, target):
     folder, case, source = recorded
     assert set(case["targets"]) == set(TARGETS)
     settings = case["targets"][target]
-    facts = {
+    metadata = {
         "action_dit_config": settings["action_dit_config"],
         "expert_scale": settings["apply_alpha_scaling"],
     }
     backbone = flux2_config(case["flux2_params"])
-    made = initial_expert(ArraySource(source, "file"), backbone, facts, "official").source
+    made = initial_expert(ArraySource(source, "file"), backbone, metadata, "official").source
     expert = {name: made.read(name) for name in made.specs}
     expected = load_file(folder / f"action_init_{target}.safetensors")
     assert expert.keys() == expected.keys()
@@ -67,10 +67,10 @@ def test_the_aligned_recipe_mixes_no_bands(recorded):
     for name, (axis, old, _) in bands.items():
         numbers = np.repeat(np.arange(len(old), dtype=np.float32), old)
         filled[name] = np.broadcast_to(np.expand_dims(numbers, 1 - axis), source[name].shape)
-    facts = {"expert_dim": 32, "expert_scale": False}
+    metadata = {"expert_dim": 32, "expert_scale": False}
     mixed = {recipe: set() for recipe in RECIPES}
     for recipe in RECIPES:
-        made = initial_expert(ArraySource(filled, "file"), backbone, facts, recipe).source
+        made = initial_expert(ArraySource(filled, "file"), backbone, metadata, recipe).source
         for name, (axis, old, new) in bands.items():
             numbers = np.repeat(np.arange(len(old), dtype=np.float32), new)
             expected = np.broadcast_to(np.expand_dims(numbers, 1 - axis), made.specs[name].shape)

@@ -1,4 +1,4 @@
-"""What can be wrong with foreign weights: one clear error each, and no checkpoint."""
+"""Bad foreign weights: each mistake is one clear error and leaves no checkpoint."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from imagewam_jax import cli
 from imagewam_jax.errors import ConversionError, DataError
 from imagewam_jax.weights.convert import convert
-from imagewam_jax.weights.sidecar import parse_settings
+from imagewam_jax.weights.overrides import parse_overrides
 from tests.goldens import golden
 from tests.weights.foreign import change, converted, copy_case, write_shards
 
@@ -26,7 +26,7 @@ def source(tmp_path) -> Path:
 
 @pytest.fixture
 def refused(tmp_path):
-    """The error of a conversion, of which nothing is left."""
+    """A function that expects `convert` to fail and leave nothing; it returns the message."""
 
     def run(*sources: Path, **options) -> str:
         out = tmp_path / "out"
@@ -67,7 +67,7 @@ def test_a_layer_too_many(source, refused):
     params = json.loads(config.read_text())["flux2_params"]
     rope = {"rope_axes": params["axes_dim"], "rope_theta": params["theta"]}
     config.unlink()
-    assert "11 tensors missing (double_blocks.2.img_attn" in refused(source, given=rope)
+    assert "11 tensors missing (double_blocks.2.img_attn" in refused(source, overrides=rope)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (72,), ()])
@@ -92,7 +92,7 @@ def test_layers_of_several_dtypes(source, refused):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_numbers_that_are_none(source, refused, bad, dtype):
-    """Noticed while they are streamed, when other tensors are written already."""
+    """They are noticed during streaming, when other tensors are already written."""
     import ml_dtypes
 
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
@@ -170,7 +170,7 @@ def test_sizes_that_shapes_do_not_tell(source, refused):
     assert f"{source}: FLUX.2 transformer: no public model has these sizes" in message
     assert "--set rope_axes=... --set rope_theta=..." in message
     assert "rope_axes (4, 4) must add up" in refused(
-        source, given={"rope_axes": [4, 4], "rope_theta": 100}
+        source, overrides={"rope_axes": [4, 4], "rope_theta": 100}
     )
 
 
@@ -261,7 +261,7 @@ def test_trained_tensors_need_what_they_were_trained_from(refused):
 
 
 class Hostile:
-    """Runs a command where it is unpickled carelessly."""
+    """An object that runs a command when it is unpickled without care."""
 
     def __init__(self, command: str):
         self.command = command
@@ -281,8 +281,8 @@ class Hostile:
     ],
 )
 def test_a_pickle_that_runs_code(tmp_path, refused, zipped, expected):
-    """In the zip format of today's PyTorch and in the plain one of old versions. It does run where
-    it is read carelessly, which is what PyTorch's own message says how to do."""
+    """The code is not run from the zip format of today's PyTorch, nor from the pickle of old
+    versions. It does run in a careless load, which PyTorch's own message advises."""
     torch = pytest.importorskip("torch")
     proof, path = tmp_path / "it-ran", tmp_path / "model.pt"
     hostile = {"mot": Hostile(f"touch {proof}")}
@@ -317,7 +317,7 @@ def test_statistics_that_do_not_fit(tmp_path, refused, statistics, given, messag
     if isinstance(statistics, str):
         statistics = json.loads((golden("normalization") / statistics).read_text())
     (source.parent / "dataset_stats.json").write_text(json.dumps(statistics))
-    assert re.search(message, refused(source, given={"normalization": "min/max", **given}))
+    assert re.search(message, refused(source, overrides={"normalization": "min/max", **given}))
 
 
 def test_the_command_line_says_it_in_a_line(source, tmp_path, capsys):
@@ -334,7 +334,7 @@ def test_the_command_line_says_it_in_a_line(source, tmp_path, capsys):
 
 def test_a_horizon_beyond_the_experts_limit(tmp_path, refused):
     source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.safetensors")
-    assert "max_horizon=8 contradicts" in refused(source, given={"max_horizon": 8})
+    assert "max_horizon=8 contradicts" in refused(source, overrides={"max_horizon": 8})
     config = json.loads((source.parent / "config.json").read_text())
     (source.parent / "config.json").write_text(json.dumps({**config, "action_horizon": 65}))
     assert f"{source}: horizon 65 is beyond the expert's limit 64" in refused(source)
@@ -368,35 +368,35 @@ def test_a_step_that_is_no_count(tmp_path, refused, step):
 )
 def test_a_setting_that_is_none(setting, message):
     with pytest.raises(ConversionError, match=re.escape(f"--set {setting}: {message}")):
-        parse_settings([setting])
+        parse_overrides([setting])
 
 
 def test_settings():
-    given = parse_settings(["rope_theta=2e3", "rope_axes=4", "expert_scale=false", "horizon=6"])
+    given = parse_overrides(["rope_theta=2e3", "rope_axes=4", "expert_scale=false", "horizon=6"])
     assert given == {"rope_theta": 2000.0, "rope_axes": [4], "expert_scale": False, "horizon": 6}
     with pytest.raises(ConversionError, match="horizon is given twice"):
-        parse_settings(["horizon=6", "horizon=6"])
+        parse_overrides(["horizon=6", "horizon=6"])
 
 
 def test_a_setting_that_contradicts_the_files(source, tmp_path, refused):
     message = "--set rope_theta=7.0 contradicts flux2_params.theta=2000 of the file beside"
-    assert message in refused(source, given={"rope_theta": 7.0})
+    assert message in refused(source, overrides={"rope_theta": 7.0})
     # Meant for one source, but another has it otherwise.
     text = copy_case(golden("text_qwen3"), tmp_path / "text")
     message = "--set rope_theta=2000.0 contradicts qwen3.rope_theta=1000000.0"
-    assert message in refused(text, given={"rope_theta": 2000.0})
+    assert message in refused(text, overrides={"rope_theta": 2000.0})
 
 
 def test_a_setting_that_nothing_needs(source, refused):
     assert "--set expert_dim=...: nothing in these weights" in refused(
-        source, given={"expert_dim": 32}
+        source, overrides={"expert_dim": 32}
     )
 
 
 def test_normalisation_that_is_unknown_or_contradicts(tmp_path):
     source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.safetensors")
     with pytest.raises(DataError, match="normalisation mode 'bogus'"):
-        convert([source], tmp_path / "out", given={"normalization": "bogus"})
+        convert([source], tmp_path / "out", overrides={"normalization": "bogus"})
     convert([source], tmp_path / "plain")
     config = converted(tmp_path / "plain")[0]["config"]
     config["data"]["normalization"] = "min/max"
@@ -407,7 +407,7 @@ def test_normalisation_that_is_unknown_or_contradicts(tmp_path):
     with pytest.raises(ConversionError, match=message):
         convert([source], tmp_path / "out", config=config)
     given = {"normalization": "min/max"}
-    convert([source], tmp_path / "out", config=config, given=given)
+    convert([source], tmp_path / "out", config=config, overrides=given)
     assert converted(tmp_path / "out")[0]["config"]["data"]["normalization"] == "min/max"
 
 

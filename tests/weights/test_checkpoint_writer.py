@@ -1,4 +1,4 @@
-"""Checkpoints that are written piece by piece: the same on disk, small in memory, never half."""
+"""Checkpoints written piece by piece: the usual files, little memory, and no half-written step."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def tree() -> dict:
 
 
 def stream(pieces=None) -> Stream:
-    """The tree, in a random order of its pieces."""
+    """A stream of the tree's pieces in random order."""
     t = tree()
     parts = [Piece("head", None, t["head"])]
     parts += [Piece(f"stack.{k}", i, t["stack"][k][i]) for k in "wb" for i in range(LAYERS)]
@@ -64,7 +64,7 @@ def test_a_stream_is_restored_as_if_it_had_been_in_memory(tmp_path):
         assert step == 3 and checkpoints.trees(step) == {"params"}
         abstract = checkpoints.abstract(step, "params")
         assert_is_tree(checkpoints.restore(step, {"params": abstract})["params"])
-        # In another dtype: training keeps float32 whatever was converted.
+        # It is restored in another dtype: training keeps float32, whatever was converted.
         wider = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.float32), abstract)
         restored = checkpoints.restore(step, {"params": wider})["params"]
         np.testing.assert_array_equal(restored["head"], tree()["head"].astype(np.float32))
@@ -99,7 +99,7 @@ def test_arrays_that_the_model_does_not_have(tmp_path):
 
 
 def test_a_chunk_that_is_gone(tmp_path):
-    """Is an error, not zeros."""
+    """It is an error, and not read as zeros."""
     write_streams(tmp_path, 0, {"params": stream()}, {})
     (tmp_path / "0" / "params" / "stack.w" / "1.0.0").unlink()
     checkpoints, step = open_checkpoint(tmp_path)
@@ -123,7 +123,7 @@ def test_an_error_between_pieces_leaves_nothing(tmp_path):
 
 
 def test_pieces_that_are_not_those_of_the_tree(tmp_path):
-    """Missing, twice there, of another layer or of another shape: nothing is written."""
+    """If a piece is missing, comes twice, or has another layer or shape, nothing is written."""
     whole = list(stream().pieces())
     head = next(piece for piece in whole if piece.path == "head")
     wrong = {
@@ -233,7 +233,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
-    """400 MB through less than half of that."""
+    """400 MB are written with less than half as much memory."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path), "50"],
         cwd=ROOT,

@@ -14,14 +14,14 @@ from safetensors.numpy import load_file, save_file
 from imagewam_jax import cli
 from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.errors import CheckpointError, ConversionError
-from imagewam_jax.weights.components import PARTS, parts_of
+from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.layouts.action_init import FRESH
 from imagewam_jax.weights.layouts.flux2 import action_expert_rules, flux2_rules
 from imagewam_jax.weights.layouts.flux2_autoencoder import COUNTER, flux2_autoencoder_rules
 from imagewam_jax.weights.layouts.flux2_diffusers import flux2_diffusers_json, flux2_diffusers_rules
-from imagewam_jax.weights.layouts.foreign_view import to_foreign
 from imagewam_jax.weights.layouts.imagewam import imagewam_rules
+from imagewam_jax.weights.layouts.mapping import to_foreign
 from imagewam_jax.weights.layouts.qwen3 import is_used, qwen3_rules
 from tests.goldens import golden
 from tests.weights.foreign import assert_same, change, converted, copy_case, write_shards
@@ -44,15 +44,15 @@ CASES = [
 
 
 def part_of(metadata, trees):
-    """The one part of a checkpoint: its name, sizes and tree."""
-    ((name, sizes),) = parts_of(metadata, set(trees), "checkpoint").items()
-    tree = trees[PARTS[name].tree]
-    return name, sizes, tree[PARTS[name].path] if PARTS[name].path else tree
+    """The only component of a checkpoint: its name, sizes and tree."""
+    ((name, sizes),) = checkpoint_components(metadata, set(trees), "checkpoint").items()
+    tree = trees[COMPONENTS[name].tree]
+    return name, sizes, tree[COMPONENTS[name].path] if COMPONENTS[name].path else tree
 
 
 @pytest.mark.parametrize(("case", "file", "part"), CASES)
 def test_every_kind_is_recognised_and_kept_bit_for_bit(case, file, part, tmp_path):
-    """Under another name, which tells nothing."""
+    """The file has another name, from which nothing can be concluded."""
     source = copy_case(golden(case), tmp_path / "source", file).rename(
         tmp_path / "source" / "renamed.bin"
     )
@@ -86,7 +86,7 @@ def test_a_pt_file_is_the_same_as_its_tensors(case, tmp_path):
 
 
 def test_several_sources_become_one_checkpoint(tmp_path, capsys):
-    """Sharded with an index, without one, and a single file."""
+    """Shards with an index, shards without one, and a single file give the same."""
     source = tmp_path / "transformer"
     transformer = golden("flux2_transformer")
     write_shards(load_file(transformer / "weights.safetensors"), source, 3)
@@ -115,7 +115,7 @@ def test_several_sources_become_one_checkpoint(tmp_path, capsys):
     assert metadata["config"]["text"]["sizes"]["rope_theta"] == 1e6
     assert tokenizer(tmp_path / "text_out") == {"tokenizer.json": '{"a": "é"}'}
 
-    # Where a pipeline of diffusers has it.
+    # The folder in which a pipeline of diffusers has it.
     (tmp_path / "tokenizer").mkdir()
     (text / "tokenizer.json").rename(tmp_path / "tokenizer" / "tokenizer.json")
     convert([text], tmp_path / "text_out_2")
@@ -130,7 +130,7 @@ def tokenizer(folder):
 
 
 def test_dtypes(tmp_path):
-    """Kept as they are, or cast; to bfloat16 by rounding to nearest."""
+    """Dtypes are kept, or numbers are cast, rounding to the nearest bfloat16."""
     source = copy_case(golden("flux2_transformer"), tmp_path / "source")
     name = "img_in.weight"
     exact = load_file(source)[name]
@@ -191,7 +191,7 @@ def test_lora_checkpoints(kind, tmp_path, capsys):
 
 
 def test_alpha_that_is_not_the_rank(tmp_path):
-    """It scales the factors, comes from the file beside the weights, and can be given."""
+    """It scales the factors; it comes from the file beside the weights, or is set by the user."""
     source = copy_case(golden("lora_alpha"), tmp_path / "source", "lora_unmerged.safetensors")
     convert([source], tmp_path / "out")
     _, sizes, tree = part_of(*converted(tmp_path / "out"))
@@ -204,14 +204,14 @@ def test_alpha_that_is_not_the_rank(tmp_path):
     (source.parent / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConversionError, match=r"lora_unmerged.* rank 3; .* --set lora_alpha="):
         convert([source], tmp_path / "without")
-    convert([source], tmp_path / "given", given={"lora_alpha": alpha})
+    convert([source], tmp_path / "given", overrides={"lora_alpha": alpha})
     assert_same(converted(tmp_path / "given")[1], converted(tmp_path / "out")[1])
 
 
 @pytest.mark.parametrize("recipe", ["official", "aligned"])
 def test_first_weights_of_an_expert(recipe, tmp_path):
     source = copy_case(golden("action_init"), tmp_path / "source", "flux2_weights.safetensors")
-    convert([source], tmp_path / "out", expert=recipe, given={"expert_dim": 32})
+    convert([source], tmp_path / "out", expert=recipe, overrides={"expert_dim": 32})
     metadata, trees = converted(tmp_path / "out")
     assert set(trees["params"]) == {"backbone", "expert"}
     assert set(trees["params"]["expert"]) == {
@@ -221,8 +221,8 @@ def test_first_weights_of_an_expert(recipe, tmp_path):
         "double_layers",
         "single_layers",
     }
-    sizes = PARTS["backbone"].config(metadata["config"])
-    expert = PARTS["expert"].config(metadata["config"])
+    sizes = COMPONENTS["backbone"].config(metadata["config"])
+    expert = COMPONENTS["expert"].config(metadata["config"])
     rules = [r for r in action_expert_rules(expert, sizes) if not r.name.startswith(FRESH)]
     found = to_foreign(rules, trees["params"]["expert"])
     expected = load_file(golden("action_init") / "action_init_narrow.safetensors")
@@ -233,7 +233,7 @@ def test_first_weights_of_an_expert(recipe, tmp_path):
 
 
 def test_settings_and_statistics_beside_an_official_checkpoint(tmp_path):
-    """In a run's folder, where the weights lie two levels below its config."""
+    """In a run's folder, the weights are two levels below its config."""
     pytest.importorskip("torch")
     run = tmp_path / "run"
     (run / "checkpoints" / "weights").mkdir(parents=True)
@@ -255,7 +255,7 @@ def test_settings_and_statistics_beside_an_official_checkpoint(tmp_path):
     }
     (run / "config.yaml").write_text(yaml.safe_dump(official))
     shutil.copyfile(golden("normalization") / "stats_single.json", run / "dataset_stats.json")
-    convert([weights], tmp_path / "out", given={"horizon": 6})
+    convert([weights], tmp_path / "out", overrides={"horizon": 6})
     metadata, trees = converted(tmp_path / "out")
     model = metadata["config"]["model"]
     assert (model["target_loss_weight"], model["action_loss_weight"]) == (0.25, 2.0)
@@ -288,7 +288,7 @@ def test_settings_and_statistics_beside_an_official_checkpoint(tmp_path):
     ],
 )
 def test_positions_are_in_the_dtype_of_training(tmp_path, dtype, fact, expected):
-    """That of the parameters, unless something says that they had another one then."""
+    """It is the parameters' dtype, unless the metadata says that training had another one."""
     source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.safetensors")
     change(source, lambda t: {k: v.astype(getattr(ml_dtypes, dtype, dtype)) for k, v in t.items()})
     config = json.loads((source.parent / "config.json").read_text())
@@ -329,7 +329,7 @@ def get_config():
 
 
 def test_a_config_file_on_the_command_line(tmp_path, capsys):
-    """What the policy sees is in no weights."""
+    """Weights do not say what the policy sees."""
     source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.safetensors")
     assert cli.main(["convert", str(source), "--to", str(tmp_path / "out")]) == 0
     assert "without --config" in capsys.readouterr().out
@@ -357,7 +357,7 @@ def in_diffusers_layout(source: Path, folder: Path) -> Path:
     """A transformer as diffusers would have it."""
     convert([source], folder / "checkpoint")
     metadata, trees = converted(folder / "checkpoint")
-    sizes = PARTS["backbone"].config(metadata["config"])
+    sizes = COMPONENTS["backbone"].config(metadata["config"])
     tensors = to_foreign(flux2_diffusers_rules(sizes), trees["params"]["backbone"])
     write_shards(tensors, folder / "transformer")
     (folder / "transformer" / "config.json").write_text(json.dumps(flux2_diffusers_json(sizes)))
@@ -368,7 +368,7 @@ def test_an_expert_from_either_layout_of_a_transformer(tmp_path):
     source = copy_case(golden("action_init"), tmp_path / "source", "flux2_weights.safetensors")
     other = in_diffusers_layout(source, tmp_path / "diffusers")
     for name, path in (("original", source), ("other", other)):
-        convert([path], tmp_path / name, expert="official", given={"expert_dim": 32})
+        convert([path], tmp_path / name, expert="official", overrides={"expert_dim": 32})
     assert_same(converted(tmp_path / "other")[1], converted(tmp_path / "original")[1])
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.weights.components import PARTS, parts_of
+from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.export import export
 from tests.goldens import golden
@@ -48,10 +48,10 @@ def randomised(model):
 
 
 def our_model(folder):
-    """The one part of a converted checkpoint, as a module."""
+    """The only component of a converted checkpoint, as a module."""
     metadata, trees = converted(folder)
-    ((name, config),) = parts_of(metadata, set(trees), str(folder)).items()
-    part = PARTS[name]
+    ((name, config),) = checkpoint_components(metadata, set(trees), str(folder)).items()
+    part = COMPONENTS[name]
     graph, state = nnx.split(jax.eval_shape(lambda: part.module(config)))
     nnx.replace_by_pure_dict(state, trees[part.tree][part.path] if part.path else trees[part.tree])
     return nnx.merge(graph, state)
@@ -179,7 +179,7 @@ def test_autoencoder_of_diffusers(autoencoder, max_shard_size, tmp_path):
 
 
 def test_files_of_diffusers_come_back(transformer, autoencoder, tmp_path):
-    """Both parts in bfloat16, and the bits of every tensor."""
+    """Both components are in bfloat16, and every tensor has the same bits."""
     for name, model in (("transformer", transformer), ("vae", autoencoder)):
         model.save_pretrained(tmp_path / "theirs" / name)
     sources = [tmp_path / "theirs" / name for name in ("transformer", "vae")]
@@ -271,7 +271,7 @@ def test_qwen3_of_transformers(qwen3, max_shard_size, tmp_path):
     indexed = (tmp_path / "theirs" / "model.safetensors.index.json").exists()
     assert indexed == (max_shard_size != "10GB")
     layers = [1, 2, 4]
-    convert([tmp_path / "theirs"], tmp_path / "out", given={"feature_layers": layers})
+    convert([tmp_path / "theirs"], tmp_path / "out", overrides={"feature_layers": layers})
     ids = np.random.default_rng(0).integers(0, 61, size=(2, 9))
     lengths = np.array([9, 6])
     mask = np.arange(9) < lengths[:, None]

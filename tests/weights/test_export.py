@@ -43,7 +43,7 @@ def assert_same_tensors(found, expected):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", OFFICIAL)
 def test_an_official_checkpoint_comes_back(case, dtype, tmp_path):
-    """In every respect: keys and their order, aliases, values beside the tensors, config."""
+    """It is the same in every respect: keys, their order, aliases, other values, and config."""
     torch = pytest.importorskip("torch")
     source = copy_case(golden(case), tmp_path / "source", "model.pt")
     native = torch_tensors(source)
@@ -68,7 +68,7 @@ def test_an_official_checkpoint_comes_back(case, dtype, tmp_path):
         assert_same_tensors(found.get(part, {}), native.get(part, {}))
 
     def sharing(state):
-        """For each tensor, the first that has the same storage."""
+        """For each tensor, the name of the first one with the same storage."""
         first = {}
         return [first.setdefault(t.untyped_storage().data_ptr(), n) for n, t in state.items()]
 
@@ -168,7 +168,7 @@ def test_casting_is_rounding_to_nearest(tmp_path):
 
 
 def test_fused_layers_of_several_dtypes(tmp_path):
-    """What diffusers has apart can differ in dtype; fused it cannot."""
+    """Tensors that diffusers stores separately can differ in dtype; fused ones cannot."""
     source = copy_case(golden("flux2_transformer"), tmp_path / "source")
     convert([source], tmp_path / "original")
     export(tmp_path / "original", "diffusers", tmp_path / "diffusers")
@@ -220,7 +220,7 @@ def test_merged_adapters(kind, tmp_path):
 
 
 def test_what_stood_beside_it_comes_back_with_what_was_given(tmp_path):
-    """The config and the statistics; and what no file had, under the names of --set."""
+    """The config and the statistics come back, with the overrides under the names of --set."""
     pytest.importorskip("torch")
     source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.pt")
     stats = golden("normalization") / "stats_single.json"
@@ -230,7 +230,7 @@ def test_what_stood_beside_it_comes_back_with_what_was_given(tmp_path):
     (source.parent / "config.json").write_text(json.dumps(config))
     given = {"horizon": 5, "pack_proprio_after_text": False, "proprio_position": 7}
     given |= {"normalization": "z-score", "coordinate_dtype": "bfloat16"}
-    convert([source], tmp_path / "checkpoint", given=given)
+    convert([source], tmp_path / "checkpoint", overrides=given)
     export(tmp_path / "checkpoint", "official", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "dataset_stats.json").read_text())
     assert found == json.loads(stats.read_text())
@@ -248,7 +248,7 @@ def test_what_stood_beside_it_comes_back_with_what_was_given(tmp_path):
 
 @pytest.mark.parametrize("weights", [None, "ema", "params"])
 def test_a_training_run_in_the_official_layout_and_back(weights, tmp_path, capsys):
-    """Its averaged weights, its sizes and its normalisation, with nothing else than the files."""
+    """The files alone give its averaged weights, its sizes and its normalization."""
     pytest.importorskip("torch")
     run = trained_run()
     export(run, "official", tmp_path / "out", weights=weights)
@@ -270,7 +270,7 @@ def test_a_training_run_in_the_official_layout_and_back(weights, tmp_path, capsy
 
 
 def test_positions_in_another_dtype_than_the_weights(tmp_path, capsys):
-    """The official code has them in one dtype; converting again must not take that for granted."""
+    """The official code has both in one dtype; another conversion must not assume so."""
     pytest.importorskip("torch")
     convert([golden("imagewam_flux2") / "model.pt"], tmp_path / "checkpoint")
     export(tmp_path / "checkpoint", "official", tmp_path / "out", dtype="bfloat16")
@@ -298,14 +298,14 @@ def test_parts_that_a_layout_has_no_place_for(tmp_path, capsys):
 @pytest.mark.parametrize("format", ["flux2", "diffusers"])
 def test_first_weights_of_an_expert_are_named_as_left_out(format, tmp_path, capsys):
     source = copy_case(golden("flux2_transformer"), tmp_path / "source")
-    convert([source], tmp_path / "checkpoint", expert="official", given={"expert_dim": 32})
+    convert([source], tmp_path / "checkpoint", expert="official", overrides={"expert_dim": 32})
     export(tmp_path / "checkpoint", format, tmp_path / "out")
     message = f"not written, the {format} layout has no place for it: first weights of the action"
     assert message in capsys.readouterr().out
 
 
 def with_changed(checkpoint, to, change):
-    """A checkpoint whose trees, or what it says of itself, are not what was converted."""
+    """Change the trees or the metadata of a checkpoint."""
     metadata, trees = converted(checkpoint)
     change(metadata, trees)
     checkpoints = Checkpoints(to)
@@ -316,7 +316,7 @@ def with_changed(checkpoint, to, change):
 
 @pytest.mark.parametrize("format", ["official", "flux2", "diffusers"])
 def test_numbers_that_are_none(format, tmp_path):
-    """A run that diverged is not written for others to load."""
+    """The weights of a run that diverged are not exported."""
     if format == "official":
         pytest.importorskip("torch")
     convert([golden("imagewam_flux2") / "model.safetensors"], tmp_path / "converted")
@@ -335,7 +335,7 @@ def test_numbers_that_are_none(format, tmp_path):
 
 
 def test_settings_that_are_not_of_these_weights(tmp_path, monkeypatch):
-    """Noticed before the tensors are written, which can take an hour."""
+    """It is noticed before the tensors are written, which can take an hour."""
     convert([golden("imagewam_flux2") / "model.safetensors"], tmp_path / "converted")
 
     def contradict(metadata, trees):
@@ -378,7 +378,7 @@ def test_without_pytorch(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_full(tmp_path, monkeypatch):
-    """Before anything is written, where it can be told; else nothing is left of it."""
+    """Errors come before anything is written if possible; otherwise nothing is left."""
     convert([golden("flux2_autoencoder") / "weights.safetensors"], tmp_path / "checkpoint")
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:

@@ -11,10 +11,9 @@ from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
-from imagewam_jax.weights.components import PARTS
-from imagewam_jax.weights.describe import sizes
+from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.io.tensors import TensorSpec
-from imagewam_jax.weights.layouts import recognition as layouts
+from imagewam_jax.weights.layouts import registry as layouts
 from imagewam_jax.weights.layouts.flux2_autoencoder import COUNTER
 from imagewam_jax.weights.layouts.flux2_autoencoder_diffusers import (
     flux2_autoencoder_diffusers_json,
@@ -22,34 +21,37 @@ from imagewam_jax.weights.layouts.flux2_autoencoder_diffusers import (
 from imagewam_jax.weights.layouts.flux2_diffusers import flux2_diffusers_json
 from imagewam_jax.weights.layouts.imagewam import alias_names
 from imagewam_jax.weights.layouts.mapping import check, foreign_shapes
+from imagewam_jax.weights.plan import sizes
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 KLEIN = {"4b": KLEIN_4B, "9b": KLEIN_9B}
 
 
 class Shapes:
-    """A source that can be looked at but not read."""
+    """A source with specs, whose tensors cannot be read."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]):
         self.specs = {name: TensorSpec(shape, BFLOAT16, "file") for name, shape in shapes.items()}
 
 
 def shapes_of(layout, config) -> dict[str, tuple[int, ...]]:
-    return foreign_shapes(layout.rules(config), PARTS[layout.part].abstract(config))
+    return foreign_shapes(layout.rules(config), COMPONENTS[layout.component].abstract(config))
 
 
 def numbers(shapes) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def assert_recognised(layout, shapes, config, facts=None) -> None:
-    """Sizes are told from these shapes alone, and the tensors pass the check for them."""
+def assert_recognised(layout, shapes, config, metadata=None) -> None:
+    """Assert that shapes alone give the config, and that the tensors pass its check."""
     source = Shapes(shapes)
-    found, tensors = layouts.recognise(source, "file")
+    found, tensors = layouts.recognize(source, "file")
     assert found is layout
-    tensors = layout.source(tensors, facts or {}, None)
-    assert layout.config(tensors.specs, facts or {}) == config
-    check(layout.rules(config), tensors.specs, PARTS[layout.part].abstract(config), "file")
+    tensors = layout.source(tensors, metadata or {}, None)
+    assert layout.config(tensors.specs, metadata or {}) == config
+    check(
+        layout.rules(config), tensors.specs, COMPONENTS[layout.component].abstract(config), "file"
+    )
 
 
 @pytest.mark.parametrize(

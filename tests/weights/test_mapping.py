@@ -1,4 +1,4 @@
-"""The tables and what reads them, on layouts made up for the purpose."""
+"""Mapping tables and their readers, on small invented layouts."""
 
 import jax
 import ml_dtypes
@@ -16,38 +16,40 @@ from imagewam_jax.weights.io.tensors import (
     contiguous,
     count_not_finite,
 )
-from imagewam_jax.weights.layouts.foreign_view import ForeignView, TreeReader, to_foreign
 from imagewam_jax.weights.layouts.mapping import (
-    Part,
+    ForeignView,
     Rule,
+    TensorSlice,
+    TreeReader,
     check,
     foreign_shapes,
     rule,
-    to_tree,
+    to_foreign,
     under,
 )
-from imagewam_jax.weights.layouts.metadata import count, find, untold
+from imagewam_jax.weights.layouts.metadata import count, fill_from_preset, find
+from tests.weights.foreign import to_tree
 
 # Fused on either axis, stacked or not, split over heads, flipped, and permuted.
 RULES = [
     Rule(
         "block.{i}.fused",
         (
-            Part("stack.q", "(n h) i -> i n h", {"n": 2, "h": 3}, width=6),
-            Part("stack.up", "o i -> i o", width=4),
+            TensorSlice("stack.q", "(n h) i -> i n h", {"n": 2, "h": 3}, width=6),
+            TensorSlice("stack.up", "o i -> i o", width=4),
         ),
         layers=3,
     ),
     Rule(
         "block.{i}.out",
         (
-            Part("stack.out", "o (n h) -> n h o", {"n": 2, "h": 3}, width=6),
-            Part("stack.down", "o i -> i o", width=4),
+            TensorSlice("stack.out", "o (n h) -> n h o", {"n": 2, "h": 3}, width=6),
+            TensorSlice("stack.down", "o i -> i o", width=4),
         ),
         axis=1,
         layers=3,
     ),
-    Rule("halves", (Part("halves", "(two o) i -> i two o", {"two": 2}, flip=1),)),
+    Rule("halves", (TensorSlice("halves", "(two o) i -> i two o", {"two": 2}, flip=1),)),
     rule("conv", "conv", "o i y x -> y x i o"),
     rule("bias", "bias", "o -> o"),
 ]
@@ -100,7 +102,7 @@ def test_shapes_of_both_sides_agree():
 
 
 def test_one_layout_seen_as_another():
-    """A source in one layout, read a tensor at a time in another, through neither in memory."""
+    """A source in one layout is read in another, a tensor at a time, with neither in memory."""
     apart = [
         rule("q.{i}", "stack.q", "o p i -> i o p", layers=3),
         rule("up.{i}", "stack.up", "o i -> i o", layers=3),
@@ -176,9 +178,9 @@ def test_contiguous_copies_are_the_same_numbers(bits, data):
 def test_facts():
     specs = dict.fromkeys(["a.0.w", "a.11.w", "a.x", "b.3.w"])
     assert (count(specs, "a."), count(specs, "b."), count(specs, "c.")) == (12, 4, 0)
-    facts = {"a": {"b": 0}, "c": None, "d": 3}
-    assert find(facts, "a.b", "d") == 0  # which is a value
-    assert find(facts, "c", "a.b.c", "d") == 3 and find(facts, "c", "e") is None
+    metadata = {"a": {"b": 0}, "c": None, "d": 3}
+    assert find(metadata, "a.b", "d") == 0  # which is a value
+    assert find(metadata, "c", "a.b.c", "d") == 3 and find(metadata, "c", "e") is None
 
 
 class Preset:
@@ -187,8 +189,8 @@ class Preset:
 
 def test_what_is_not_told_comes_from_the_model_of_that_size():
     presets = (Preset,)
-    assert untold({"width": 4}, {"theta": None}, presets, "here") == {"theta": 100.0}
-    assert untold({"width": 4}, {"theta": 7.0}, presets, "here") == {"theta": 7.0}
-    assert untold({"width": 5}, {"theta": 7.0}, presets, "here") == {"theta": 7.0}
+    assert fill_from_preset({"width": 4}, {"theta": None}, presets, "here") == {"theta": 100.0}
+    assert fill_from_preset({"width": 4}, {"theta": 7.0}, presets, "here") == {"theta": 7.0}
+    assert fill_from_preset({"width": 5}, {"theta": 7.0}, presets, "here") == {"theta": 7.0}
     with pytest.raises(ConversionError, match=r"here: .* do not tell \['theta'\].*--set theta="):
-        untold({"width": 5}, {"theta": None}, presets, "here")
+        fill_from_preset({"width": 5}, {"theta": None}, presets, "here")

@@ -1,4 +1,4 @@
-"""Sizes that are told from the shapes of foreign tensors."""
+"""Sizes that follow from the shapes of foreign tensors."""
 
 import json
 
@@ -14,7 +14,7 @@ from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.weights.io.tensors import TensorSpec
 from imagewam_jax.weights.layouts.flux2 import (
     action_expert_rules,
-    as_told,
+    exact_ratio,
     expert_config,
     flux2_config,
     flux2_rules,
@@ -57,7 +57,7 @@ def test_a_width_that_its_ratio_misses_by_rounding(config_of, rules):
     config = config_of(specs, ROPE)
     assert config.mlp_dim == INNER
     check(rules(config), specs, backbone(config), "file")
-    # What others make of the ratio, who cut it off.
+    # Other code truncates the width that the ratio gives.
     written = json.loads(json.dumps(flux2_diffusers_json(config)))
     assert int(WIDE * written["mlp_ratio"]) == INNER
     again = config_of(specs, {**ROPE, "mlp_ratio": written["mlp_ratio"]})
@@ -90,8 +90,8 @@ def test_every_width_has_a_ratio():
 
 @pytest.mark.parametrize(("given", "agrees"), [(2.6, True), (2.599609375, True), (2.61, False)])
 def test_a_ratio_of_a_config_need_not_be_exact(given, agrees):
-    """1024 * 2.6 is 2662.4, of which officially 2662 is left."""
-    assert (as_told(given, 2662, 1024) == mlp_ratio(2662, 1024)) is agrees
+    """1024 * 2.6 is 2662.4, which the official code truncates to 2662."""
+    assert (exact_ratio(given, 2662, 1024) == mlp_ratio(2662, 1024)) is agrees
     specs = specs_of(flux2_rules(CONFIG), backbone(CONFIG))
     given = {"mlp_ratio": 2.2}
     with pytest.raises(ConversionError, match=r"flux2_params: mlp_ratio is given as 2\.2, the sha"):
@@ -100,7 +100,7 @@ def test_a_ratio_of_a_config_need_not_be_exact(given, agrees):
 
 @pytest.mark.parametrize("given", ["3", None, [3.0], float("nan"), float("inf")])
 def test_a_ratio_that_is_none(given):
-    assert as_told(given, 2662, 1024) is given
+    assert exact_ratio(given, 2662, 1024) is given
 
 
 @pytest.mark.parametrize("section", [[1], "klein", 3])
@@ -138,7 +138,7 @@ def test_layers_that_text_features_cannot_be_taken_after(layers, message):
         "model.layers.30.mlp.gate_proj.weight": (16, 8),
     }
     specs = {n: TensorSpec(shape, np.dtype(np.float32), "file") for n, shape in shapes.items()}
-    facts = {"rope_theta": 1e6}
-    assert qwen3_config(specs, {**facts, "feature_layers": [1, 3]}).feature_layers == (1, 3)
+    metadata = {"rope_theta": 1e6}
+    assert qwen3_config(specs, {**metadata, "feature_layers": [1, 3]}).feature_layers == (1, 3)
     with pytest.raises(ConversionError, match=message):
-        qwen3_config(specs, {**facts, "feature_layers": layers})
+        qwen3_config(specs, {**metadata, "feature_layers": layers})

@@ -1,4 +1,4 @@
-"""Where tensors come from: odd files, and sources that wrap others."""
+"""Sources of tensors: odd files, and sources that wrap others."""
 
 import json
 import threading
@@ -16,11 +16,11 @@ from imagewam_jax.weights.io import torch_files
 from imagewam_jax.weights.io.files import SafetensorsFile, open_weights
 from imagewam_jax.weights.io.tensors import ArraySource, Renamed, TensorSpec, read_checked
 from imagewam_jax.weights.io.torch_files import TorchFile
-from imagewam_jax.weights.layouts.foreign_view import ForeignView
 from imagewam_jax.weights.layouts.lora import MergedLora, merged
-from imagewam_jax.weights.layouts.mapping import pieces, rule, to_tree
-from imagewam_jax.weights.layouts.recognition import PREFIX, recognise
+from imagewam_jax.weights.layouts.mapping import ForeignView, pieces, rule
+from imagewam_jax.weights.layouts.registry import PREFIX, recognize
 from tests.goldens import golden
+from tests.weights.foreign import to_tree
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def torch():
 
 @pytest.fixture
 def opened(torch, tmp_path):
-    """A `.pt` file of something."""
+    """Save something as a `.pt` file."""
 
     def write(contents, **options) -> TorchFile:
         torch.save(contents, tmp_path / "model.pt", **options)
@@ -118,14 +118,14 @@ def test_a_dictionary_that_holds_itself(opened, torch):
 
 
 class Wanted:
-    """Pickled as a global that no weights need."""
+    """An object whose pickle refers to a global that weights do not need."""
 
     def __reduce__(self):
         return Path, ("x",)
 
 
 def test_what_pytorch_says_is_no_advice(opened, torch, tmp_path, monkeypatch):
-    """Its own message is about how to run the code."""
+    """PyTorch's own message, on how to run the code, is not shown."""
     with pytest.raises(ConversionError) as error:
         opened({"a": Wanted()})
     assert str(error.value).endswith("without running code from it: it asks for pathlib.Path")
@@ -174,7 +174,7 @@ def stacked_file(opened, torch, count=12):
 
 @pytest.mark.parametrize("kept", [1, 60, 2**30])
 def test_a_file_that_is_read_from_several_threads(opened, torch, monkeypatch, kept):
-    """It is mapped again and again, by one thread at a time, and no number is another's."""
+    """It is mapped many times, by one thread at a time, and every tensor has its own numbers."""
     monkeypatch.setattr(torch_files, "KEPT_MAPPED", kept)
     file, numbers = stacked_file(opened, torch)
     load, mapping, most, times = torch_files._load, [], [], []
@@ -235,7 +235,7 @@ def test_files_that_change_while_they_are_read(opened, torch, tmp_path, monkeypa
 
 @pytest.mark.parametrize("start", [b"PK", b"\x80\x02"])
 def test_a_safetensors_file_is_told_by_more_than_two_bytes(tmp_path, start):
-    """The length of its header can begin like a zip archive, or like a pickle."""
+    """The length of a safetensors header can begin like a zip archive, or like a pickle."""
     path, numbers = tmp_path / "weights", np.arange(3, dtype=np.float32)
     length = int.from_bytes(start, "little")
     entry = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
@@ -290,15 +290,15 @@ def test_two_tensors_that_would_have_one_name():
         Renamed(source, lambda name: name.removeprefix("old."))
     tensors = load_file(golden("flux2_transformer") / "weights.safetensors")
     prefixed = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    layout, found = recognise(ArraySource(prefixed, "file"), "file")
+    layout, found = recognize(ArraySource(prefixed, "file"), "file")
     assert "original" in layout.name and found.specs.keys() == tensors.keys()
     both = prefixed | {"txt_in.weight": tensors["txt_in.weight"]}
     with pytest.raises(ConversionError, match=f"both {PREFIX}txt_in.weight and txt_in.weight are"):
-        recognise(ArraySource(both, "file"), "file")
+        recognize(ArraySource(both, "file"), "file")
 
 
 class Other(ArraySource):
-    """Says of its tensors what is not so."""
+    """A source whose specs are wrong."""
 
     def __init__(self, said: TensorSpec, array: np.ndarray):
         super().__init__({"a": array}, "file")
@@ -340,7 +340,7 @@ def adapter(**changes):
 
 
 def test_adapters_of_several_ranks():
-    """Each is scaled by its own."""
+    """Each adapter is scaled by its own rank."""
     more = {f"y.{name[2:]}": array for name, array in adapter()._arrays.items() if name != "other"}
     more["y.lora_A"], more["y.lora_B"] = more["y.lora_A"][:1], more["y.lora_B"][:, :1]
     source = adapter(**more)

@@ -13,10 +13,9 @@ from imagewam_jax.checkpoints.merged_lora import NO_LORA, merged_params
 from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.models.parameters import flatten, module_builder
-from imagewam_jax.weights.components import PARTS, parts_of
+from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
 from imagewam_jax.weights.io.tensors import dtype_name
-from imagewam_jax.weights.layouts.foreign_view import ForeignView
-from imagewam_jax.weights.layouts.mapping import Rule
+from imagewam_jax.weights.layouts.mapping import ForeignView, Rule
 
 
 class Loaded:
@@ -39,7 +38,7 @@ class Loaded:
         self.metadata = self._checkpoints.restore_json(self._step, "metadata")
         trees = self._checkpoints.trees(self._step)
         self._params = self._checkpoints.weights(self._step, weights)
-        self.configs = parts_of(self.metadata, trees, str(self.path))
+        self.configs = checkpoint_components(self.metadata, trees, str(self.path))
         self._modules: dict[str, nnx.Module] = {}
         self._trees: dict[str, dict[str, Any]] = {}
         self._lora = NO_LORA
@@ -62,7 +61,7 @@ class Loaded:
         if part == "backbone" and "policy" in self.configs:
             return self.configs["policy"].backbone
         if part == "expert" and self.first_expert is not None:
-            return PARTS["expert"].config(self.metadata["config"])
+            return COMPONENTS["expert"].config(self.metadata["config"])
         return self.configs.get(part)
 
     @property
@@ -73,7 +72,7 @@ class Loaded:
     @property
     def stored_dtype(self) -> str:
         """The dtype that the parameters are saved in, as text."""
-        trees = {self._saved_as(PARTS[part].tree) for part in self.configs}
+        trees = {self._saved_as(COMPONENTS[part].tree) for part in self.configs}
         abstract = [self._checkpoints.abstract(self._step, tree) for tree in trees]
         return dtype_name({np.dtype(leaf.dtype) for leaf in jax.tree.leaves(abstract)})
 
@@ -82,7 +81,7 @@ class Loaded:
         if part == "backbone" and "policy" in self.configs:
             return self.module("policy").backbone
         if part not in self._modules:
-            build = module_builder(lambda: PARTS[part].module(self.config(part)))
+            build = module_builder(lambda: COMPONENTS[part].module(self.config(part)))
             self._modules[part] = build(self.tree(part))
         return self._modules[part]
 
@@ -90,7 +89,7 @@ class Loaded:
         """The parameters of a part, in nested dictionaries."""
         if part == "backbone" and "policy" in self.configs:
             return self.tree("policy")["backbone"]
-        name, path = PARTS[part].tree, PARTS[part].path
+        name, path = COMPONENTS[part].tree, COMPONENTS[part].path
         if name not in self._trees:
             self._trees[name] = self._restore(name)
         return self._trees[name][path] if path else self._trees[name]
@@ -105,11 +104,11 @@ class Loaded:
         saved = self._saved_as(name)
         abstract = self._checkpoints.abstract(self._step, saved)
         for part in self.configs:
-            if PARTS[part].tree == name:
-                config, path = self.configs[part], PARTS[part].path
+            if COMPONENTS[part].tree == name:
+                config, path = self.configs[part], COMPONENTS[part].path
                 if part == "policy":
                     config = dataclasses.replace(config, lora=self._lora)
-                expected = PARTS[part].abstract(config)
+                expected = COMPONENTS[part].abstract(config)
                 # An expert's first weights, which may lie beside a backbone, stay as saved.
                 abstract = abstract | {path: expected} if path else expected
         dtype = DTYPES[self.dtype]

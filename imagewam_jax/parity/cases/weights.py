@@ -17,37 +17,37 @@ from imagewam_jax.weights.io.tensors import TensorSource, without
 from imagewam_jax.weights.layouts.action_init import FRESH
 from imagewam_jax.weights.layouts.flux2 import action_expert_rules
 from imagewam_jax.weights.layouts.metadata import find
-from imagewam_jax.weights.layouts.recognition import Layout, recognise
+from imagewam_jax.weights.layouts.registry import Layout, recognize
 
 EXPERT_PREFIX = "action_init_"  # a file's name is this and the name of its settings
 EXPERT_SIGNATURE = ("time_in.in_layer.weight", "single_blocks.0.linear1.weight")
 ELSEWHERE = ("img_in.weight", *FRESH)  # what a transformer or a whole expert has besides
 
 
-def _recognised(folder: Folder) -> Iterator[tuple[str, Layout, TensorSource]]:
+def _recognized(folder: Folder) -> Iterator[tuple[str, Layout, TensorSource]]:
     for name, tensors in folder.files.items():
         if name not in (GRADIENTS_FILE, NORMS):  # whose names are those of weights
             with contextlib.suppress(ConversionError):  # it holds no weights
-                yield name, *recognise(tensors, tensors.file)
+                yield name, *recognize(tensors, tensors.file)
 
 
 def _find(folder: Folder) -> Tensors | None:
-    return next((folder.files[name] for name, *_ in _recognised(folder)), None)
+    return next((folder.files[name] for name, *_ in _recognized(folder)), None)
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """Each recorded weight; LoRA factors are merged first."""
-    for file, layout, tensors in _recognised(folder):
-        if layout.part not in loaded:
-            yield NotChecked(file, f"it is a {layout.part}, of which the checkpoint has none")
+    for file, layout, tensors in _recognized(folder):
+        if layout.component not in loaded:
+            yield NotChecked(file, f"it is a {layout.component}, of which the checkpoint has none")
             continue
         try:
             source = layout.source(without(tensors, layout.carried), folder.config, None)
         except ConversionError as error:
             yield NotChecked(file, str(error))
             continue
-        rules = layout.rules(loaded.config(layout.part))
-        ours = foreign_view(rules, loaded.tree(layout.part), str(loaded.path))
+        rules = layout.rules(loaded.config(layout.component))
+        ours = foreign_view(rules, loaded.tree(layout.component), str(loaded.path))
         for name in (name for name in ours.specs if name in source.specs):
             expected = source.read(name)
             yield Output(name, ours.read(name), limits.ROUNDING, file=file, expected=expected)

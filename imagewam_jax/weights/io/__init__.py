@@ -1,1 +1,1 @@
-"""Files of tensors, safetensors and PyTorch, read and written piece by piece."""
+"""Reads and writes files of tensors (safetensors and PyTorch) one tensor at a time."""

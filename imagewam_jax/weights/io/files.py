@@ -1,17 +1,19 @@
-"""Weights on disk: safetensors files and folders, and whatever else `open_weights` knows."""
+"""Reads weights on disk: safetensors files and folders, and by `open_weights` also `.pt` files."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.files import SAFETENSORS_DTYPES
-from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec
+from imagewam_jax.weights.io.tensors import Joined, TensorSource, TensorSpec, tensor_bytes
 from imagewam_jax.weights.io.torch_files import LEGACY, ZIP, TorchFile
-from imagewam_jax.weights.io.writing import tensor_bytes
 
 INDEX = ".safetensors.index.json"
 
@@ -19,12 +21,12 @@ INDEX = ".safetensors.index.json"
 class SafetensorsFile:
     """One safetensors file.
 
-    The library checks the file; tensors are read from where its header says, into memory of their
-    own: mapped memory, which the library reads by, counts as resident, and is slower to read.
+    The library validates the file. Tensors are read from the offsets in its header into memory of
+    their own: the memory map that the library reads through counts as resident, and is slower.
     """
 
     def __init__(self, path: Path):
-        """ConversionError: it is not one, or is cut off."""
+        """ConversionError: the file is not a safetensors file, or is cut off."""
         self.path = path
         try:
             with safe_open(path, framework="numpy"), path.open("rb") as file:
@@ -42,7 +44,7 @@ class SafetensorsFile:
             self.specs[name] = TensorSpec(tuple(tensor["shape"]), np.dtype(dtype), str(path))
 
     def read(self, name: str) -> np.ndarray:
-        """ConversionError: the file is not what it was when it was opened."""
+        """ConversionError: the file changed since it was opened."""
         spec = self.specs[name]
         data = np.empty(tensor_bytes(spec), np.uint8)
         try:
@@ -58,11 +60,11 @@ class SafetensorsFile:
         return data.view(spec.dtype).reshape(spec.shape)
 
 
-class SafetensorsFolder:
-    """The safetensors files of a folder; those that an index names, if there is one."""
+class SafetensorsFolder(Joined):
+    """The safetensors files of a folder: those that its index names, or all if it has no index."""
 
     def __init__(self, folder: Path):
-        """ConversionError: there is none, or the index and the files do not agree."""
+        """ConversionError: there is no file, or the index and the files do not agree."""
         indexes = sorted(folder.glob(f"*{INDEX}"))
         if len(indexes) > 1:
             raise ConversionError(f"{folder}: several index files, {[p.name for p in indexes]}")
@@ -77,19 +79,9 @@ class SafetensorsFolder:
             if not paths:
                 found = sorted(p.name for p in folder.iterdir())[:8]
                 raise ConversionError(f"{folder}: no safetensors file in it; found {found}")
-        self._files: dict[str, SafetensorsFile] = {}
-        self.specs: dict[str, TensorSpec] = {}
-        for path in paths:
-            file = SafetensorsFile(path)
-            for name, spec in file.specs.items():
-                if name in self.specs:
-                    raise ConversionError(f"{name} is in both {self.specs[name].file} and {path}")
-                self._files[name], self.specs[name] = file, spec
+        super().__init__(*map(SafetensorsFile, paths))
         if indexes:
             _check_index(names, self.specs, indexes[0])
-
-    def read(self, name: str) -> np.ndarray:
-        return self._files[name].read(name)
 
 
 def open_weights(path: Path) -> TensorSource:
@@ -103,16 +95,28 @@ def open_weights(path: Path) -> TensorSource:
             start = file.read(len(ZIP))
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read: {error}") from error
-    # By what is in it. A safetensors file begins with the length of its header, in which two bytes
-    # can be any; four that are a zip archive's are a header of 67 MB, which is no model's.
+    # The content decides. A safetensors file begins with the length of its header, whose first two
+    # bytes can be any; the four of a zip archive would mean a header of 67 MB, which no model has.
     return TorchFile(path) if start in (ZIP, LEGACY) else SafetensorsFile(path)
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The files that `open_weights` reads, for checksums."""
-    if path.is_file():
-        return [path]
-    return sorted({Path(spec.file) for spec in open_weights(path).specs.values()})
+def file_checksums(path: Path) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of every file that `open_weights` reads."""
+    specs = {} if path.is_file() else open_weights(path).specs
+    files = sorted({Path(spec.file) for spec in specs.values()}) or [path]
+    total = sum(file.stat().st_size for file in files)
+    found = []
+    with tqdm(total=total, unit="B", unit_scale=True, desc=f"checksum of {path.name}") as bar:
+        for file in files:
+            digest = hashlib.sha256()
+            with file.open("rb") as stream:
+                while block := stream.read(2**24):
+                    digest.update(block)
+                    bar.update(len(block))
+            found.append(
+                {"file": file.name, "bytes": file.stat().st_size, "sha256": digest.hexdigest()}
+            )
+    return found
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -9,8 +9,14 @@ import numpy as np
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.files import SAFETENSORS_DTYPES, stream_safetensors
 from imagewam_jax.weights.io.files import INDEX
-from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec
-from imagewam_jax.weights.io.writing import Progress, read_bytes, source_bytes, tensor_bytes
+from imagewam_jax.weights.io.tensors import (
+    Progress,
+    TensorSource,
+    TensorSpec,
+    read_bytes,
+    source_bytes,
+    tensor_bytes,
+)
 
 METADATA = {"format": "pt"}  # transformers and diffusers ask for it
 _DTYPES = {np.dtype(dtype) for dtype in SAFETENSORS_DTYPES.values()}

@@ -1,7 +1,7 @@
 """Named tensors that are read one at a time, wherever they come from.
 
-A source knows names, shapes and dtypes at once and reads a tensor when it is asked to, so that
-weights larger than memory can be checked first and converted piece by piece. Sources wrap each
+A source knows all names, shapes and dtypes from the start and reads a tensor only on request, so
+that weights larger than memory can be checked first and converted piece by piece. Sources wrap each
 other: one that merges LoRA factors, or makes first weights of the action expert, is a source too.
 """
 
@@ -14,12 +14,14 @@ import numpy as np
 
 from imagewam_jax.errors import ConversionError
 
-# What weights may be stored in. Integers and 8-bit numbers would need scales that are elsewhere.
+# The dtypes of weights. Integers and 8-bit numbers would need scales, which are stored elsewhere.
 DTYPES = {np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)}
+
+Progress = Callable[[int], object]  # called with the number of bytes that were just written
 
 
 class TensorSpec(NamedTuple):
-    """What is known of a tensor before it is read; `file` is for messages."""
+    """What is known about a tensor before it is read; `file` is for messages."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -27,10 +29,7 @@ class TensorSpec(NamedTuple):
 
 
 class TensorSource(Protocol):
-    """`read` returns an array of the shape and dtype that `specs` has under that name.
-
-    It is called from several threads at a time.
-    """
+    """`read` returns an array of the shape and dtype in `specs`; it is called from threads."""
 
     specs: Mapping[str, TensorSpec]
 
@@ -49,8 +48,8 @@ class ArraySource:
 
 
 class Renamed:
-    """Some tensors of a source under other names: `rename` gives the new one, or None to leave a
-    tensor out. ConversionError: two would have the same."""
+    """Tensors of a source under other names: `rename` returns the new name, or None to leave a
+    tensor out. ConversionError: two tensors would have the same name."""
 
     def __init__(self, source: TensorSource, rename: Callable[[str], str | None]):
         self._source = source
@@ -68,7 +67,7 @@ class Renamed:
 
 
 class Joined:
-    """The tensors of several sources; ConversionError where two have one of the same name."""
+    """The tensors of several sources. ConversionError: two sources have a tensor of one name."""
 
     def __init__(self, *sources: TensorSource):
         self._source_of: dict[str, TensorSource] = {}
@@ -86,12 +85,12 @@ class Joined:
 
 
 def without(source: TensorSource, names: Collection[str]) -> TensorSource:
-    """All tensors but some."""
+    """The source, without the tensors of these names."""
     return Renamed(source, lambda name: None if name in names else name)
 
 
 def read_checked(source: TensorSource, name: str) -> np.ndarray:
-    """One tensor. ConversionError: it is not what its spec says, or holds a NaN or an infinity."""
+    """Read a tensor. ConversionError: it differs from its spec, or holds a NaN or an infinity."""
     spec, tensor = source.specs[name], source.read(name)
     if tensor.shape != tuple(spec.shape) or tensor.dtype != spec.dtype:
         raise ConversionError(
@@ -104,8 +103,23 @@ def read_checked(source: TensorSource, name: str) -> np.ndarray:
     return tensor
 
 
+def read_bytes(source: TensorSource, name: str) -> np.ndarray:
+    """Read a tensor as a row of uint8. Errors are those of `read_checked`."""
+    return contiguous(read_checked(source, name)).reshape(-1).view(np.uint8)
+
+
+def tensor_bytes(spec: TensorSpec) -> int:
+    """The size of a tensor in bytes."""
+    return int(np.prod(spec.shape)) * spec.dtype.itemsize
+
+
+def source_bytes(source: TensorSource) -> int:
+    """The size of all tensors of a source in bytes."""
+    return sum(map(tensor_bytes, source.specs.values()))
+
+
 def count_not_finite(tensor: np.ndarray) -> int:
-    """How many numbers are NaN or infinite: those whose exponent bits are all set."""
+    """The count of numbers that are NaN or infinite: those whose exponent bits are all set."""
     if tensor.dtype not in DTYPES:
         return int((~np.isfinite(tensor)).sum())
     exponent = np.array(np.inf, tensor.dtype).view(_bits(tensor.dtype))
@@ -115,8 +129,8 @@ def count_not_finite(tensor: np.ndarray) -> int:
 def contiguous(view: np.ndarray, *, block: int = 64) -> np.ndarray:
     """A C-contiguous array of the same numbers.
 
-    A transposed matrix is copied in strips that stay in the cache, several times as fast as in
-    one go, and as plain bits, since NumPy copies bfloat16 one number at a time.
+    A transposed matrix is copied in strips that stay in the cache, which is several times faster
+    than in one go, and as plain bits, since NumPy copies bfloat16 one number at a time.
     """
     if view.flags.c_contiguous:
         return view
@@ -132,11 +146,11 @@ def _bits(dtype: np.dtype) -> np.dtype:
 
 
 def _blocks(tensor: np.ndarray, size: int = 2**20) -> Iterator[np.ndarray]:
-    """The bits of a tensor in pieces of which a mask is small."""
+    """The bits of a tensor in blocks, small enough that a mask of one is small too."""
     flat = np.ascontiguousarray(tensor).reshape(-1).view(_bits(tensor.dtype))
     return (flat[start : start + size] for start in range(0, flat.size, size))
 
 
 def dtype_name(dtypes: set[np.dtype]) -> str:
-    """For people: "bfloat16", or "bfloat16 and float32"."""
+    """The names of dtypes for a message: "bfloat16", or "bfloat16 and float32"."""
     return " and ".join(sorted(jnp.dtype(dtype).name for dtype in dtypes))

@@ -1,4 +1,4 @@
-"""PyTorch's `.pt` files. The only place that imports PyTorch, and only when one is opened."""
+"""PyTorch's `.pt` files. Only this module imports PyTorch, and only when a file is opened."""
 
 import re
 import tempfile
@@ -8,33 +8,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401 (gives NumPy the dtype bfloat16)
 import numpy as np
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.parameters import flatten
-from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec
-from imagewam_jax.weights.io.writing import Progress, read_bytes, tensor_bytes
+from imagewam_jax.weights.io.tensors import (
+    Progress,
+    TensorSource,
+    TensorSpec,
+    read_bytes,
+    tensor_bytes,
+)
 
-# What a file begins with: a zip archive, or, of PyTorch before 1.6, a pickle of a certain number.
+# The first bytes of a file: a zip archive, or (before PyTorch 1.6) a pickle of a magic number.
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\x0a"
-# A file can make older versions run its code even where they are told to load weights alone
-# (CVE-2025-32434, CVE-2026-24747).
+# In older versions a file can run code of its own even with `weights_only=True` (CVE-2025-32434,
+# CVE-2026-24747).
 OLDEST = (2, 10)
-# How much of a file stays mapped into memory while it is read; mapped pages count as resident.
+# How many bytes are read before a file is mapped anew, since mapped pages count as resident.
 KEPT_MAPPED = 2**30
 
 
 class TorchFile:
-    """A `.pt` file: a dictionary of tensors and of dictionaries of them.
+    """A `.pt` file that holds a dictionary of tensors, which can be nested.
 
-    Names are joined by dots. `values` holds what is not a tensor, such as the training step. The
-    file is read without running code from it. Needs PyTorch.
+    Names are joined by dots. `values` has the entries that are no tensors, such as the training
+    step. The file is read without running code from it. Needs PyTorch.
     """
 
     def __init__(self, path: Path):
-        """ConversionError: PyTorch is not installed, or refuses the file; or what is in it is not
-        plain tensors under names of their own."""
+        """ConversionError: PyTorch is not installed or refuses the file, or the file holds other
+        things than plain tensors under names of their own."""
         self.path = path
         self._lock = threading.Lock()
         self._mapped, self._read_bytes = None, 0
@@ -52,7 +57,7 @@ class TorchFile:
                 self.values[name] = value
 
     def read(self, name: str) -> np.ndarray:
-        """ConversionError: the file is not what it was when it was opened."""
+        """ConversionError: the file changed since it was opened."""
         spec = self.specs[name]
         tensor = self._contents(tensor_bytes(spec)).get(name)
         if not _is_tensor(tensor) or self._spec(name, tensor) != spec:
@@ -62,7 +67,7 @@ class TorchFile:
         return np.array(bits.numpy()).view(spec.dtype).reshape(spec.shape)
 
     def _contents(self, size: int) -> dict[str, Any]:
-        """Everything in the file, mapped; of which `size` bytes are going to be read."""
+        """Everything in the file, memory-mapped, of which the caller will read `size` bytes."""
         with self._lock:
             self._read_bytes += size
             if self._read_bytes > KEPT_MAPPED:
@@ -85,7 +90,7 @@ class TorchFile:
             raise ConversionError(f"{self.path}: {error}") from None
 
     def _spec(self, name: str, tensor: Any) -> TensorSpec:
-        """ConversionError: it is not plain numbers in memory, or of a dtype that no weight has."""
+        """ConversionError: the tensor is not a plain one, or has a dtype that no weight has."""
         if kind := _special(tensor):
             raise ConversionError(f"{self.path}: {name} is {kind}, expected a plain tensor")
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -95,7 +100,7 @@ class TorchFile:
 
 
 class TensorName(str):
-    """Stands for the tensor of a source that has this name, among what is to be written."""
+    """The name of a source's tensor, as a placeholder for the tensor in what is to be written."""
 
 
 def write_torch_file(
@@ -104,12 +109,12 @@ def write_torch_file(
     source: TensorSource,
     progress: Progress = lambda size: None,
 ) -> None:
-    """What `torch.save` makes of nested dictionaries of plain values and of `TensorName`s.
+    """Write nested dictionaries of plain values and `TensorName`s with `torch.save`.
 
-    Where a name stands twice, both are one tensor, stored once. Tensors are read in the order of
-    the source and put into files in a folder beside `path`, which PyTorch then maps: as much disk
-    again while it saves, and no more memory than one tensor. `progress` is told of each byte
-    twice. ConversionError: PyTorch is not installed or cannot write it, or what `read_checked`
+    A name that occurs twice is one tensor, stored once. Tensors are read in the order of the source
+    into files in a folder beside `path`, which PyTorch then maps: this takes twice the disk space
+    while it saves, but no more memory than one tensor. `progress` counts each byte twice.
+    ConversionError: PyTorch is not installed or cannot write the file; also what `read_checked`
     raises.
     """
     torch = _torch()
@@ -120,17 +125,17 @@ def write_torch_file(
             progress(tensors[name].nbytes)
         try:
             torch.save(_filled(contents, tensors), path)
-        except RuntimeError as error:  # of a full disk, too
+        except RuntimeError as error:  # also if the disk is full
             raise ConversionError(f"{path}: PyTorch cannot write it: {error}") from error
     for tensor in tensors.values():
         progress(tensor.nbytes)
 
 
 def _mapped(source: TensorSource, name: str, file: Path):
-    """A tensor of PyTorch that stays on disk, in a file without a name."""
+    """Copy a tensor of a source to an unlinked file, as a PyTorch tensor that is mapped from it."""
     torch = _torch()
     spec, data = source.specs[name], read_bytes(source, name)
-    # Written, not mapped and filled: a full disk is an error then, not the end of the process.
+    # Writing reports a full disk as an error; filling a mapped file would end the process.
     file.write_bytes(data.data)
     storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=data.nbytes)
     file.unlink()
@@ -138,7 +143,8 @@ def _mapped(source: TensorSource, name: str, file: Path):
 
 
 def _filled(contents: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the same types, so that what stands for a module's state is an ordered dictionary."""
+    """The contents with tensors in place of names. Ordered dictionaries, as in a module's state,
+    stay ordered dictionaries."""
     filled = OrderedDict() if isinstance(contents, OrderedDict) else {}
     for key, value in contents.items():
         if isinstance(value, Mapping):
@@ -147,29 +153,21 @@ def _filled(contents: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str
     return filled
 
 
-_TORCH_DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float64": np.dtype(np.float64),
-    "int64": np.dtype(np.int64),
-    "int32": np.dtype(np.int32),
-    "uint8": np.dtype(np.uint8),
-    "int8": np.dtype(np.int8),
-    "bool": np.dtype(np.bool_),
-}
+_NAMES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "int8", "bool")
+_TORCH_DTYPES = {name: np.dtype(name) for name in _NAMES}
 
 
 def _load(path: Path) -> Any:
-    """What is in a file, mapped. ConversionError: PyTorch refuses it, or is asked to run code."""
+    """The contents of a file, memory-mapped. ConversionError: PyTorch refuses it, for instance
+    because it asks to run code."""
     torch = _torch()
     try:
         with path.open("rb") as file:
             legacy = file.read(len(LEGACY)) == LEGACY
         if not legacy:
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # its own, pickle's and the zip reader's
-        # Not from it: PyTorch's own words are advice to run the code.
+    except Exception as error:  # PyTorch's own, pickle's or the zip reader's
+        # Without the cause: PyTorch's message advises to run the code.
         raise ConversionError(
             f"{path}: PyTorch cannot read it as weights alone, without running code from "
             f"it{_reason(str(error))}"
@@ -181,7 +179,7 @@ def _load(path: Path) -> Any:
 
 
 def _reason(message: str) -> str:
-    """What is wrong with a file, where PyTorch's message says so."""
+    """The reason that PyTorch's message gives, as the end of a sentence; empty if it gives none."""
     if refused := re.search(r"GLOBAL ([\w.]+)", message):
         return f": it asks for {refused[1]}"
     first = next(iter(message.splitlines()), "")
@@ -193,7 +191,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _special(tensor: Any) -> str | None:
-    """What a tensor is whose numbers do not lie in memory as its shape says."""
+    """The kind of a tensor whose numbers do not lie in memory as its shape says; else None."""
     if tensor.is_nested:
         return "nested"
     if tensor.layout != _torch().strided:
@@ -207,7 +205,7 @@ def _special(tensor: Any) -> str | None:
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Whether a value has tensors in it that a name of a dictionary does not reach."""
+    """Whether a value contains tensors that no path of dictionary keys leads to."""
     torch, seen, open_ = _torch(), set(), [value]
     while open_:
         value = open_.pop()
@@ -220,7 +218,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _torch():
-    """ConversionError: PyTorch is not installed, or is too old for files of unknown origin."""
+    """The module torch. ConversionError: it is not installed, or too old to read files safely."""
     try:
         import torch
     except ImportError as error:

@@ -1,1 +1,1 @@
-"""Foreign weight layouts, one file each: tables of rules that are read in both directions."""
+"""The layouts of foreign weights, a file each: tables of rules that are read in both directions."""

@@ -1,8 +1,8 @@
 """First weights of the action expert, made from FLUX.2 weights (docs/spec/imagewam_flux2.md, 4.3).
 
-Both sides are in the original layout. The official recipe resizes fused matrices as one, so
-that their bands run into each other: a row of the expert's keys is made of rows of queries, keys
-and values alike. The aligned recipe resizes each band by itself.
+FLUX.2 and the expert are both in the original layout. The official recipe resizes a fused matrix as
+a whole, which mixes its bands: a row of the expert's keys is made of rows of queries, keys and
+values alike. The aligned recipe resizes each band by itself.
 """
 
 import math
@@ -25,14 +25,14 @@ from imagewam_jax.weights.layouts.flux2 import (
     initial_expert_config,
 )
 from imagewam_jax.weights.layouts.mapping import Rule, foreign_shapes
-from imagewam_jax.weights.layouts.metadata import Facts, find
+from imagewam_jax.weights.layouts.metadata import Metadata, find
 
-FRESH = ("action_encoder.", "head.")  # keep their own random initialisation
+FRESH = ("action_encoder.", "head.")  # these keep their random initialization
 RECIPES = ("official", "aligned")
 
 
 class Initial(NamedTuple):
-    """The arrays of an expert that have first weights, and where they come from."""
+    """The arrays of an expert that get first weights, and the source that makes them."""
 
     config: ActionExpertConfig
     rules: list[Rule]
@@ -41,18 +41,18 @@ class Initial(NamedTuple):
 
 
 def initial_expert(
-    flux2: TensorSource, backbone: Flux2Config, facts: Facts, recipe: str
+    flux2: TensorSource, backbone: Flux2Config, metadata: Metadata, recipe: str
 ) -> Initial:
-    """First weights of all of an expert but its action embedding and its head.
+    """First weights of an expert, except for its action embedding and its head.
 
-    `recipe` is one of `RECIPES`; the sizes that `facts` do not have are the official ones. Where
-    the last axis of a matrix changes from N to n, it is multiplied by sqrt(N / n), which keeps the
-    size of its outputs, unless `facts` have `expert_scale` false. ConversionError: there is no
-    such recipe, or FLUX.2 has no tensor of some name.
+    `recipe` is one of `RECIPES`; sizes that `metadata` lacks are the official ones. A matrix whose
+    last axis changes from N to n is multiplied by sqrt(N / n), which keeps the size of its outputs,
+    unless `expert_scale` is false in `metadata`. ConversionError: the recipe is unknown, or FLUX.2
+    lacks a tensor.
     """
     if recipe not in RECIPES:
         raise ConversionError(f"unknown recipe {recipe!r}; choose from {RECIPES}")
-    expert, scale = initial_expert_config(facts), find(facts, "expert_scale")
+    expert, scale = initial_expert_config(metadata), find(metadata, "expert_scale")
     module = jax.eval_shape(
         lambda: ActionExpert(
             expert,
@@ -67,7 +67,7 @@ def initial_expert(
     shapes = foreign_shapes(every, like)
     aligned = (flux2_rules(backbone), every) if recipe == "aligned" else None
     rules = [r for r in every if not r.name.startswith(FRESH)]
-    paths = {part.path for r in rules for part in r.parts}
+    paths = {s.path for r in rules for s in r.slices}
     abstract = unflatten({path: leaf for path, leaf in flatten(like).items() if path in paths})
     source = InitialExpert(flux2, shapes, aligned=aligned, scale=scale is not False)
     return Initial(expert, rules, source, abstract)
@@ -87,9 +87,9 @@ class InitialExpert:
         aligned: tuple[Sequence[Rule], Sequence[Rule]] | None = None,
         scale: bool = True,
     ):
-        """`shapes` are those of the expert's tensors. `aligned` has the rules of FLUX.2 and of
-        the expert, which say where bands are; None is the official recipe. ConversionError:
-        FLUX.2 has no tensor of some name."""
+        """`shapes` are the shapes of the expert's tensors. `aligned` has the rules of FLUX.2 and of
+        the expert, which say where bands are; None means the official recipe. ConversionError:
+        FLUX.2 lacks a tensor."""
         self._flux2, self._scale = flux2, scale
         self._rules = [{n: r for r in rules for n in r.names()} for rules in aligned or ()]
         self.specs: dict[str, TensorSpec] = {}
@@ -118,7 +118,7 @@ class InitialExpert:
         return resized
 
     def _bands(self, name: str, axis: int, old: int, new: int) -> list[list[int]]:
-        """Widths of what is resized by itself along an axis, before and after."""
+        """The widths of the bands that are resized separately along an axis, before and after."""
         if not self._rules:
             return [[old], [new]]
         return [
@@ -128,26 +128,26 @@ class InitialExpert:
 
 
 def band_widths(r: Rule, axis: int, size: int) -> list[int]:
-    """The widths of the parts that a rule makes of an axis of `size`.
+    """The widths of the bands in an axis of `size` of a rule's tensor.
 
-    Parts that follow each other are bands, and so are the factors of a part's own axis, such as
+    Slices that follow each other are bands, and so are the factors of a slice's own axis, such as
     shift, scale and gate, unless the pattern fixes all of them.
     """
     if axis != r.axis:
         return [size]
     widths = []
-    for part in r.parts:
-        left = part.pattern.split(" -> ")[0]
+    for s in r.slices:
+        left = s.pattern.split(" -> ")[0]
         group = re.findall(r"\([^)]*\)|\S+", left)[axis].strip("()").split()
-        given = [part.sizes[name] for name in group if name in part.sizes]
+        given = [s.sizes[name] for name in group if name in s.sizes]
         count = math.prod(given) if len(given) < len(group) else 1
-        width = size if part.width is None else part.width
+        width = size if s.width is None else s.width
         widths += [width // count] * count
     return widths
 
 
 def _resize(x: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """1-D linear interpolation along an axis; the first and last entries stay."""
+    """Interpolate linearly along an axis; the first and last entries stay as they are."""
     length = x.shape[axis]
     if length == size:
         return x

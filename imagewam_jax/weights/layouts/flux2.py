@@ -1,6 +1,6 @@
 """FLUX.2 and expert tensors in the original layout (docs/spec/imagewam_flux2.md, 1.11 and 4.2).
 
-Linear weights are `[out, in]` there and `[in, ...out]` here.
+Linear weights are `[out, in]` in this layout and `[in, ...out]` in our tree.
 """
 
 import math
@@ -10,25 +10,25 @@ from typing import Any
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B, Flux2Config
-from imagewam_jax.weights.layouts.mapping import Part, Rule, rule
+from imagewam_jax.weights.layouts.mapping import Rule, TensorSlice, rule
 from imagewam_jax.weights.layouts.metadata import (
-    Facts,
+    Metadata,
     Specs,
     agree,
     count,
+    fill_from_preset,
     find,
     section,
     size,
-    untold,
 )
 
 TRANSPOSE = "o i -> i o"
 
 
-def flux2_config(specs: Specs, facts: Facts) -> Flux2Config:
-    """Sizes from shapes; RoPE from `facts` or from klein of these sizes.
+def flux2_config(specs: Specs, metadata: Metadata) -> Flux2Config:
+    """Sizes from shapes; RoPE from `metadata` or from klein of these sizes.
 
-    ConversionError: a shape that tells a size is not there, or RoPE is not known.
+    ConversionError: a shape that tells a size is not there, or RoPE is not sizes.
     """
     if any(name.startswith("guidance_in.") for name in specs):
         raise ConversionError(
@@ -38,7 +38,7 @@ def flux2_config(specs: Specs, facts: Facts) -> Flux2Config:
     dim = size(specs, "img_in.weight", 0)
     mlp_dim = size(specs, "double_blocks.0.img_mlp.2.weight", 1)
     head_dim = size(specs, "double_blocks.0.img_attn.norm.query_norm.scale", 0)
-    told = {
+    sizes = {
         "in_channels": size(specs, "img_in.weight", 1),
         "text_dim": size(specs, "txt_in.weight", 1),
         "dim": dim,
@@ -47,7 +47,7 @@ def flux2_config(specs: Specs, facts: Facts) -> Flux2Config:
         "single_layers": count(specs, "single_blocks."),
         "mlp_ratio": mlp_ratio(mlp_dim, dim),
     }
-    given = section(facts, "flux2_params")
+    given = section(metadata, "flux2_params")
     names = {
         "in_channels": "in_channels",
         "text_dim": "context_in_dim",
@@ -58,45 +58,44 @@ def flux2_config(specs: Specs, facts: Facts) -> Flux2Config:
         "mlp_ratio": "mlp_ratio",
     }
     found = {ours: given.get(theirs) for ours, theirs in names.items()}
-    found["mlp_ratio"] = as_told(found["mlp_ratio"], mlp_dim, dim)
-    agree(told, found, "flux2_params")
+    found["mlp_ratio"] = exact_ratio(found["mlp_ratio"], mlp_dim, dim)
+    agree(sizes, found, "flux2_params")
     rope = {
-        "rope_axes": find(facts, "rope_axes", "flux2_params.axes_dim"),
-        "rope_theta": find(facts, "rope_theta", "flux2_params.theta"),
+        "rope_axes": find(metadata, "rope_axes", "flux2_params.axes_dim"),
+        "rope_theta": find(metadata, "rope_theta", "flux2_params.theta"),
     }
-    return with_klein_rope(told, rope)
+    return with_klein_rope(sizes, rope)
 
 
 def mlp_ratio(mlp_dim: int, dim: int) -> float:
-    """The ratio of an MLP's inner width to the model's.
+    """The ratio of an MLP's inner width to the model's width.
 
-    Others cut off what is behind the point of `dim * ratio`, so that the nearest number can be too
-    small for them.
+    Other code truncates `dim * ratio` to an integer, for which the nearest float can be too small.
     """
     ratio = mlp_dim / dim
     return ratio if int(dim * ratio) == mlp_dim else math.nextafter(ratio, math.inf)
 
 
-def as_told(given: Any, mlp_dim: int, dim: int) -> Any:
-    """A ratio that stands in a config, which need not be exact: as `mlp_ratio` has it where it is
-    of the same widths."""
+def exact_ratio(given: Any, mlp_dim: int, dim: int) -> Any:
+    """The ratio of a config, which can be rounded: replaced by `mlp_ratio` if it means the same
+    widths."""
     number = isinstance(given, (int, float))
     return mlp_ratio(mlp_dim, dim) if number and abs(dim * given - mlp_dim) < 1 else given
 
 
-def with_klein_rope(told: Mapping[str, Any], rope: Mapping[str, Any]) -> Flux2Config:
-    """The config of known sizes, with RoPE as given or as klein of these sizes has it."""
-    rope = untold(told, rope, (KLEIN_4B, KLEIN_9B), "FLUX.2 transformer")
+def with_klein_rope(sizes: Mapping[str, Any], rope: Mapping[str, Any]) -> Flux2Config:
+    """The config of sizes sizes, with RoPE as given or as klein of these sizes has it."""
+    rope = fill_from_preset(sizes, rope, (KLEIN_4B, KLEIN_9B), "FLUX.2 transformer")
     try:
-        return Flux2Config(**told, **rope)
+        return Flux2Config(**sizes, **rope)
     except (TypeError, ValueError) as error:
         raise ConversionError(f"FLUX.2 transformer: {error}") from error
 
 
-def expert_config(specs: Specs, facts: Facts) -> ActionExpertConfig:
-    """Sizes of an action expert from the shapes of its tensors."""
+def expert_config(specs: Specs, metadata: Metadata) -> ActionExpertConfig:
+    """The sizes of an action expert, from the shapes of its tensors."""
     dim = size(specs, "action_encoder.weight", 0)
-    limit = find(facts, "max_horizon", *_in_official_config("max_action_horizon"))
+    limit = find(metadata, "max_horizon", *_in_official_config("max_action_horizon"))
     return ActionExpertConfig(
         action_dim=size(specs, "action_encoder.weight", 1),
         dim=dim,
@@ -105,14 +104,14 @@ def expert_config(specs: Specs, facts: Facts) -> ActionExpertConfig:
     )
 
 
-def initial_expert_config(facts: Facts) -> ActionExpertConfig:
-    """Sizes of an expert that is still to be made; those that facts do not have are official."""
+def initial_expert_config(metadata: Metadata) -> ActionExpertConfig:
+    """The sizes of an expert that is still to be made: from `metadata`, else the official ones."""
     keys = {
         "dim": ("expert_dim", *_in_official_config("hidden_dim")),
         "mlp_ratio": ("expert_mlp_ratio", *_in_official_config("mlp_ratio")),
         "max_horizon": ("max_horizon", *_in_official_config("max_action_horizon")),
     }
-    found = {name: find(facts, *names) for name, names in keys.items()}
+    found = {name: find(metadata, *names) for name, names in keys.items()}
     return ActionExpertConfig(**{k: v for k, v in found.items() if v is not None})
 
 
@@ -121,7 +120,7 @@ def _in_official_config(name: str) -> tuple[str, str]:
 
 
 def flux2_rules(config: Flux2Config) -> list[Rule]:
-    """Original FLUX.2 names to the tree of `models.backbones.flux2.Flux2`."""
+    """Map original FLUX.2 names to the tree of `models.backbones.flux2.Flux2`."""
     sizes = {"n": config.heads, "h": config.head_dim}
     double, single = config.group_sizes
     rules = [
@@ -139,7 +138,7 @@ def flux2_rules(config: Flux2Config) -> list[Rule]:
 
 
 def action_expert_rules(config: ActionExpertConfig, backbone: Flux2Config) -> list[Rule]:
-    """Official expert names to the tree of `models.action_expert.ActionExpert`."""
+    """Map official expert names to the tree of `models.action_expert.ActionExpert`."""
     sizes = {"n": backbone.heads, "h": backbone.head_dim}
     double, single = backbone.group_sizes
     return [
@@ -181,43 +180,45 @@ OUT = "o (n h) -> n h o"
 def _sequential(short: str, path: str, layers: int, sizes: dict[str, int], mlp: int) -> list[Rule]:
     block = f"double_blocks.{{i}}.{short}"
     return [
-        Rule(f"{block}_attn.qkv.weight", qkv_parts(path, sizes), layers=layers),
+        Rule(f"{block}_attn.qkv.weight", qkv_slices(path, sizes), layers=layers),
         *_norms(f"{block}_attn.norm", path, layers),
         rule(f"{block}_attn.proj.weight", f"{path}.out.kernel", OUT, layers=layers, **sizes),
-        Rule(f"{block}_mlp.0.weight", gate_up_parts(path, mlp), layers=layers),
+        Rule(f"{block}_mlp.0.weight", gate_up_slices(path, mlp), layers=layers),
         rule(f"{block}_mlp.2.weight", f"{path}.mlp.out.kernel", TRANSPOSE, layers=layers),
     ]
 
 
 def _parallel(path: str, layers: int, sizes: dict[str, int], mlp: int) -> list[Rule]:
-    """`linear1` has the rows of qkv, then of the MLP; `linear2` the columns of both outputs."""
+    """A parallel block: `linear1` has the rows of q, k, v, then of the MLP; `linear2` has the
+    columns of both outputs."""
     block = "single_blocks.{i}"
     return [
         Rule(
             f"{block}.linear1.weight",
-            (*qkv_parts(path, sizes), *gate_up_parts(path, mlp)),
+            (*qkv_slices(path, sizes), *gate_up_slices(path, mlp)),
             layers=layers,
         ),
-        Rule(f"{block}.linear2.weight", out_parts(path, sizes, mlp), axis=1, layers=layers),
+        Rule(f"{block}.linear2.weight", out_slices(path, sizes, mlp), axis=1, layers=layers),
         *_norms(f"{block}.norm", path, layers),
     ]
 
 
-def qkv_parts(path: str, sizes: dict[str, int]) -> tuple[Part, ...]:
+def qkv_slices(path: str, sizes: dict[str, int]) -> tuple[TensorSlice, ...]:
     width = sizes["n"] * sizes["h"]
-    return tuple(Part(f"{path}.{name}.kernel", HEADS, sizes, width) for name in "qkv")
+    return tuple(TensorSlice(f"{path}.{name}.kernel", HEADS, sizes, width) for name in "qkv")
 
 
-def out_parts(path: str, sizes: dict[str, int], mlp: int) -> tuple[Part, Part]:
-    """Columns of both outputs of a parallel block: attention, then MLP."""
+def out_slices(path: str, sizes: dict[str, int], mlp: int) -> tuple[TensorSlice, TensorSlice]:
+    """The columns of a parallel block's two outputs: attention, then MLP."""
     return (
-        Part(f"{path}.out.kernel", OUT, sizes, width=sizes["n"] * sizes["h"]),
-        Part(f"{path}.mlp.out.kernel", TRANSPOSE, width=mlp),
+        TensorSlice(f"{path}.out.kernel", OUT, sizes, width=sizes["n"] * sizes["h"]),
+        TensorSlice(f"{path}.mlp.out.kernel", TRANSPOSE, width=mlp),
     )
 
 
-def gate_up_parts(path: str, mlp: int) -> tuple[Part, ...]:
-    return tuple(Part(f"{path}.mlp.{name}.kernel", TRANSPOSE, {}, mlp) for name in ("gate", "up"))
+def gate_up_slices(path: str, mlp: int) -> tuple[TensorSlice, ...]:
+    names = (f"{path}.mlp.{name}.kernel" for name in ("gate", "up"))
+    return tuple(TensorSlice(name, TRANSPOSE, width=mlp) for name in names)
 
 
 def _norms(name: str, path: str, layers: int) -> list[Rule]:

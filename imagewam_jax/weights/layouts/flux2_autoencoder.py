@@ -1,20 +1,20 @@
 """FLUX.2 autoencoder tensors in the original layout (docs/spec/imagewam_flux2.md, 2.3).
 
-Convolutions are `[out, in, row, column]` there and `[row, column, in, out]` here; those of one
-pixel are matrices here.
+Convolutions are `[out, in, row, column]` in this layout and `[row, column, in, out]` in our tree,
+where 1 x 1 convolutions are matrices.
 """
 
 from itertools import pairwise
 
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
 from imagewam_jax.weights.layouts.mapping import Rule, rule
-from imagewam_jax.weights.layouts.metadata import Facts, Specs, agree, count, section, size
+from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, count, section, size
 
-COUNTER = "bn.num_batches_tracked"  # of training; nothing reads it
+COUNTER = "bn.num_batches_tracked"  # counts training batches; nothing reads it
 
 
-def flux2_autoencoder_config(specs: Specs, facts: Facts) -> Flux2AutoencoderConfig:
-    """All sizes, from shapes."""
+def flux2_autoencoder_config(specs: Specs, metadata: Metadata) -> Flux2AutoencoderConfig:
+    """The sizes, all from shapes."""
     width = size(specs, "encoder.conv_in.weight", 0)
     levels = range(count(specs, "encoder.down."))
     config = Flux2AutoencoderConfig(
@@ -25,15 +25,15 @@ def flux2_autoencoder_config(specs: Specs, facts: Facts) -> Flux2AutoencoderConf
         blocks=count(specs, "encoder.down.0.block."),
         latent_channels=size(specs, "decoder.conv_in.weight", 1),
     )
-    given = section(facts, "autoencoder_params")
+    given = section(metadata, "autoencoder_params")
     names = {"width": "ch", "blocks": "num_res_blocks", "latent_channels": "z_channels"}
-    facts = {ours: given.get(theirs) for ours, theirs in names.items()}
-    agree(vars(config), facts, "autoencoder_params")
+    found = {ours: given.get(theirs) for ours, theirs in names.items()}
+    agree(vars(config), found, "autoencoder_params")
     return config
 
 
 def flux2_autoencoder_rules(config: Flux2AutoencoderConfig) -> list[Rule]:
-    """Original names to the tree of `models.autoencoders.flux2.Flux2Autoencoder`."""
+    """Map original names to the tree of `models.autoencoders.flux2.Flux2Autoencoder`."""
     levels = len(config.widths)
     rules = [
         rule("bn.running_mean", "mean", "c -> c"),
@@ -46,7 +46,7 @@ def flux2_autoencoder_rules(config: Flux2AutoencoderConfig) -> list[Rule]:
         rules += _middle(f"{side}.mid", f"{side}.middle")
         rules += _norm(f"{side}.norm_out", f"{side}.norm_out")
         rules += _conv(f"{side}.conv_out", f"{side}.conv_out")
-    # Theirs are numbered by resolution, ours by the order in which they are run.
+    # This layout numbers levels by resolution, our tree by the order in which they run.
     for i, changes in enumerate(_changes(config.width, *config.widths)):
         name, path = f"encoder.down.{i}", f"encoder.levels.{i}"
         rules += _blocks(name, path, config.blocks, changes)
@@ -61,7 +61,7 @@ def flux2_autoencoder_rules(config: Flux2AutoencoderConfig) -> list[Rule]:
 
 
 def _changes(*widths: int) -> list[bool]:
-    """Of each width but the first: whether it differs from the one before."""
+    """For each width but the first, whether it differs from the one before."""
     return [before != after for before, after in pairwise(widths)]
 
 

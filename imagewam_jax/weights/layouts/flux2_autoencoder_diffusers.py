@@ -1,7 +1,7 @@
 """FLUX.2 autoencoder tensors as `diffusers` names them (docs/spec/imagewam_flux2.md, 2.3).
 
-The same tensors as in the original layout under other names, the levels of the decoder numbered
-the other way round, and the attention's products as matrices.
+The tensors are those of the original layout under other names; the decoder's levels are numbered in
+the opposite order, and the attention's projections are matrices.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from imagewam_jax.models.autoencoders.flux2 import (
     Flux2AutoencoderConfig,
 )
 from imagewam_jax.weights.layouts.flux2_autoencoder import flux2_autoencoder_rules
-from imagewam_jax.weights.layouts.mapping import Part, Rule
-from imagewam_jax.weights.layouts.metadata import Facts, Specs, agree, count, find, size
+from imagewam_jax.weights.layouts.mapping import Rule, TensorSlice
+from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, count, find, size
 
 CLASS = "AutoencoderKLFlux2"
 _NAMES = (
@@ -36,8 +36,8 @@ _NAMES = (
 _UP = re.compile(r"^decoder\.up\.(\d+)\.")
 
 
-def flux2_autoencoder_diffusers_config(specs: Specs, facts: Facts) -> Flux2AutoencoderConfig:
-    """All sizes, from shapes; `facts` can hold the `config.json` of diffusers."""
+def flux2_autoencoder_diffusers_config(specs: Specs, metadata: Metadata) -> Flux2AutoencoderConfig:
+    """The sizes, all from shapes; `metadata` can hold the `config.json` of diffusers."""
     width = size(specs, "encoder.conv_in.weight", 0)
     levels = range(count(specs, "encoder.down_blocks."))
     widths = [size(specs, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels]
@@ -47,8 +47,8 @@ def flux2_autoencoder_diffusers_config(specs: Specs, facts: Facts) -> Flux2Autoe
         blocks=count(specs, "encoder.down_blocks.0.resnets."),
         latent_channels=size(specs, "decoder.conv_in.weight", 1),
     )
-    told = {**vars(config), "widths": widths, "groups": 32, "patch": [PATCH, PATCH]}
-    told["eps"] = STATISTICS_EPS
+    sizes = {**vars(config), "widths": widths, "groups": 32, "patch": [PATCH, PATCH]}
+    sizes["eps"] = STATISTICS_EPS
     names = {
         "widths": "block_out_channels",
         "blocks": "layers_per_block",
@@ -57,18 +57,18 @@ def flux2_autoencoder_diffusers_config(specs: Specs, facts: Facts) -> Flux2Autoe
         "patch": "patch_size",
         "eps": "batch_norm_eps",
     }
-    agree(told, {ours: find(facts, theirs) for ours, theirs in names.items()}, "config.json")
+    agree(sizes, {ours: find(metadata, theirs) for ours, theirs in names.items()}, "config.json")
     return config
 
 
 def flux2_autoencoder_diffusers_rules(config: Flux2AutoencoderConfig) -> list[Rule]:
-    """Names of diffusers to the tree of `models.autoencoders.flux2.Flux2Autoencoder`."""
+    """Map names of diffusers to the tree of `models.autoencoders.flux2.Flux2Autoencoder`."""
     last = len(config.widths) - 1
     return [_renamed(r, last) for r in flux2_autoencoder_rules(config)]
 
 
 def flux2_autoencoder_diffusers_json(config: Flux2AutoencoderConfig) -> dict[str, Any]:
-    """The `config.json` that diffusers loads such an autoencoder with."""
+    """The `config.json` from which diffusers builds the autoencoder."""
     levels = len(config.widths)
     return {
         "_class_name": CLASS,
@@ -93,10 +93,9 @@ def flux2_autoencoder_diffusers_json(config: Flux2AutoencoderConfig) -> dict[str
 
 def _renamed(r: Rule, last: int) -> Rule:
     name = _UP.sub(lambda m: f"decoder.up.{last - int(m[1])}.", r.name)
-    parts = r.parts
+    slices = r.slices
     if ".mid.attn_1." in name and name.endswith("weight") and ".norm." not in name:
-        (part,) = parts
-        parts = (Part(part.path, "o i -> i o"),)
+        slices = (TensorSlice(slices[0].path, "o i -> i o"),)
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
-    return dataclasses.replace(r, name=name, parts=parts)
+    return dataclasses.replace(r, name=name, slices=slices)

@@ -1,9 +1,10 @@
 """FLUX.2 transformer tensors as `diffusers` names them (docs/spec/imagewam_flux2.md, 1.11).
 
-q, k and v of the double blocks are apart, the single blocks are fused as in the original layout,
-and the last modulation has scale before shift.
+The double blocks have separate q, k and v; the single blocks are fused as in the original layout;
+the last modulation has scale before shift.
 """
 
+from functools import partial
 from typing import Any
 
 from imagewam_jax.errors import ConversionError
@@ -12,24 +13,24 @@ from imagewam_jax.weights.layouts.flux2 import (
     HEADS,
     OUT,
     TRANSPOSE,
-    as_told,
-    gate_up_parts,
+    exact_ratio,
+    gate_up_slices,
     mlp_ratio,
     modulation_rule,
-    out_parts,
-    qkv_parts,
+    out_slices,
+    qkv_slices,
     with_klein_rope,
 )
-from imagewam_jax.weights.layouts.mapping import Part, Rule, rule
-from imagewam_jax.weights.layouts.metadata import Facts, Specs, agree, count, find, size
+from imagewam_jax.weights.layouts.mapping import Rule, TensorSlice, rule
+from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, count, find, size
 
 CLASS = "Flux2Transformer2DModel"
-EPS = 1e-6  # of all norms
+EPS = 1e-6  # in all norms
 _TIME = "time_guidance_embed"
 
 
-def flux2_diffusers_config(specs: Specs, facts: Facts) -> Flux2Config:
-    """As `flux2.flux2_config`; `facts` can hold the `config.json` of diffusers."""
+def flux2_diffusers_config(specs: Specs, metadata: Metadata) -> Flux2Config:
+    """Does what `flux2.flux2_config` does; `metadata` can hold the `config.json` of diffusers."""
     if any(name.startswith(f"{_TIME}.guidance_embedder.") for name in specs):
         raise ConversionError(
             "these weights have a guidance embedding, as FLUX.2 [dev] does; ImageWAM is made of "
@@ -37,7 +38,7 @@ def flux2_diffusers_config(specs: Specs, facts: Facts) -> Flux2Config:
         )
     dim = size(specs, "x_embedder.weight", 0)
     mlp_dim = size(specs, "transformer_blocks.0.ff.linear_out.weight", 1)
-    told = {
+    sizes = {
         "in_channels": size(specs, "x_embedder.weight", 1),
         "text_dim": size(specs, "context_embedder.weight", 1),
         "dim": dim,
@@ -54,23 +55,23 @@ def flux2_diffusers_config(specs: Specs, facts: Facts) -> Flux2Config:
         "single_layers": "num_single_layers",
         "mlp_ratio": "mlp_ratio",
     }
-    found = {ours: find(facts, theirs) for ours, theirs in names.items()}
-    found["mlp_ratio"] = as_told(found["mlp_ratio"], mlp_dim, dim)
-    agree(told, found, "config.json")
-    agree({"eps": EPS}, {"eps": find(facts, "eps")}, "config.json")
+    found = {ours: find(metadata, theirs) for ours, theirs in names.items()}
+    found["mlp_ratio"] = exact_ratio(found["mlp_ratio"], mlp_dim, dim)
+    agree(sizes, found, "config.json")
+    agree({"eps": EPS}, {"eps": find(metadata, "eps")}, "config.json")
     rope = {
-        "rope_axes": find(facts, "rope_axes", "axes_dims_rope"),
-        "rope_theta": find(facts, "rope_theta"),
+        "rope_axes": find(metadata, "rope_axes", "axes_dims_rope"),
+        "rope_theta": find(metadata, "rope_theta"),
     }
-    return with_klein_rope(told, rope)
+    return with_klein_rope(sizes, rope)
 
 
 def flux2_diffusers_rules(config: Flux2Config) -> list[Rule]:
-    """Names of diffusers to the tree of `models.backbones.flux2.Flux2`."""
+    """Map names of diffusers to the tree of `models.backbones.flux2.Flux2`."""
     sizes, mlp = {"n": config.heads, "h": config.head_dim}, config.mlp_dim
     double, single = config.group_sizes
     embedder = f"{_TIME}.timestep_embedder"
-    halves = Part("head.modulation.kernel", "(two o) i -> i two o", {"two": 2}, flip=1)
+    halves = TensorSlice("head.modulation.kernel", "(two o) i -> i two o", {"two": 2}, flip=1)
     return [
         rule("x_embedder.weight", "image_in.kernel", TRANSPOSE),
         rule("context_embedder.weight", "text_in.kernel", TRANSPOSE),
@@ -90,7 +91,7 @@ def flux2_diffusers_rules(config: Flux2Config) -> list[Rule]:
 
 
 def flux2_diffusers_json(config: Flux2Config) -> dict[str, Any]:
-    """The `config.json` that diffusers loads such a transformer with."""
+    """The `config.json` from which diffusers builds the transformer."""
     return {
         "_class_name": CLASS,
         "patch_size": 1,
@@ -111,37 +112,15 @@ def flux2_diffusers_json(config: Flux2Config) -> dict[str, Any]:
 
 
 def _double(stream, names, mlp_name, layers, sizes, mlp) -> list[Rule]:
-    linear, norm, out = names
-    block, path = "transformer_blocks.{i}", f"double_layers.{stream}"
-    rules = [
-        rule(
-            f"{block}.attn.{linear.format(x)}.weight",
-            f"{path}.{x}.kernel",
-            HEADS,
-            layers=layers,
-            **sizes,
-        )
-        for x in "qkv"
-    ]
-    rules += [
-        rule(
-            f"{block}.attn.{norm.format(x)}.weight",
-            f"{path}.{x}_norm.scale",
-            "h -> h",
-            layers=layers,
-        )
-        for x in "qk"
-    ]
+    linear, norm, out = (f"transformer_blocks.{{i}}.attn.{name}.weight" for name in names)
+    block, path = f"transformer_blocks.{{i}}.{mlp_name}", f"double_layers.{stream}"
+    each = partial(rule, layers=layers)
     return [
-        *rules,
-        rule(f"{block}.attn.{out}.weight", f"{path}.out.kernel", OUT, layers=layers, **sizes),
-        Rule(f"{block}.{mlp_name}.linear_in.weight", gate_up_parts(path, mlp), layers=layers),
-        rule(
-            f"{block}.{mlp_name}.linear_out.weight",
-            f"{path}.mlp.out.kernel",
-            TRANSPOSE,
-            layers=layers,
-        ),
+        *(each(linear.replace("{}", x), f"{path}.{x}.kernel", HEADS, **sizes) for x in "qkv"),
+        *(each(norm.replace("{}", x), f"{path}.{x}_norm.scale", "h -> h") for x in "qk"),
+        each(out, f"{path}.out.kernel", OUT, **sizes),
+        Rule(f"{block}.linear_in.weight", gate_up_slices(path, mlp), layers=layers),
+        each(f"{block}.linear_out.weight", f"{path}.mlp.out.kernel", TRANSPOSE),
     ]
 
 
@@ -150,10 +129,10 @@ def _single(layers, sizes, mlp) -> list[Rule]:
     return [
         Rule(
             f"{block}.to_qkv_mlp_proj.weight",
-            (*qkv_parts(path, sizes), *gate_up_parts(path, mlp)),
+            (*qkv_slices(path, sizes), *gate_up_slices(path, mlp)),
             layers=layers,
         ),
-        Rule(f"{block}.to_out.weight", out_parts(path, sizes, mlp), axis=1, layers=layers),
+        Rule(f"{block}.to_out.weight", out_slices(path, sizes, mlp), axis=1, layers=layers),
         rule(f"{block}.norm_q.weight", f"{path}.q_norm.scale", "h -> h", layers=layers),
         rule(f"{block}.norm_k.weight", f"{path}.k_norm.scale", "h -> h", layers=layers),
     ]

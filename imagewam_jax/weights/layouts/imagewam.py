@@ -1,9 +1,8 @@
 """Official ImageWAM checkpoints of the FLUX.2 family (docs/spec/imagewam_flux2.md, 8.4).
 
-`mot.mixtures.video.transformer.*` is the backbone, `mot.mixtures.action.*` the expert,
-`proprio_encoder.*` the robot state's embedding. The blocks of the backbone stand in the file a
-second time without `transformer`; those aliases can be stale (spec, gotcha 13) and are never
-read.
+`mot.mixtures.video.transformer.*` is the backbone, `mot.mixtures.action.*` the expert, and
+`proprio_encoder.*` the robot state's embedding. The file has the backbone's blocks a second time,
+under names without `transformer`; these aliases can be stale (spec, gotcha 13) and are never read.
 """
 
 import re
@@ -24,7 +23,7 @@ from imagewam_jax.weights.layouts.flux2 import (
 )
 from imagewam_jax.weights.layouts.lora import BASE, FACTOR_A, FACTOR_B
 from imagewam_jax.weights.layouts.mapping import Rule, rule, under
-from imagewam_jax.weights.layouts.metadata import Facts, Specs, agree, find, section, size
+from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, find, section, size
 
 BACKBONE = "mot.mixtures.video.transformer."
 EXPERT = "mot.mixtures.action."
@@ -33,7 +32,7 @@ _ALIAS = re.compile(r"mot\.mixtures\.video\.((?:double|single)_blocks\..*)")
 
 
 def imagewam_rules(config: ImageWAMConfig) -> list[Rule]:
-    """Official names to the tree of `models.imagewam.ImageWAM`."""
+    """Map official names to the tree of `models.imagewam.ImageWAM`."""
     rules = under(flux2_rules(config.backbone), prefix=BACKBONE, path="backbone")
     expert = action_expert_rules(config.expert, config.backbone)
     rules += under(expert, prefix=EXPERT, path="expert")
@@ -46,43 +45,45 @@ def imagewam_rules(config: ImageWAMConfig) -> list[Rule]:
 
 
 def alias_names(config: ImageWAMConfig) -> dict[str, str]:
-    """The aliases of a full checkpoint, and what each is another name of."""
+    """Each alias in a full checkpoint, with the name of the tensor that it stands for."""
     names = [n for r in flux2_rules(config.backbone) for n in r.names()]
     blocks = [n for n in names if n.startswith(("double_blocks.", "single_blocks."))]
     return {f"mot.mixtures.video.{n}": BACKBONE + n for n in blocks}
 
 
-def imagewam_config(specs: Specs, facts: Facts) -> ImageWAMConfig:
-    """Sizes from shapes; time shifts, loss weights and the like from the official training
-    config, or official defaults. ConversionError: they contradict each other."""
-    backbone = flux2_config(_below(specs, BACKBONE), facts)
-    expert = expert_config(_below(specs, EXPERT), facts)
-    given = section(facts, "model.action_dit_config", "action_dit_config")
-    told = {"action_dim": expert.action_dim, "hidden_dim": expert.dim}
-    agree(told, {name: given.get(name) for name in told}, "action_dit_config")
+def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
+    """The sizes from shapes; time shifts, loss weights and the like from the official training
+    config, or else the official defaults. ConversionError: they contradict each other."""
+    backbone = flux2_config(_below(specs, BACKBONE), metadata)
+    expert = expert_config(_below(specs, EXPERT), metadata)
+    given = section(metadata, "model.action_dit_config", "action_dit_config")
+    sizes = {"action_dim": expert.action_dim, "hidden_dim": expert.dim}
+    agree(sizes, {name: given.get(name) for name in sizes}, "action_dit_config")
     has_proprio = f"{PROPRIO}weight" in specs
     fields = {
         "proprio_dim": size(specs, f"{PROPRIO}weight", 1) if has_proprio else None,
-        "proprio_position": _proprio_position(facts),
-        "target_flow": _flow(facts, "video"),
-        "action_flow": _flow(facts, "action"),
-        "horizon": _fact(facts, min(ImageWAMConfig.horizon, expert.max_horizon), *_HORIZON),
-        "coordinate_dtype": _coordinate_dtype(specs, facts),
+        "proprio_position": _proprio_position(metadata),
+        "target_flow": _flow(metadata, "video"),
+        "action_flow": _flow(metadata, "action"),
+        "horizon": _setting(metadata, min(ImageWAMConfig.horizon, expert.max_horizon), *_HORIZON),
+        "coordinate_dtype": _coordinate_dtype(specs, metadata),
     }
     for name, key in (("target_loss_weight", "video"), ("action_loss_weight", "action")):
-        fields[name] = _fact(facts, getattr(ImageWAMConfig, name), f"loss.lambda_{key}")
+        fields[name] = _setting(metadata, getattr(ImageWAMConfig, name), f"loss.lambda_{key}")
     try:
         return ImageWAMConfig(backbone, expert, **fields)
     except ValueError as error:
         raise ConversionError(f"{_file(specs)}: {error}") from error
 
 
-def imagewam_source(source: TensorSource, facts: Facts, base: TensorSource | None) -> TensorSource:
-    """The tensors that count, with LoRA factors merged and what only `base` has.
+def imagewam_source(
+    source: TensorSource, metadata: Metadata, base: TensorSource | None
+) -> TensorSource:
+    """The tensors without aliases, with LoRA factors merged, completed from `base`.
 
-    `base` are the FLUX.2 weights, under the names of the original layout, that a checkpoint of
-    trained tensors alone was trained from. ConversionError: they are needed and absent, or `alpha`
-    is.
+    `base` has the FLUX.2 weights, under the names of the original layout, that a checkpoint of only
+    the trained tensors was trained from. ConversionError: `base` or LoRA's alpha is needed and
+    absent.
     """
     kept = _without_aliases(source)
     if BACKBONE + "img_in.weight" not in kept.specs:
@@ -92,11 +93,11 @@ def imagewam_source(source: TensorSource, facts: Facts, base: TensorSource | Non
                 "it was trained from as another source"
             )
         kept = Joined(kept, Renamed(base, lambda name: _base_name(name, kept.specs)))
-    return lora.merged(kept, facts)
+    return lora.merged(kept, metadata)
 
 
 def state(specs: Specs) -> str:
-    """For people: which of the official kinds of checkpoint it is."""
+    """Describe, for the terminal, which of the official kinds of checkpoint it is."""
     aliases = {name: spec for name, spec in specs.items() if _ALIAS.match(name)}
     kept = {name: spec for name, spec in specs.items() if name not in aliases}
     words = [lora.state(kept)]
@@ -109,7 +110,7 @@ def state(specs: Specs) -> str:
 
 
 def _without_aliases(source: TensorSource) -> Renamed:
-    """ConversionError: a name that looks like an alias is not one of a tensor that is there."""
+    """The source without aliases. ConversionError: an alias stands for no tensor of the source."""
     plain = {_plain(name) for name in source.specs if not _ALIAS.match(name)}
     for name in source.specs:
         alias = _ALIAS.match(name)
@@ -119,7 +120,7 @@ def _without_aliases(source: TensorSource) -> Renamed:
 
 
 def _plain(name: str) -> str:
-    """The weight that a LoRA factor or base belongs to."""
+    """The name of the weight that a LoRA factor or base belongs to."""
     for end in (BASE, FACTOR_A, FACTOR_B):
         name = f"{name.removesuffix(end)}.weight" if name.endswith(end) else name
     return name
@@ -135,25 +136,26 @@ def _base_name(name: str, trained: Specs) -> str | None:
 _HORIZON = ("horizon", "action_horizon")
 
 
-def _fact(facts: Facts, fallback: Any, *keys: str) -> Any:
-    """A value of the official training config, where the model's may be in a section."""
-    value = find(facts, *keys, *(f"model.{key}" for key in keys))
-    return fallback if value is None else value
+def _setting(metadata: Metadata, default: Any, *keys: str) -> Any:
+    """A value of the official training config, which can have it in a section `model`."""
+    value = find(metadata, *keys, *(f"model.{key}" for key in keys))
+    return default if value is None else value
 
 
-def _flow(facts: Facts, modality: str) -> FlowConfig:
+def _flow(metadata: Metadata, modality: str) -> FlowConfig:
     shifts = {}
     for name, key in (("train_shift", "train"), ("sample_shift", "infer")):
         keys = f"{modality}_scheduler.{key}_shift", f"schedulers.{modality}_{key}_shift"
-        shifts[name] = _fact(facts, getattr(FlowConfig, name), *keys)
+        shifts[name] = _setting(metadata, getattr(FlowConfig, name), *keys)
     return FlowConfig(**shifts)
 
 
-def _proprio_position(facts: Facts) -> int | None:
-    """None: behind the valid text. Officially otherwise: behind all of the padded text."""
-    if _fact(facts, True, "pack_proprio_after_text"):
-        return find(facts, "proprio_position")
-    position = _fact(facts, None, "proprio_position", "context_len", "qwen_context_len")
+def _proprio_position(metadata: Metadata) -> int | None:
+    """The robot state's position: None means behind the valid text; otherwise it stands behind all
+    of the padded text, whose length this is."""
+    if _setting(metadata, True, "pack_proprio_after_text"):
+        return find(metadata, "proprio_position")
+    position = _setting(metadata, None, "proprio_position", "context_len", "qwen_context_len")
     if position is None:
         raise ConversionError(
             "pack_proprio_after_text is off: give the padded text length of training as "
@@ -166,12 +168,12 @@ def _below(specs: Specs, prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): s for name, s in specs.items() if name.startswith(prefix)}
 
 
-def _coordinate_dtype(specs: Specs, facts: Facts) -> str:
-    """Official positions and times are in the dtype that the parameters had in training; a file
-    can hold them in another one."""
-    named = find(facts, "coordinate_dtype")
+def _coordinate_dtype(specs: Specs, metadata: Metadata) -> str:
+    """The dtype of positions and times, which officially is the parameters' dtype in training; the
+    file can hold the parameters in another one."""
+    named = find(metadata, "coordinate_dtype")
     if named is None:
-        named = _PRECISION.get(find(facts, "torch_dtype", "mixed_precision"))
+        named = _PRECISION.get(find(metadata, "torch_dtype", "mixed_precision"))
     if named is None:
         named = dtype_name({specs[f"{EXPERT}action_encoder.weight"].dtype})
     return named if named == "bfloat16" else "float32"

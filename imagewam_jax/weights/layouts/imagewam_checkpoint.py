@@ -1,7 +1,7 @@
-"""What the official code keeps of a policy besides its tensors (docs/spec/imagewam_flux2.md, 8).
+"""The official checkpoint of a policy: `model.pt` and its settings (docs/spec/imagewam_flux2.md, 8).
 
-`model.pt` is a dictionary with the state of the joint model under `mot`, in the order in which
-its modules hold it, and a few values; the training config beside it has the rest.
+`model.pt` is a dictionary with a few values and, under `mot`, the state of the joint model in the
+order of its modules; the training config beside it has the rest.
 """
 
 import re
@@ -18,7 +18,7 @@ from imagewam_jax.weights.layouts.imagewam import BACKBONE, EXPERT, PROPRIO, ali
 from imagewam_jax.weights.layouts.metadata import Specs
 
 MOT = "mot."
-# What the official code calls the dtype of its parameters, positions and times.
+# The official names for the dtype of parameters, positions and times.
 MIXED_PRECISION = {"bfloat16": "bf16", "float32": "no"}
 _MODULES = {
     BACKBONE: (
@@ -47,9 +47,9 @@ _MODULES = {
 
 
 def checkpoint_contents(config: ImageWAMConfig, specs: Specs, step: int) -> dict[str, Any]:
-    """An official checkpoint of all tensors `specs`, in the order of a native one.
+    """The contents of an official checkpoint of all tensors `specs`, in the order of a native one.
 
-    Its aliases name the same tensors again, behind those that they are aliases of.
+    Aliases name the same tensors again, behind the tensors that they stand for.
     """
     aliases = {name: alias for alias, name in alias_names(config).items()}
     backbone, expert = (_in_order(specs, prefix) for prefix in (BACKBONE, EXPERT))
@@ -71,7 +71,7 @@ def checkpoint_contents(config: ImageWAMConfig, specs: Specs, step: int) -> dict
 
 
 def _in_order(names: Iterable[str], prefix: str) -> list[str]:
-    """The names below a prefix by module, then by block; else as they are given."""
+    """The names below a prefix, sorted by module, then by block, and otherwise left in order."""
     modules = _MODULES[prefix]
 
     def position(name: str) -> tuple[int, int]:
@@ -84,7 +84,7 @@ def _in_order(names: Iterable[str], prefix: str) -> list[str]:
 
 
 def official_settings(config: ImageWAMConfig) -> dict[str, Any]:
-    """The fields of a training config that say what tensors do not, where it has them."""
+    """The fields of an official training config that say what tensors do not show."""
     backbone, expert = config.backbone, config.expert
     packed = config.proprio_position is None
     return {
@@ -128,8 +128,8 @@ def official_settings(config: ImageWAMConfig) -> dict[str, Any]:
 
 
 def without_lora(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same training config of a model whose adapters are merged: the official code would
-    look for factors that the weights do not have any more, and leave the layers as they were."""
+    """The same training config for a model whose adapters are merged. Otherwise the official code
+    would look for factors that the weights no longer have, and leave the layers as they were."""
     return {
         key: {**value, "enabled": False}
         if key == "flux2_lora_config" and isinstance(value, Mapping) and value.get("enabled")

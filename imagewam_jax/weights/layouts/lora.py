@@ -1,8 +1,8 @@
 """LoRA factors in official checkpoints (docs/spec/imagewam_flux2.md, 8.2).
 
-A linear layer `x` with adapters is `x.base.weight` [out, in], `x.lora_A` [rank, in] and
-`x.lora_B` [out, rank]; it computes `W + (alpha / rank) B A`. The file does not hold `alpha`: it
-comes from the training config.
+A linear layer `x` with an adapter is `x.base.weight` [out, in], `x.lora_A` [rank, in] and
+`x.lora_B` [out, rank]; its weight is `W + (alpha / rank) B A`. `alpha` is not in the file, but in
+the training config.
 """
 
 import math
@@ -17,19 +17,19 @@ from imagewam_jax.weights.io.tensors import (
     dtype_name,
     read_checked,
 )
-from imagewam_jax.weights.layouts.metadata import Facts, Specs, find, size
+from imagewam_jax.weights.layouts.metadata import Metadata, Specs, find, size
 
 BASE, FACTOR_A, FACTOR_B = ".base.weight", ".lora_A", ".lora_B"
 
 
-def merged(source: TensorSource, facts: Facts) -> TensorSource:
-    """The source, with its adapters folded in if it has any. ConversionError: alpha is not
-    known, or they are not of the rank that the training config says."""
+def merged(source: TensorSource, metadata: Metadata) -> TensorSource:
+    """The source, with its adapters (if any) merged into their weights. ConversionError: alpha is
+    not known, or an adapter does not have the rank that the training config gives."""
     rank = lora_rank(source.specs)
     if rank is None:
         return source
     file = next(iter(source.specs.values())).file
-    alpha = find(facts, "lora_alpha", *_in_config("alpha"))
+    alpha = find(metadata, "lora_alpha", *_in_config("alpha"))
     if alpha is None:
         raise ConversionError(
             f"{file}: has LoRA factors of rank {rank}; the file does not hold alpha, put the "
@@ -37,7 +37,7 @@ def merged(source: TensorSource, facts: Facts) -> TensorSource:
         )
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
         raise ConversionError(f"{file}: the alpha of its LoRA factors is {alpha!r}")
-    given = find(facts, *_in_config("rank"))
+    given = find(metadata, *_in_config("rank"))
     merged = MergedLora(source, float(alpha))
     for name, found in merged.ranks.items():
         if given is not None and found != given:
@@ -53,28 +53,28 @@ def _in_config(name: str) -> tuple[str, ...]:
 
 
 def lora_rank(specs: Specs) -> int | None:
-    """The rank of the first adapter; None where there is none."""
+    """The rank of the first adapter; None if there is none."""
     names = (name for name in specs if name.endswith(FACTOR_A))
     first = next(names, None)
     return None if first is None else size(specs, first, 0)
 
 
 def state(specs: Specs) -> str:
-    """For people: whether there are adapters."""
+    """Describe the adapters in a few words, for the terminal; empty if there are none."""
     rank = lora_rank(specs)
     return "" if rank is None else f"LoRA factors of rank {rank}, to be merged"
 
 
 class MergedLora:
-    """A source with every adapter folded into its weight.
+    """A source with every adapter merged into its weight.
 
-    The sum is made in float32 and cast back to the dtype of the base. `ranks` are those of the
-    adapters, by layer, which need not be one.
+    The sum is computed in float32 and cast back to the dtype of the base weight. `ranks` has the
+    rank of each layer's adapter; they can differ.
     """
 
     def __init__(self, source: TensorSource, alpha: float):
-        """ConversionError: an adapter is incomplete, of numbers that no weight has, or its shapes
-        do not fit each other; or a layer has a weight besides that with an adapter."""
+        """ConversionError: an adapter is incomplete, has an unsupported dtype, or its shapes do not
+        fit each other; or a layer has a plain weight besides the one with an adapter."""
         self._source, self._alpha = source, alpha
         self.specs: dict[str, TensorSpec] = {}
         self.ranks: dict[str, int] = {}
@@ -96,9 +96,7 @@ class MergedLora:
         layer = name.removesuffix(".weight")
         if layer + BASE not in self._source.specs:
             return self._source.read(name)
-        base, a, b = (
-            read_checked(self._source, layer + part) for part in (BASE, FACTOR_A, FACTOR_B)
-        )
+        base, a, b = (read_checked(self._source, layer + end) for end in (BASE, FACTOR_A, FACTOR_B))
         update = (self._alpha / a.shape[0]) * (b.astype(np.float32) @ a.astype(np.float32))
         return (base.astype(np.float32) + update).astype(base.dtype)
 
@@ -114,7 +112,7 @@ class MergedLora:
 
 
 def _rank(layer: str, base: TensorSpec, a: TensorSpec, b: TensorSpec) -> int:
-    """ConversionError: the factors are not those of such a matrix."""
+    """The rank of two factors. ConversionError: they do not fit the matrix."""
     if len(base.shape) == len(a.shape) == len(b.shape) == 2:
         (out, in_), (rank, _) = base.shape, a.shape
         if rank and a.shape == (rank, in_) and b.shape == (out, rank):

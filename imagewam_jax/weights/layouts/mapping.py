@@ -1,25 +1,23 @@
 """Tables that say where each tensor of a foreign layout goes in a parameter tree.
 
-A foreign layout is a flat dictionary from names to arrays; ours is a nested dictionary in
-which the layers of a group are stacked on a leading axis. The same table is read in both
-directions. Nothing is lost or made up on the way: a missing, unexpected or misshapen tensor is
-an error that names it.
+A foreign layout is a flat dictionary from names to arrays; our tree is a nested dictionary in which
+the layers of a group are stacked on a leading axis. The same table is read in both directions, one
+array or one layer at a time. A missing, unexpected or misshapen tensor is an error that names it.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from einops import rearrange
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.models.parameters import flatten, unflatten
+from imagewam_jax.models.parameters import flatten
 from imagewam_jax.weights.io.tensors import (
     DTYPES,
-    ArraySource,
     TensorSource,
     TensorSpec,
     contiguous,
@@ -27,18 +25,18 @@ from imagewam_jax.weights.io.tensors import (
     read_checked,
 )
 
-# Tensors that are read and transposed at a time: more of them are more memory than speed.
+# How many tensors are read and transposed ahead: more would cost memory and gain little speed.
 AHEAD = 2
-LAYER = "{i}"  # stands for the layer number in names of tensors that are stacked
+LAYER = "{i}"  # stands for the layer index in the names of tensors that are stacked
 
 
 @dataclass(frozen=True)
-class Part:
-    """A slice of a foreign tensor, and what it is called here.
+class TensorSlice:
+    """A slice of a foreign tensor that is one array, or one layer of one, in our tree.
 
-    `path` is dotted; `pattern` is an einops pattern from the foreign axes to ours, `sizes`
-    the axis sizes that it needs; `width` is how much the slice takes of the foreign tensor's
-    split axis (None: all). `flip` is an axis of ours that runs the other way there.
+    `path` is the array's dotted path; `pattern` is an einops pattern from the foreign axes to ours,
+    with the axis `sizes` that it needs; `width` is the slice's extent along the axis that the
+    foreign tensor is split on (None: all of it). `flip` is an axis of ours whose order is reversed.
     """
 
     path: str
@@ -61,13 +59,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Rule:
-    """One foreign tensor, or one per layer where the name has `{i}`.
+    """One foreign tensor, or one per layer if the name has `{i}`.
 
-    Its parts follow each other along `axis`.
+    Its slices follow each other along `axis`.
     """
 
     name: str
-    parts: tuple[Part, ...]
+    slices: tuple[TensorSlice, ...]
     axis: int = 0
     layers: int | None = None
 
@@ -77,32 +75,29 @@ class Rule:
         return [self.name.replace(LAYER, str(i)) for i in range(self.layers)]
 
     def split(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """The slices that the parts are made of."""
-        widths = [part.width for part in self.parts]
+        """The tensor cut into its slices, in foreign axes."""
+        widths = [s.width for s in self.slices]
         if None in widths:
             return [tensor]
         return np.split(tensor, np.cumsum(widths)[:-1], axis=self.axis)
 
 
 def rule(name: str, path: str, pattern: str, *, layers: int | None = None, **sizes: int) -> Rule:
-    """The common case: one foreign tensor is one of ours."""
-    return Rule(name, (Part(path, pattern, sizes),), layers=layers)
+    """A rule for the common case, in which one foreign tensor is one array of ours."""
+    return Rule(name, (TensorSlice(path, pattern, sizes),), layers=layers)
 
 
 def under(rules: Sequence[Rule], *, prefix: str = "", path: str = "") -> list[Rule]:
-    """The same rules with a prefix of the foreign names, and below a path of our tree."""
+    """The same rules with `prefix` before the foreign names, and below `path` in our tree."""
 
-    def below(part: Part) -> Part:
-        return Part(f"{path}.{part.path}", part.pattern, part.sizes, part.width, part.flip)
+    def below(s: TensorSlice) -> TensorSlice:
+        return replace(s, path=f"{path}.{s.path}") if path else s
 
-    return [
-        Rule(prefix + r.name, tuple(map(below, r.parts)) if path else r.parts, r.axis, r.layers)
-        for r in rules
-    ]
+    return [replace(r, name=prefix + r.name, slices=tuple(map(below, r.slices))) for r in rules]
 
 
 class Piece(NamedTuple):
-    """A part of one array of a tree: `layer` of a stacked one, or all of it (None)."""
+    """One layer of a stacked array of a tree, or a whole array (`layer` is None)."""
 
     path: str  # dotted
     layer: int | None
@@ -114,11 +109,11 @@ def foreign_shapes(rules: Sequence[Rule], like: Mapping[str, Any]) -> dict[str, 
     flat, shapes = flatten(like), {}
     for r in rules:
         parts = []
-        for part in r.parts:
-            if part.path not in flat:
-                raise ConversionError(f"the model has no {part.path}, which its mapping speaks of")
-            shape = tuple(flat[part.path].shape)[0 if r.layers is None else 1 :]
-            parts.append(part.foreign(np.broadcast_to(np.int8(0), shape)).shape)
+        for s in r.slices:
+            if s.path not in flat:
+                raise ConversionError(f"the model has no {s.path}, which its mapping speaks of")
+            shape = tuple(flat[s.path].shape)[0 if r.layers is None else 1 :]
+            parts.append(s.foreign(np.broadcast_to(np.int8(0), shape)).shape)
         shape = list(parts[0])
         if len(parts) > 1:
             shape[r.axis] = sum(part[r.axis] for part in parts)
@@ -131,10 +126,10 @@ def check(
 ) -> None:
     """ConversionError unless `specs` are exactly the tensors that the rules make of `like`.
 
-    Looks at names, shapes and dtypes alone, so that it costs nothing before a long conversion.
+    Looks at names, shapes and dtypes only, so that it costs nothing before a long conversion.
     `what` names the source.
     """
-    paths = {part.path for r in rules for part in r.parts}
+    paths = {s.path for r in rules for s in r.slices}
     if differing := sorted(paths ^ set(flatten(like))):
         raise ConversionError(f"{what}: not both in the model and in its mapping: {differing}")
     shapes = foreign_shapes(rules, like)
@@ -158,25 +153,25 @@ def check(
 
 
 def tree_dtypes(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> dict[str, np.dtype]:
-    """The dtype of each array of our tree; ConversionError where one would have several."""
+    """The dtype of each array of our tree. ConversionError: an array would have several."""
     dtypes: dict[str, np.dtype] = {}
     for r in rules:
-        for part in r.parts:
+        for s in r.slices:
             for name in r.names():
                 found = np.dtype(specs[name].dtype)
-                if dtypes.setdefault(part.path, found) != found:
+                if dtypes.setdefault(s.path, found) != found:
                     raise ConversionError(
                         f"{specs[name].file}: {name} is of {found}, other layers of it are of "
-                        f"{dtypes[part.path]}"
+                        f"{dtypes[s.path]}"
                     )
     return dtypes
 
 
 def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
-    """Our arrays, layer by layer; each foreign tensor is read once and then forgotten.
+    """Yield our arrays layer by layer; each foreign tensor is read once and then dropped.
 
-    The next ones are made while one is in use, in threads. The source must have passed `check`.
-    Errors are those of `read_checked`.
+    Threads make the next pieces while one is in use. The source must have passed `check`. Errors
+    are those of `read_checked`.
     """
     names = [
         (r, None if r.layers is None else i, n) for r in rules for i, n in enumerate(r.names())
@@ -186,8 +181,8 @@ def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
         r, layer, name = names[number]
         slices = r.split(read_checked(source, name))
         return [
-            Piece(part.path, layer, contiguous(part.ours(piece)))
-            for part, piece in zip(r.parts, slices, strict=True)
+            Piece(s.path, layer, contiguous(s.ours(foreign)))
+            for s, foreign in zip(r.slices, slices, strict=True)
         ]
 
     with ThreadPoolExecutor(AHEAD) as pool:
@@ -204,28 +199,64 @@ def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
 
 def stacked_paths(rules: Sequence[Rule]) -> frozenset[str]:
     """The paths of arrays that come layer by layer."""
-    return frozenset(part.path for r in rules if r.layers is not None for part in r.parts)
+    return frozenset(s.path for r in rules if r.layers is not None for s in r.slices)
 
 
-def to_tree(
-    rules: Sequence[Rule],
-    source: TensorSource | Mapping[str, np.ndarray],
-    like: Mapping[str, Any],
-    what: str,
-) -> dict[str, Any]:
-    """The nested dictionary that a source stands for, in memory.
+class TreeReader:
+    """Reads arrays of our tree, or single layers of them, from a foreign source."""
 
-    `like` is the nested dictionary of the model that it is for, of anything with a shape
-    (say `jax.ShapeDtypeStruct`); dtypes stay those of the source. Errors are those of `check`
-    and `pieces`.
+    def __init__(self, rules: Sequence[Rule], source: TensorSource):
+        self._source = source
+        self._rules = {s.path: (r, i) for r in rules for i, s in enumerate(r.slices)}
+
+    def __call__(self, path: str, layer: int | None) -> np.ndarray:
+        r, index = self._rules[path]
+        name = r.name if layer is None else r.name.replace(LAYER, str(layer))
+        return r.slices[index].ours(r.split(read_checked(self._source, name))[index])
+
+
+class ForeignView:
+    """Presents a tree of ours as a source of foreign tensors, each made when it is read.
+
+    `read` returns an array of the tree by its dotted path, or one layer of it; it must be thread
+    safe if this source is read from threads. `like` has the shapes and dtypes. ConversionError: a
+    foreign tensor would be made of arrays of several dtypes.
     """
-    source = ArraySource(source, what) if isinstance(source, Mapping) else source
-    check(rules, source.specs, like, what)
-    layers: dict[str, list[np.ndarray]] = {}
-    for piece in pieces(rules, source):
-        layers.setdefault(piece.path, []).append(piece.array)
-    stacked = stacked_paths(rules)
-    return unflatten({k: np.stack(v) if k in stacked else v[0] for k, v in layers.items()})
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        like: Mapping[str, Any],
+        read: Callable[[str, int | None], np.ndarray],
+        file: str,
+    ):
+        self._read = read
+        self._rules = {
+            name: (r, None if r.layers is None else i)
+            for r in rules
+            for i, name in enumerate(r.names())
+        }
+        dtypes = {path: np.dtype(leaf.dtype) for path, leaf in flatten(like).items()}
+        self.specs: dict[str, TensorSpec] = {}
+        for name, shape in foreign_shapes(rules, like).items():
+            r, _ = self._rules[name]
+            dtype, *others = {dtypes[s.path] for s in r.slices}
+            if others:
+                found = dtype_name({dtype, *others})
+                raise ConversionError(f"{file}: {r.name} would be of {found}")
+            self.specs[name] = TensorSpec(shape, dtype, file)
+
+    def read(self, name: str) -> np.ndarray:
+        r, layer = self._rules[name]
+        slices = [s.foreign(self._read(s.path, layer)) for s in r.slices]
+        return contiguous(slices[0] if len(slices) == 1 else np.concatenate(slices, r.axis))
+
+
+def to_foreign(rules: Sequence[Rule], tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """All foreign tensors of a tree that is in memory."""
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(tree).items()}
+    view = ForeignView(rules, tree, lambda p, i: flat[p] if i is None else flat[p][i], "memory")
+    return {name: view.read(name) for name in view.specs}
 
 
 def _some(names: list[str], limit: int = 8) -> str:

@@ -1,8 +1,9 @@
 """What is known about foreign weights besides the tensors themselves.
 
-Shapes tell most sizes. The rest is given by the user, or stands in a file beside the weights (a
-`config.json`, the official training config), or is that of a public model of the same shapes. A
-fact that contradicts the shapes, or another fact, is an error: one of them is of other weights.
+Most sizes follow from shapes. The others are given by the user, stand in a file beside the weights
+(a `config.json`, the official training config), or are those of a public model of the same shapes.
+A value that contradicts the shapes, or another value, is an error: one of them belongs to other
+weights.
 """
 
 import re
@@ -17,20 +18,20 @@ Specs = Mapping[str, TensorSpec]
 
 
 @dataclass(frozen=True)
-class Known:
-    """Facts of the files beside some weights, as they stand there, and what the user gives, by our
-    names. `used` are those of the user's that were asked for."""
+class SourceMetadata:
+    """What the files beside some weights say, under their own keys, and what the user overrides,
+    under our names. `used` collects the overrides that were asked for."""
 
     files: Mapping[str, Any]
-    given: Mapping[str, Any]
+    overrides: Mapping[str, Any]
     used: set[str] = field(default_factory=set)
 
 
-Facts = Known | Mapping[str, Any]  # the latter: of files alone
+Metadata = SourceMetadata | Mapping[str, Any]  # a plain mapping has what files say, no overrides
 
 
 def size(specs: Specs, name: str, axis: int) -> int:
-    """One dimension of a tensor. ConversionError: there is no such tensor, or dimension."""
+    """The length of one axis of a tensor. ConversionError: there is no such tensor, or axis."""
     if name not in specs:
         file = next(iter(specs.values())).file if specs else "the weights"
         raise ConversionError(f"{file}: no {name}, whose shape tells a size of the model")
@@ -43,36 +44,37 @@ def size(specs: Specs, name: str, axis: int) -> int:
 
 
 def count(specs: Specs, prefix: str) -> int:
-    """How many of `<prefix>0`, `<prefix>1`, ... there are: one more than the highest number."""
+    """The number of layers `<prefix>0`, `<prefix>1`, ...: one more than the highest index."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     numbers = [int(m[1]) for name in specs if (m := pattern.match(name))]
     return 1 + max(numbers, default=-1)
 
 
-def find(facts: Facts, *keys: str) -> Any:
-    """What the user gives under one of these keys, else the first that is in the files; or None.
+def find(metadata: Metadata, *keys: str) -> Any:
+    """The override under one of these keys, else the first value in the files, else None.
 
-    A key can be a path into sections: `model.loss.lambda_video`. ConversionError: the user gives
-    something else than the files say.
+    A key can be a path into sections: `model.loss.lambda_video`. ConversionError: an override
+    contradicts the files.
     """
-    files, given = (facts.files, facts.given) if isinstance(facts, Known) else (facts, {})
-    found = {key: value for key in keys if (value := _at(files, key)) is not None}
+    known = metadata if isinstance(metadata, SourceMetadata) else SourceMetadata(metadata, {})
+    found = {key: value for key in keys if (value := _at(known.files, key)) is not None}
     for key in keys:
-        if key in given:
-            facts.used.add(key)
+        if key in known.overrides:
+            known.used.add(key)
+            chosen = known.overrides[key]
             for other, value in found.items():
-                if value != given[key]:
+                if value != chosen:
                     raise ConversionError(
-                        f"--set {key}={given[key]} contradicts {other}={value} of the file beside "
+                        f"--set {key}={chosen} contradicts {other}={value} of the file beside "
                         "the weights; where it is meant for another source, convert that apart"
                     )
-            return given[key]
+            return chosen
     return next(iter(found.values()), None)
 
 
-def section(facts: Facts, *keys: str) -> Mapping[str, Any]:
-    """A section of the files, empty where there is none. ConversionError: it is something else."""
-    found = find(facts, *keys)
+def section(metadata: Metadata, *keys: str) -> Mapping[str, Any]:
+    """A section of the files, empty if there is none. ConversionError: it is not a mapping."""
+    found = find(metadata, *keys)
     if found is None:
         return {}
     if not isinstance(found, Mapping):
@@ -80,40 +82,42 @@ def section(facts: Facts, *keys: str) -> Mapping[str, Any]:
     return found
 
 
-def agree(told: Mapping[str, Any], facts: Mapping[str, Any], where: str) -> None:
-    """ConversionError unless each fact that is there is what the shapes tell."""
-    for name, value in facts.items():
-        if value is not None and value != told[name]:
+def agree(sizes: Mapping[str, Any], metadata: Mapping[str, Any], where: str) -> None:
+    """ConversionError unless each value in `metadata` that is not None is the one in `sizes`, which
+    come from shapes."""
+    for name, value in metadata.items():
+        if value is not None and value != sizes[name]:
             raise ConversionError(
-                f"{where}: {name} is given as {value}, the shapes say {told[name]}"
+                f"{where}: {name} is given as {value}, the shapes say {sizes[name]}"
             )
 
 
-def untold(
-    told: Mapping[str, Any], found: Mapping[str, Any], presets: Iterable[Any], where: str
+def fill_from_preset(
+    sizes: Mapping[str, Any], values: Mapping[str, Any], presets: Iterable[Any], where: str
 ) -> dict[str, Any]:
-    """The values of `found`, those that are None from the preset that has the sizes `told`.
+    """`values`, with each None replaced by the value of the preset that has these `sizes`.
 
-    ConversionError: there is none, so that nothing says what they are.
+    ConversionError: no preset has them, so that a value stays unknown.
     """
     preset = next(
-        (p for p in presets if all(getattr(p, name) == value for name, value in told.items())), None
+        (p for p in presets if all(getattr(p, name) == known for name, known in sizes.items())),
+        None,
     )
-    values = {
+    filled = {
         name: getattr(preset, name, None) if value is None else value
-        for name, value in found.items()
+        for name, value in values.items()
     }
-    if missing := sorted(name for name, value in values.items() if value is None):
+    if missing := sorted(name for name, value in filled.items() if value is None):
         flags = " ".join(f"--set {name}=..." for name in missing)
         raise ConversionError(
             f"{where}: no public model has these sizes, and shapes do not tell {missing}: put the "
             f"config of the model beside the weights, or give {flags}"
         )
-    return values
+    return filled
 
 
 def _at(files: Mapping[str, Any], key: str) -> Any:
     value: Any = files
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
     return value

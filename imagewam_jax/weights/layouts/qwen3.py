@@ -1,8 +1,8 @@
 """Qwen3 tensors under their Hugging Face names (docs/spec/imagewam_flux2.md, 3.2).
 
-Linear weights are `[out, in]` there and `[in, ...out]` here. A checkpoint of the whole
-language model has more than the encoder: what follows the last layer that features are taken
-after is left out, by name, and a tensor of any other name is an error.
+Linear weights are `[out, in]` in this layout and `[in, ...out]` in our tree. A checkpoint of the
+whole language model has more than the encoder: the tensors behind the last layer that features are
+taken after are left out by name, and a tensor of any other name is an error.
 """
 
 import re
@@ -11,11 +11,19 @@ from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, Qwen3Config
 from imagewam_jax.weights.io.tensors import Renamed, TensorSource
 from imagewam_jax.weights.layouts.mapping import Rule, rule
-from imagewam_jax.weights.layouts.metadata import Facts, Specs, agree, count, find, size, untold
+from imagewam_jax.weights.layouts.metadata import (
+    Metadata,
+    Specs,
+    agree,
+    count,
+    fill_from_preset,
+    find,
+    size,
+)
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _AFTER_THE_LAYERS = ("model.norm.weight", "lm_head.weight")
-# What the network computes and no shape tells: values of the `config.json` that it needs.
+# Properties of the network that no shape shows: the values that `config.json` must have.
 _ASSUMED = {
     "model_type": "qwen3",
     "hidden_act": "silu",
@@ -25,17 +33,17 @@ _ASSUMED = {
 }
 
 
-def qwen3_config(specs: Specs, facts: Facts) -> Qwen3Config:
-    """Sizes from shapes; `facts` can hold the `config.json` of transformers.
+def qwen3_config(specs: Specs, metadata: Metadata) -> Qwen3Config:
+    """The sizes, from shapes; `metadata` can hold the `config.json` of transformers.
 
-    ConversionError: it describes another network, or one with too few layers.
+    ConversionError: it describes another network, or the weights have too few layers.
     """
     first = "model.layers.0"
     dim, head_dim = (
         size(specs, "model.embed_tokens.weight", 1),
         size(specs, f"{first}.self_attn.q_norm.weight", 0),
     )
-    told = {
+    sizes = {
         "vocab_size": size(specs, "model.embed_tokens.weight", 0),
         "dim": dim,
         "mlp_dim": size(specs, f"{first}.mlp.gate_proj.weight", 0),
@@ -51,19 +59,21 @@ def qwen3_config(specs: Specs, facts: Facts) -> Qwen3Config:
         "kv_heads": "num_key_value_heads",
         "head_dim": "head_dim",
     }
-    found = {ours: find(facts, theirs, f"qwen3.{theirs}") for ours, theirs in names.items()}
-    agree(told, found, "config.json")
-    agree(_ASSUMED, {name: find(facts, name) for name in _ASSUMED}, "config.json")
-    rope = find(facts, "rope_scaling.rope_type", "rope_parameters.rope_type")
+    found = {ours: find(metadata, theirs, f"qwen3.{theirs}") for ours, theirs in names.items()}
+    agree(sizes, found, "config.json")
+    agree(_ASSUMED, {name: find(metadata, name) for name in _ASSUMED}, "config.json")
+    rope = find(metadata, "rope_scaling.rope_type", "rope_parameters.rope_type")
     agree({"rope_type": "default"}, {"rope_type": rope}, "config.json")
-    theta = find(facts, "rope_theta", "rope_parameters.rope_theta", "qwen3.rope_theta")
-    theta = untold(told, {"rope_theta": theta}, (QWEN3_4B, QWEN3_8B), "Qwen3 text encoder")
-    layers = find(facts, "feature_layers", "selected_hidden_states")
+    theta = find(metadata, "rope_theta", "rope_parameters.rope_theta", "qwen3.rope_theta")
+    theta = fill_from_preset(
+        sizes, {"rope_theta": theta}, (QWEN3_4B, QWEN3_8B), "Qwen3 text encoder"
+    )
+    layers = find(metadata, "feature_layers", "selected_hidden_states")
     layers = QWEN3_4B.feature_layers if layers is None else layers
     if not isinstance(layers, (list, tuple)) or not all(type(layer) is int for layer in layers):
         raise ConversionError(f"feature_layers is {layers!r}, expected numbers of layers")
     try:
-        config = Qwen3Config(**told, **theta, feature_layers=tuple(layers))
+        config = Qwen3Config(**sizes, **theta, feature_layers=tuple(layers))
     except ValueError as error:
         raise ConversionError(f"Qwen3 text encoder: {error}") from error
     there = count(specs, "model.layers.")
@@ -75,9 +85,9 @@ def qwen3_config(specs: Specs, facts: Facts) -> Qwen3Config:
 
 
 def is_used(name: str, config: Qwen3Config) -> bool:
-    """Whether a tensor of the language model can have a part in the features.
+    """Whether the features can depend on a tensor of the language model.
 
-    True also for names that no Qwen3 has: they are not known to be of no use.
+    True also for names that no Qwen3 has, so that they are reported as unexpected.
     """
     layer = _LAYER.match(name)
     if layer is not None:
@@ -85,14 +95,14 @@ def is_used(name: str, config: Qwen3Config) -> bool:
     return name not in _AFTER_THE_LAYERS
 
 
-def used(source: TensorSource, facts: Facts) -> TensorSource:
-    """The tensors that have a part in the features."""
-    config = qwen3_config(source.specs, facts)
+def used(source: TensorSource, metadata: Metadata) -> TensorSource:
+    """The tensors that the features depend on."""
+    config = qwen3_config(source.specs, metadata)
     return Renamed(source, lambda name: name if is_used(name, config) else None)
 
 
 def qwen3_rules(config: Qwen3Config) -> list[Rule]:
-    """Hugging Face names to the tree of `models.text_encoders.qwen3.Qwen3`."""
+    """Map Hugging Face names to the tree of `models.text_encoders.qwen3.Qwen3`."""
     heads, kv_heads = {"n": config.heads}, {"n": config.kv_heads}
     split = "(n h) i -> i n h"
     return [

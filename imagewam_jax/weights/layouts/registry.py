@@ -1,4 +1,4 @@
-"""The foreign layouts, and how one is told from its tensors. A new one is a file and an entry."""
+"""The foreign layouts, each recognized by its tensors. A new one is a file and an entry here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,33 +17,34 @@ from imagewam_jax.weights.layouts import (
     qwen3,
 )
 from imagewam_jax.weights.layouts.mapping import Rule
-from imagewam_jax.weights.layouts.metadata import Facts, Specs
+from imagewam_jax.weights.layouts.metadata import Metadata, Specs
 
-PREFIX = "model.diffusion_model."  # of all names in some single-file exports of FLUX.2
+PREFIX = "model.diffusion_model."  # precedes all names in some single-file exports of FLUX.2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of model is stored by others.
+    """How others store one kind of model.
 
-    `part` is what it is of a policy: "policy", "backbone", "autoencoder" or "text_encoder".
-    `signature` are tensors that every file of it has and no other layout has together. `config`
-    makes the sizes from shapes and facts, `rules` the mapping from sizes. `source` gives the
-    tensors that the mapping speaks of, from those of the file, facts, and a base (for what is
-    stored as a difference from it). `carried` are tensors that no model of ours has; their values
-    are kept for writing the layout again. `original` is the layout that the recipes of the
-    official code are about, where this is another one of the same model; `initial_expert` is the
-    recipe for an action expert's first weights. `state` says in a few words what the tensors of a
-    file are besides, such as LoRA factors.
+    component: what it is of a policy, one of `weights.components.COMPONENTS`.
+    signature: tensors that every file of this layout has and that no other layout has together.
+    config: makes the sizes from shapes and metadata.
+    rules: makes the mapping from the sizes.
+    source: makes the tensors that the rules map, from those of the file, the metadata, and the base
+        weights (for files that store differences from them).
+    carried: tensors that no model of ours has; their values are kept, to write the layout again.
+    original: the layout that the official recipes are about, if this is another one of that model.
+    initial_expert: makes the first weights of an action expert.
+    state: says in a few words what the tensors of a file are, such as LoRA factors.
     """
 
     name: str
-    part: str
+    component: str
     signature: tuple[str, ...]
-    config: Callable[[Specs, Facts], Any]
+    config: Callable[[Specs, Metadata], Any]
     rules: Callable[[Any], list[Rule]]
-    source: Callable[[TensorSource, Facts, TensorSource | None], TensorSource] = (
-        lambda source, facts, base: source
+    source: Callable[[TensorSource, Metadata, TensorSource | None], TensorSource] = (
+        lambda source, metadata, base: source
     )
     carried: tuple[str, ...] = ()
     original: "Layout | None" = None
@@ -53,17 +54,17 @@ class Layout:
 
 FLUX2 = Layout(
     name="FLUX.2 transformer, original layout",
-    part="backbone",
+    component="backbone",
     signature=("img_in.weight", "double_blocks.0.img_attn.norm.query_norm.scale"),
     config=flux2.flux2_config,
     rules=flux2.flux2_rules,
-    source=lambda source, facts, base: lora.merged(source, facts),
+    source=lambda source, metadata, base: lora.merged(source, metadata),
     state=lora.state,
     initial_expert=action_init.initial_expert,
 )
 FLUX2_DIFFUSERS = Layout(
     name="FLUX.2 transformer, diffusers layout",
-    part="backbone",
+    component="backbone",
     signature=("x_embedder.weight", "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight"),
     config=flux2_diffusers.flux2_diffusers_config,
     rules=flux2_diffusers.flux2_diffusers_rules,
@@ -71,7 +72,7 @@ FLUX2_DIFFUSERS = Layout(
 )
 FLUX2_AUTOENCODER = Layout(
     name="FLUX.2 autoencoder, original layout",
-    part="autoencoder",
+    component="autoencoder",
     signature=("bn.running_mean", "encoder.down.0.block.0.conv1.weight"),
     config=flux2_autoencoder.flux2_autoencoder_config,
     rules=flux2_autoencoder.flux2_autoencoder_rules,
@@ -79,7 +80,7 @@ FLUX2_AUTOENCODER = Layout(
 )
 FLUX2_AUTOENCODER_DIFFUSERS = Layout(
     name="FLUX.2 autoencoder, diffusers layout",
-    part="autoencoder",
+    component="autoencoder",
     signature=("bn.running_mean", "encoder.down_blocks.0.resnets.0.conv1.weight"),
     config=flux2_autoencoder_diffusers.flux2_autoencoder_diffusers_config,
     rules=flux2_autoencoder_diffusers.flux2_autoencoder_diffusers_rules,
@@ -88,15 +89,15 @@ FLUX2_AUTOENCODER_DIFFUSERS = Layout(
 )
 QWEN3 = Layout(
     name="Qwen3, Hugging Face layout",
-    part="text_encoder",
+    component="text_encoder",
     signature=("model.embed_tokens.weight", "model.layers.0.self_attn.q_norm.weight"),
     config=qwen3.qwen3_config,
     rules=qwen3.qwen3_rules,
-    source=lambda source, facts, base: qwen3.used(source, facts),
+    source=lambda source, metadata, base: qwen3.used(source, metadata),
 )
 IMAGEWAM_FLUX2 = Layout(
     name="ImageWAM on FLUX.2, official checkpoint",
-    part="policy",
+    component="policy",
     signature=(f"{imagewam.EXPERT}action_encoder.weight", f"{imagewam.EXPERT}head.linear.weight"),
     config=imagewam.imagewam_config,
     rules=imagewam.imagewam_rules,
@@ -114,10 +115,10 @@ LAYOUTS = (
 )
 
 
-def recognise(source: TensorSource, where: str) -> tuple[Layout, TensorSource]:
-    """The layout of some tensors, and the tensors under its names.
+def recognize(source: TensorSource, where: str) -> tuple[Layout, TensorSource]:
+    """Return the layout of some tensors, and the tensors under its names.
 
-    ConversionError: they are of no known layout.
+    ConversionError: the layout is not known.
     """
     for prefix in ("", PREFIX):
         renamed = Renamed(source, lambda n, p=prefix: n.removeprefix(p) if n.startswith(p) else n)

@@ -1,0 +1,47 @@
+"""`imagewam evaluate`: measure a checkpoint on held-out episodes and in its simulator."""
+
+import argparse
+from pathlib import Path
+
+
+def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
+    """Add the verb `evaluate`."""
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="measure a checkpoint on held-out episodes and in its simulator",
+        description="Writes evaluation.json and report.html.",
+    )
+    evaluate.add_argument(
+        "--checkpoint", required=True, type=Path, help="a run's folder, or one step's in it"
+    )
+    evaluate.add_argument("--output", type=Path, help="default: evaluation, in the run's folder")
+    evaluate.add_argument(
+        "--autoencoder", type=Path, help="a checkpoint with it, where a converted policy lacks it"
+    )
+    evaluate.add_argument(
+        "--text-table", type=Path, help="of encode-text, where a converted policy has no text"
+    )
+    evaluate.add_argument("--data", help="the data's folder, if it is not where it was")
+    evaluate.add_argument("--dataset", help="of several that it was trained on, the one to take")
+    evaluate.add_argument("--episodes", type=int, default=100, help="played for each way to act")
+    evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
+    evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.evaluation.evaluate import evaluate
+
+    report = evaluate(
+        arguments.checkpoint,
+        arguments.output,
+        autoencoder=arguments.autoencoder,
+        text_table=arguments.text_table,
+        dataset=arguments.dataset,
+        data_directory=arguments.data,
+        simulate=not arguments.no_simulator,
+        episodes=arguments.episodes,
+        workers=arguments.workers,
+    )
+    print(f"report: {report}")
+    return 0

@@ -1,0 +1,66 @@
+"""`imagewam train`: train a policy, on one host or several."""
+
+import argparse
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from imagewam_jax.config.loading import load_config
+from imagewam_jax.errors import UserError
+
+
+def add_train_verb(verbs: argparse._SubParsersAction) -> None:
+    """Add the verb `train`."""
+    train = verbs.add_parser(
+        "train",
+        help="train a policy on RLDS demonstrations",
+        description="Trains a policy. Any field of the config can be changed: "
+        "--config.train.steps=100. SIGTERM makes it save and end with exit code 75.",
+    )
+    train.add_argument("--config", required=True, help="such as configs/quickstart.py")
+    train.add_argument("--workdir", required=True, type=Path, help="the folder of the run")
+    train.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint, if any"
+    )
+    hosts = train.add_argument_group(
+        "several hosts", "The same command runs on each; process 0 writes."
+    )
+    hosts.add_argument(
+        "--distributed",
+        action="store_true",
+        help="they find each other: on Cloud TPU, GKE and Slurm",
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="otherwise: where process 0 is")
+    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    train.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
+    config = load_config(arguments.config, rest)
+    from imagewam_jax.training import distributed
+    from imagewam_jax.training.metrics.goodput import process_seconds
+    from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
+    from imagewam_jax.training.train import train
+
+    began = time.perf_counter() - process_seconds()
+    distributed.initialize(
+        automatic=arguments.distributed,
+        coordinator=arguments.coordinator,
+        processes=arguments.processes,
+        process=arguments.process,
+    )
+    try:
+        train(config, arguments.workdir, resume=arguments.resume, began=began)
+    except Preempted as error:
+        print(f"imagewam train: {error}; go on with --resume", file=sys.stderr)
+        return EXIT_STATUS
+    except BaseException as error:
+        distributed.end_if_several(
+            f"imagewam train: {error}"
+            if isinstance(error, UserError)
+            else "".join(traceback.format_exception(error))
+        )
+        raise
+    return 0
