@@ -19,7 +19,7 @@ from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, initial_params
 from imagewam_jax.preprocess.inputs import Observations, PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
-from imagewam_jax.training.prepare import encode_text
+from imagewam_jax.text.encoders import encode_text
 
 INSTRUCTIONS = ("close the faucet", "open the faucet")
 

@@ -7,12 +7,20 @@ A new encoder is a function from a config's `text` section to a `TextEncoder`, a
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from imagewam_jax.config.schema import choose
 from imagewam_jax.errors import ConfigError, DataError, MissingWeights
 from imagewam_jax.models.text_encoders.base import PromptTooLong, TextEncoder, Tokens
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, byte_qwen3
 from imagewam_jax.text.qwen3 import qwen3
-from imagewam_jax.text.tables import TextTableFile
+from imagewam_jax.text.tables import (
+    TextTable,
+    TextTableFile,
+    bucket_length,
+    open_text_table,
+    text_table,
+)
 
 QWEN3_OF_KLEIN = (
     f"FLUX.2 klein 4B reads {QWEN3_4B.feature_dim} channels, of Qwen/Qwen3-4B, and klein 9B "
@@ -38,6 +46,41 @@ def make_prompt(template: str, instruction: str) -> str:
         raise ConfigError(f"text.template is {template!r}, without {{}} for the instruction")
     _, at, second = instruction.partition("@")
     return template.replace("{}", second if at else instruction)
+
+
+def encode_text(
+    section: Mapping[str, Any], instructions: Sequence[str], text_dim: int | None = None
+) -> TextTable:
+    """Features of all instructions, cut to the smallest bucket that holds the longest.
+
+    Row r belongs to `instructions[r]`; its features come from the config's table, if there is
+    one. DataError: a prompt is longer than every bucket, or not in the table. ConfigError: the
+    features are not of width `text_dim` (None: any).
+    """
+    prompts = [make_prompt(section["template"], instruction) for instruction in instructions]
+    if section["table"]:
+        file = open_text_table(section["table"])
+        check_encoder(section, file)
+        check_width(text_dim, file.channels)
+        table = file.select(prompts)
+    else:
+        encoder = make_text_encoder(section)
+        check_width(text_dim, encoder.feature_dim)
+        table = _encode_prompts(encoder, prompts, section)
+    bucket = bucket_length(int(table.lengths.max()), section["buckets"])
+    features = table.features[:, :bucket]
+    padding = ((0, 0), (0, bucket - features.shape[1]), (0, 0))
+    return TextTable(table.prompts, np.pad(features, padding), table.lengths, table.encoder)
+
+
+def _encode_prompts(
+    encoder: TextEncoder, prompts: list[str], section: Mapping[str, Any]
+) -> TextTable:
+    distinct = sorted(set(prompts))
+    features = {}
+    for batch in encoder.encode(tokenize_prompts(encoder, distinct, section)):
+        features |= zip((distinct[row] for row in batch.rows), batch.features, strict=True)
+    return text_table(prompts, [features[prompt] for prompt in prompts], encoder.identity)
 
 
 def tokenize_prompts(

@@ -1,6 +1,6 @@
 """Before the first step: checks of the config, initial weights, and the assets of the policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,19 +19,11 @@ from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, abstract_params
-from imagewam_jax.models.text_encoders.base import TextEncoder
 from imagewam_jax.preprocess.images import prepare_images
 from imagewam_jax.preprocess.inputs import PolicyAssets, image_spec
 from imagewam_jax.preprocess.normalization import Normalizer, make_normalizer, stack_normalizers
 from imagewam_jax.preprocess.statistics import statistics_to_json
-from imagewam_jax.text.encoders import (
-    check_encoder,
-    check_width,
-    make_prompt,
-    make_text_encoder,
-    tokenize_prompts,
-)
-from imagewam_jax.text.tables import TextTable, bucket_length, open_text_table, text_table
+from imagewam_jax.text.encoders import encode_text
 from imagewam_jax.training.distributed import is_first
 from imagewam_jax.training.sharding import with_shardings
 
@@ -120,39 +112,6 @@ def make_assets(config: Mapping[str, Any], data: Data) -> tuple[PolicyAssets, di
         "text_encoder": text.encoder,
     }
     return assets, metadata
-
-
-def encode_text(
-    section: Mapping[str, Any], instructions: Sequence[str], text_dim: int | None = None
-) -> TextTable:
-    """Features of all instructions, cut to the smallest bucket that holds the longest.
-
-    Row r belongs to `instructions[r]`; its features come from the config's table, if there is
-    one. DataError: a prompt is longer than every bucket, or not in the table. ConfigError: the
-    features are not of width `text_dim` (None: any).
-    """
-    prompts = [make_prompt(section["template"], instruction) for instruction in instructions]
-    if section["table"]:
-        file = open_text_table(section["table"])
-        check_encoder(section, file)
-        check_width(text_dim, file.channels)
-        table = file.select(prompts)
-    else:
-        encoder = make_text_encoder(section)
-        check_width(text_dim, encoder.feature_dim)
-        table = _encode(encoder, prompts, section)
-    bucket = bucket_length(int(table.lengths.max()), section["buckets"])
-    features = table.features[:, :bucket]
-    padding = ((0, 0), (0, bucket - features.shape[1]), (0, 0))
-    return TextTable(table.prompts, np.pad(features, padding), table.lengths, table.encoder)
-
-
-def _encode(encoder: TextEncoder, prompts: list[str], section: Mapping[str, Any]) -> TextTable:
-    distinct = sorted(set(prompts))
-    features = {}
-    for batch in encoder.encode(tokenize_prompts(encoder, distinct, section)):
-        features |= zip((distinct[row] for row in batch.rows), batch.features, strict=True)
-    return text_table(prompts, [features[prompt] for prompt in prompts], encoder.identity)
 
 
 def make_autoencoder(config: Mapping[str, Any], data: Data) -> nnx.Module:

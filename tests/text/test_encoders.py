@@ -21,13 +21,13 @@ from imagewam_jax.text import qwen3 as qwen3_encoder
 from imagewam_jax.text.encoders import (
     check_encoder,
     check_width,
+    encode_text,
     make_prompt,
     make_text_encoder,
     tokenize_prompts,
 )
 from imagewam_jax.text.qwen3 import render_chat
 from imagewam_jax.text.tables import open_text_table, write_text_table
-from imagewam_jax.training.prepare import encode_text
 from imagewam_jax.weights.layouts.mapping import to_tree
 from imagewam_jax.weights.layouts.qwen3 import is_used, qwen3_rules
 from tests.goldens import golden
@@ -50,7 +50,7 @@ INSTRUCTIONS = (
 # In a process of its own: features from a table, then which libraries that took.
 FROM_A_TABLE = """
 import json, sys
-from imagewam_jax.training.prepare import encode_text
+from imagewam_jax.text.encoders import encode_text
 table = encode_text(json.loads(sys.argv[1]), ["go"])
 print(table.features.shape, {"torch", "transformers", "tokenizers"} & set(sys.modules))
 """

@@ -13,10 +13,10 @@ from imagewam_jax.data.datasets import config_data
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.models.text_encoders.base import batches
 from imagewam_jax.text import fill as text_table
-from imagewam_jax.text.encoders import make_text_encoder
+from imagewam_jax.text.encoders import encode_text, make_text_encoder
 from imagewam_jax.text.fill import fill_text_table, read_instructions
 from imagewam_jax.text.tables import open_text_table, write_text_table
-from imagewam_jax.training.prepare import encode_text, make_assets
+from imagewam_jax.training.prepare import make_assets
 from tests.text.tiny_qwen3 import parameters, write_encoder
 from tests.training.commands import start
 from tests.training.tiny import INSTRUCTIONS, copy_sample, tiny_config
