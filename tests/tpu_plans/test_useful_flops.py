@@ -18,9 +18,9 @@ from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models import flops
 from imagewam_jax.models.flops import Sizes
 from imagewam_jax.models.imagewam import Context, Sample, sample_draws
-from imagewam_jax.models.parameters import abstract_params, policy_builder
+from imagewam_jax.models.parameters import abstract_params, policy_builder, unflatten
 from imagewam_jax.tpu_plans.flops import function_flops
-from imagewam_jax.training.state import joined, parted, trained_paths
+from imagewam_jax.training.state import partition, trained_paths
 
 # Two cameras of 224 x 224 beside each other; the smallest bucket that holds LIBERO's prompts.
 SIZES = Sizes(batch=2, text_tokens=64, target_grid=(14, 28), reference_grid=(14, 28))
@@ -51,10 +51,10 @@ def computed(size: str, remat: str, rank: int = 0) -> int:
         actions=shape((batch, config.horizon, config.expert.action_dim), jnp.float32),
     )
     draws = jax.eval_shape(lambda sample: sample_draws(jax.random.key(0), sample), sample)
-    trained, fixed = parted(params, trained_paths(config, ()))
+    trained, fixed = partition(params, trained_paths(config, ()))
 
     def loss(trained, fixed, sample, draws):
-        return rebuild(joined(trained, fixed)).training_loss(sample, draws)
+        return rebuild(unflatten(trained | fixed)).training_loss(sample, draws)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
     return function_flops(gradient, trained, fixed, sample, draws)
