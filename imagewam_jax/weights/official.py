@@ -1,7 +1,8 @@
 """The files beside an official `model.pt`, with the settings and statistics of its training.
 
 `train_config.yaml` and `dataset_stats.json` are in the official terms
-(docs/spec/imagewam_flux2.md, 7.6 and 8). Statistics are read from there when a policy is converted; both files are written for an export.
+(docs/spec/imagewam_flux2.md, 7.6 and 8). Statistics are read from there when a policy is converted;
+both files are written for an export.
 """
 
 import dataclasses

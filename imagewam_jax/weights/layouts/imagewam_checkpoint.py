@@ -1,4 +1,4 @@
-"""The official checkpoint of a policy: `model.pt` and its settings (docs/spec/imagewam_flux2.md, 8).
+"""The official policy checkpoint: `model.pt` and its settings (docs/spec/imagewam_flux2.md, 8).
 
 `model.pt` is a dictionary with a few values and, under `mot`, the state of the joint model in the
 order of its modules; the training config beside it has the rest.
