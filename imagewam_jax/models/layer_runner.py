@@ -98,9 +98,7 @@ def run_layers(
                 x, context = backbone_layer(x, on, _recording(backbone.layout, calls))
             if expert is not None:
                 a = expert_layer(a, a_on, context, _recording(expert.layout, calls))
-            if (
-                remat is not None
-            ):  # these are kept for the backward pass, so that their place counts
+            if remat is not None:  # tokens are kept for the backward pass, so their place counts
                 x, a = (t if t is None else constrain(t, "batch", "tokens", None) for t in (x, a))
             return (x, a), None if tap is None else tap(Layer(x, a, context, tuple(calls)))
 
