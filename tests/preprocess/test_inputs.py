@@ -96,7 +96,7 @@ def test_cameras_side_by_side_are_one_reference(assets, batch):
 def test_acting_sees_what_training_saw(assets, batch, layout):
     context = make_sample(assets, images_in(layout), batch).context
     current = Observations(batch["images"][:, :, 0], batch["proprio"], batch["text_id"])
-    found = make_context(assets, images_in(layout), current, batch["norm_id"])
+    found = make_context(assets, images_in(layout), current, batch["dataset_id"])
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(context), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
