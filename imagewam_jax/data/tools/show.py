@@ -21,28 +21,29 @@ HISTOGRAM_STEPS = 200_000  # more are thinned out evenly
 
 
 def write_data_page(
-    data: Data, part: str, output: Path, *, episodes: int, normalization: str, pooled: bool = False
+    data: Data, split: str, output: Path, *, episodes: int, normalization: str, pooled: bool = False
 ) -> Path:
-    """Writes one self-contained HTML file about a part of each dataset; returns its path.
+    """Writes one self-contained HTML file about a split of each dataset; returns its path.
 
-    episodes: how many of each dataset are shown, spread over the part.
+    split: the name of one, or some of its episodes, such as "train[:95%]".
+    episodes: how many of each dataset are shown, spread over the split.
     normalization: a mode of `normalization.make_normalizer`.
     pooled: normalize by the statistics of all datasets together, rather than of each.
 
     Frames that cannot be read are grey, and listed.
     """
-    sources = data.sources(part)
-    statistics = statistics_by_dataset(data, part, pooled=pooled)
+    sources = data.sources(split)
+    statistics = statistics_by_dataset(data, split, pooled=pooled)
     sections = [_mixture(sources)] if len(sources) > 1 else []
     for dataset, source in zip(data.datasets, tqdm(sources, desc="datasets"), strict=True):
         normalizers = {
             field: make_normalizer(statistics[dataset.name][field], normalization)
             for field in ("action", "state")
         }
-        sections += _dataset(dataset, source, part, episodes, normalizers)
+        sections += _dataset(dataset, source, split, episodes, normalizers)
         source.reader.close()
     names = ", ".join(dataset.name for dataset in data.datasets)
-    write_page(output, names, f"{part} of each, normalised by {normalization}", sections)
+    write_page(output, names, f"{split} of each, normalised by {normalization}", sections)
     return output
 
 
@@ -67,28 +68,28 @@ def _mixture(sources: list[Source]) -> Section:
 def _dataset(
     dataset: Dataset,
     source: Source,
-    part: str,
+    split: str,
     episodes: int,
     normalizers: Mapping[str, Normalizer],
 ) -> Iterator[Section]:
-    yield _facts(dataset, source, part)
-    yield _sheets(dataset, source, part, episodes)
+    yield _description(dataset, source, split)
+    yield _sheets(dataset, source, split, episodes)
     yield _instructions(dataset, source)
-    yield from _numbers(dataset, source, part, episodes, normalizers)
+    yield from _numbers(dataset, source, split, episodes, normalizers)
 
 
-def _facts(dataset: Dataset, source: Source, part: str) -> Section:
-    spec, split = dataset.spec, source.reader.split
-    first, last = dataset.episodes(part)
-    steps = dataset.standardized.splits[parse_split(part).name].episode_steps[first:last]
+def _description(dataset: Dataset, source: Source, split: str) -> Section:
+    spec, indexed = dataset.spec, source.reader.split
+    first, last = dataset.episodes(split)
+    steps = dataset.standardized.splits[parse_split(split).name].episode_steps[first:last]
     sizes = {
-        role: np.unique(split.images[camera.key].size_ehw, axis=0).tolist()
+        role: np.unique(indexed.images[camera.key].size_ehw, axis=0).tolist()
         for role, camera in spec.cameras
-        if camera.key in split.images
+        if camera.key in indexed.images
     }
     rows = [
         ("", ""),
-        ("folder", str(split.shards[0].parent)),
+        ("folder", str(indexed.shards[0].parent)),
         ("version", f"{dataset.index.name} {dataset.index.version}"),
         ("index", dataset.index.checksum),
         ("episodes", f"{last - first:,}"),
@@ -117,20 +118,20 @@ def _facts(dataset: Dataset, source: Source, part: str) -> Section:
     return Section(dataset.name, "", rows, [picture(show_pictures.lengths(np.asarray(steps)))])
 
 
-def _chosen(dataset: Dataset, part: str, count: int) -> list[tuple[int, int, int]]:
-    """Chooses episodes spread over a part, without empty ones: (number, first frame, steps)."""
-    split = parse_split(part).name
-    standardized = dataset.standardized.splits[split]
-    start = dataset.index.split(split).episode_start
-    numbers = np.arange(*dataset.episodes(part))
+def _chosen(dataset: Dataset, split: str, count: int) -> list[tuple[int, int, int]]:
+    """Chooses episodes spread over a split, without empty ones: (number, first frame, steps)."""
+    name = parse_split(split).name
+    standardized = dataset.standardized.splits[name]
+    start = dataset.index.split(name).episode_start
+    numbers = np.arange(*dataset.episodes(split))
     numbers = numbers[standardized.episode_steps[numbers] > 0]
     spread = np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int))
     return [(int(n), int(start[n]), int(standardized.episode_steps[n])) for n in numbers[spread]]
 
 
-def _sheets(dataset: Dataset, source: Source, part: str, episodes: int) -> Section:
+def _sheets(dataset: Dataset, source: Source, split: str, episodes: int) -> Section:
     reader, pictures, problems = source.reader, [], []
-    for number, start, steps in _chosen(dataset, part, episodes):
+    for number, start, steps in _chosen(dataset, split, episodes):
         sheet = show_pictures.contact_sheet(reader, start, steps)
         row = reader.standardized.text_ids[start, 0]
         text = "no instruction" if row == NO_TEXT else dataset.standardized.instructions[row]
@@ -162,16 +163,16 @@ def _instructions(dataset: Dataset, source: Source) -> Section:
 def _numbers(
     dataset: Dataset,
     source: Source,
-    part: str,
+    split: str,
     episodes: int,
     normalizers: Mapping[str, Normalizer],
 ) -> Iterator[Section]:
     """Sections of actions and states: curves of episodes, and histograms before and after
     normalization."""
     standardized = source.reader.standardized
-    statistics = dataset_statistics([dataset], part)
-    chosen = _chosen(dataset, part, episodes)
-    frames = np.concatenate([start + np.arange(n) for _, start, n in _chosen(dataset, part, 10**9)])
+    statistics = dataset_statistics([dataset], split)
+    chosen, every = (_chosen(dataset, split, count) for count in (episodes, 10**9))
+    frames = np.concatenate([start + np.arange(steps) for _, start, steps in every])
     frames = frames[:: -(-len(frames) // HISTOGRAM_STEPS)]
     can_start = [standardized.can_start[start : start + steps] for _, start, steps in chosen]
     for field, values in (("action", standardized.actions), ("state", standardized.states)):
