@@ -128,7 +128,7 @@ def test_a_file_that_contradicts_itself(tmp_path, prompts, lengths, features):
 @pytest.mark.parametrize(("prompts", "lengths"), [(("a",), [1, 1]), (("a", "b"), [1, 9])])
 def test_a_table_that_contradicts_itself(prompts, lengths):
     with pytest.raises(DataError, match="text"):
-        TextTable(prompts, np.zeros((2, 6, 4)), np.array(lengths), "x")
+        TextTable(prompts, np.zeros((2, 6, 4)), np.array(lengths, np.int32), "x")
 
 
 def test_a_table_that_cannot_be_written(tmp_path):
