@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.parity.cases.folder import Folder, Tensors
@@ -132,7 +132,7 @@ def valid_lengths(io: Tensors, name: str) -> Int[np.ndarray, " b"]:
     return mask.sum(-1).astype(np.int32)
 
 
-def is_right_padded(mask: Bool[np.ndarray, "b t"]) -> bool:
+def is_right_padded(mask: Shaped[np.ndarray, "b t"]) -> bool:
     return bool((np.diff(mask.astype(int), axis=-1) <= 0).all())
 
 
