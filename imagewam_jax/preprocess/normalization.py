@@ -34,7 +34,7 @@ class Normalizer:
     scale: Float[Array, "*t d"]
     center: Float[Array, "*t d"]
 
-    def of(self, rows: Int[Array, "*b"]) -> "Normalizer":
+    def of(self, rows: Int[Array, "*b"] | int) -> "Normalizer":
         """The normalizers of some datasets, by their rows in a stack of several."""
         return Normalizer(self.scale[rows], self.center[rows])
 

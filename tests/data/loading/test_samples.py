@@ -282,7 +282,7 @@ def test_instructions_that_say_the_same_are_chosen_by_seed(reader):
     ids = np.array([[4, 7, 9], [5, -1, -1], [2, 3, -1]], np.int32)
     ids = np.resize(ids, (len(reader.standardized.text_ids), 3))
     standardized = dataclasses.replace(reader.standardized, text_ids=ids)
-    rows = np.arange(100, 110)
+    rows = np.arange(100, 110, dtype=np.int32)
     changed = SampleReader(reader.split, standardized, TOY, TOY_SAMPLE, text_rows=rows)
     seeds = np.arange(30, dtype=np.uint32)
     for frame, texts in enumerate(([104, 107, 109], [105], [102, 103])):
