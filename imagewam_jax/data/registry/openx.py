@@ -39,6 +39,18 @@ NATURAL = ("observation/natural_language_instruction",)
 VECTORS = ("action/world_vector", "action/rotation_delta")
 CLOSEDNESS = "action/gripper_closedness_action"
 
+# What many of these specs have in common.
+ONE_VECTOR_EACH = {
+    "transform": "columns",
+    "action_keys": ("action",),
+    "state_keys": ("observation/state",),
+}
+VECTORS_AND_GRIPPER = {
+    "language": NATURAL,
+    "transform": "columns",
+    "action_keys": (*VECTORS, CLOSEDNESS),
+}
+
 SPECS = (
     DatasetSpec(
         name="fractal20220817_data",
@@ -46,9 +58,7 @@ SPECS = (
         action=EEF_DELTA,
         state=POS_QUAT,
         control_hz=3.0,
-        language=NATURAL,
-        transform="columns",
-        action_keys=(*VECTORS, CLOSEDNESS),
+        **VECTORS_AND_GRIPPER,
         state_keys=("observation/base_pose_tool_reached", "observation/gripper_closed"),
         options=(("gripper", "relative"),),
     ),
@@ -111,9 +121,7 @@ SPECS = (
         action=EEF_DELTA,
         state=NO_STATE,
         control_hz=10.0,
-        language=NATURAL,
-        transform="columns",
-        action_keys=(*VECTORS, CLOSEDNESS),
+        **VECTORS_AND_GRIPPER,
         options=(("gripper", "clip_invert"),),
     ),
     DatasetSpec(
@@ -122,9 +130,7 @@ SPECS = (
         action=EEF_DELTA,
         state=NO_STATE,
         control_hz=3.0,
-        language=NATURAL,
-        transform="columns",
-        action_keys=(*VECTORS, CLOSEDNESS),
+        **VECTORS_AND_GRIPPER,
         options=(("gripper", "relative"),),
     ),
     DatasetSpec(
@@ -133,9 +139,7 @@ SPECS = (
         action=EEF_DELTA,
         state=JOINT,
         control_hz=20.0,
-        language=NATURAL,
-        transform="columns",
-        action_keys=(*VECTORS, CLOSEDNESS),
+        **VECTORS_AND_GRIPPER,
         state_keys=("observation/joint_states", "observation/gripper_states"),
         options=(("gripper", "clip_invert"),),
     ),
@@ -145,9 +149,7 @@ SPECS = (
         action=EEF_DELTA,
         state=POS_QUAT,
         control_hz=5.0,
-        language=NATURAL,
-        transform="columns",
-        action_keys=(*VECTORS, CLOSEDNESS),
+        **VECTORS_AND_GRIPPER,
         state_keys=("observation/robot_state",),
         options=(("state_columns", tuple(range(6, 14))), ("gripper", "relative")),
     ),
@@ -180,9 +182,7 @@ SPECS = (
         action=EEF_DELTA,
         state=POS_EULER,
         control_hz=10.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         # Position 0-2, quaternion 3-6, Euler angles 7-9, ..., gripper 24-26.
         options=(("state_columns", (0, 1, 2, 7, 8, 9, -3)), ("gripper", "invert")),
     ),
@@ -192,9 +192,7 @@ SPECS = (
         action=EEF_DELTA,
         state=JOINT,
         control_hz=20.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         options=(("state_columns", tuple(range(8))), ("gripper", "clip_invert")),
     ),
     DatasetSpec(
@@ -203,9 +201,7 @@ SPECS = (
         action=EEF_DELTA,
         state=absolute("pos_euler_only", *POSITION, *EULER),
         control_hz=3.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         # Action: joint velocities 0-6, displacement 7-12, gripper 13, end of episode 14.
         options=(
             ("action_columns", (-8, -7, -6, -5, -4, -3, -2)),
@@ -219,9 +215,7 @@ SPECS = (
         action=EEF_DELTA,
         state=POS_QUAT,
         control_hz=10.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         options=(
             ("state_columns", (0, 1, 2, 3, 4, 5, 6, -1)),
             ("rotation", "quaternion"),
@@ -234,9 +228,7 @@ SPECS = (
         action=EEF_TARGET,  # in millimetres and degrees
         state=JOINT_ONLY,
         control_hz=2.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         options=(("action_columns", tuple(range(7))), ("state_columns", tuple(range(7)))),
     ),
     DatasetSpec(
@@ -245,9 +237,7 @@ SPECS = (
         action=EEF_DELTA,
         state=POS_QUAT,
         control_hz=20.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         options=(("gripper", "clip_invert"),),
     ),
     DatasetSpec(
@@ -256,9 +246,7 @@ SPECS = (
         action=EEF_DELTA,
         state=JOINT,  # so the catalog says; the public loaders call it position and quaternion
         control_hz=20.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         options=(("gripper", "clip_invert"),),
     ),
     DatasetSpec(
@@ -288,9 +276,7 @@ SPECS = (
         action=EEF_DELTA,
         state=POS_EULER,
         control_hz=5.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         options=(("gripper", "invert"),),
     ),
     DatasetSpec(
@@ -299,9 +285,7 @@ SPECS = (
         action=EEF_TARGET,
         state=JOINT,
         control_hz=20.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         options=(("state_columns", tuple(range(8))), ("rotation", "quaternion")),
     ),
     DatasetSpec(
@@ -310,9 +294,7 @@ SPECS = (
         action=EEF_DELTA,
         state=JOINT,
         control_hz=20.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         options=(("state_columns", tuple(range(8))), ("gripper", "clip_invert")),
     ),
     DatasetSpec(
@@ -337,9 +319,7 @@ SPECS = (
         action=EEF_DELTA,
         state=absolute("pos", *POSITION, "gripper"),
         control_hz=10.0,
-        transform="columns",
-        action_keys=("action",),
-        state_keys=("observation/state",),
+        **ONE_VECTOR_EACH,
         options=(("action_columns", tuple(range(7))),),
     ),
     DatasetSpec(
