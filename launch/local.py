@@ -73,6 +73,8 @@ class LocalProcesses:
                 self.processes.append(process)
         except BaseException:
             self.kill()
+            for process in self.processes:
+                process.stdout.close()
             raise
         self._tails = [collections.deque(maxlen=LAST_LINES) for _ in self.processes]
         self._readers = [
@@ -83,11 +85,11 @@ class LocalProcesses:
             reader.start()
 
     def _read(self, number: int) -> None:
-        for line in self.processes[number].stdout:
-            line = line.rstrip()
-            if line:  # progress bars write many empty ones
-                self._tails[number].append(line)
-                self._output(f"[{number}] {line}")
+        with self.processes[number].stdout as lines:
+            for line in map(str.rstrip, lines):
+                if line:  # progress bars write many empty ones
+                    self._tails[number].append(line)
+                    self._output(f"[{number}] {line}")
 
     def send(self, signal_number: int) -> None:
         """Sends a signal to every process that still runs, but not to their children."""
@@ -207,12 +209,28 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def forwarded_signals(job: LocalProcesses) -> Iterator[None]:
-    """Forwards SIGTERM and SIGINT to the job's processes, which decide to save and end."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {n: signal.signal(n, lambda number, frame: job.send(number)) for n in numbers}
+def forwarded_signals() -> Iterator[Callable[[LocalProcesses], None]]:
+    """Forwards SIGTERM and SIGINT to the processes of a job, which decide to save and end.
+
+    Yields a function that takes the job; what is signalled before goes to it then.
+    """
+    jobs: list[LocalProcesses] = []
+    early: list[int] = []
+
+    def forward(number: int, frame: object) -> None:
+        if jobs:
+            jobs[0].send(number)
+        else:
+            early.append(number)
+
+    def forward_to(job: LocalProcesses) -> None:
+        jobs.append(job)
+        for number in early:
+            job.send(number)
+
+    before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield forward_to
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -235,8 +253,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("what to run goes behind --, such as: -- train --config=... --workdir=...")
     if min(arguments.processes, arguments.devices) < 1:
         parser.error("--processes and --devices are at least 1")
-    job = start(given, processes=arguments.processes, devices=arguments.devices)
-    with job, forwarded_signals(job):
+    with (
+        forwarded_signals() as forward_to,
+        start(given, processes=arguments.processes, devices=arguments.devices) as job,
+    ):
+        forward_to(job)
         return job.wait()
 
 

@@ -27,10 +27,10 @@ class _NumpyType(type):
 
 
 class _JaxType(type):
-    """JAX takes NumPy's arrays wherever it takes its own."""
+    """JAX takes NumPy's arrays as its own; abstract ones have a shape and a dtype."""
 
     def __instancecheck__(cls, value):
-        return isinstance(value, jax.Array | np.ndarray | np.generic)
+        return isinstance(value, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic)
 
 
 class _Numpy(metaclass=_NumpyType):

@@ -109,7 +109,9 @@ class Policy:
             _attention(self._model, self._assets, observations, noise, time, self._images)
         )
 
-    def encode(self, images: UInt8[Array, "b camera h w 3"]) -> Float[np.ndarray, "b h w c"]:
+    def encode(
+        self, images: UInt8[Array, "b camera h w 3"]
+    ) -> Float[np.ndarray, "b rows columns channels"]:
         """Latents of images, as training has them for its target."""
         return np.asarray(_encode(self._assets, images, self._images))
 

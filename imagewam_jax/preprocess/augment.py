@@ -213,7 +213,9 @@ def jitter_color(
 
 
 def blend_color(
-    images: Float[Array, "*n 3 h w"], operation: Int[Array, ""], factor: Float[Array, ""]
+    images: Float[Array, "*n 3 h w"],
+    operation: Int[Array, ""] | int,
+    factor: Float[Array, ""] | float,
 ) -> Float[Array, "*n 3 h w"]:
     """Changes the brightness, contrast or saturation of images; a factor of 1 changes nothing.
 

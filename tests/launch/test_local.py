@@ -206,7 +206,8 @@ def test_signals_of_the_launcher_are_forwarded(tmp_path):
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from launch import local\n"
         f"commands = [[sys.executable, '-c', {SAVE!r}]] * 2\n"
-        "with local.LocalProcesses(commands) as job, local.forwarded_signals(job):\n"
+        "with local.forwarded_signals() as forward_to, local.LocalProcesses(commands) as job:\n"
+        "    forward_to(job)\n"
         "    sys.exit(job.wait())\n"
     )
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)

@@ -168,7 +168,7 @@ def test_a_killed_writer_leaves_nothing_readable_and_can_start_again(tmp_path):
     )
     assert process.stdout.readline() == "half\n"
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert list(tmp_path.iterdir())  # there is something of it
     with pytest.raises(CheckpointError, match="no checkpoint"):
         open_checkpoint(tmp_path)

@@ -4,10 +4,12 @@ A part is one .npz file: the columns of one shard and a header that pins the sha
 from and the features that were asked for.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,9 +62,12 @@ def make_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader:
     return header
 
 
-def read_part(parts_dir: Path, shard: Path) -> Arrays:
+@contextlib.contextmanager
+def read_part(parts_dir: Path, shard: Path) -> Iterator[Arrays]:
     """The arrays of an existing part, each read when it is first asked for."""
-    return np.load(part_file(parts_dir, shard))
+    # Opened here: NumPy leaves a file open that turns out to be no archive.
+    with part_file(parts_dir, shard).open("rb") as file, np.load(file) as arrays:
+        yield arrays
 
 
 def read_header(parts_dir: Path, shard: Path) -> PartHeader:

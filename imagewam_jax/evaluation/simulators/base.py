@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 
 class Observation(NamedTuple):
@@ -74,7 +74,7 @@ class Simulator(Protocol):
     def reset(self, task: str, seed: int) -> Observation:
         """Starts an episode. `(task, seed)` fixes the start state exactly."""
 
-    def step(self, action: Float32[np.ndarray, "a"]) -> bool:
+    def step(self, action: Float[np.ndarray, "a"]) -> bool:
         """Applies one action in real units; returns whether the task is done."""
 
     def observe(self) -> Observation:

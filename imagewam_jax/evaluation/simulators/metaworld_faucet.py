@@ -11,7 +11,7 @@ import functools
 import warnings
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec
 from imagewam_jax.evaluation.simulators.opengl import configure_opengl
@@ -82,7 +82,7 @@ class MetaworldFaucet:
         self._task = task
         return self.observe()
 
-    def step(self, action: Float32[np.ndarray, "a=4"]) -> bool:
+    def step(self, action: Float[np.ndarray, "a=4"]) -> bool:
         """Applies one action, clipped to [-1, 1]; returns Meta-World's success flag.
 
         ValueError: the action is not four finite numbers.

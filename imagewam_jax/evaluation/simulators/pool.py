@@ -9,7 +9,7 @@ from multiprocessing import Pipe
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float
 
 from imagewam_jax.errors import OpenGLUnavailable, SimulatorError
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, SimulatorSpec
@@ -71,7 +71,7 @@ class SimulatorPool:
         """Starts an episode `(task, seed)` in each named simulator."""
         return self._call("reset", starts)
 
-    def execute(self, chunks: Mapping[int, Float32[np.ndarray, "_ a"]]) -> dict[int, ChunkOutcome]:
+    def execute(self, chunks: Mapping[int, Float[np.ndarray, "_ a"]]) -> dict[int, ChunkOutcome]:
         """Executes a chunk of actions in each named simulator, and renders once at its end.
 
         A simulator stops within its chunk when the task is done or the step limit is reached.

@@ -12,7 +12,7 @@ import traceback
 from multiprocessing.connection import Connection
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float
 
 from imagewam_jax.errors import OpenGLUnavailable
 from imagewam_jax.evaluation.simulators import make_simulator
@@ -30,7 +30,7 @@ class _Episode:
         self.steps = 0
         return self.simulator.reset(*start)
 
-    def execute(self, chunk: Float32[np.ndarray, "k a"]) -> ChunkOutcome:
+    def execute(self, chunk: Float[np.ndarray, "k a"]) -> ChunkOutcome:
         success = False
         max_steps = self.simulator.spec.max_steps
         for action in chunk[: max_steps - self.steps]:
