@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from imagewam_jax.data.datasets import Dataset
@@ -106,7 +106,7 @@ def _widened(actions_na: np.ndarray, width: int) -> np.ndarray:
 
 
 def predict(
-    policy: Policy, dataset: Dataset, batch: dict[str, np.ndarray], seeds: Int[np.ndarray, " n"]
+    policy: Policy, dataset: Dataset, batch: dict[str, np.ndarray], seeds: Sequence[int]
 ) -> Predictions:
     """Acts and imagines on recorded samples; each sample's noise comes from its own seed."""
     observations = recorded_observations(policy, dataset, batch)

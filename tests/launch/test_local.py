@@ -13,7 +13,7 @@ from launch.local import LocalProcesses
 from tests.launch.scripts import ROOT
 
 # Reports that it runs, then waits for a signal; its signal handler comes before this.
-WAIT = "print('ready', flush=True); import time; time.sleep(1000)"
+WAIT = "import time; print('ready', flush=True); time.sleep(1000)"
 SAVE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); " + WAIT
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAIT
 
@@ -213,4 +213,5 @@ def test_signals_of_the_launcher_are_forwarded(tmp_path):
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     assert {process.stdout.readline(), process.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
     process.send_signal(signal.SIGTERM)
-    assert process.wait(200) == local.PREEMPTED
+    process.communicate(timeout=200)
+    assert process.returncode == local.PREEMPTED
