@@ -78,7 +78,11 @@ def check(function):
 
 def _annotations(decorated):
     if inspect.isclass(decorated):
-        return decorated.__annotations__ if dataclasses.is_dataclass(decorated) else {}
+        if not dataclasses.is_dataclass(decorated):
+            return {}
+        # JAX makes its pytrees anew with whatever a transformation puts in the place of arrays.
+        is_pytree = not jax.tree_util.all_leaves([decorated.__new__(decorated)])
+        return {} if is_pytree else decorated.__annotations__
     if isinstance(decorated, property):
         decorated = decorated.fget
     return getattr(inspect.unwrap(decorated), "__annotations__", {})
