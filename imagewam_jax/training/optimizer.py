@@ -36,7 +36,7 @@ def make_optimizer(section: Mapping[str, Any], steps: int) -> optax.GradientTran
     )
 
 
-def update_ema(ema: Any, params: Any, step: Int[Array, ""], decay: float) -> Any:
+def update_ema(ema: Any, params: Any, step: Int[Array, ""] | int, decay: float) -> Any:
     """The moving average after `step` updates; young averages forget faster."""
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
