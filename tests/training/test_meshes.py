@@ -19,7 +19,7 @@ MESHES = sorted(RUNS.keys() - {"one"})
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Folders of all runs, some of which were begun on one number of devices and ended on another."""
+    """Folders of all runs, some begun on one number of devices and ended on another."""
     folder = tmp_path_factory.mktemp("meshes")
     dataset = str(copy_sample(folder))
     run(folder, dataset, "one", processes=1, devices=1)
