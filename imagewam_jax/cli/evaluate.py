@@ -23,7 +23,7 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
     )
     evaluate.add_argument("--data", help="the data's folder, if it is not where it was")
     evaluate.add_argument("--dataset", help="of several that it was trained on, the one to take")
-    evaluate.add_argument("--episodes", type=int, default=100, help="played for each way to act")
+    evaluate.add_argument("--episodes", type=int, default=100, help="played by each policy variant")
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
     evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
     evaluate.set_defaults(run=_evaluate)

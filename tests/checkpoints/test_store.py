@@ -132,7 +132,7 @@ def test_damaged_metadata(tmp_path, content):
 
 
 def test_a_checkpoint_of_format_3_is_restored_whole(tmp_path):
-    """Its metadata and checksums have other names on disk; the checksums are compared."""
+    """In format 3, metadata and checksums have other names on disk; checksums are compared."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, trees(10), {"config": {"x": 1}}, {"next_batch": 1})
     checkpoints.wait()

@@ -18,7 +18,7 @@ def test_all_are_wanted():
 
 @pytest.mark.parametrize("name", WANTED)
 def test_a_plan_can_be_made(name):
-    """Its config loads with the fields that it changes."""
+    """The config of a plan loads with the fields that the plan changes."""
     words = command(name, WANTED[name])
     (config,) = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     fields = [word for word in words if word.startswith("--config.")]

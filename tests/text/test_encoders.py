@@ -237,7 +237,7 @@ def test_neither_weights_nor_table():
 
 
 def test_what_an_encoder_is(tmp_path, weights):
-    """Its identity is of all that features depend on, but not of where its files are."""
+    """An identity covers all that features depend on, but not where the files are."""
 
     def identity(name, tree=None, **changes):
         path = write_encoder(tmp_path / name, tree or parameters(), **changes)

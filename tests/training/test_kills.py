@@ -49,7 +49,7 @@ def finish(process) -> None:
 
 
 def last_step(workdir: Path) -> int:
-    """Of the rows that are there; the last one may not be whole."""
+    """The last step among the rows that are there; the last row may be incomplete."""
     path = workdir / METRICS_FILE
     if not path.exists():
         return 0

@@ -19,7 +19,7 @@ MESHES = sorted(RUNS.keys() - {"one"})
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Of all runs, and of runs that were begun on one number of devices and ended on another."""
+    """Folders of all runs, some begun on one number of devices and ended on another."""
     folder = tmp_path_factory.mktemp("meshes")
     dataset = str(copy_sample(folder))
     run(folder, dataset, "one", processes=1, devices=1)
@@ -79,7 +79,7 @@ def test_gradients_and_parameters_are_the_same_leaf_by_leaf(folder, name):
 
 
 def gradients(workdir, step):
-    """Of the last step: the first moments of an optimizer that forgets all others at once."""
+    """Gradients of the last step: the first moments of an optimizer that forgets all others."""
     moments = saved(workdir, step, "optimizer")[1][0]["mu"]
     return {path: np.asarray(leaf) for path, leaf in flatten(moments).items()}
 

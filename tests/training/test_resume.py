@@ -126,7 +126,7 @@ def test_the_last_checkpoint_is_the_same_bit_for_bit(runs):
 
 
 def saved(workdir: Path) -> list[jax.Array]:
-    """Every array of the last checkpoint: parameters, average, optimizer and frozen parts."""
+    """Every array of the last checkpoint: parameters, average, optimizer and assets."""
     checkpoints, step = open_checkpoint(workdir)
     assert step == STEPS
     metadata = checkpoints.restore_json(step, "metadata")

@@ -26,7 +26,7 @@ from tests.training.tiny import one_device, trained_run
 
 
 class Run:
-    """A trained run: its state and frozen parts, one batch of its data, and its functions."""
+    """A trained run: its state and assets, one batch of its data, and its functions."""
 
     def __init__(self, workdir):
         checkpoints, step = open_checkpoint(workdir)

@@ -398,7 +398,7 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_of_another_model_than_it_says(tmp_path):
-    """Its arrays are compared with its config before anything is written."""
+    """Arrays are compared with the config before anything is written."""
     convert([golden("flux2_autoencoder") / "weights.safetensors"], tmp_path / "converted")
 
     def widen(metadata, trees):

@@ -121,7 +121,7 @@ def _without_counter(shapes):
     ("config", "name"), [(QWEN3_4B, "Qwen3-4B"), (QWEN3_8B, "Qwen3-8B")], ids=["4b", "8b"]
 )
 def test_text_encoders(config, name):
-    """Of the language model's 36 layers the first 27 are kept; Qwen3-4B ties its embeddings."""
+    """The first 27 of the language model's 36 layers are kept; Qwen3-4B ties its embeddings."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     official = transformers.Qwen3Config(
         vocab_size=151936,

@@ -46,7 +46,7 @@ class Transform:
     options: tuple[str, ...] = ()
 
     def __call__(self, steps: Steps, spec: DatasetSpec) -> tuple[np.ndarray, np.ndarray]:
-        """Of any shapes: `standardize` checks what a user's function makes."""
+        """Runs the function; `standardize` checks the shapes that a user's function returns."""
         return self.function(steps, spec)
 
 

@@ -23,7 +23,7 @@ def idle_step(settings, state, batch, assets):
 
 @pytest.mark.slow
 def test_what_python_takes_of_a_step(tmp_path, monkeypatch):
-    """Of the thread that gives steps to the device: it takes a batch, calls the compiled step,
+    """Time of the thread that gives steps to the device: it takes a batch, calls the step,
     and watches. Time in which it waits, for data or the device, is not counted. On a quiet machine
     it is below a millisecond; the limit is for slow ones, which other work keeps busy too."""
     times = []
