@@ -113,8 +113,9 @@ def test_paths_that_do_not(run, tmp_path):
         (run / "checkpoints/1", r"no checkpoint of step 1; it has \[2, 3\]"),
         (tmp_path / "nothing", "nothing: no such directory, expected a run or a checkpoint"),
         (tmp_path / "notes", r"notes: no checkpoint; it has \[\]"),
-        (tmp_path / "numbers", "numbers/12: metadata cannot be read"),
-        (tmp_path / "numbers/12", "numbers/12: metadata cannot be read"),
+        (tmp_path / "numbers", r"numbers: no checkpoint; it has \[\]"),
+        (tmp_path / "numbers/12", r"numbers/12: no checkpoint; it has \[\]"),
+        (run / "notes", "notes: no such directory, expected a run"),
     ):
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(path)
