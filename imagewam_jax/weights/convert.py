@@ -18,6 +18,7 @@ from imagewam_jax.weights.checkpoint_writer import Stream, check_absent, stream_
 from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.converted_config import merged_config
 from imagewam_jax.weights.io.files import file_checksums
+from imagewam_jax.weights.layouts.imagewam_settings import check_settings
 from imagewam_jax.weights.layouts.mapping import Piece, pieces, stacked_paths
 from imagewam_jax.weights.layouts.metadata import find
 from imagewam_jax.weights.official import global_statistics
@@ -55,8 +56,10 @@ def convert(
         choose(DTYPES, dtype, "--dtype")
     overrides = dict(overrides or {})
     found = [recognize_source(path, overrides) for path in sources]
+    notes = [note for f in found for note in _check_settings(f)]
     conversions = plan(found, expert)
     print(describe(found, conversions))
+    print("".join(f"{note}\n" for note in notes), end="")
     source_of = {f.layout.component: f for f in found}
     official = source_of.get("policy")
     sections = [COMPONENTS[c.component].section(c.config) for c in conversions]
@@ -90,6 +93,18 @@ def convert(
     }
     write_streams(to, step, streams, metadata, **json_items)
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
+
+
+def _check_settings(f: RecognizedSource) -> list[str]:
+    """Check the training config beside a policy, and return what is to be said of it."""
+    if f.layout.component != "policy" or not f.sidecar.configs:
+        return []
+    files = " and ".join(map(str, f.sidecar.configs))
+    try:
+        notes = check_settings(f.sidecar.metadata, f.metadata.overrides)
+    except ConversionError as error:
+        raise ConversionError(f"{files}: {error}") from error
+    return [f"{files}: {note}" for note in notes]
 
 
 OFFICIAL = "official"  # the dataset's name, for a checkpoint that does not give it
@@ -149,7 +164,7 @@ def _statistics(
         return {}
     embodiment = find(f.metadata, "embodiment")
     dims = {"action": policy.expert.action_dim, "state": policy.proprio_dim}
-    statistics = global_statistics(sidecar.statistics, embodiment, dims)
+    statistics = global_statistics(sidecar.statistics, embodiment, dims, sidecar.metadata)
     name = metadata["config"]["data"]["dataset"] or embodiment or OFFICIAL
     metadata["datasets"] = [name]
     source = {"file": STATISTICS_FILE, "official": True}

@@ -403,7 +403,7 @@ def test_normalisation_that_is_unknown_or_contradicts(tmp_path):
     path = source.parent / "config.json"
     facts = json.loads(path.read_text()) | {"processor": {"default_mode": "z-score"}}
     path.write_text(json.dumps(facts))
-    message = "data.normalization='min/max', the training config .* default_mode='z-score'"
+    message = "data.normalization='min/max', the training .* processor.default_mode='z-score'"
     with pytest.raises(ConversionError, match=message):
         convert([source], tmp_path / "out", config=config)
     given = {"normalization": "min/max"}
