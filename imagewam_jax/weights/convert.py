@@ -18,6 +18,7 @@ from imagewam_jax.weights.checkpoint_writer import Stream, check_absent, stream_
 from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.converted_config import merged_config
 from imagewam_jax.weights.io.files import file_checksums
+from imagewam_jax.weights.io.zeros import refuse_zero_end
 from imagewam_jax.weights.layouts.imagewam_settings import check_settings
 from imagewam_jax.weights.layouts.mapping import Piece, pieces, stacked_paths
 from imagewam_jax.weights.layouts.metadata import find
@@ -79,6 +80,9 @@ def convert(
         json_items["tokenizer"] = source_of["text_encoder"].sidecar.tokenizer
     step = _step(official)
     check_absent(to, step)
+    for file in {spec.file for f in found for spec in f.tensors.specs.values()}:
+        if Path(file).suffix == ".safetensors":
+            refuse_zero_end(Path(file))
     metadata["provenance"] = {
         "imagewam_jax": imagewam_jax.__version__,
         "sources": [
