@@ -70,7 +70,9 @@ class _Resolver:
         # One dot is the section that the reference stands in, each more the one above.
         target = (place[: max(0, len(place) - len(dots))] if dots else ()) + names
         value: Any = self._config
-        for name in target:
+        for number, name in enumerate(target):
+            if isinstance(value, str):  # the section may be a reference itself
+                value = self._text(value, target[:number])
             if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
                 value = value[int(name)]
             elif isinstance(value, dict) and name in value:

@@ -24,6 +24,7 @@ STACK = "flux2"  # what the official code calls this family
 TRAINING = ("text_hidden_states", "noise_video", "u_video", "noise_action", "u_action")
 
 _TOKENS, _STEPS = ("batch", "tokens", "channels"), ("batch", "steps", "dims")
+_STATE = "[batch, steps, dims] or [batch, dims]"
 _TRAINING_AXES = {
     "target_latent": _TOKENS,
     "noise_video": _TOKENS,
@@ -167,6 +168,11 @@ def recorded_context(
     if proprio is not None:
         check_width(io.file, f"{prefix}proprio", proprio.shape[-1], config.proprio_dim, "policy")
         proprio = first_step(io.file, f"{prefix}proprio", proprio)
+        if len(proprio) != len(text):
+            raise ConversionError(
+                f"{io.file}: {prefix}proprio has {len(proprio)} samples, the text {len(text)}: "
+                f"expected {_STATE}"
+            )
     references = as_grid(references, grid_of(io, f"{prefix}ref_img_ids"))[:, None]
     return Context(text, length_b, references, proprio)
 
@@ -178,9 +184,9 @@ def first_step(
 
     ConversionError: it has other axes.
     """
-    if state.ndim == 2:
-        return state
-    return check_axes(file, name, state, "batch", "steps", "dims")[:, 0]
+    if state.ndim not in (2, 3):
+        raise ConversionError(f"{file}: {name} has shape {list(state.shape)}, expected {_STATE}")
+    return state if state.ndim == 2 else state[:, 0]
 
 
 def recorded_samples(io: Tensors) -> Iterator[str]:
