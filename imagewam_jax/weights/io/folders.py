@@ -1,0 +1,179 @@
+"""Tells which files of a folder are its weights.
+
+A download or a run's folder can hold the same weights several times, weights of several models, and
+other things. What is unambiguous is taken, and what was passed over is said; else the user is asked.
+"""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.weights.io.stand_ins import AGAIN, folder_kind, foreign_formats, refuse_stand_in
+
+INDEX = ".safetensors.index.json"  # what the name of an index ends with
+_SAFETENSORS, _BIN, _PICKLES = ".safetensors", ".bin", (".pt", ".pth", ".ckpt")
+# Also diffusers' indexes of variants, such as model.safetensors.index.fp16.json.
+_INDEX = re.compile(r".+\.(safetensors|bin)\.index(\.\w+)?\.json")
+_SHARD = re.compile(r"(.+)-\d+-of-(\d+)(\..+)")
+# What trainers keep in files of their own beside weights.
+_TRAINING = re.compile(
+    r"(optimizer|optim|scheduler|lr_scheduler|training_args|rng_state|random_states|scaler|sampler"
+    r"|dl_state)\b|.*optim_states"
+)
+_UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2")
+_DEPTH = 3  # how far below a folder without weights they are looked for
+
+
+class ShardIndex(NamedTuple):
+    """The index of the shards of some weights: `files` has the file's name of each tensor."""
+
+    path: Path
+    files: dict[str, str]
+
+
+class ChosenFiles(NamedTuple):
+    """The files to read. `notes` say what was passed over."""
+
+    paths: tuple[Path, ...]
+    index: ShardIndex | None = None
+    notes: tuple[str, ...] = ()
+
+
+def chosen_files(folder: Path) -> ChosenFiles:
+    """The files that hold the weights of a folder. safetensors files are preferred to .bin files,
+    as transformers does. ConversionError: there are none, or several sets of them."""
+    if kind := folder_kind(folder):
+        raise ConversionError(f"{folder}: is {kind}")
+    notes: list[str] = []
+    safe = _sets(folder, _SAFETENSORS, notes)
+    binary = _sets(folder, _BIN, notes)
+    pickles = [ChosenFiles((path,)) for path in _weights(folder) if path.suffix in _PICKLES]
+    if safe and binary:
+        notes.append(f"not read: {_names(binary)}, since {_names(safe)} is there")
+    found = safe or binary
+    if found and pickles:
+        raise _ambiguous(folder, [*found, *pickles])
+    if not (found := found or pickles):
+        raise ConversionError(f"{folder}: {_instead(folder)}")
+    if below := _folders_below(folder, 1):
+        notes.append(f"not read: the weights in {', '.join(below)}; each is a SOURCE of its own")
+    if len(found) == 1:
+        return found[0]._replace(notes=tuple(notes))
+    if pickles or any(len(files.paths) > 1 or files.index for files in found):
+        raise _ambiguous(folder, found)
+    # Parts of a model can be in files of any names; whether they fit together, their tensors tell.
+    return ChosenFiles(tuple(files.paths[0] for files in found), None, tuple(notes))
+
+
+def _sets(folder: Path, suffix: str, notes: list[str]) -> list[ChosenFiles]:
+    """The sets of weights in files of one kind: those of each index, shards, and single files. An
+    index whose shards are all gone is passed over if there is something else."""
+    left = {path.name: path for path in _weights(folder) if path.suffix == suffix}
+    everything, sets, stale = dict(left), [], []
+    for path in sorted(folder.iterdir()):
+        if (match := _INDEX.fullmatch(path.name)) and f".{match[1]}" == suffix:
+            index = _read_index(path)
+            shards = tuple(folder / name for name in sorted(set(index.files.values())))
+            if any(shard.name in everything for shard in shards):
+                sets.append(ChosenFiles(shards, index))
+            else:
+                stale.append(ChosenFiles(shards, index))
+            for shard in shards:
+                left.pop(shard.name, None)
+    groups: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    for name, path in left.items():
+        shard = _SHARD.fullmatch(name)
+        groups[shard.groups() if shard else (name,)].append(path)
+    for key, paths in groups.items():
+        if len(key) > 1 and len(paths) != int(key[1]):
+            raise ConversionError(
+                f"{folder}: {len(paths)} of the {int(key[1])} shards {key[0]}-*{key[2]} are there; "
+                f"{AGAIN}"
+            )
+        sets.append(ChosenFiles(tuple(paths)))
+    if stale and sets:
+        named = ", ".join(files.index.path.name for files in stale)
+        notes.append(f"not read: {named}, whose shards are not there, since {_names(sets)} is")
+    else:
+        sets += stale
+    for files in sets:
+        for path in files.paths:
+            if not path.is_file() and not path.is_symlink():
+                raise ConversionError(
+                    f"{path}: missing, but {files.index.path.name} names it; {AGAIN}"
+                )
+    return sets
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of a folder that can be weights, dangling links among them."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in (_SAFETENSORS, _BIN, *_PICKLES)
+        and not path.name.startswith(".")
+        and not path.is_dir()
+        and not _TRAINING.match(path.name)
+    ]
+
+
+def _ambiguous(folder: Path, found: Sequence[ChosenFiles]) -> ConversionError:
+    named = "; ".join(_names([files]) for files in found[:6])
+    more = "; ..." if len(found) > 6 else ""
+    return ConversionError(
+        f"{folder}: holds {len(found)} sets of weights ({named}{more}): give the file to take, or "
+        "a folder that has one of them alone"
+    )
+
+
+def _names(sets: Sequence[ChosenFiles]) -> str:
+    return ", ".join(
+        f"{files.paths[0].name} (1 of {len(files.paths)})"
+        if len(files.paths) > 1
+        else files.paths[0].name
+        for files in sets
+    )
+
+
+def _instead(folder: Path) -> str:
+    """What there is in a folder without weights, and what to do."""
+    if formats := foreign_formats(folder):
+        return f"holds {formats}"
+    if below := _folders_below(folder, _DEPTH):
+        return f"holds no weights itself; give what you need of {', '.join(below)}"
+    if unfinished := [p.name for p in folder.rglob("*") if p.suffix in _UNFINISHED]:
+        return f"holds a download that did not finish ({unfinished[0]}): {AGAIN}"
+    found = sorted(path.name for path in folder.iterdir())[:8]
+    return f"no safetensors or PyTorch file of weights in it; found {found}"
+
+
+def _folders_below(folder: Path, depth: int) -> list[str]:
+    """The folders below one that have weights of their own."""
+
+    def walk(inner: Path, left: int) -> Iterator[Path]:
+        for path in sorted(inner.iterdir()) if left else ():
+            if path.is_dir() and not path.name.startswith("."):
+                if _weights(path):
+                    yield path
+                else:
+                    yield from walk(path, left - 1)
+
+    return [str(path) for path in walk(folder, depth)]
+
+
+def _read_index(path: Path) -> ShardIndex:
+    what = "not an index of files of weights"
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        refuse_stand_in(path, text=False)
+        raise ConversionError(f"{path}: {what}: {error!r}") from error
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ConversionError(f"{path}: {what}: weight_map is not of names and files")
+    return ShardIndex(path, files)
