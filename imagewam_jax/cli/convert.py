@@ -48,6 +48,12 @@ def add_convert_verb(verbs: argparse._SubParsersAction) -> None:
         help="also make first weights of an action expert from a transformer; aligned: without "
         "mixing q, k, v and MLP rows of fused matrices, as the official recipe does",
     )
+    convert.add_argument(
+        "--statistics",
+        type=Path,
+        metavar="FILE",
+        help="a policy's dataset_stats.json, if it does not lie beside the weights",
+    )
     convert.add_argument("--config", help="a policy's data, text and evaluation sections")
     convert.set_defaults(run=_convert)
 
@@ -65,5 +71,6 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
         dtype=arguments.dtype,
         expert=arguments.expert_init,
         config=config,
+        statistics=arguments.statistics,
     )
     return 0

@@ -39,6 +39,7 @@ def convert(
     dtype: str | None = None,
     expert: str | None = None,
     config: Mapping[str, Any] | None = None,
+    statistics: Path | None = None,
 ) -> None:
     """Convert weights to one checkpoint in the folder `to`, and print what they are.
 
@@ -47,6 +48,7 @@ def convert(
     expert: "official" or "aligned": also make the first weights of an action expert, from those of
         a transformer.
     config: a whole config, for the sections that weights say nothing about: data, text, evaluation.
+    statistics: a policy's `dataset_stats.json`; None looks for it beside the weights.
 
     ConversionError, CheckpointError: the weights cannot be converted; nothing that could be taken
     for a checkpoint is left in `to`.
@@ -54,11 +56,14 @@ def convert(
     if dtype is not None:
         choose(DTYPES, dtype, "--dtype")
     overrides = dict(overrides or {})
-    found = [recognize_source(path, overrides) for path in sources]
+    to, statistics = _in_home(to), statistics and _in_home(statistics)
+    found = [recognize_source(_in_home(path), overrides, statistics) for path in sources]
     conversions = plan(found, expert)
     print(describe(found, conversions))
     source_of = {f.layout.component: f for f in found}
     official = source_of.get("policy")
+    if statistics and not official:
+        raise ConversionError(f"--statistics {statistics}: no policy is among the weights")
     sections = [COMPONENTS[c.component].section(c.config) for c in conversions]
     metadata: dict[str, Any] = {
         "config": merged_config(sections, official.metadata if official else {}, config)
@@ -97,6 +102,20 @@ NO_CONFIG = (
     "without --config (such as configs/libero.py:4b) the policy is one for a single camera and no "
     "known dataset: what cameras it sees, and how, is not in weights"
 )
+
+
+NO_STATISTICS = (
+    f"no {STATISTICS_FILE} lies beside the policy: without the statistics of its training it cannot "
+    "act in real units; put the file there, or give it as --statistics FILE"
+)
+
+
+def _in_home(path: Path) -> Path:
+    """The path with a leading ~ replaced, which shells leave in arguments such as `--to=~/x`."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConversionError(f"{path}: {error}") from error
 
 
 def _stream(conversions: Sequence[Conversion], tree: str, dtype: str | None) -> Stream:
@@ -146,13 +165,14 @@ def _statistics(
     sidecar = f.sidecar
     metadata["official"] = {"config": sidecar.metadata, "statistics": sidecar.statistics}
     if sidecar.statistics is None:
+        print(NO_STATISTICS)
         return {}
     embodiment = find(f.metadata, "embodiment")
     dims = {"action": policy.expert.action_dim, "state": policy.proprio_dim}
     statistics = global_statistics(sidecar.statistics, embodiment, dims)
     name = metadata["config"]["data"]["dataset"] or embodiment or OFFICIAL
     metadata["datasets"] = [name]
-    source = {"file": STATISTICS_FILE, "official": True}
+    source = {"file": sidecar.statistics_file.name, "official": True}
     metadata["statistics"] = {name: {"source": source, **statistics_to_json(statistics)}}
     mode = metadata["config"]["data"]["normalization"]
     if not mode:

@@ -1,13 +1,14 @@
 """The files beside foreign weights: configs, normalization statistics, tokenizer files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from imagewam_jax.errors import ConversionError
+from imagewam_jax.weights.io.stand_ins import refuse_stand_in
 
 CONFIGS = ("config.json", "train_config.yaml", "config.yaml")
 STATISTICS_FILE = "dataset_stats.json"
@@ -27,12 +28,18 @@ class Sidecar(NamedTuple):
 
     metadata: dict[str, Any]  # all configs merged
     statistics: Mapping[str, Any] | None
+    statistics_file: Path | None
     tokenizer: dict[str, str]
 
 
-def read_sidecar(path: Path) -> Sidecar:
+def read_sidecar(
+    path: Path, *, with_statistics: bool = True, statistics: Path | None = None
+) -> Sidecar:
     """Read the files in the folder of the weights and, for an official checkpoint inside its run
-    (`checkpoints/weights/step_*.pt`), at the top of that run."""
+    (`checkpoints/weights/step_*.pt`), at the top of that run.
+
+    statistics: the file with the statistics, if the user names it.
+    """
     folders = [path if path.is_dir() else path.parent]
     if folders[0].name == "weights" and folders[0].parent.name == "checkpoints":
         folders.append(folders[0].parent.parent)
@@ -41,9 +48,28 @@ def read_sidecar(path: Path) -> Sidecar:
         for name in CONFIGS:
             if (folder / name).is_file():
                 metadata = _read_config(folder / name) | metadata
-    found = [folder / STATISTICS_FILE for folder in folders if (folder / STATISTICS_FILE).is_file()]
-    statistics = _read_config(found[0]) if found else None
-    return Sidecar(metadata, statistics, _tokenizer(folders[0]))
+    if with_statistics and statistics is None:
+        statistics = _statistics_file(folders)
+    contents = _read_config(statistics) if with_statistics and statistics else None
+    return Sidecar(metadata, contents, statistics, _tokenizer(folders[0]))
+
+
+def _statistics_file(folders: Sequence[Path]) -> Path | None:
+    """The file of statistics, under its own name or with that of a release before it, such as
+    libero_2cam224_dataset_stats.json. ConversionError: there are several."""
+    for folder in folders:
+        if (folder / STATISTICS_FILE).exists():
+            return folder / STATISTICS_FILE
+        found = sorted(folder.glob(f"*[_.-]{STATISTICS_FILE}"))
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise ConversionError(
+                f"{folder}: several files of statistics, {names}: give the one of these weights as "
+                "--statistics FILE"
+            )
+        if found:
+            return found[0]
+    return None
 
 
 def _tokenizer(folder: Path) -> dict[str, str]:
@@ -58,6 +84,7 @@ def _tokenizer(folder: Path) -> dict[str, str]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
+        refuse_stand_in(path, text=False)
         text = path.read_text(encoding="utf-8")
         read = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         read = json.loads(json.dumps(read, default=str))  # YAML has dates, which JSON lacks

@@ -62,11 +62,11 @@ def chosen_files(folder: Path) -> ChosenFiles:
     if below := _folders_below(folder, 1):
         notes.append(f"not read: the weights in {', '.join(below)}; each is a SOURCE of its own")
     if len(found) == 1:
-        return found[0]._replace(notes=tuple(notes))
-    if pickles or any(len(files.paths) > 1 or files.index for files in found):
+        return found[0]._replace(notes=(f"read: {_names(found)}", *notes))
+    if pickles or any(files.index for files in found):
         raise _ambiguous(folder, found)
     # Parts of a model can be in files of any names; whether they fit together, their tensors tell.
-    return ChosenFiles(tuple(files.paths[0] for files in found), None, tuple(notes))
+    return ChosenFiles(tuple(path for s in found for path in s.paths), None, tuple(notes))
 
 
 def _sets(folder: Path, suffix: str, notes: list[str]) -> list[ChosenFiles]:
@@ -131,12 +131,8 @@ def _ambiguous(folder: Path, found: Sequence[ChosenFiles]) -> ConversionError:
 
 
 def _names(sets: Sequence[ChosenFiles]) -> str:
-    return ", ".join(
-        f"{files.paths[0].name} (1 of {len(files.paths)})"
-        if len(files.paths) > 1
-        else files.paths[0].name
-        for files in sets
-    )
+    more = [f" and {len(s.paths) - 1} more shards" if len(s.paths) > 1 else "" for s in sets]
+    return ", ".join(s.paths[0].name + words for s, words in zip(sets, more, strict=True))
 
 
 def _instead(folder: Path) -> str:

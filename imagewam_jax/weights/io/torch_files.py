@@ -222,7 +222,10 @@ def _load(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # PyTorch's own, pickle's or the zip reader's
         # Without the cause: PyTorch's message advises to run the code.
-        raise ConversionError(f"{path}: {_REFUSED}{_reason(str(error))}") from None
+        reason = _reason(str(error))
+        if asked and not reason:
+            reason = f": it asks for {', '.join(asked[:3])}; save its state_dict() alone"
+        raise ConversionError(f"{path}: {_REFUSED}{reason}") from None
     name = next(filter(_makes_tensors, asked))
     raise ConversionError(f"{path}: {_REFUSED}: it asks for {name}{_advice(name)}")
 

@@ -25,8 +25,9 @@ from imagewam_jax.weights.layouts.lora import BASE, FACTOR_A, FACTOR_B
 from imagewam_jax.weights.layouts.mapping import Rule, rule, under
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, find, section, size
 
-BACKBONE = "mot.mixtures.video.transformer."
-EXPERT = "mot.mixtures.action."
+MOT = "mot."
+BACKBONE = f"{MOT}mixtures.video.transformer."
+EXPERT = f"{MOT}mixtures.action."
 PROPRIO = "proprio_encoder."
 _ALIAS = re.compile(r"mot\.mixtures\.video\.((?:double|single)_blocks\..*)")
 
@@ -59,9 +60,11 @@ def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
     given = section(metadata, "model.action_dit_config", "action_dit_config")
     sizes = {"action_dim": expert.action_dim, "hidden_dim": expert.dim}
     agree(sizes, {name: given.get(name) for name in sizes}, "action_dit_config")
-    has_proprio = f"{PROPRIO}weight" in specs
+    proprio_dim = size(specs, f"{PROPRIO}weight", 1) if f"{PROPRIO}weight" in specs else None
+    given = find(metadata, "model.proprio_dim", "proprio_dim")
+    agree({"proprio_dim": proprio_dim}, {"proprio_dim": given}, "the training config")
     fields = {
-        "proprio_dim": size(specs, f"{PROPRIO}weight", 1) if has_proprio else None,
+        "proprio_dim": proprio_dim,
         "proprio_position": _proprio_position(metadata),
         "target_flow": _flow(metadata, "video"),
         "action_flow": _flow(metadata, "action"),

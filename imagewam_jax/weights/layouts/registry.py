@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from imagewam_jax.errors import ConversionError
-from imagewam_jax.weights.io.tensors import Renamed, TensorSource
+from imagewam_jax.weights.io.tensors import TensorSource
 from imagewam_jax.weights.layouts import (
     action_init,
     flux2,
@@ -18,8 +17,7 @@ from imagewam_jax.weights.layouts import (
 )
 from imagewam_jax.weights.layouts.mapping import Rule
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs
-
-PREFIX = "model.diffusion_model."  # precedes all names in some single-file exports of FLUX.2
+from imagewam_jax.weights.layouts.sets import find_weights
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,8 @@ class Layout:
     rules: makes the mapping from the sizes.
     source: makes the tensors that the rules map, from those of the file, the metadata, and the base
         weights (for files that store differences from them).
+    tops: what the names begin with; files of an inner module have names without the first of them.
+    contains: prefixes below which the tensors are those of another layout.
     carried: tensors that no model of ours has; their values are kept, to write the layout again.
     original: the layout that the official recipes are about, if this is another one of that model.
     initial_expert: makes the first weights of an action expert.
@@ -46,6 +46,8 @@ class Layout:
     source: Callable[[TensorSource, Metadata, TensorSource | None], TensorSource] = (
         lambda source, metadata, base: source
     )
+    tops: tuple[str, ...] = ()
+    contains: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     original: "Layout | None" = None
     initial_expert: Callable[..., action_init.Initial] | None = None
@@ -94,6 +96,7 @@ QWEN3 = Layout(
     config=qwen3.qwen3_config,
     rules=qwen3.qwen3_rules,
     source=lambda source, metadata, base: qwen3.used(source, metadata),
+    tops=("model.", "lm_head."),
 )
 IMAGEWAM_FLUX2 = Layout(
     name="ImageWAM on FLUX.2, official checkpoint",
@@ -102,6 +105,8 @@ IMAGEWAM_FLUX2 = Layout(
     config=imagewam.imagewam_config,
     rules=imagewam.imagewam_rules,
     source=imagewam.imagewam_source,
+    tops=(imagewam.MOT, imagewam.PROPRIO),
+    contains=(imagewam.BACKBONE,),
     state=imagewam.state,
 )
 
@@ -118,15 +123,7 @@ LAYOUTS = (
 def recognize(source: TensorSource, where: str) -> tuple[Layout, TensorSource]:
     """Return the layout of some tensors, and the tensors under its names.
 
-    ConversionError: the layout is not known.
+    ConversionError: the layout is not known, or the tensors are no whole weights of it.
     """
-    for prefix in ("", PREFIX):
-        renamed = Renamed(source, lambda n, p=prefix: n.removeprefix(p) if n.startswith(p) else n)
-        for layout in LAYOUTS:
-            if all(name in renamed.specs for name in layout.signature):
-                return layout, renamed if prefix else source
-    known = "; ".join(layout.name for layout in LAYOUTS)
-    some = ", ".join(sorted(source.specs)[:4])
-    raise ConversionError(
-        f"{where}: {len(source.specs)} tensors ({some}, ...) of no known layout; known are: {known}"
-    )
+    found = find_weights(source, LAYOUTS, where)
+    return found.layout, found.tensors

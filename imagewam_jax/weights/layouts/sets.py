@@ -1,0 +1,222 @@
+"""Finds the weights of a layout among the tensors of a file, whatever their names begin with.
+
+Trainers and compilers wrap a model, and its tensors then have further words in their names; files
+can hold several models, or one twice, such as a moving average. A name is read as one of a layout
+only if that leaves no tensor out; where several sets of weights are there, the user has to choose.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.weights.io.tensors import Renamed, TensorSource
+from imagewam_jax.weights.layouts.unusable import refuse_unusable
+
+if TYPE_CHECKING:
+    from imagewam_jax.weights.layouts.registry import Layout
+
+# What data parallelism, compilation and activation checkpoints put into names, at any depth. No
+# layout has these words.
+WRAPPERS = frozenset(
+    (
+        "module",
+        "_module",
+        "_orig_mod",
+        "_fsdp_wrapped_module",
+        "_fpw_module",
+        "_checkpoint_wrapped_module",
+        "_forward_module",
+    )
+)
+ROOT = "."  # how a user names the set of weights that has no prefix
+# What moving averages store beside the weights, as tensors of one number.
+_COUNTERS = frozenset(("n_averaged", "num_updates", "initted", "decay", "step"))
+_AVERAGE = re.compile(r"(^|[._])(ema|averaged?|swa|shadow)([._]|$)")
+
+
+class FoundWeights(NamedTuple):
+    """The tensors of one set of weights, under the names of its layout.
+
+    prefix: what their names began with.
+    of_several: whether there were other tensors, so that the user had to choose.
+    notes: what was left out of the names, and which tensors are not read.
+    """
+
+    layout: "Layout"
+    tensors: TensorSource
+    prefix: str
+    of_several: bool
+    notes: tuple[str, ...]
+
+
+class _Set(NamedTuple):
+    """A set of weights: those of a layout below a prefix. `topless`: the first word of the layout's
+    names is not there."""
+
+    layout: "Layout"
+    prefix: str
+    topless: bool
+
+    @property
+    def label(self) -> str:
+        return self.prefix.removesuffix(".") or ROOT
+
+    def name(self, name: str) -> str | None:
+        """A tensor's name in the layout; None if it is not below the prefix."""
+        if not name.startswith(self.prefix):
+            return None
+        name = name.removeprefix(self.prefix)
+        has_top = not self.topless or name.startswith(self.layout.tops)
+        return name if has_top else self.layout.tops[0] + name
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without the words of wrappers."""
+    return ".".join(word for word in name.split(".") if word not in WRAPPERS)
+
+
+def find_weights(
+    source: TensorSource, layouts: Sequence["Layout"], where: str, choice: str | None = None
+) -> FoundWeights:
+    """Find the weights of one of the layouts in some tensors.
+
+    choice: the prefix of the set to take if there are several, "." for the one without a prefix.
+    ConversionError: there are none, or several and no choice, or they are no whole weights.
+    """
+    tensors, notes = _without_wrappers(source)
+    sets = _find_sets(tensors.specs, layouts)
+    if not sets:
+        if source.specs:
+            refuse_unusable(source.specs)
+        raise _unknown(source, layouts, where)
+    of = {s: _below(s, sets, tensors.specs) for s in sets}
+    several = len(of[sets[0]]) < len(tensors.specs)
+    if several and choice is None:
+        others = [name for name in tensors.specs if name not in of[sets[0]]]
+        raise _several(of, others, where)
+    chosen = _chosen(sets, choice, where) if several else sets[0]
+    others = [name for name in tensors.specs if name not in of[chosen]]
+    _check_complete(chosen, of, where)
+    if chosen.prefix:
+        notes.append(f"names are read without the prefix {chosen.prefix}")
+    if others:
+        notes.append(f"not read: {len(others)} other tensors ({_some(others)})")
+    wanted = of[chosen]
+    found = Renamed(tensors, lambda name: chosen.name(name) if name in wanted else None)
+    refuse_unusable(found.specs)
+    changed = tensors is not source or found.specs.keys() != source.specs.keys()
+    found = found if changed else source
+    return FoundWeights(chosen.layout, found, chosen.prefix, several, tuple(notes))
+
+
+def _without_wrappers(source: TensorSource) -> tuple[TensorSource, list[str]]:
+    """The tensors under names without wrappers and without the counters of moving averages, and
+    what there is to say of it."""
+    counters = {
+        name
+        for name, spec in source.specs.items()
+        if name.split(".")[-1] in _COUNTERS and len(source.specs) > 1 and spec.shape in ((), (1,))
+    }
+    notes = [f"not read: {_some(sorted(counters))}"] if counters else []
+    words = {word for name in source.specs for word in name.split(".")} & WRAPPERS
+    plain = [unwrapped(name) for name in source.specs if name not in counters]
+    if len(set(plain)) < len(plain):  # a wrapped model beside a plain one
+        words = set()
+    if words:
+        left_out = ", ".join(f"{word}." for word in sorted(words))
+        notes.append(f"names are read without {left_out}")
+    if not words and not counters:
+        return source, notes
+
+    def rename(name: str) -> str | None:
+        if name in counters:
+            return None
+        return unwrapped(name) if words else name
+
+    return Renamed(source, rename), notes
+
+
+def _find_sets(names: Iterable[str], layouts: Sequence["Layout"]) -> list[_Set]:
+    """All sets of weights, but for those that are part of another set, as the backbone of a policy
+    is."""
+    found = sorted(_all_sets(set(names), layouts), key=lambda s: s.prefix)
+    return [
+        s
+        for s in found
+        if not any(other.name(s.prefix) in other.layout.contains for other in found)
+    ]
+
+
+def _all_sets(names: set[str], layouts: Sequence["Layout"]) -> Iterator[_Set]:
+    for layout in layouts:
+        for top in ("", *layout.tops[:1]):
+            first, *rest = (name.removeprefix(top) for name in layout.signature)
+            for name in sorted(names):
+                prefix = name.removesuffix(first)
+                if prefix == name or (prefix and not prefix.endswith(".")):
+                    continue
+                if top and prefix.endswith(top):
+                    continue  # the whole name is there
+                if all(prefix + other in names for other in rest):
+                    yield _Set(layout, prefix, bool(top))
+
+
+def _below(s: _Set, sets: Sequence[_Set], names: Iterable[str]) -> set[str]:
+    """The names of one set: those below its prefix and not below the longer one of another set."""
+    inner = [o.prefix for o in sets if o.prefix != s.prefix and o.prefix.startswith(s.prefix)]
+    return {n for n in names if n.startswith(s.prefix) and not n.startswith(tuple(inner))}
+
+
+def _chosen(sets: Sequence[_Set], choice: str, where: str) -> _Set:
+    wanted = unwrapped(choice.removesuffix(".")) or ROOT
+    for s in sets:
+        if s.label in (wanted, choice.removesuffix(".")):
+            return s
+    raise ConversionError(
+        f"{where}: has no weights under {choice!r}; it has some under "
+        f"{' and '.join(repr(s.label) for s in sets)}"
+    )
+
+
+def _check_complete(chosen: _Set, of: dict[_Set, set[str]], where: str) -> None:
+    """ConversionError: another set of the same layout has tensors that the chosen one lacks."""
+    have = {chosen.name(name) for name in of[chosen]}
+    for other, names in of.items():
+        if other.layout is chosen.layout and other != chosen:
+            lacking = sorted(n for name in names if (n := other.name(name)) not in have)
+            if lacking:
+                raise ConversionError(
+                    f"{where}: the weights under {chosen.label!r} lack {len(lacking)} tensors that "
+                    f"those under {other.label!r} have ({_some(lacking)}): save them whole"
+                )
+
+
+def _several(of: dict[_Set, set[str]], others: Sequence[str], where: str) -> ConversionError:
+    listed = "; ".join(
+        f"{s.label!r}: {len(names)} tensors, {s.layout.name}"
+        + (" (a moving average, EMA)" if _AVERAGE.search(s.prefix) else "")
+        for s, names in of.items()
+    )
+    how = " or ".join(f"--set weights={s.label}" for s in of)
+    if len(of) == 1:
+        beside = f"and beside them {len(others)} other tensors ({_some(others)})"
+        return ConversionError(
+            f"{where}: has weights under {listed}, {beside}, which a conversion would lose: give "
+            f"{how} to leave them out"
+        )
+    return ConversionError(
+        f"{where}: has {len(of)} sets of weights, under {listed}: give one of them as {how}"
+    )
+
+
+def _unknown(source: TensorSource, layouts: Sequence["Layout"], where: str) -> ConversionError:
+    known = "; ".join(layout.name for layout in layouts)
+    some = ", ".join(sorted(source.specs)[:4])
+    return ConversionError(
+        f"{where}: {len(source.specs)} tensors ({some}, ...) of no known layout; known are: {known}"
+    )
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
