@@ -46,7 +46,7 @@ def read_sidecar(
     metadata: dict[str, Any] = {}
     for folder in folders:
         for name in CONFIGS:
-            if (folder / name).is_file():
+            if _is_there(folder / name):
                 metadata = _read_config(folder / name) | metadata
     if with_statistics and statistics is None:
         statistics = _statistics_file(folders)
@@ -58,7 +58,7 @@ def _statistics_file(folders: Sequence[Path]) -> Path | None:
     """The file of statistics, under its own name or with that of a release before it, such as
     libero_2cam224_dataset_stats.json. ConversionError: there are several."""
     for folder in folders:
-        if (folder / STATISTICS_FILE).exists():
+        if _is_there(folder / STATISTICS_FILE):
             return folder / STATISTICS_FILE
         found = sorted(folder.glob(f"*[_.-]{STATISTICS_FILE}"))
         if len(found) > 1:
@@ -72,12 +72,19 @@ def _statistics_file(folders: Sequence[Path]) -> Path | None:
     return None
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is a file, or a link to one that is gone, which is an error when it is read."""
+    return path.is_file() or path.is_symlink()
+
+
 def _tokenizer(folder: Path) -> dict[str, str]:
     """The tokenizer's files, from the folder of the weights or, as diffusers stores them, from a
     folder `tokenizer` beside it."""
     for place in (folder, folder.parent / "tokenizer"):
-        files = [place / name for name in TOKENIZER if (place / name).is_file()]
+        files = [place / name for name in TOKENIZER if _is_there(place / name)]
         if files:
+            for file in files:
+                refuse_stand_in(file, text=False)
             return {file.name: file.read_text(encoding="utf-8") for file in files}
     return {}
 

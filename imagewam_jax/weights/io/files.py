@@ -11,7 +11,13 @@ from tqdm import tqdm
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.files import SAFETENSORS_DTYPES
-from imagewam_jax.weights.io.folders import ShardIndex, chosen_files
+from imagewam_jax.weights.io.folders import (
+    ChosenFiles,
+    ShardIndex,
+    chosen_files,
+    indexed_files,
+    refuse_shard,
+)
 from imagewam_jax.weights.io.stand_ins import AGAIN, refuse_stand_in
 from imagewam_jax.weights.io.tensors import QUANTISED, Joined, TensorSpec, tensor_bytes
 from imagewam_jax.weights.io.torch_files import LEGACY, ZIP, TorchFile
@@ -67,12 +73,10 @@ class SafetensorsFile:
 
 
 class WeightsFolder(Joined):
-    """The weights of a folder, in one file or in shards; `folders.chosen_files` says which."""
+    """Files of a folder that together hold some weights."""
 
-    def __init__(self, folder: Path):
-        """ConversionError: there is no file, or it is not clear which is meant, or the index and
-        the files do not agree."""
-        chosen = chosen_files(folder)
+    def __init__(self, folder: Path, chosen: ChosenFiles):
+        """ConversionError: a file cannot be read, or the index and the files do not agree."""
         files = [_open_file(path) for path in chosen.paths]
         try:
             super().__init__(*files)
@@ -88,11 +92,16 @@ class WeightsFolder(Joined):
 
 
 def open_weights(path: Path) -> SafetensorsFile | TorchFile | WeightsFolder:
-    """The tensors of a file or folder. ConversionError: there is nothing that can be read."""
+    """The tensors of a file, a folder, or the shards of an index. ConversionError: there is nothing
+    that can be read, or it is not clear which files are meant."""
     try:
         if not path.exists() and not path.is_symlink():
             raise ConversionError(f"{path}: no such file or folder{_remote_hint(path)}")
-        return WeightsFolder(path) if path.is_dir() else _open_file(path)
+        chosen = chosen_files(path) if path.is_dir() else indexed_files(path)
+        if chosen is not None:
+            return WeightsFolder(path if path.is_dir() else path.parent, chosen)
+        refuse_shard(path)
+        return _open_file(path)
     except OSError as error:
         raise ConversionError(f"{path}: cannot be read: {error}") from error
 
@@ -135,8 +144,7 @@ def _wrong_size(path: Path) -> str | None:
 
 def file_checksums(path: Path) -> list[dict[str, Any]]:
     """Name, size and SHA-256 of every file that `open_weights` reads."""
-    specs = {} if path.is_file() else open_weights(path).specs
-    files = sorted({Path(spec.file) for spec in specs.values()}) or [path]
+    files = sorted({Path(spec.file) for spec in open_weights(path).specs.values()})
     total = sum(file.stat().st_size for file in files)
     found = []
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"checksum of {path.name}") as bar:

@@ -43,6 +43,27 @@ class ChosenFiles(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def indexed_files(path: Path) -> ChosenFiles | None:
+    """The shards that a file is the index of; None if it is no index. ConversionError: it cannot be
+    read, or a shard is missing."""
+    if not _INDEX.fullmatch(path.name):
+        return None
+    index = _read_index(path)
+    chosen = ChosenFiles(_shards(index), index)
+    _check_there(chosen)
+    return chosen
+
+
+def refuse_shard(path: Path) -> None:
+    """ConversionError if a file is by its name one of several shards."""
+    shard = _SHARD.fullmatch(path.name)
+    if shard and int(shard[2]) > 1:
+        raise ConversionError(
+            f"{path}: is one of {int(shard[2])} shards: give their index, or their folder "
+            f"{path.parent}"
+        )
+
+
 def chosen_files(folder: Path) -> ChosenFiles:
     """The files that hold the weights of a folder. safetensors files are preferred to .bin files,
     as transformers does. ConversionError: there are none, or several sets of them."""
@@ -77,7 +98,7 @@ def _sets(folder: Path, suffix: str, notes: list[str]) -> list[ChosenFiles]:
     for path in sorted(folder.iterdir()):
         if (match := _INDEX.fullmatch(path.name)) and f".{match[1]}" == suffix:
             index = _read_index(path)
-            shards = tuple(folder / name for name in sorted(set(index.files.values())))
+            shards = _shards(index)
             if any(shard.name in everything for shard in shards):
                 sets.append(ChosenFiles(shards, index))
             else:
@@ -101,12 +122,18 @@ def _sets(folder: Path, suffix: str, notes: list[str]) -> list[ChosenFiles]:
     else:
         sets += stale
     for files in sets:
-        for path in files.paths:
-            if not path.is_file() and not path.is_symlink():
-                raise ConversionError(
-                    f"{path}: missing, but {files.index.path.name} names it; {AGAIN}"
-                )
+        _check_there(files)
     return sets
+
+
+def _shards(index: ShardIndex) -> tuple[Path, ...]:
+    return tuple(index.path.parent / name for name in sorted(set(index.files.values())))
+
+
+def _check_there(files: ChosenFiles) -> None:
+    for path in files.paths:
+        if not path.is_file() and not path.is_symlink():
+            raise ConversionError(f"{path}: missing, but {files.index.path.name} names it; {AGAIN}")
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -141,6 +168,9 @@ def _instead(folder: Path) -> str:
         return f"holds {formats}"
     if below := _folders_below(folder, _DEPTH):
         return f"holds no weights itself; give what you need of {', '.join(below)}"
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and (kind := folder_kind(path)):
+            return f"holds no weights itself; {path.name} in it is {kind}"
     if unfinished := [p.name for p in folder.rglob("*") if p.suffix in _UNFINISHED]:
         return f"holds a download that did not finish ({unfinished[0]}): {AGAIN}"
     found = sorted(path.name for path in folder.iterdir())[:8]

@@ -30,7 +30,8 @@ class Layout:
     rules: makes the mapping from the sizes.
     source: makes the tensors that the rules map, from those of the file, the metadata, and the base
         weights (for files that store differences from them).
-    tops: what the names begin with; files of an inner module have names without the first of them.
+    modules: what the names begin with, and a pattern of what comes next. Files of one module alone
+        have names without the first of these; a wrapped module has another word behind its own.
     contains: prefixes below which the tensors are those of another layout.
     carried: tensors that no model of ours has; their values are kept, to write the layout again.
     original: the layout that the official recipes are about, if this is another one of that model.
@@ -46,7 +47,7 @@ class Layout:
     source: Callable[[TensorSource, Metadata, TensorSource | None], TensorSource] = (
         lambda source, metadata, base: source
     )
-    tops: tuple[str, ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
     contains: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     original: "Layout | None" = None
@@ -96,7 +97,7 @@ QWEN3 = Layout(
     config=qwen3.qwen3_config,
     rules=qwen3.qwen3_rules,
     source=lambda source, metadata, base: qwen3.used(source, metadata),
-    tops=("model.", "lm_head."),
+    modules=(("model.", r"(embed_tokens|layers|norm)\."), ("lm_head.", "weight$")),
 )
 IMAGEWAM_FLUX2 = Layout(
     name="ImageWAM on FLUX.2, official checkpoint",
@@ -105,7 +106,7 @@ IMAGEWAM_FLUX2 = Layout(
     config=imagewam.imagewam_config,
     rules=imagewam.imagewam_rules,
     source=imagewam.imagewam_source,
-    tops=(imagewam.MOT, imagewam.PROPRIO),
+    modules=((imagewam.MOT, r"mixtures\."), (imagewam.PROPRIO, "(weight|bias)$")),
     contains=(imagewam.BACKBONE,),
     state=imagewam.state,
 )

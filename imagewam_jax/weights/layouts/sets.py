@@ -51,8 +51,8 @@ class FoundWeights(NamedTuple):
 
 
 class _Set(NamedTuple):
-    """A set of weights: those of a layout below a prefix. `topless`: the first word of the layout's
-    names is not there."""
+    """A set of weights: those of a layout below a prefix. `topless`: its names lack the word that
+    the layout's begin with."""
 
     layout: "Layout"
     prefix: str
@@ -67,8 +67,8 @@ class _Set(NamedTuple):
         if not name.startswith(self.prefix):
             return None
         name = name.removeprefix(self.prefix)
-        has_top = not self.topless or name.startswith(self.layout.tops)
-        return name if has_top else self.layout.tops[0] + name
+        tops = tuple(top for top, _ in self.layout.modules)
+        return tops[0] + name if self.topless and not name.startswith(tops) else name
 
 
 def unwrapped(name: str) -> str:
@@ -84,7 +84,7 @@ def find_weights(
     choice: the prefix of the set to take if there are several, "." for the one without a prefix.
     ConversionError: there are none, or several and no choice, or they are no whole weights.
     """
-    tensors, notes = _without_wrappers(source)
+    tensors, notes = _without_wrappers(source, layouts)
     sets = _find_sets(tensors.specs, layouts)
     if not sets:
         if source.specs:
@@ -97,7 +97,7 @@ def find_weights(
         raise _several(of, others, where)
     chosen = _chosen(sets, choice, where) if several else sets[0]
     others = [name for name in tensors.specs if name not in of[chosen]]
-    _check_complete(chosen, of, where)
+    _check_complete(chosen, of, others, where)
     if chosen.prefix:
         notes.append(f"names are read without the prefix {chosen.prefix}")
     if others:
@@ -110,7 +110,9 @@ def find_weights(
     return FoundWeights(chosen.layout, found, chosen.prefix, several, tuple(notes))
 
 
-def _without_wrappers(source: TensorSource) -> tuple[TensorSource, list[str]]:
+def _without_wrappers(
+    source: TensorSource, layouts: Sequence["Layout"]
+) -> tuple[TensorSource, list[str]]:
     """The tensors under names without wrappers and without the counters of moving averages, and
     what there is to say of it."""
     counters = {
@@ -119,22 +121,29 @@ def _without_wrappers(source: TensorSource) -> tuple[TensorSource, list[str]]:
         if name.split(".")[-1] in _COUNTERS and len(source.specs) > 1 and spec.shape in ((), (1,))
     }
     notes = [f"not read: {_some(sorted(counters))}"] if counters else []
-    words = {word for name in source.specs for word in name.split(".")} & WRAPPERS
-    plain = [unwrapped(name) for name in source.specs if name not in counters]
-    if len(set(plain)) < len(plain):  # a wrapped model beside a plain one
-        words = set()
-    if words:
-        left_out = ", ".join(f"{word}." for word in sorted(words))
-        notes.append(f"names are read without {left_out}")
-    if not words and not counters:
+    plain = {name: unwrapped(name) for name in source.specs if name not in counters}
+    if len(set(plain.values())) < len(plain):  # a wrapped model beside a plain one
+        plain = {name: name for name in plain}
+    for layout in layouts:
+        for top, follows in layout.modules:
+            plain = _without_inner(plain, top, follows)
+    changed = [f"{new} for {old}" for old, new in plain.items() if new != old]
+    if changed:
+        notes.append(f"names are read without the words of wrappers: {changed[0]}")
+    if not changed and not counters:
         return source, notes
+    return Renamed(source, plain.get), notes
 
-    def rename(name: str) -> str | None:
-        if name in counters:
-            return None
-        return unwrapped(name) if words else name
 
-    return Renamed(source, rename), notes
+def _without_inner(names: dict[str, str], top: str, follows: str) -> dict[str, str]:
+    """Leave out the words between that of a module and what follows it, if they are the same in all
+    names."""
+    inner = re.compile(rf"((?:.*\.)?{re.escape(top)})((?:\w+\.)+?)({follows}.*)")
+    matches = {old: match for old, new in names.items() if (match := inner.fullmatch(new))}
+    if len({match[2] for match in matches.values()}) != 1:
+        return names
+    shorter = names | {old: match[1] + match[3] for old, match in matches.items()}
+    return shorter if len(set(shorter.values())) == len(names) else names
 
 
 def _find_sets(names: Iterable[str], layouts: Sequence["Layout"]) -> list[_Set]:
@@ -150,7 +159,7 @@ def _find_sets(names: Iterable[str], layouts: Sequence["Layout"]) -> list[_Set]:
 
 def _all_sets(names: set[str], layouts: Sequence["Layout"]) -> Iterator[_Set]:
     for layout in layouts:
-        for top in ("", *layout.tops[:1]):
+        for top in ("", *(top for top, _ in layout.modules[:1])):
             first, *rest = (name.removeprefix(top) for name in layout.signature)
             for name in sorted(names):
                 prefix = name.removesuffix(first)
@@ -169,27 +178,32 @@ def _below(s: _Set, sets: Sequence[_Set], names: Iterable[str]) -> set[str]:
 
 
 def _chosen(sets: Sequence[_Set], choice: str, where: str) -> _Set:
-    wanted = unwrapped(choice.removesuffix(".")) or ROOT
-    for s in sets:
-        if s.label in (wanted, choice.removesuffix(".")):
-            return s
+    by_label = {s.label: s for s in sets}
+    # A set is listed under its prefix without wrappers, but a user can have seen the whole one.
+    for label in (choice, choice.removesuffix("."), unwrapped(choice.removesuffix("."))):
+        if label in by_label:
+            return by_label[label]
     raise ConversionError(
         f"{where}: has no weights under {choice!r}; it has some under "
         f"{' and '.join(repr(s.label) for s in sets)}"
     )
 
 
-def _check_complete(chosen: _Set, of: dict[_Set, set[str]], where: str) -> None:
-    """ConversionError: another set of the same layout has tensors that the chosen one lacks."""
+def _check_complete(
+    chosen: _Set, of: dict[_Set, set[str]], others: Sequence[str], where: str
+) -> None:
+    """ConversionError: there are tensors for the chosen set, outside of it, which it lacks."""
     have = {chosen.name(name) for name in of[chosen]}
-    for other, names in of.items():
-        if other.layout is chosen.layout and other != chosen:
-            lacking = sorted(n for name in names if (n := other.name(name)) not in have)
-            if lacking:
-                raise ConversionError(
-                    f"{where}: the weights under {chosen.label!r} lack {len(lacking)} tensors that "
-                    f"those under {other.label!r} have ({_some(lacking)}): save them whole"
-                )
+    rivals = [s for s in of if s.layout is chosen.layout and s != chosen]
+    lacking = {n for rival in rivals for name in of[rival] if (n := rival.name(name)) not in have}
+    free = [name for name in others if not any(name in names for names in of.values())]
+    tops = [top for top, _ in chosen.layout.modules if not any(n.startswith(top) for n in have)]
+    lacking |= {name for name in free for top in tops if f".{top}" in f".{name}"}
+    if lacking:
+        raise ConversionError(
+            f"{where}: the weights under {chosen.label!r} lack {len(lacking)} tensors that are "
+            f"elsewhere in the file ({_some(sorted(lacking))}): save them with these"
+        )
 
 
 def _several(of: dict[_Set, set[str]], others: Sequence[str], where: str) -> ConversionError:
@@ -211,6 +225,8 @@ def _several(of: dict[_Set, set[str]], others: Sequence[str], where: str) -> Con
 
 
 def _unknown(source: TensorSource, layouts: Sequence["Layout"], where: str) -> ConversionError:
+    if not source.specs:
+        return ConversionError(f"{where}: holds no tensors under names")
     known = "; ".join(layout.name for layout in layouts)
     some = ", ".join(sorted(source.specs)[:4])
     return ConversionError(
