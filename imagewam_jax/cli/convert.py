@@ -8,8 +8,9 @@ from imagewam_jax.errors import ConfigError
 from imagewam_jax.weights.overrides import OVERRIDES, parse_overrides
 
 CONVERT = """\
-Makes a checkpoint of weights in the layouts of others. A SOURCE is a safetensors file, a folder
-of them (with or without an index), or a .pt file; what it is, is told from its tensors:
+Makes a checkpoint of weights in the layouts of others. A SOURCE is a file of safetensors or of
+PyTorch (.pt, .bin), the index of such files, or a folder that has them; what it is, is told from
+its tensors, whose names can have prefixes of trainers:
 
   FLUX.2 [klein] transformer    original or diffusers layout
   FLUX.2 autoencoder            original or diffusers layout
@@ -18,8 +19,8 @@ of them (with or without an index), or a .pt file; what it is, is told from its 
                                 transformer that these were trained from is another SOURCE)
 
 Several sources become one checkpoint. What tensors do not tell is read from config.json,
-train_config.yaml or config.yaml beside a source, statistics from dataset_stats.json; or give it
-with --set:
+train_config.yaml or config.yaml beside a source, statistics from dataset_stats.json (or give
+--statistics); or give it with --set:
 
 """
 

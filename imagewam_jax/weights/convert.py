@@ -1,5 +1,6 @@
 """Converts foreign weights to a checkpoint: recognize them, check everything, then stream them."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,7 +94,14 @@ def convert(
         "dtype": dtype or "as in the sources",
         "carried": {name: value for f in found for name, value in _carried(f).items()},
     }
-    write_streams(to, step, streams, metadata, **json_items)
+    is_new = not to.exists()
+    try:
+        write_streams(to, step, streams, metadata, **json_items)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty, or was never made
+                to.rmdir()
+        raise
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
 
 
@@ -105,8 +113,8 @@ NO_CONFIG = (
 
 
 NO_STATISTICS = (
-    f"no {STATISTICS_FILE} lies beside the policy: without the statistics of its training it cannot "
-    "act in real units; put the file there, or give it as --statistics FILE"
+    f"no {STATISTICS_FILE} lies beside the policy: without the statistics of its training it "
+    "cannot act in real units; put the file there, or give it as --statistics FILE"
 )
 
 

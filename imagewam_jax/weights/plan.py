@@ -82,7 +82,7 @@ def recognize_source(
     values = {unwrapped(k).removeprefix(found.prefix): v for k, v in opened.values.items()}
     values |= opened.values
     metadata = SourceMetadata({**values, **sidecar.metadata}, overrides)
-    if found.of_several:
+    if found.fits_choice:
         metadata.used.add("weights")
     notes = opened.notes + found.notes
     return RecognizedSource(path, found.layout, found.tensors, values, metadata, sidecar, notes)

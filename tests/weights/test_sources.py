@@ -20,8 +20,6 @@ from imagewam_jax.weights.io.tensors import ArraySource, Renamed, TensorSpec, re
 from imagewam_jax.weights.io.torch_files import TorchFile
 from imagewam_jax.weights.layouts.lora import MergedLora, merged
 from imagewam_jax.weights.layouts.mapping import ForeignView, pieces, rule
-from imagewam_jax.weights.layouts.registry import recognize
-from tests.goldens import golden
 from tests.weights.foreign import to_tree
 
 
@@ -157,7 +155,9 @@ def test_the_state_of_a_training_run(opened, torch):
     }
     file = opened({"model": {"w": torch.zeros(2)}, "lr_scheduler": {"last_epoch": 3}, **state})
     assert file.specs.keys() == {"model.w"} and file.values == {"lr_scheduler.last_epoch": 3}
-    said = "not read: optimizer (1 tensors), optimizer_states (2 tensors), cuda_rng_state (1 tensors)"
+    said = (
+        "not read: optimizer (1 tensors), optimizer_states (2 tensors), cuda_rng_state (1 tensors)"
+    )
     assert file.notes == (said,)
     with pytest.raises(ConversionError, match=r"holds no weights but the state of a training run"):
         opened(state)

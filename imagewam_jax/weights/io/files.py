@@ -30,12 +30,11 @@ class SafetensorsFile:
     their own: the memory map that the library reads through counts as resident, and is slower.
     """
 
-    values: dict[str, Any] = {}  # what a file holds besides tensors: nothing
-    notes: tuple[str, ...] = ()
-
     def __init__(self, path: Path):
         """ConversionError: the file is not a safetensors file, or is cut off."""
         self.path = path
+        self.values: dict[str, Any] = {}  # what a file holds besides tensors: nothing
+        self.notes: tuple[str, ...] = ()
         try:
             with safe_open(path, framework="numpy"), path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
@@ -121,7 +120,9 @@ def _remote_hint(path: Path) -> str:
     if text.startswith(("http:", "https:", "hf:", "s3:", "gs:")):
         return "; weights are read from this machine's disk: download them first"
     if text.count("/") == 1 and not text.startswith((".", "~", "/")) and not path.parent.exists():
-        return f"; if it is a name on Hugging Face, get it first: hf download {text} --local-dir DIR"
+        return (
+            f"; if it is a name on Hugging Face, get it first: hf download {text} --local-dir DIR"
+        )
     return ""
 
 

@@ -1,7 +1,8 @@
 """Tells which files of a folder are its weights.
 
-A download or a run's folder can hold the same weights several times, weights of several models, and
-other things. What is unambiguous is taken, and what was passed over is said; else the user is asked.
+A download or a run's folder can hold the same weights several times, weights of several models,
+and other things. What is unambiguous is taken, and what was passed over is said; else the user is
+asked.
 """
 
 import json
@@ -22,7 +23,7 @@ _SHARD = re.compile(r"(.+)-\d+-of-(\d+)(\..+)")
 # What trainers keep in files of their own beside weights.
 _TRAINING = re.compile(
     r"(optimizer|optim|scheduler|lr_scheduler|training_args|rng_state|random_states|scaler|sampler"
-    r"|dl_state)\b|.*optim_states"
+    r"|dl_state)(?![a-z])|.*optim_states"
 )
 _UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2")
 _DEPTH = 3  # how far below a folder without weights they are looked for
@@ -152,8 +153,8 @@ def _ambiguous(folder: Path, found: Sequence[ChosenFiles]) -> ConversionError:
     named = "; ".join(_names([files]) for files in found[:6])
     more = "; ..." if len(found) > 6 else ""
     return ConversionError(
-        f"{folder}: holds {len(found)} sets of weights ({named}{more}): give the file to take, or "
-        "a folder that has one of them alone"
+        f"{folder}: holds {len(found)} sets of weights ({named}{more}): give the file or the "
+        "index to take"
     )
 
 

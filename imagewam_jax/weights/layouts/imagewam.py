@@ -60,11 +60,9 @@ def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
     given = section(metadata, "model.action_dit_config", "action_dit_config")
     sizes = {"action_dim": expert.action_dim, "hidden_dim": expert.dim}
     agree(sizes, {name: given.get(name) for name in sizes}, "action_dit_config")
-    proprio_dim = size(specs, f"{PROPRIO}weight", 1) if f"{PROPRIO}weight" in specs else None
-    given = find(metadata, "model.proprio_dim", "proprio_dim")
-    agree({"proprio_dim": proprio_dim}, {"proprio_dim": given}, "the training config")
+    has_proprio = f"{PROPRIO}weight" in specs
     fields = {
-        "proprio_dim": proprio_dim,
+        "proprio_dim": size(specs, f"{PROPRIO}weight", 1) if has_proprio else None,
         "proprio_position": _proprio_position(metadata),
         "target_flow": _flow(metadata, "video"),
         "action_flow": _flow(metadata, "action"),

@@ -178,8 +178,8 @@ def _layer_dtypes(
 def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
     """Yield our arrays layer by layer; each foreign tensor is read once and then dropped.
 
-    Layers are in the dtypes of the source, which `tree_dtypes` joins. Threads make the next pieces while one is in use. The source must have passed `check`. Errors
-    are those of `read_checked`.
+    Layers are in the dtypes of the source, which `tree_dtypes` joins. Threads make the next pieces
+    while one is in use. The source must have passed `check`. Errors are those of `read_checked`.
     """
     names = [
         (r, None if r.layers is None else i, n) for r in rules for i, n in enumerate(r.names())

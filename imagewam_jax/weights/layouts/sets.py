@@ -7,14 +7,12 @@ only if that leaves no tensor out; where several sets of weights are there, the 
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.weights.io.tensors import Renamed, TensorSource
+from imagewam_jax.weights.layouts.layout import Layout
 from imagewam_jax.weights.layouts.unusable import refuse_unusable
-
-if TYPE_CHECKING:
-    from imagewam_jax.weights.layouts.registry import Layout
 
 # What data parallelism, compilation and activation checkpoints put into names, at any depth. No
 # layout has these words.
@@ -39,14 +37,14 @@ class FoundWeights(NamedTuple):
     """The tensors of one set of weights, under the names of its layout.
 
     prefix: what their names began with.
-    of_several: whether there were other tensors, so that the user had to choose.
+    fits_choice: whether there were several sets, or the user chose the only one.
     notes: what was left out of the names, and which tensors are not read.
     """
 
-    layout: "Layout"
+    layout: Layout
     tensors: TensorSource
     prefix: str
-    of_several: bool
+    fits_choice: bool
     notes: tuple[str, ...]
 
 
@@ -54,7 +52,7 @@ class _Set(NamedTuple):
     """A set of weights: those of a layout below a prefix. `topless`: its names lack the word that
     the layout's begin with."""
 
-    layout: "Layout"
+    layout: Layout
     prefix: str
     topless: bool
 
@@ -77,7 +75,7 @@ def unwrapped(name: str) -> str:
 
 
 def find_weights(
-    source: TensorSource, layouts: Sequence["Layout"], where: str, choice: str | None = None
+    source: TensorSource, layouts: Sequence[Layout], where: str, choice: str | None = None
 ) -> FoundWeights:
     """Find the weights of one of the layouts in some tensors.
 
@@ -107,11 +105,12 @@ def find_weights(
     refuse_unusable(found.specs)
     changed = tensors is not source or found.specs.keys() != source.specs.keys()
     found = found if changed else source
-    return FoundWeights(chosen.layout, found, chosen.prefix, several, tuple(notes))
+    fits = several or choice == chosen.label
+    return FoundWeights(chosen.layout, found, chosen.prefix, fits, tuple(notes))
 
 
 def _without_wrappers(
-    source: TensorSource, layouts: Sequence["Layout"]
+    source: TensorSource, layouts: Sequence[Layout]
 ) -> tuple[TensorSource, list[str]]:
     """The tensors under names without wrappers and without the counters of moving averages, and
     what there is to say of it."""
@@ -146,7 +145,7 @@ def _without_inner(names: dict[str, str], top: str, follows: str) -> dict[str, s
     return shorter if len(set(shorter.values())) == len(names) else names
 
 
-def _find_sets(names: Iterable[str], layouts: Sequence["Layout"]) -> list[_Set]:
+def _find_sets(names: Iterable[str], layouts: Sequence[Layout]) -> list[_Set]:
     """All sets of weights, but for those that are part of another set, as the backbone of a policy
     is."""
     found = sorted(_all_sets(set(names), layouts), key=lambda s: s.prefix)
@@ -157,7 +156,7 @@ def _find_sets(names: Iterable[str], layouts: Sequence["Layout"]) -> list[_Set]:
     ]
 
 
-def _all_sets(names: set[str], layouts: Sequence["Layout"]) -> Iterator[_Set]:
+def _all_sets(names: set[str], layouts: Sequence[Layout]) -> Iterator[_Set]:
     for layout in layouts:
         for top in ("", *(top for top, _ in layout.modules[:1])):
             first, *rest = (name.removeprefix(top) for name in layout.signature)
@@ -224,7 +223,7 @@ def _several(of: dict[_Set, set[str]], others: Sequence[str], where: str) -> Con
     )
 
 
-def _unknown(source: TensorSource, layouts: Sequence["Layout"], where: str) -> ConversionError:
+def _unknown(source: TensorSource, layouts: Sequence[Layout], where: str) -> ConversionError:
     if not source.specs:
         return ConversionError(f"{where}: holds no tensors under names")
     known = "; ".join(layout.name for layout in layouts)

@@ -18,7 +18,7 @@ _SCALES = re.compile(
     r"|qweight|qzeros|wscales|g_idx|weight_packed|weight_scale\w*|weight_zero_point|scale_weight"
     r"|scale_input|input_scale|scaled_fp8|comfy_quant|_data|_scale)"
 )
-# The factors of PEFT, diffusers, kohya and LyCORIS. Those of official checkpoints have no `.weight`.
+# The factors of PEFT, diffusers, kohya and LyCORIS. Official checkpoints have names without weight.
 _ADAPTERS = re.compile(
     r".*\.(lora_(A|B|down|up|mid)(\.[^.]+)?\.weight|lora_magnitude_vector.*|lora_embedding_.*"
     r"|base_layer\.\w+|modules_to_save\..*|(hada|lokr)_\w+|dora_scale|alpha)"
