@@ -85,6 +85,8 @@ def recognize_source(
     if found.fits_choice:
         metadata.used.add("weights")
     notes = opened.notes + found.notes
+    if sidecar.statistics_file:
+        notes += (f"statistics: {sidecar.statistics_file.name}",)
     return RecognizedSource(path, found.layout, found.tensors, values, metadata, sidecar, notes)
 
 

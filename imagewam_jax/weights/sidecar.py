@@ -49,17 +49,19 @@ def read_sidecar(
             if _is_there(folder / name):
                 metadata = _read_config(folder / name) | metadata
     if with_statistics and statistics is None:
-        statistics = _statistics_file(folders)
+        statistics = _statistics_file(folders, path.stem)
     contents = _read_config(statistics) if with_statistics and statistics else None
     return Sidecar(metadata, contents, statistics, _tokenizer(folders[0]))
 
 
-def _statistics_file(folders: Sequence[Path]) -> Path | None:
-    """The file of statistics, under its own name or with that of a release before it, such as
-    libero_2cam224_dataset_stats.json. ConversionError: there are several."""
+def _statistics_file(folders: Sequence[Path], stem: str) -> Path | None:
+    """The file of statistics of the weights `stem`: under their name, its own, or with that of a
+    release before it, such as libero_2cam224_dataset_stats.json. ConversionError: there are
+    several."""
     for folder in folders:
-        if _is_there(folder / STATISTICS_FILE):
-            return folder / STATISTICS_FILE
+        for name in (f"{stem}_{STATISTICS_FILE}", STATISTICS_FILE):
+            if _is_there(folder / name):
+                return folder / name
         found = sorted(folder.glob(f"*[_.-]{STATISTICS_FILE}"))
         if len(found) > 1:
             names = ", ".join(path.name for path in found)

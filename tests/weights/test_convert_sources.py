@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from imagewam_jax import cli
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.weights.convert import convert
+from imagewam_jax.weights.plan import recognize_source
 from tests.goldens import golden
 from tests.weights.foreign import assert_same, change, converted, copy_case
 
@@ -92,6 +93,10 @@ def test_statistics_that_cannot_be_told(policy, transformer, tmp_path):
     message = r"libero_dataset_stats.json, robotwin_dataset_stats.json: give .* --statistics FILE"
     with pytest.raises(ConversionError, match=message):
         convert([policy], tmp_path / "out")
+    own = policy.rename(policy.with_name("robotwin.safetensors"))
+    name = "robotwin_dataset_stats.json"  # that of the weights
+    assert recognize_source(own, {}).sidecar.statistics_file.name == name
+    assert f"statistics: {name}" in recognize_source(own, {}).notes
     with pytest.raises(ConversionError, match=r"no policy is among the weights"):
         convert([transformer], tmp_path / "out", statistics=policy.parent / "libero.json")
     assert not (tmp_path / "out").exists()
@@ -166,9 +171,7 @@ def test_files_beside_the_weights_that_are_none(tmp_path):
         convert([source], tmp_path / "out")
     config.unlink()
     config.symlink_to("gone")
-    with pytest.raises(
-        ConversionError, match=r"config\.json: is a link to gone, which is"
-    ):
+    with pytest.raises(ConversionError, match=r"config\.json: is a link to gone, which is"):
         convert([source], tmp_path / "out")
 
 

@@ -114,6 +114,19 @@ def test_an_index_whose_shards_are_gone(tmp_path):
     assert_read(tmp_path, "read: model.safetensors", f"not read: {said}")
     (tmp_path / "model.safetensors").unlink()
     assert "model-00001-of-00002.safetensors: missing, but model.saf" in refused(tmp_path)
+    save(tmp_path / "pytorch_model.bin")
+    said = said.replace("model.safetensors is", "pytorch_model.bin is")
+    assert_read(tmp_path, "read: pytorch_model.bin", f"not read: {said}")
+
+
+def test_the_index_of_another_format(tmp_path):
+    """A download of the safetensors files alone often has the index of the others too."""
+    shards(tmp_path, "model", ".safetensors", "model.safetensors.index.json")
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    read = "model-00001-of-00002.safetensors and 1 more shards"
+    said = f"not read: pytorch_model.bin.index.json, whose shards are not there, since {read} is"
+    assert_read(tmp_path, f"read: {read}", said)
 
 
 def test_variants(tmp_path):
@@ -147,7 +160,9 @@ def test_folders_of_a_download(tmp_path):
             "zero_pp_rank_0_mp_rank_00_model_states.pt",
             "checkpoint of DeepSpeed: .* zero_to_fp32.py",
         ),
-        ("0/_CHECKPOINT_METADATA", "a checkpoint of this package already"),
+        ("0/_CHECKPOINT_METADATA", "one of this package needs no conversion"),
+        ("checkpoints/7/_CHECKPOINT_METADATA", "one of this package needs no conversion"),
+        ("m.ckpt.data-00000-of-00001", "a TensorFlow checkpoint.; these formats are not read"),
         ("model.gguf", r"holds model.gguf \(GGUF .*\); these formats are not read"),
         ("flax_model.msgpack", "Flax msgpack.*; these formats are not read"),
         (".cache/x/abc.incomplete", r"a download that did not finish \(abc.incomplete\)"),

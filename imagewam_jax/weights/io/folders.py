@@ -51,7 +51,7 @@ def indexed_files(path: Path) -> ChosenFiles | None:
         return None
     index = _read_index(path)
     chosen = ChosenFiles(_shards(index), index)
-    _check_there(chosen)
+    _check_whole(chosen)
     return chosen
 
 
@@ -67,20 +67,28 @@ def refuse_shard(path: Path) -> None:
 
 def chosen_files(folder: Path) -> ChosenFiles:
     """The files that hold the weights of a folder. safetensors files are preferred to .bin files,
-    as transformers does. ConversionError: there are none, or several sets of them."""
+    as transformers does, and an index whose shards are all gone is passed over if there is
+    something else. ConversionError: there are none, or several sets of them, or a shard is gone."""
     if kind := folder_kind(folder):
         raise ConversionError(f"{folder}: is {kind}")
-    notes: list[str] = []
-    safe = _sets(folder, _SAFETENSORS, notes)
-    binary = _sets(folder, _BIN, notes)
+    safe, stale = _sets(folder, _SAFETENSORS)
+    binary, stale_binary = _sets(folder, _BIN)
     pickles = [ChosenFiles((path,)) for path in _weights(folder) if path.suffix in _PICKLES]
-    if safe and binary:
-        notes.append(f"not read: {_names(binary)}, since {_names(safe)} is there")
+    stale += stale_binary
     found = safe or binary
     if found and pickles:
         raise _ambiguous(folder, [*found, *pickles])
-    if not (found := found or pickles):
+    found = found or pickles or stale[:1]
+    if not found:
         raise ConversionError(f"{folder}: {_instead(folder)}")
+    for files in found:
+        _check_whole(files)
+    notes = []
+    if safe and binary:
+        notes.append(f"not read: {_names(binary)}, since {_names(safe)} is there")
+    if stale:
+        named = ", ".join(files.index.path.name for files in stale)
+        notes.append(f"not read: {named}, whose shards are not there, since {_names(found)} is")
     if below := _folders_below(folder, 1):
         notes.append(f"not read: the weights in {', '.join(below)}; each is a SOURCE of its own")
     if len(found) == 1:
@@ -91,50 +99,42 @@ def chosen_files(folder: Path) -> ChosenFiles:
     return ChosenFiles(tuple(path for s in found for path in s.paths), None, tuple(notes))
 
 
-def _sets(folder: Path, suffix: str, notes: list[str]) -> list[ChosenFiles]:
-    """The sets of weights in files of one kind: those of each index, shards, and single files. An
-    index whose shards are all gone is passed over if there is something else."""
-    left = {path.name: path for path in _weights(folder) if path.suffix == suffix}
-    everything, sets, stale = dict(left), [], []
+def _sets(folder: Path, suffix: str) -> tuple[list[ChosenFiles], list[ChosenFiles]]:
+    """The sets of weights in files of one kind: those of each index, shards, and single files; and
+    those of indexes whose shards are all gone."""
+    everything = {path.name: path for path in _weights(folder) if path.suffix == suffix}
+    left, sets, stale = dict(everything), [], []
     for path in sorted(folder.iterdir()):
         if (match := _INDEX.fullmatch(path.name)) and f".{match[1]}" == suffix:
             index = _read_index(path)
             shards = _shards(index)
-            if any(shard.name in everything for shard in shards):
-                sets.append(ChosenFiles(shards, index))
-            else:
-                stale.append(ChosenFiles(shards, index))
+            is_there = any(shard.name in everything for shard in shards)
+            (sets if is_there else stale).append(ChosenFiles(shards, index))
             for shard in shards:
                 left.pop(shard.name, None)
     groups: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for name, path in left.items():
         shard = _SHARD.fullmatch(name)
         groups[shard.groups() if shard else (name,)].append(path)
-    for key, paths in groups.items():
-        if len(key) > 1 and len(paths) != int(key[1]):
-            raise ConversionError(
-                f"{folder}: {len(paths)} of the {int(key[1])} shards {key[0]}-*{key[2]} are there; "
-                f"{AGAIN}"
-            )
-        sets.append(ChosenFiles(tuple(paths)))
-    if stale and sets:
-        named = ", ".join(files.index.path.name for files in stale)
-        notes.append(f"not read: {named}, whose shards are not there, since {_names(sets)} is")
-    else:
-        sets += stale
-    for files in sets:
-        _check_there(files)
-    return sets
+    sets += [ChosenFiles(tuple(paths)) for paths in groups.values()]
+    return sets, stale
 
 
 def _shards(index: ShardIndex) -> tuple[Path, ...]:
     return tuple(index.path.parent / name for name in sorted(set(index.files.values())))
 
 
-def _check_there(files: ChosenFiles) -> None:
+def _check_whole(files: ChosenFiles) -> None:
+    """ConversionError: a shard is missing. A link to a shard that is gone is found on opening."""
     for path in files.paths:
         if not path.is_file() and not path.is_symlink():
             raise ConversionError(f"{path}: missing, but {files.index.path.name} names it; {AGAIN}")
+    shard = _SHARD.fullmatch(files.paths[0].name)
+    if shard and not files.index and len(files.paths) != int(shard[2]):
+        raise ConversionError(
+            f"{files.paths[0].parent}: {len(files.paths)} of the {int(shard[2])} shards "
+            f"{shard[1]}-*{shard[3]} are there; {AGAIN}"
+        )
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ Downloads leave pages and pointers in the place of weights, and other frameworks
 formats of their own. An error that calls them by their names saves a search for damaged weights.
 """
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -83,13 +84,20 @@ def _kind(path: Path, start: bytes, archive: bool) -> str | None:
     for magic, kind in _STARTS:
         if start.startswith(magic):
             return kind
-    pickled = start[:1] == b"\x80" and start[2:3] == b"\x95" and start[8:9] != b"{"
-    end = ".pkl" if pickled else path.suffix
-    if end in _ENDS:
-        return f"{_ENDS[end]}, which {_SUPPORTED}"
+    pickled = start[:1] == b"\x80" and start[2:3] == b"\x95"
+    named = _ENDS[".pkl"] if pickled else _format(path)
+    if named and start[8:9] != b"{":  # with which the header of safetensors begins
+        return f"{named}, which {_SUPPORTED}"
     if not start.strip(b"\0"):
         return f"a file of zeros, as an interrupted download leaves it: {AGAIN}"
     return _text_kind(start)
+
+
+def _format(path: Path) -> str | None:
+    """The foreign format that the name of a file tells, if any."""
+    if re.fullmatch(r".+\.(data-\d+-of-\d+|ckpt.*\.(index|meta))", path.name):
+        return "a TensorFlow checkpoint"
+    return _ENDS.get(path.suffix)
 
 
 def _zip_kind(path: Path) -> str | None:
@@ -126,7 +134,7 @@ def _text_kind(start: bytes) -> str | None:
             f"a Git-LFS pointer to a file of {size} bytes, not the file: get it with "
             f"`git lfs pull`, or {AGAIN} with `hf download`"
         )
-    if text.startswith("<"):
+    if re.match(r"<(!doctype|html|head|body|\?xml)", text, re.IGNORECASE):
         return (
             f"a web page ({lines[0][:60]}), not weights: {AGAIN}; a model with a licence needs "
             "`hf auth login` first"
@@ -144,16 +152,18 @@ def folder_kind(folder: Path) -> str | None:
         return _DEEPSPEED
     if "zero_to_fp32.py" in names and "latest" in names:
         return _DEEPSPEED
-    if any(name.isdigit() and (folder / name / "_CHECKPOINT_METADATA").is_file() for name in names):
-        return "a checkpoint of this package already; it needs no conversion"
+    steps = [folder / name for name in names if name.isdigit()]
+    steps += (folder / "checkpoints").glob("*")
+    if any((step / "_CHECKPOINT_METADATA").is_file() for step in (folder, *steps)):
+        return "an Orbax checkpoint of JAX; one of this package needs no conversion"
     return None
 
 
 def foreign_formats(folder: Path) -> str:
     """Describe the files of a folder that are weights of other formats; empty if there are none."""
-    found = [path for path in sorted(folder.iterdir()) if path.suffix in _ENDS]
+    found = [path for path in sorted(folder.iterdir()) if _format(path)]
     found = [path for path in found if not path.name.startswith(("random_states", "rng_state"))]
     if not found:
         return ""
-    kinds = ", ".join(f"{path.name} ({_ENDS[path.suffix]})" for path in found[:3])
+    kinds = ", ".join(f"{path.name} ({_format(path)})" for path in found[:3])
     return f"{kinds}; these formats are not read: {_EXPORT}"

@@ -275,8 +275,9 @@ def _special(tensor: Any) -> str | None:
         return f"quantised ({tensor.dtype})"
     if tensor.is_meta:
         return "without numbers (meta)"
-    plain = type(tensor) in (_torch().Tensor, _torch().nn.Parameter)
-    return None if plain else f"a {type(tensor).__name__}"
+    if type(tensor) in (_torch().Tensor, _torch().nn.Parameter):
+        return None
+    return f"a {type(tensor).__name__}{_advice(type(tensor).__module__)}"
 
 
 def _count_tensors(value: Any) -> int:
