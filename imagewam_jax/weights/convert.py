@@ -19,6 +19,8 @@ from imagewam_jax.weights.checkpoint_writer import Stream, check_absent, stream_
 from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.converted_config import merged_config
 from imagewam_jax.weights.io.files import file_checksums
+from imagewam_jax.weights.io.zeros import refuse_zero_end
+from imagewam_jax.weights.layouts.imagewam_settings import check_settings
 from imagewam_jax.weights.layouts.mapping import Piece, pieces, stacked_paths
 from imagewam_jax.weights.layouts.metadata import find
 from imagewam_jax.weights.official import global_statistics
@@ -57,10 +59,11 @@ def convert(
     if dtype is not None:
         choose(DTYPES, dtype, "--dtype")
     overrides = dict(overrides or {})
-    to, statistics = _in_home(to), statistics and _in_home(statistics)
-    found = [recognize_source(_in_home(path), overrides, statistics) for path in sources]
+    found = [recognize_source(path, overrides, statistics) for path in sources]
+    notes = [note for f in found for note in _check_settings(f)]
     conversions = plan(found, expert)
     print(describe(found, conversions))
+    print("".join(f"{note}\n" for note in notes), end="")
     source_of = {f.layout.component: f for f in found}
     official = source_of.get("policy")
     if statistics and not official:
@@ -82,6 +85,9 @@ def convert(
         json_items["tokenizer"] = source_of["text_encoder"].sidecar.tokenizer
     step = _step(official)
     check_absent(to, step)
+    for file in {spec.file for f in found for spec in f.tensors.specs.values()}:
+        if Path(file).suffix == ".safetensors":
+            refuse_zero_end(Path(file))
     metadata["provenance"] = {
         "imagewam_jax": imagewam_jax.__version__,
         "sources": [
@@ -105,6 +111,18 @@ def convert(
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
 
 
+def _check_settings(f: RecognizedSource) -> list[str]:
+    """Check the training config beside a policy, and return what is to be said of it."""
+    if f.layout.component != "policy" or not f.sidecar.configs:
+        return []
+    files = " and ".join(map(str, f.sidecar.configs))
+    try:
+        notes = check_settings(f.sidecar.metadata, f.metadata.overrides)
+    except ConversionError as error:
+        raise ConversionError(f"{files}: {error}") from error
+    return [f"{files}: {note}" for note in notes]
+
+
 OFFICIAL = "official"  # the dataset's name, for a checkpoint that does not give it
 NO_CONFIG = (
     "without --config (such as configs/libero.py:4b) the policy is one for a single camera and no "
@@ -116,14 +134,6 @@ NO_STATISTICS = (
     f"no {STATISTICS_FILE} lies beside the policy: without the statistics of its training it "
     "cannot act in real units; put the file there, or give it as --statistics FILE"
 )
-
-
-def _in_home(path: Path) -> Path:
-    """The path with a leading ~ replaced, which shells leave in arguments such as `--to=~/x`."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ConversionError(f"{path}: {error}") from error
 
 
 def _stream(conversions: Sequence[Conversion], tree: str, dtype: str | None) -> Stream:
@@ -177,7 +187,7 @@ def _statistics(
         return {}
     embodiment = find(f.metadata, "embodiment")
     dims = {"action": policy.expert.action_dim, "state": policy.proprio_dim}
-    statistics = global_statistics(sidecar.statistics, embodiment, dims)
+    statistics = global_statistics(sidecar.statistics, embodiment, dims, sidecar.metadata)
     name = metadata["config"]["data"]["dataset"] or embodiment or OFFICIAL
     metadata["datasets"] = [name]
     source = {"file": sidecar.statistics_file.name, "official": True}

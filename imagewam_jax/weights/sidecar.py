@@ -1,14 +1,13 @@
 """The files beside foreign weights: configs, normalization statistics, tokenizer files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.weights.io.stand_ins import refuse_stand_in
+from imagewam_jax.weights.io.text_files import read_json, read_text, read_yaml
+from imagewam_jax.weights.layouts.imagewam_settings import decides
+from imagewam_jax.weights.references import resolved
 
 CONFIGS = ("config.json", "train_config.yaml", "config.yaml")
 STATISTICS_FILE = "dataset_stats.json"
@@ -26,7 +25,8 @@ TOKENIZER = (
 class Sidecar(NamedTuple):
     """The contents of the files beside one source; tokenizer files are texts by file name."""
 
-    metadata: dict[str, Any]  # all configs merged
+    metadata: dict[str, Any]  # all configs merged, with their references filled in
+    configs: tuple[Path, ...]  # the files that it was read from
     statistics: Mapping[str, Any] | None
     statistics_file: Path | None
     tokenizer: dict[str, str]
@@ -44,14 +44,15 @@ def read_sidecar(
     if folders[0].name == "weights" and folders[0].parent.name == "checkpoints":
         folders.append(folders[0].parent.parent)
     metadata: dict[str, Any] = {}
-    for folder in folders:
-        for name in CONFIGS:
-            if _is_there(folder / name):
-                metadata = _read_config(folder / name) | metadata
+    configs: tuple[Path, ...] = ()
+    for file in (folder / name for folder in folders for name in CONFIGS):
+        if _is_there(file):
+            metadata = _merged(metadata, resolved(_read_config(file), file), file, configs)
+            configs += (file,)
     if with_statistics and statistics is None:
         statistics = _statistics_file(folders, path.stem)
     contents = _read_config(statistics) if with_statistics and statistics else None
-    return Sidecar(metadata, contents, statistics, _tokenizer(folders[0]))
+    return Sidecar(metadata, configs, contents, statistics, _tokenizer(folders[0]))
 
 
 def _statistics_file(folders: Sequence[Path], stem: str) -> Path | None:
@@ -85,20 +86,33 @@ def _tokenizer(folder: Path) -> dict[str, str]:
     for place in (folder, folder.parent / "tokenizer"):
         files = [place / name for name in TOKENIZER if _is_there(place / name)]
         if files:
-            for file in files:
-                refuse_stand_in(file, text=False)
-            return {file.name: file.read_text(encoding="utf-8") for file in files}
+            return {file.name: read_text(file) for file in files}
     return {}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        refuse_stand_in(path, text=False)
-        text = path.read_text(encoding="utf-8")
-        read = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        read = json.loads(json.dumps(read, default=str))  # YAML has dates, which JSON lacks
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ConversionError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise ConversionError(f"{path}: holds a {type(read).__name__}, expected a dictionary")
-    return read
+    return read_json(path) if path.suffix == ".json" else read_yaml(path)
+
+
+def _merged(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    path: Path,
+    before: tuple[Path, ...],
+    place: str = "",
+) -> dict[str, Any]:
+    """Two configs, of which the first is read where both have a key; `path` is the second's file,
+    `before` those of the first. ConversionError: they contradict each other in a number."""
+    merged = dict(first)
+    for key, value in second.items():
+        where = f"{place}.{key}" if place else key
+        if key not in merged or merged[key] is None:
+            merged[key] = value
+        elif isinstance(merged[key], Mapping) and isinstance(value, Mapping):
+            merged[key] = _merged(merged[key], value, path, before, where)
+        elif value is not None and value != merged[key] and decides(where):
+            raise ConversionError(
+                f"{path}: {where} is {value!r}, and {merged[key]!r} in "
+                f"{' or '.join(map(str, before))}: one of the files belongs to other weights"
+            )
+    return merged

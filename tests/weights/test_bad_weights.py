@@ -101,6 +101,52 @@ def test_numbers_that_are_none(source, refused, bad, dtype):
     assert f"{source}: {NAME} holds 1 numbers that are NaN or infinite" in refused(source)
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        (NAME, slice(None)),
+        (NAME, slice(144, 216)),  # the values of attention alone
+        ("double_blocks.1.txt_attn.norm.key_norm.scale", slice(None)),
+    ],
+)
+def test_weights_that_are_zero(source, refused, name, part):
+    def spoil(tensors):
+        tensors[name][part] = -0.0
+        return tensors
+
+    change(source, spoil)
+    assert f"{source}: {name} is zero in all of its numbers: a download that" in refused(source)
+
+
+def test_a_download_that_stopped_in_a_file_of_its_full_size(source, refused):
+    """Its end is zero, from within the last matrix."""
+    content = source.read_bytes()
+    source.write_bytes(content[:-5000] + bytes(5000))
+    assert f"{source}: ends in zeros, from within single_blocks." in refused(source)
+
+
+def test_what_may_be_zero(tmp_path):
+    """Biases, means and LoRA's B; but not its A, nor what it is added to."""
+    source = copy_case(golden("lora"), tmp_path / "source", "lora_unmerged.safetensors")
+    layer = "double_blocks.0.img_attn.qkv"
+    whole = load_file(source)
+    save_file(whole | {f"{layer}.lora_B": np.zeros_like(whole[f"{layer}.lora_B"])}, source)
+    convert([source], tmp_path / "lora")
+    for part in (".lora_A", ".base.weight"):
+        save_file(whole | {layer + part: np.zeros_like(whole[layer + part])}, source)
+        with pytest.raises(ConversionError, match=f"{layer}{part} is zero in all of its numbers"):
+            convert([source], tmp_path / "out")
+    autoencoder = copy_case(golden("flux2_autoencoder"), tmp_path / "autoencoder")
+    zero = ("bn.running_mean", "encoder.conv_in.bias")
+    change(autoencoder, lambda t: t | {name: np.zeros_like(t[name]) for name in zero})
+    convert([autoencoder], tmp_path / "zero")
+    tree = converted(tmp_path / "zero")[1]["autoencoder"]
+    assert not np.any(tree["encoder"]["conv_in"]["bias"])
+    change(autoencoder, lambda t: t | {"bn.running_var": np.zeros_like(t["bn.running_var"])})
+    with pytest.raises(ConversionError, match=r"bn.running_var is zero"):
+        convert([autoencoder], tmp_path / "out")
+
+
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.001, 0.0])
 def test_a_truncated_file(source, refused, keep):
     data = source.read_bytes()
@@ -404,7 +450,7 @@ def test_normalisation_that_is_unknown_or_contradicts(tmp_path):
     path = source.parent / "config.json"
     facts = json.loads(path.read_text()) | {"processor": {"default_mode": "z-score"}}
     path.write_text(json.dumps(facts))
-    message = "data.normalization='min/max', the training config .* default_mode='z-score'"
+    message = "data.normalization='min/max', the training .* processor.default_mode='z-score'"
     with pytest.raises(ConversionError, match=message):
         convert([source], tmp_path / "out", config=config)
     given = {"normalization": "min/max"}

@@ -135,7 +135,7 @@ def test_layers_of_several_dtypes(transformer, tmp_path, capsys):
 def test_paths_below_the_home(transformer, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    convert([Path("~/source/weights.safetensors")], Path("~/out"))
+    assert cli.main(["convert", "~/source/weights.safetensors", "--to=~/out"]) == 0
     assert (tmp_path / "out" / "0").is_dir() and not (tmp_path / "~").exists()
 
 

@@ -24,9 +24,13 @@ from imagewam_jax.weights.io.tensors import (
     dtype_name,
     read_checked,
 )
+from imagewam_jax.weights.io.zeros import refuse_zeros
 
 # How many tensors are read and transposed ahead: more would cost memory and gain little speed.
 AHEAD = 2
+# The arrays, by the ends of their paths, that a trained model can have zero as a whole: none of the
+# layouts has a matrix that starts at zero, besides LoRA's B, which is merged before.
+MAY_BE_ZERO = ("bias", "mean")
 LAYER = "{i}"  # stands for the layer index in the names of tensors that are stacked
 
 
@@ -179,7 +183,8 @@ def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
     """Yield our arrays layer by layer; each foreign tensor is read once and then dropped.
 
     Layers are in the dtypes of the source, which `tree_dtypes` joins. Threads make the next pieces
-    while one is in use. The source must have passed `check`. Errors are those of `read_checked`.
+    while one is in use. The source must have passed `check`. Errors are those of `read_checked`; a
+    ConversionError also if a piece is zero that no trained model has zero.
     """
     names = [
         (r, None if r.layers is None else i, n) for r in rules for i, n in enumerate(r.names())
@@ -188,10 +193,14 @@ def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
     def make(number: int) -> list[Piece]:
         r, layer, name = names[number]
         slices = r.split(read_checked(source, name))
-        return [
+        made = [
             Piece(s.path, layer, contiguous(s.ours(foreign)))
             for s, foreign in zip(r.slices, slices, strict=True)
         ]
+        for piece in made:
+            if piece.path.rpartition(".")[2] not in MAY_BE_ZERO:
+                refuse_zeros(piece.array, name, source.specs[name].file)
+        return made
 
     with ThreadPoolExecutor(AHEAD) as pool:
         making = deque(pool.submit(make, number) for number in range(min(AHEAD, len(names))))
