@@ -1,6 +1,6 @@
 """The files beside foreign weights: configs, normalization statistics, tokenizer files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,31 +28,63 @@ class Sidecar(NamedTuple):
     metadata: dict[str, Any]  # all configs merged, with their references filled in
     configs: tuple[Path, ...]  # the files that it was read from
     statistics: Mapping[str, Any] | None
+    statistics_file: Path | None
     tokenizer: dict[str, str]
 
 
-def read_sidecar(path: Path) -> Sidecar:
+def read_sidecar(
+    path: Path, *, with_statistics: bool = True, statistics: Path | None = None
+) -> Sidecar:
     """Read the files in the folder of the weights and, for an official checkpoint inside its run
-    (`checkpoints/weights/step_*.pt`), at the top of that run."""
+    (`checkpoints/weights/step_*.pt`), at the top of that run.
+
+    statistics: the file with the statistics, if the user names it.
+    """
     folders = [path if path.is_dir() else path.parent]
     if folders[0].name == "weights" and folders[0].parent.name == "checkpoints":
         folders.append(folders[0].parent.parent)
     metadata: dict[str, Any] = {}
     configs: tuple[Path, ...] = ()
-    for path in (folder / name for folder in folders for name in CONFIGS):
-        if path.is_file():
-            metadata = _merged(metadata, resolved(_read_config(path), path), path, configs)
-            configs += (path,)
-    found = [folder / STATISTICS_FILE for folder in folders if (folder / STATISTICS_FILE).is_file()]
-    statistics = _read_config(found[0]) if found else None
-    return Sidecar(metadata, configs, statistics, _tokenizer(folders[0]))
+    for file in (folder / name for folder in folders for name in CONFIGS):
+        if _is_there(file):
+            metadata = _merged(metadata, resolved(_read_config(file), file), file, configs)
+            configs += (file,)
+    if with_statistics and statistics is None:
+        statistics = _statistics_file(folders, path.stem)
+    contents = _read_config(statistics) if with_statistics and statistics else None
+    return Sidecar(metadata, configs, contents, statistics, _tokenizer(folders[0]))
+
+
+def _statistics_file(folders: Sequence[Path], stem: str) -> Path | None:
+    """The file of statistics of the weights `stem`: under their name, its own, or with that of a
+    release before it, such as libero_2cam224_dataset_stats.json. ConversionError: there are
+    several."""
+    for folder in folders:
+        for name in (f"{stem}_{STATISTICS_FILE}", STATISTICS_FILE):
+            if _is_there(folder / name):
+                return folder / name
+        found = sorted(folder.glob(f"*[_.-]{STATISTICS_FILE}"))
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise ConversionError(
+                f"{folder}: several files of statistics, {names}: give the one of these weights as "
+                "--statistics FILE"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a file, or a link to one that is gone, which is an error when it is read."""
+    return path.is_file() or path.is_symlink()
 
 
 def _tokenizer(folder: Path) -> dict[str, str]:
     """The tokenizer's files, from the folder of the weights or, as diffusers stores them, from a
     folder `tokenizer` beside it."""
     for place in (folder, folder.parent / "tokenizer"):
-        files = [place / name for name in TOKENIZER if (place / name).is_file()]
+        files = [place / name for name in TOKENIZER if _is_there(place / name)]
         if files:
             return {file.name: read_text(file) for file in files}
     return {}

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from imagewam_jax.errors import ConversionError
+from imagewam_jax.weights.io.stand_ins import refuse_stand_in
 
 MAX_BYTES = 64 * 2**20  # Qwen3's tokenizer.json has 11 MB
 MAX_YAML_BYTES = 4 * 2**20  # a config with thousands of folders has less than one
@@ -24,8 +25,10 @@ _NUMBERS = 2**63
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
-    """The text of a file in UTF-8. ConversionError: it is too large, or not such a text."""
+    """The text of a file in UTF-8. ConversionError: it is too large, or not such a text,
+    but a pointer or a web page, say."""
     try:
+        refuse_stand_in(path, text=False)
         if (size := path.stat().st_size) > limit:
             raise ConversionError(
                 f"{path}: has {size:,} bytes, expected at most {limit:,} of such a file"

@@ -35,8 +35,9 @@ from imagewam_jax.weights.layouts.metadata import (
     size,
 )
 
-BACKBONE = "mot.mixtures.video.transformer."
-EXPERT = "mot.mixtures.action."
+MOT = "mot."
+BACKBONE = f"{MOT}mixtures.video.transformer."
+EXPERT = f"{MOT}mixtures.action."
 PROPRIO = "proprio_encoder."
 _ALIAS = re.compile(r"mot\.mixtures\.video\.((?:double|single)_blocks\..*)")
 

@@ -153,30 +153,38 @@ def check(
             raise ConversionError(
                 f"{spec.file}: {name} is of {spec.dtype}, expected {dtype_name(DTYPES)}"
             )
-    tree_dtypes(rules, specs)
 
 
 def tree_dtypes(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> dict[str, np.dtype]:
-    """The dtype of each array of our tree. ConversionError: an array would have several."""
-    dtypes: dict[str, np.dtype] = {}
+    """The dtype of each array of our tree: that of its layers, or float32, which has all numbers of
+    the other `DTYPES`, if they differ."""
+    return {
+        path: found.pop() if len(found) == 1 else np.dtype(np.float32)
+        for path, found in _layer_dtypes(rules, specs).items()
+    }
+
+
+def mixed_arrays(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> list[str]:
+    """The paths of the arrays whose layers are of several dtypes."""
+    return [path for path, found in _layer_dtypes(rules, specs).items() if len(found) > 1]
+
+
+def _layer_dtypes(
+    rules: Sequence[Rule], specs: Mapping[str, TensorSpec]
+) -> dict[str, set[np.dtype]]:
+    dtypes: dict[str, set[np.dtype]] = {}
     for r in rules:
         for s in r.slices:
-            for name in r.names():
-                found = np.dtype(specs[name].dtype)
-                if dtypes.setdefault(s.path, found) != found:
-                    raise ConversionError(
-                        f"{specs[name].file}: {name} is of {found}, other layers of it are of "
-                        f"{dtypes[s.path]}"
-                    )
+            dtypes.setdefault(s.path, set()).update(np.dtype(specs[n].dtype) for n in r.names())
     return dtypes
 
 
 def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
     """Yield our arrays layer by layer; each foreign tensor is read once and then dropped.
 
-    Threads make the next pieces while one is in use. The source must have passed `check`. Errors
-    are those of `read_checked`; a ConversionError also if a piece is zero that no trained model has
-    zero.
+    Layers are in the dtypes of the source, which `tree_dtypes` joins. Threads make the next pieces
+    while one is in use. The source must have passed `check`. Errors are those of `read_checked`; a
+    ConversionError also if a piece is zero that no trained model has zero.
     """
     names = [
         (r, None if r.layers is None else i, n) for r in rules for i, n in enumerate(r.names())
@@ -217,11 +225,13 @@ class TreeReader:
     def __init__(self, rules: Sequence[Rule], source: TensorSource):
         self._source = source
         self._rules = {s.path: (r, i) for r in rules for i, s in enumerate(r.slices)}
+        self._dtypes = tree_dtypes(rules, source.specs)
 
     def __call__(self, path: str, layer: int | None) -> np.ndarray:
         r, index = self._rules[path]
         name = r.name if layer is None else r.name.replace(LAYER, str(layer))
-        return r.slices[index].ours(r.split(read_checked(self._source, name))[index])
+        array = r.slices[index].ours(r.split(read_checked(self._source, name))[index])
+        return array.astype(self._dtypes[path], copy=False)
 
 
 class ForeignView:
