@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float32, Int32, Int64
 from tqdm import tqdm
 
 from imagewam_jax.data.dataset_spec import DatasetSpec
-from imagewam_jax.data.index.columns import Coded, Column, Text
 from imagewam_jax.data.index.dataset_index import DatasetIndex, SplitIndex
 from imagewam_jax.data.transforms import (
     EpisodeFeatures,
@@ -27,12 +26,12 @@ from imagewam_jax.data.transforms import (
     find_transform,
     spec_identity,
 )
+from imagewam_jax.data.transforms.language import NO_TEXT, step_texts
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import check_open_files, partial_path, write_file_checksums
 
 CACHE_DIR = "standardized"
 FORMAT_VERSION = 1
-NO_TEXT = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,7 @@ def standardized_digest(index: DatasetIndex, spec: DatasetSpec) -> str:
 
 
 def _write(index: DatasetIndex, spec: DatasetSpec, folder: Path, progress: bool) -> None:
-    texts = {name: _texts(index, split, spec) for name, split in index.splits.items()}
+    texts = {name: step_texts(index, split, spec) for name, split in index.splits.items()}
     instructions = sorted({text for ids_texts in texts.values() for text in ids_texts[1]})
     total = sum(split.num_episodes for split in index.splits.values())
     bar = tqdm(total=total, desc=f"standardizing {spec.name}", disable=not progress)
@@ -180,60 +179,6 @@ def _episode(
     except DataError as error:
         raise DataError(f"{spec.name}: {where}: {error}") from error
     return action, state, can_start, np.flatnonzero(kept)
-
-
-def _texts(
-    index: DatasetIndex, split: SplitIndex, spec: DatasetSpec
-) -> tuple[Int32[np.ndarray, "frames k"], tuple[str, ...]]:
-    """Each step's instructions as rows of a table, and the table. Without language all are ""."""
-    if not spec.language:
-        return np.zeros((split.num_frames, 1), np.int32), ("",)
-    rows: dict[str, int] = {}
-    columns = []
-    for key in spec.language:
-        ids, texts = _decoded(index, split, key, spec)
-        # A text of white space counts as no instruction.
-        table = [rows.setdefault(t, len(rows)) if t.strip() else NO_TEXT for t in texts]
-        columns.append(np.array([*table, NO_TEXT], np.int32)[ids])
-    ids = np.stack(columns, 1)
-    # Instructions come first, gaps last.
-    return np.take_along_axis(ids, np.argsort(ids == NO_TEXT, 1, kind="stable"), 1), tuple(rows)
-
-
-def text_of_codes(codes: Int32[np.ndarray, "n width"]) -> np.ndarray:
-    """UTF-8 texts, an object array of bytes [n], from rows of Unicode code points that end in 0.
-
-    Language-Table stores its instructions so, as int32[512].
-    """
-    texts = np.empty(len(codes), object)
-    for number, row in enumerate(codes):
-        length = int(np.argmax(row == 0)) if (row == 0).any() else len(row)
-        texts[number] = "".join(map(chr, row[:length].tolist())).encode()
-    return texts
-
-
-def _decoded(
-    index: DatasetIndex, split: SplitIndex, key: str, spec: DatasetSpec
-) -> tuple[Int32[np.ndarray, " frames"], list[str]]:
-    """The text of each step as a row of a table, and the table, from a step or episode feature."""
-    column: Column | None = split.steps.get(key)
-    of_frame: np.ndarray | slice = slice(None)
-    if column is None:
-        column, of_frame = split.episodes.get(key), split.frame_episode
-    if column is None:
-        known = [k for k, c in {**split.steps, **split.episodes}.items() if isinstance(c, Text)]
-        raise DataError(
-            f"{index.name}: the spec {spec.name!r} has its language in {key!r}, which is not "
-            f"there; texts are {sorted(known)}"
-        )
-    try:
-        if isinstance(column, Text):
-            return column.ids[of_frame], [text.decode() for text in column.texts]
-        if not isinstance(column, Coded) or column.rows.dtype.kind not in "iu":
-            raise DataError(f"{index.name}: {key!r} is neither text nor codes of text")
-        return column.ids[of_frame], [text.decode() for text in text_of_codes(column.rows)]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{index.name}: an instruction in {key!r} is not UTF-8: {error}") from error
 
 
 def _global_rows(
