@@ -46,6 +46,7 @@ class StandardizedSplit:
     frames: the frame of the index that each step was made of.
     can_start: whether a sample may start at a step; False behind an episode's last step.
     text_ids: per step, rows of `instructions` that are alternative wordings, then -1.
+    not_finite: the rows of steps whose action or state has a NaN or an infinite number.
     """
 
     actions: Float32[np.ndarray, "frames a"]
@@ -54,6 +55,7 @@ class StandardizedSplit:
     frames: Int64[np.ndarray, " frames"]
     can_start: Bool[np.ndarray, " frames"]
     text_ids: Int32[np.ndarray, "frames k"]
+    not_finite: Int64[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,8 @@ def standardize(
     """Opens the standardized episodes of an indexed dataset, and makes them if they are not there.
 
     They are cached below `folder`, the folder of the index. DataError: the dataset is not what its
-    spec says (a key is missing, a transform's result has other dimensions or holds a number that is
-    not finite), or the result cannot be written.
+    spec says (a key is missing, a transform's result has other dimensions), or the result cannot be
+    written.
     """
     digest = standardized_digest(index, spec)
     target = folder / CACHE_DIR / f"{spec.name}-{digest}"
@@ -131,6 +133,7 @@ def _write_split(
     frames = column("frames", np.int64, count)
     can_start = column("can_start", np.bool_, count)
     lengths = column("episode_steps", np.int32, split.num_episodes)
+    not_finite = [np.empty(0, np.int64)]
     for episode in range(split.num_episodes):
         start = int(split.episode_start[episode])
         if start == split.episode_start[episode + 1]:
@@ -142,9 +145,12 @@ def _write_split(
         actions[start:end], states[start:end] = action[kept], state[kept]
         can_start[start:end], frames[start:end] = starts[kept], start + kept
         lengths[episode] = len(kept)
+        finite = np.isfinite(action[kept]).all(1) & np.isfinite(state[kept]).all(1)
+        not_finite.append(start + np.flatnonzero(~finite))
         bar.update()
     for array in (actions, states, frames, can_start, lengths):
         array.flush()
+    np.save(folder / "not_finite.npy", np.concatenate(not_finite))
     return frames
 
 
@@ -157,28 +163,28 @@ def _episode(
     where = split.describe_frame(start)
     steps = EpisodeFeatures(split.steps, split.episodes, slice(start, stop), episode, where)
     try:
-        action, state = find_transform(spec.transform)(steps, spec)
-        for found, encoding in ((action, spec.action), (state, spec.state)):
-            if found.ndim != 2 or found.shape[1] != len(encoding.dims) or len(found) > stop - start:
-                raise DataError(
-                    f"transform {spec.transform!r} made {found.shape} of {encoding.name}, "
-                    f"expected at most {stop - start} steps of {len(encoding.dims)}"
-                )
-            bad = np.flatnonzero(~np.isfinite(found).all(1))
-            if len(bad):
-                raise DataError(
-                    f"{encoding.name} at step {bad[0]} is not finite, {found[bad[0]].tolist()} "
-                    f"({len(bad)} such steps in this episode)"
-                )
-        if len(action) != len(state):
-            raise DataError(f"{len(action)} actions and {len(state)} states")
-        can_start, kept = np.ones((2, len(action)), bool)
-        for names, allowed in ((spec.filters, can_start), (spec.drop_filters, kept)):
-            for name in names:
-                allowed &= find_filter(name)(steps, spec, action, state)
+        # NaN and infinite numbers go on: whoever selects episodes refuses or leaves them out.
+        with np.errstate(invalid="ignore", over="ignore"):
+            action, state = find_transform(spec.transform)(steps, spec)
+            _check_shapes(action, state, spec, stop - start)
+            can_start, kept = np.ones((2, len(action)), bool)
+            for names, allowed in ((spec.filters, can_start), (spec.drop_filters, kept)):
+                for name in names:
+                    allowed &= find_filter(name)(steps, spec, action, state)
     except DataError as error:
         raise DataError(f"{spec.name}: {where}: {error}") from error
     return action, state, can_start, np.flatnonzero(kept)
+
+
+def _check_shapes(action: np.ndarray, state: np.ndarray, spec: DatasetSpec, steps: int) -> None:
+    for found, encoding in ((action, spec.action), (state, spec.state)):
+        if found.ndim != 2 or found.shape[1] != len(encoding.dims) or len(found) > steps:
+            raise DataError(
+                f"transform {spec.transform!r} made {found.shape} of {encoding.name}, "
+                f"expected at most {steps} steps of {len(encoding.dims)}"
+            )
+    if len(action) != len(state):
+        raise DataError(f"{len(action)} actions and {len(state)} states")
 
 
 def _global_rows(
@@ -191,16 +197,20 @@ def _global_rows(
 def _open(index: DatasetIndex, folder: Path, digest: str) -> StandardizedDataset:
     try:
         instructions = json.loads((folder / "instructions.json").read_text(encoding="utf-8"))
-        splits = {
-            name: StandardizedSplit(
-                **{
-                    field.name: np.load(folder / name / f"{field.name}.npy", mmap_mode="r")
-                    for field in dataclasses.fields(StandardizedSplit)
-                }
-            )
-            for name in index.splits
-        }
+        splits = {name: _open_split(folder / name) for name in index.splits}
     except (OSError, ValueError) as error:
         check_open_files(error)
         raise DataError(f"{folder}: cannot be read ({error}); remove it to have it made") from error
     return StandardizedDataset(digest, tuple(instructions), splits)
+
+
+def _open_split(folder: Path) -> StandardizedSplit:
+    arrays = {}
+    for field in dataclasses.fields(StandardizedSplit):
+        file = folder / f"{field.name}.npy"
+        # A version that refused numbers that are not finite wrote no list of them.
+        none = field.name == "not_finite" and not file.exists()
+        arrays[field.name] = np.empty(0, np.int64) if none else np.load(file, mmap_mode="r")
+    if arrays["text_ids"].ndim != 2:  # as a version wrote tensors of texts, and could not use them
+        raise ValueError(f"text_ids of {folder.name} are {arrays['text_ids'].shape}")
+    return StandardizedSplit(**arrays)
