@@ -247,12 +247,11 @@ def selected_ranges(selection: Selection) -> list[tuple[int, int]]:
 
 def shared_episodes(one: Selection, other: Selection) -> int:
     """How many episodes two selections of a dataset have in common."""
-    return len(_records(one) & _records(other))
-
-
-def _records(selection: Selection) -> set[tuple[Path, int]]:
-    """The file of each selected episode, and which of its records it is."""
-    shard = selection.split.episode_shard[selection.episodes]
-    record = selection.episodes - np.searchsorted(selection.split.episode_shard, shard)
-    pairs = zip(shard.tolist(), record.tolist(), strict=True)
-    return {(selection.split.shards[number], place) for number, place in pairs}
+    known: dict[Path, int] = {}
+    records = []  # of each episode: its file, and which of the file's records it is
+    for split, _, episodes in (one, other):
+        files = np.array([known.setdefault(path, len(known)) for path in split.shards], np.int64)
+        shard = split.episode_shard[episodes]
+        place = episodes - np.searchsorted(split.episode_shard, shard)
+        records.append(files[shard] << 32 | place)
+    return len(np.intersect1d(*records))
