@@ -153,7 +153,7 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
 
     DataError: a dataset does not fit its spec, the model's widths or the cameras of the config.
     """
-    mixture = _mixture(section)
+    mixture = config_mixture(section)
     opened = [_open_one(section, entry) for entry in mixture.entries]
     specs = [spec for spec, *_ in opened]
     _check_cameras(section["cameras"], specs)
@@ -193,7 +193,9 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
     return Data(mixture, section["scale_by_size"], datasets)
 
 
-def _mixture(section: Mapping[str, Any]) -> Mixture:
+def config_mixture(section: Mapping[str, Any]) -> Mixture:
+    """The datasets that the `data` section of a config names. DataError: it names none, or one that
+    is not there."""
     named, single = section["mixture"], section["dataset"]
     if bool(named) == bool(single):
         raise DataError("give either data.dataset, one dataset, or data.mixture, several")
@@ -207,12 +209,17 @@ def _mixture(section: Mapping[str, Any]) -> Mixture:
     return MIXTURES[named]
 
 
+def entry_spec(section: Mapping[str, Any], entry: Entry) -> DatasetSpec:
+    """How an entry of a mixture is read: its row in the config's `data` section, else that of the
+    registry. DataError: there is none, or it is not one."""
+    name, rows = entry.dataset, section["rows"]
+    return spec_from_config({"name": name, **rows[name]}) if name in rows else dataset_spec(name)
+
+
 def _open_one(
     section: Mapping[str, Any], entry: Entry
 ) -> tuple[DatasetSpec, DatasetIndex, Path, StandardizedDataset]:
-    rows = section["rows"]
-    name = entry.dataset
-    spec = spec_from_config({"name": name, **rows[name]}) if name in rows else dataset_spec(name)
+    name, spec = entry.dataset, entry_spec(section, entry)
     root = Path(section["directory"])
     folder = version_folder(root, name) if section["mixture"] else root
     index_folder = default_index_dir(folder)
@@ -287,9 +294,33 @@ def _text_rows(
     )
 
 
+ROW_WIDTH = -1  # a width in a config that is to be the one of the dataset's row
+
+
+def resolve_widths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with numbers for the widths of actions and states that are -1: those of its
+    dataset's row, of a mixture the largest.
+
+    Whatever makes arrays of these widths, or keeps the config, takes it from here. DataError: the
+    config names no dataset.
+    """
+    model = config["model"]
+    action_dim = model["expert"].get("action_dim", ROW_WIDTH)
+    widths = {"action": action_dim, "state": model["proprio_dim"]}
+    if ROW_WIDTH in widths.values():
+        section = config["data"]
+        specs = [entry_spec(section, entry) for entry in config_mixture(section).entries]
+        for field, width in widths.items():
+            if width == ROW_WIDTH:
+                widths[field] = max(len(getattr(spec, field).dims) for spec in specs)
+        expert = {**model["expert"], "action_dim": widths["action"]}
+        model = {**model, "expert": expert, "proprio_dim": widths["state"]}
+    return {**config, "model": model}
+
+
 def config_data(config: Mapping[str, Any]) -> Data:
     """The datasets of a config. DataError: they do not fit it."""
-    model = config["model"]
+    model = resolve_widths(config)["model"]
     return open_data(
         config["data"],
         horizon=model["horizon"],

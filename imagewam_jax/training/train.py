@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from imagewam_jax.checkpoints.store import Checkpoints, check_space, tree_bytes
 from imagewam_jax.config.schema import policy_config
-from imagewam_jax.data.datasets import config_data
+from imagewam_jax.data.datasets import config_data, resolve_widths
 from imagewam_jax.data.loading.loader import BadFrames, Source
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.preprocess.inputs import PolicyAssets
@@ -72,6 +72,7 @@ def _train(
     config: dict[str, Any], workdir: Path, resume: bool, began: float, notice: PreemptionNotice
 ) -> Path:
     # What can be wrong with the config and the devices.
+    config = resolve_widths(config)
     policy = policy_config(config["model"])
     check_fits(config, policy)
     check_watch(config["watch"])
