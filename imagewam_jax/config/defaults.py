@@ -118,7 +118,8 @@ def defaults() -> ConfigDict:
                 "simulator": "",  # one of evaluation.simulators; empty: recorded data alone
                 "options": {},  # keyword options of the simulator
             },
-        }
+        },
+        type_safe=False,  # `config.fields` names every value of a wrong type, not the first alone
     )
 
 

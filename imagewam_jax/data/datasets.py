@@ -31,7 +31,7 @@ from imagewam_jax.data.registry.mixtures import (
     shares,
 )
 from imagewam_jax.data.transforms.standardize import NO_TEXT, StandardizedDataset, standardize
-from imagewam_jax.errors import DataError
+from imagewam_jax.errors import DataError, raise_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +156,8 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
     mixture = config_mixture(section)
     opened = [_open_one(section, entry) for entry in mixture.entries]
     specs = [spec for spec, *_ in opened]
-    _check_cameras(section["cameras"], specs)
-    _check_width("action_dim", action_dim, {s.name: len(s.action.dims) for s in specs})
-    _check_width("state_dim", state_dim, {s.name: len(s.state.dims) for s in specs})
+    check_cameras(section["cameras"], specs)
+    check_widths(action_dim, state_dim, specs)
     sample = SampleSpec(
         cameras=tuple(section["cameras"]),
         buffer_size=_buffer_size(section["cameras"], [(spec, index) for spec, index, *_ in opened]),
@@ -219,17 +218,22 @@ def entry_spec(section: Mapping[str, Any], entry: Entry) -> DatasetSpec:
 def _open_one(
     section: Mapping[str, Any], entry: Entry
 ) -> tuple[DatasetSpec, DatasetIndex, Path, StandardizedDataset]:
-    name, spec = entry.dataset, entry_spec(section, entry)
-    root = Path(section["directory"])
-    folder = version_folder(root, name) if section["mixture"] else root
-    index_folder = default_index_dir(folder)
-    if section["index_directory"]:  # for datasets that lie where nothing can be written
-        index_folder = Path(section["index_directory"]) / spec.name
+    spec = entry_spec(section, entry)
+    folder, index_folder = dataset_folders(section, entry)
     if (index_folder / META_FILE).exists():
         index = open_index(folder, index_folder)
     else:
         index = build_index(folder, index_folder)
     return spec, index, index_folder, standardize(index, spec, index_folder)
+
+
+def dataset_folders(section: Mapping[str, Any], entry: Entry) -> tuple[Path, Path]:
+    """The folders of an entry's dataset and of its index. DataError: the first is not there."""
+    root = Path(section["directory"])
+    folder = version_folder(root, entry.dataset) if section["mixture"] else root
+    if section["index_directory"]:  # for datasets that lie where nothing can be written
+        return folder, Path(section["index_directory"]) / entry.dataset
+    return folder, default_index_dir(folder)
 
 
 def version_folder(root: Path, name: str) -> Path:
@@ -243,20 +247,37 @@ def version_folder(root: Path, name: str) -> Path:
     return found[0]
 
 
-def _check_cameras(roles: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
+def check_cameras(roles: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
+    """DataError for each role that no dataset has, and each dataset that has none of the roles."""
     known = {spec.name: [role for role, _ in spec.cameras] for spec in specs}
-    for role in roles:
-        if not any(role in cameras for cameras in known.values()):
-            raise DataError(f"no dataset has a camera {role!r}; they have {known}")
-    for name, cameras in known.items():
+    errors = [
+        DataError(f"no dataset has a camera {role!r}; they have {known}")
+        for role in roles
+        if not any(role in cameras for cameras in known.values())
+    ]
+    for name, cameras in known.items() if not errors else ():
         if not set(roles) & set(cameras):
-            raise DataError(f"{name!r} has none of the cameras {list(roles)}, it has {cameras}")
+            error = f"{name!r} has none of the cameras {list(roles)}, it has {cameras}"
+            errors.append(DataError(error))
+    raise_all(errors)
 
 
-def _check_width(what: str, configured: int, widths: Mapping[str, int]) -> None:
-    """Refuses a width that is not the largest of the datasets: more would be all padding."""
-    if max(widths.values()) != configured:
-        raise DataError(f"the configured {what} is {configured}, the datasets have {dict(widths)}")
+def check_widths(action_dim: int, state_dim: int, specs: Sequence[DatasetSpec]) -> None:
+    """DataError for each width that is not the largest of the datasets: more would be all
+    padding."""
+    errors = []
+    for what, configured, field in (
+        ("action_dim", action_dim, "action"),
+        ("state_dim", state_dim, "state"),
+    ):
+        widths = {spec.name: len(getattr(spec, field).dims) for spec in specs}
+        if max(widths.values()) != configured:
+            error = (
+                f"the configured {what} is {configured}, the datasets have {widths} (-1 takes it "
+                "from there)"
+            )
+            errors.append(DataError(error))
+    raise_all(errors)
 
 
 def _buffer_size(

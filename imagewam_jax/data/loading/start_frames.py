@@ -50,8 +50,7 @@ def find_start_frames(
     """
     if every < 1:
         raise DataError(f"samples every {every} steps, expected at least 1")
-    if unlabelled not in UNLABELLED:
-        raise DataError(f"unlabelled is {unlabelled!r}, expected one of {list(UNLABELLED)}")
+    check_unlabelled(unlabelled)
     first, last = episodes or (0, split.num_episodes)
     frames = np.arange(split.episode_start[first], split.episode_start[last])
     steps = frames - split.episode_start[split.frame_episode[frames]]
@@ -65,6 +64,12 @@ def find_start_frames(
             'them with "blank"'
         )
     return frames[labelled] if unlabelled == "drop" else frames
+
+
+def check_unlabelled(unlabelled: str) -> None:
+    """DataError: it is none of `UNLABELLED`."""
+    if unlabelled not in UNLABELLED:
+        raise DataError(f"data.unlabelled is {unlabelled!r}, expected one of {list(UNLABELLED)}")
 
 
 def parse_split(text: str) -> SplitSpec:
