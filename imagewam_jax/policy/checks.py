@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int, Int32, UInt8
+from jaxtyping import Float32, Int, Int32, Integer, UInt8
 
 from imagewam_jax.errors import InputError
 from imagewam_jax.preprocess.inputs import Observations
@@ -47,15 +47,16 @@ def check_images(
 ) -> UInt8[jax.Array, "b camera h w 3"]:
     """Images of every camera: uint8, channels last."""
     images = given if isinstance(given, jax.Array) else _array(given, field)
-    of_cameras = f"{len(cameras)} (cameras: {', '.join(cameras)})"
-    expected = f"uint8 RGB [batch, {of_cameras}, height, width, 3]"
-    found = f"{images.dtype} {list(images.shape)}"
-    if images.dtype != np.uint8:
-        raise _unlike(field, expected, found, _to_uint8(images.dtype))
-    if images.ndim != 5 or images.shape[1] != len(cameras) or images.shape[-1] != 3:
-        raise _unlike(field, expected, found, _to_shape(images.shape))
-    if 0 in images.shape:
-        raise _unlike(field, expected, found, "no axis may be empty")
+    shape, is_uint8 = images.shape, images.dtype == np.uint8
+    right = len(shape) == 5 and shape[1] == len(cameras) and shape[-1] == 3 and 0 not in shape
+    if not (right and is_uint8):
+        of_cameras = f"{len(cameras)} (cameras: {', '.join(cameras)})"
+        raise _unlike(
+            field,
+            f"uint8 RGB [batch, {of_cameras}, height, width, 3]",
+            f"{images.dtype} {list(shape)}",
+            _to_shape(shape) if is_uint8 else _to_uint8(images.dtype),
+        )
     return images
 
 
@@ -86,13 +87,14 @@ def check_text_id(given: Any, batch: int, prompts: int) -> Int32[np.ndarray, " b
 def check_numbers(
     given: Any, field: str, axes: str, shape: Sequence[int | None]
 ) -> Float32[np.ndarray, "..."]:
-    """Finite real numbers of a shape, in which None stands for any size above 0, in float32."""
+    """Finite real numbers of a shape, in float32; a first size of None is any above 0."""
     found = _array(given, field)
-    if not (np.issubdtype(found.dtype, np.integer) or jnp.issubdtype(found.dtype, jnp.floating)):
+    if found.dtype.kind not in "fiu" and not jnp.issubdtype(found.dtype, jnp.floating):
         raise _unlike(field, "real numbers", found.dtype)
     _check_shape(found, field, axes, shape)
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused
-        found = found.astype(np.float32, copy=False)
+    if found.dtype != np.float32:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite: refused
+            found = found.astype(np.float32)
     finite = np.isfinite(found)
     if not finite.all():
         place = np.argwhere(~finite)[0].tolist()
@@ -132,14 +134,14 @@ def clamped_dims(
     the policy cannot tell how far."""
     dims = state.shape[1]
     scaled = (state - normalizer.center[:dims]) * normalizer.scale[:dims]
-    return np.flatnonzero((np.abs(scaled) > CLAMP).any(0))
+    return np.flatnonzero(np.abs(scaled).max(0) > CLAMP)
 
 
 def _whole_numbers(
     given: Any, field: str, axes: str, shape: Sequence[int]
-) -> Int[np.ndarray, "..."]:
+) -> Integer[np.ndarray, "..."]:
     found = _array(given, field)
-    if not np.issubdtype(found.dtype, np.integer):
+    if found.dtype.kind not in "iu":
         raise _unlike(field, "whole numbers", found.dtype)
     _check_shape(found, field, axes, shape)
     return found
@@ -153,9 +155,11 @@ def _array(given: Any, field: str) -> np.ndarray:
 
 
 def _check_shape(found: np.ndarray, field: str, axes: str, shape: Sequence[int | None]) -> None:
-    fits = found.ndim == len(shape) and all(
-        size > 0 if expected is None else size == expected
-        for size, expected in zip(found.shape, shape, strict=True)
+    fits = found.shape == tuple(shape) or (
+        found.ndim == len(shape)
+        and shape[0] is None
+        and found.shape[1:] == tuple(shape[1:])
+        and len(found) > 0
     )
     if not fits:
         sizes = ", ".join("any" if size is None else str(size) for size in shape)
@@ -174,6 +178,8 @@ def _to_uint8(dtype: np.dtype) -> str:
 def _to_shape(shape: Sequence[int]) -> str:
     if len(shape) == 4:
         return "images[None] adds a batch of one, images[:, None] the axis of one camera"
+    if 0 in shape:
+        return "no axis may be empty"
     if len(shape) != 5 or shape[-1] == 3:
         return ""
     if shape[-3] == 3:
