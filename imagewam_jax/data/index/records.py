@@ -12,7 +12,7 @@ from imagewam_jax.data.index.array_record import (
     scan_array_records,
 )
 from imagewam_jax.data.index.stand_ins import stand_in
-from imagewam_jax.data.index.tfrecord import Record, framing_checksum
+from imagewam_jax.data.index.tfrecord import COMPRESSED, Record, framing_checksum
 from imagewam_jax.data.index.tfrecord import scan_records as scan_tfrecords
 from imagewam_jax.errors import DataError
 
@@ -44,9 +44,11 @@ def walk_records(path: Path) -> Iterator[Record]:
     Raises DataError, naming the file and the byte offset, when the file is compressed, is
     truncated, or has bytes that differ from their checksum.
     """
-    for record in scan_records(path):
+    found = file_format(path)
+    for record in scan_array_records(path) if found == ARRAY_RECORD else scan_tfrecords(path):
         if record.damage:
-            raise DataError(f"{path}: {record.damage}; {GET_IT_AGAIN}")
+            remedy = "" if COMPRESSED in record.damage else f"; {GET_IT_AGAIN}"
+            raise DataError(f"{path}: {record.damage}{remedy}")
         yield record
 
 

@@ -18,8 +18,8 @@ from imagewam_jax.errors import DataError
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
-_COMPRESSED = (
-    "{compression}-compressed; a byte index needs uncompressed TFRecord files: decompress every "
+COMPRESSED = (
+    "-compressed; a byte index needs uncompressed TFRecord files: decompress every "
     "shard and keep its name (gzip -dc, zlib-flate -uncompress)"
 )
 _COMPRESSED_MAGIC = {b"\x1f\x8b": "gzip", b"\x78\x9c": "zlib", b"\x78\x01": "zlib"}
@@ -77,7 +77,7 @@ def scan_records(path: Path) -> Iterator[Record]:
                 compression = _COMPRESSED_MAGIC.get(header[:2]) if offset == 0 else None
                 yield _lost(
                     start,
-                    _COMPRESSED.format(compression=compression)
+                    f"{compression}{COMPRESSED}"
                     if compression
                     else f"the record length at byte {offset} differs from its checksum",
                 )
