@@ -23,7 +23,17 @@ def dataset(tmp_path_factory):
     return copy_sample(tmp_path_factory.mktemp("rlds"))
 
 
-VERBS = ["train", "evaluate", "data", "encode-text", "convert", "export", "verify", "record"]
+VERBS = [
+    "check",
+    "train",
+    "evaluate",
+    "data",
+    "encode-text",
+    "convert",
+    "export",
+    "verify",
+    "record",
+]
 DATA_VERBS = ["index", "check", "list", "show", "stats", "import-lerobot"]
 
 

@@ -56,8 +56,10 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
     if rest and not arguments.config:
         raise ConfigError(f"unknown arguments: {' '.join(rest)}")
     config = load_config(arguments.config, rest).to_dict() if arguments.config else None
+    from imagewam_jax.data.datasets import resolve_widths
     from imagewam_jax.weights.convert import convert
 
+    config = config and resolve_widths(config)
     convert(
         arguments.sources,
         arguments.to,

@@ -42,7 +42,7 @@ def dataset(policy):
 class StandIn:
     """A policy for the fake simulator, which moves by its instruction where it sees anything."""
 
-    horizon, action_dim = 4, 1
+    horizon, action_dim, state_dim, cameras = 4, 1, 1, ("primary", "secondary")
 
     def __init__(self):
         self.config = {
@@ -159,5 +159,5 @@ def test_evaluation_in_the_simulator(with_simulator, tmp_path):
     assert set(results["closed_loop"]) == {POLICY, SWAPPED, BLANK, RANDOM, REPLAY}
     assert all(s["episodes"] == 2 for s in results["closed_loop"].values())
     page = html.unescape((tmp_path / "report.html").read_text())
-    for words in ("Success in the simulator", "delta_x", "task 'open the faucet'"):
+    for words in ("Success in the simulator", "gripper", "task 'open the faucet'"):
         assert words in page

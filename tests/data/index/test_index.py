@@ -377,8 +377,8 @@ def test_a_tfds_set_without_steps(toy_copy):
 
 
 def test_another_file_format(toy_copy):
-    edit_json(toy_copy / "dataset_info.json", lambda info: info.update(fileFormat="array_record"))
-    with pytest.raises(DataError, match="fileFormat is 'array_record', expected 'tfrecord'"):
+    edit_json(toy_copy / "dataset_info.json", lambda info: info.update(fileFormat="parquet"))
+    with pytest.raises(DataError, match=r"fileFormat is 'parquet', expected .*tfds convert_form"):
         build(toy_copy)
 
 
