@@ -69,6 +69,20 @@ def test_overrides_change_fields_and_keep_their_types():
     assert unchanged.model.backbone.heads == config.model.backbone.heads
 
 
+def test_the_home_folder(tmp_path, monkeypatch, capsys):
+    """Shells leave ~ in `--to=~/x`; it stands for the home folder in every path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copyfile(QUICKSTART, tmp_path / "quickstart.py")
+    config = load_config("~/quickstart.py", ["--config.data.directory=~/sets"])
+    assert config.data.directory == str(tmp_path / "sets")
+    assert cli.main(["data", "check", "~/sets"]) == 1
+    assert f"imagewam data: {tmp_path}/sets: " in capsys.readouterr().err
+    assert cli.main(["export", "~/run", "--format=flux2", "--to=~/out"]) == 1
+    assert f"imagewam export: {tmp_path}/run: no such directory" in capsys.readouterr().err
+    assert cli.main(["export", "run", "--format=flux2", "--to=~nobody-here/out"]) == 1
+    assert "imagewam export: ~nobody-here/out: Could not" in capsys.readouterr().err
+
+
 def test_arguments_of_config_files():
     libero = str(ROOT / "configs" / "libero.py")
     widths = [load_config(path, []).model.backbone.dim for path in (libero, f"{libero}:9b")]

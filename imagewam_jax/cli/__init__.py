@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import logging
 
@@ -14,7 +15,7 @@ from imagewam_jax.cli.evaluate import add_evaluate_verb
 from imagewam_jax.cli.export import add_export_verb
 from imagewam_jax.cli.parity import add_parity_verbs
 from imagewam_jax.cli.train import add_train_verb
-from imagewam_jax.errors import UserError
+from imagewam_jax.errors import ConfigError, UserError
 
 # Each adds its verbs to the parser, in the order of the help.
 VERBS = (
@@ -43,8 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not {"config", "passes_on"} & vars(arguments).keys():
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
+        _expand_home(arguments)
         return arguments.run(arguments, rest)
     except UserError as error:
         # The message says what is wrong; where it was noticed is not the user's concern.
         print(f"imagewam {arguments.verb}: {error}", file=sys.stderr)
         return 1
+
+
+def _expand_home(arguments: argparse.Namespace) -> None:
+    """Replace a leading ~ of all paths by the home folder: shells leave it in `--to=~/weights`.
+
+    ConfigError: it is the home folder of nobody.
+    """
+    for name, value in vars(arguments).items():
+        try:
+            if isinstance(value, Path):
+                setattr(arguments, name, value.expanduser())
+            elif isinstance(value, list):
+                paths = [v.expanduser() if isinstance(v, Path) else v for v in value]
+                setattr(arguments, name, paths)
+        except RuntimeError as error:
+            raise ConfigError(f"{value}: {error}") from error

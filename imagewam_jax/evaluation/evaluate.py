@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
+from imagewam_jax.checkpoints.store import METRICS_FILE, is_step, read_metrics
 from imagewam_jax.data.datasets import Dataset, config_data
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
@@ -96,7 +96,7 @@ def _examples(policy: Policy, dataset: Dataset):
 def _run_folder(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint path belongs to."""
     checkpoint = checkpoint.absolute()
-    if checkpoint.name.isdigit():
+    if is_step(checkpoint):
         checkpoint = checkpoint.parent
     return checkpoint.parent if checkpoint.name == "checkpoints" else checkpoint
 

@@ -371,3 +371,84 @@ def test_where_the_result_cannot_be_written(tmp_path, capsys):
     file = tmp_path / "absent" / "result.json"
     assert cli.main(["verify", str(path), str(references), "--json", str(file)]) == 1
     assert "no such folder to write it in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [(".safetensors", "float32"), (".npz", "float64"), (".pt", "float32")],
+)
+def test_a_state_without_steps_in_any_file(suffix, dtype, converted, tmp_path):
+    """As a policy in use records it: one state for each sample, and one sample here."""
+    folder = acting_alone(tmp_path)
+    edit(folder / "infer.safetensors", lambda t: t | {STATE: t[STATE][:, 0].copy()})
+    as_recorded(folder / "infer.safetensors", suffix, dtype)
+    report = verify(converted("imagewam_flux2"), folder)
+    assert report.passed
+    assert "infer.safetensors: infer0.action" in names_of(report)
+
+
+STATE = "infer0.proprio"
+
+
+def acting_alone(folder):
+    """A copy of the recording of one decision."""
+    folder = copy_of("imagewam_flux2", folder / "copy", without=("model.pt", "model.safetensors"))
+    for path in folder.glob("*.safetensors"):
+        if path.name != "infer.safetensors":
+            path.unlink()
+    (folder / "grad_norms.json").unlink()
+    edit(
+        folder / "infer.safetensors",
+        lambda t: {name: x for name, x in t.items() if name.startswith("infer0.")},
+    )
+    return folder
+
+
+def as_recorded(path, suffix, dtype):
+    """The same tensors in a file of another kind, numbers in another dtype."""
+    tensors = {
+        n: x.astype(dtype) if x.dtype == np.float32 else x for n, x in load_file(path).items()
+    }
+    path.unlink()
+    if suffix == ".pt":
+        torch = pytest.importorskip("torch")
+        torch.save({n: torch.from_numpy(x) for n, x in tensors.items()}, path.with_suffix(suffix))
+    else:
+        save = np.savez if suffix == ".npz" else lambda path, **tensors: save_file(tensors, path)
+        save(path.with_suffix(suffix), **tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        (
+            STATE,
+            lambda x: x[0, 0],
+            r"shape \[8\], expected \[batch, steps, dims\] or \[batch, dims",
+        ),
+        (STATE, lambda x: x[0], "has 4 samples, the text 1"),
+        (STATE, lambda x: x[None], r"shape \[1, 1, 4, 8\], expected"),
+        ("infer0.text_attention_mask", lambda x: x[:, None], r"expected \[batch, tokens\]"),
+        ("infer0.text_hidden_states", lambda x: x[0], r"expected \[batch, tokens, channels\]"),
+        ("infer0.ref_img_ids", lambda x: x[0], r"expected \[batch, tokens, 4\]"),
+    ],
+)
+def test_axes_that_a_recording_cannot_have(name, change, problem, converted, tmp_path):
+    folder = acting_alone(tmp_path)
+    edit(folder / "infer.safetensors", lambda t: t | {name: change(t[name]).copy()})
+    with pytest.raises(ConversionError, match=f"infer.safetensors: {name} has .*{problem}"):
+        verify(converted("imagewam_flux2"), folder)
+
+
+def test_files_that_hold_no_recording(converted, tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(
+        ConversionError, match=r"no recording in it .* files of \.safetensors, \.npz"
+    ):
+        verify(converted("imagewam_flux2"), tmp_path)
+    np.savez(tmp_path / "io.npz", a=np.array(["text"]))
+    with pytest.raises(ConversionError, match=r"io.npz: a is of <U4, expected numbers"):
+        verify(converted("imagewam_flux2"), tmp_path)
+    (tmp_path / "io.npz").write_bytes(b"x")
+    with pytest.raises(ConversionError, match=r"io.npz: cannot be read"):
+        verify(converted("imagewam_flux2"), tmp_path)
