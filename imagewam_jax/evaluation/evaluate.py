@@ -51,7 +51,8 @@ def evaluate(
 
     output: a folder; by default `evaluation` beside the checkpoints.
     autoencoder, text_table: what a converted policy lacks (`load_policy`).
-    dataset: the one to evaluate on, if the policy was trained on several.
+    dataset: the one to evaluate on, if the policy was trained on several; of an official policy
+        any that its config names.
     data_directory: where the data is now, if it was moved since training.
     split: the held-out episodes; by default `data.eval_split`.
     ConfigError: a count is below 1, or the simulator does not fit the policy. DataError: there are

@@ -98,8 +98,7 @@ def evaluate_offline(
     spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
     start_frames = start_frames[spread]
     actions_na = reader.standardized.actions
-    statistics = policy.metadata["statistics"][policy.dataset]
-    mean_action = np.array(statistics["action"]["mean"])[: actions_na.shape[1]]
+    mean_action = np.array(policy.statistics["action"]["mean"])[: actions_na.shape[1]]
 
     errors: dict[str, list[np.ndarray]] = {}
     valid, imagined, copied = [], [], []
