@@ -33,6 +33,10 @@ class Unreadable(CheckpointError):
     """A checkpoint is there and damaged."""
 
 
+class InputError(UserError, ValueError):
+    """A policy was given observations, noise or an instruction that it cannot act on."""
+
+
 class ConversionError(UserError, ValueError):
     """Foreign weights are not what they should be."""
 
