@@ -74,6 +74,13 @@ def layouts(rlds_folder) -> dict[str, LayoutSet]:
 
 
 @pytest.fixture(scope="session")
+def cameras(rlds_folder) -> dict[str, LayoutSet]:
+    """The sets "cameras" and "cameras_array", with {split: [[step]]} of decoded values."""
+    truth = pickle.loads((rlds_folder / "cameras.pickle").read_bytes())
+    return {name: LayoutSet(rlds_folder / name / "1.0.0", truth[name]) for name in truth}
+
+
+@pytest.fixture(scope="session")
 def toy_index(toy):
     return open_index(toy.dataset_dir)
 

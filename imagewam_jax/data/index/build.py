@@ -21,6 +21,7 @@ from imagewam_jax.files import partial_path
 # Starting a process takes about as long as indexing this many bytes.
 _BYTES_PER_WORKER = 2**30
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def build_index(
@@ -29,17 +30,19 @@ def build_index(
     *,
     workers: int | None = None,
     progress: bool = True,
+    available_shards: bool = False,
 ) -> DatasetIndex:
     """Indexes a TFDS version folder, replaces an index that is there, and opens the new one.
 
     Every checksum of every record is verified on the way. Finished shards are kept in the folder
     `parts` until the index is complete, and a build that was stopped goes on from them. The index
     appears under its name only when it is complete. `workers` is the number of processes; by
-    default one per GiB, at most one per core. Raises DataError when the folder is not RLDS, the
-    index cannot be written, or a record is corrupt or disagrees with features.json.
+    default one per GiB, at most one per core. `available_shards` leaves out shards that are not
+    there, which the index then names in `left_out`. Raises DataError when the folder is not RLDS,
+    a shard is missing, the index cannot be written, or a record is corrupt or disagrees with
+    features.json.
     """
-    folder = read_tfds_folder(Path(dataset_dir))
-    check_shards(folder)
+    folder = check_shards(read_tfds_folder(Path(dataset_dir)), available_shards)
     index_dir = Path(index_dir) if index_dir else default_index_dir(folder.path)
     parts_dir = index_dir / PARTS_DIR
     try:
@@ -70,6 +73,11 @@ def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> 
     done = [i for i, part in enumerate(parts) if part.is_file()]
     kept = f"{len(done)} of {len(shards)} finished shards are kept in {parts_dir}"
     missing = ""
+    if error.errno in _NOT_ALLOWED:
+        return DataError(
+            f"could not write the index {parts_dir.parent}: {error}; give it another folder: "
+            "data.index_directory of a config, or --output of imagewam data index"
+        )
     if error.errno in _FULL:
         missing = "; free some space there"
         if done:
