@@ -18,7 +18,7 @@ import contextlib
 import itertools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Array, Bool, Shaped, UInt32
 
-from imagewam_jax.errors import CheckpointError, Unreadable
+from imagewam_jax.errors import DISK_FULL, CheckpointError, NotFiniteError, Unreadable
 
 FORMAT = 4
 JSON_ITEMS = ("metadata", "data", "tokenizer", "checksums")
@@ -95,8 +95,17 @@ class Checkpoints:
         """Start to write a checkpoint in the background.
 
         CheckpointError: there is too little free space, or the previous one could not be written.
+        NotFiniteError: an array holds a NaN or an infinity; nothing is written.
         """
         self.wait()
+        for name, tree in trees.items():
+            if bad := not_finite(tree):
+                kept = self.latest_step
+                raise NotFiniteError(
+                    f"after step {step}, {_arrays_of(name, bad)} hold NaNs or infinities: it is "
+                    "not saved; "
+                    + ("there is no checkpoint" if kept is None else f"step {kept} is kept")
+                )
         check_space(self.directory, tree_bytes(trees))
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         json_items = {
@@ -187,7 +196,8 @@ class Checkpoints:
 
     def check(self, step: int, restored: Mapping[str, Any]) -> None:
         """Compare restored trees with their checksums. Unreadable, in all processes alike: an array
-        is not what was saved. One that was restored in another dtype is not compared."""
+        is not what was saved, or holds a NaN or an infinity. One that was restored in another dtype
+        is not compared."""
         folder, checksums = self.directory / str(step), self.checksums(step)
         for name, tree in restored.items():
             saved = {path: x.dtype for path, x in by_path(self.abstract(step, name)).items()}
@@ -207,6 +217,11 @@ class Checkpoints:
         there = self._item(step, "checksums").is_dir()
         return self.restore_json(step, "checksums") if there else {}
 
+            if bad := not_finite(tree):
+                raise Unreadable(
+                    f"{folder}: {_arrays_of(name, bad)} hold NaNs or infinities; take an earlier "
+                    "checkpoint"
+                )
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
         """Read one of JSON_ITEMS of a step.
 
@@ -327,6 +342,18 @@ def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
     bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
     return jnp.sum(bits, dtype=jnp.uint32)
+def not_finite(tree: Any) -> list[str]:
+    """The paths of arrays that hold a NaN or an infinity, computed where the arrays are."""
+    finite = jax.device_get(_all_finite(by_path(tree)))
+    return [path for path in sorted(finite) if not finite[path]]
+
+
+def _arrays_of(name: str, paths: Sequence[str]) -> str:
+    """How many arrays of a tree these are, and which, for messages."""
+    shown = ", ".join(paths[:4]) + (", ..." if len(paths) > 4 else "")
+    return f"{len(paths)} arrays of {name} ({shown})"
+
+
 
 
 METRICS_FILE = "metrics.jsonl"
@@ -340,3 +367,8 @@ def read_metrics(path: Path | str) -> list[dict]:
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
+@jax.jit
+def _all_finite(arrays: Mapping[str, Array]) -> dict[str, Bool[Array, ""]]:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), dict(arrays))
+
+

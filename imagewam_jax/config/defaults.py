@@ -83,6 +83,7 @@ def defaults() -> ConfigDict:
                 "validate_every": 500,  # 0: never
                 "validation_samples": 256,  # rounded down to full batches, at least one
                 "mask_padded_targets": False,  # no target loss beyond the end of an episode
+                "skip_not_finite": 0,  # steps with a NaN that may be skipped before the run stops
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,
             },

@@ -44,6 +44,10 @@ def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
     ):
         if train[name] < 1:
             raise ConfigError(f"train.{name} is {train[name]}, expected at least 1")
+    if train["skip_not_finite"] < 0:
+        raise ConfigError(
+            f"train.skip_not_finite is {train['skip_not_finite']}, expected 0 or more"
+        )
     autoencoder = jax.eval_shape(lambda: new_autoencoder(config["autoencoder"]))
     if autoencoder.channels != policy.backbone.in_channels:
         raise ConfigError(

@@ -28,8 +28,10 @@ from imagewam_jax.training.batches import (
 from imagewam_jax.training.distributed import first_alone, from_first, is_first, replicate
 from imagewam_jax.training.metrics.watch import Watch, check_watch
 from imagewam_jax.training.metrics.work import step_work
+from imagewam_jax.training.finite import FiniteSteps
 from imagewam_jax.training.preemption import Preempted, PreemptionNotice
 from imagewam_jax.training.prepare import check_fits, make_assets, starting_weights
+from imagewam_jax.training.optimizer import updates_made
 from imagewam_jax.training.resume import resume as resume_run
 from imagewam_jax.training.resume import save, state_trees
 from imagewam_jax.training.sharding import (
@@ -148,7 +150,8 @@ def run_steps(
 ) -> None:
     """Take all steps that are left; log, validate and save as often as the config says.
 
-    Preempted: the run was told to stop, and has saved.
+    Preempted: the run was told to stop, and has saved. NotFiniteError: a loss, a gradient or a
+    weight is not finite; the last checkpoint is from before.
     """
     config, steps = run.config, run.config["steps"]
     validate = jax.jit(validation_losses, static_argnums=0, out_shardings=replicated(run.mesh))
@@ -166,6 +169,8 @@ def run_steps(
             with watch.pause("validation"):
                 losses = jax.block_until_ready(_validate(run, validate, state))
             watch.write("validation", done, losses)
+    skipped = int(state.step) - int(updates_made(state.optimizer))
+    finite = FiniteSteps(config["skip_not_finite"], skipped)
         if done % config["checkpoint_every"] == 0 or last or stop:
             with watch.pause("checkpoints"):
                 position = batches.get_state()
@@ -173,16 +178,20 @@ def run_steps(
             watch.account(done)
         if stop:
             break
+        finite.dispatched(done, metrics)
     with watch.pause("checkpoints"):
         run.checkpoints.wait()
     if stop:
         raise Preempted(f"told to stop, saved after step {done} of {steps}")
 
 
+                finite.check()
 def summary(
     state: TrainState, sources: Sequence[Source], config: Mapping[str, Any], mesh: Mesh
+            finite.check_validation(done, losses)
 ) -> str:
     """Parameters by component, samples by dataset, devices by axis of their mesh."""
+                finite.check()
     samples = sum(len(source.start_frames) for source in sources)
     shares = ", ".join(f"{s.reader.dataset.name} {s.share:.1%}" for s in sources)
     sizes = {

@@ -59,7 +59,8 @@ class MetricsWriter:
     ) -> None:
         """Writes the means of `rows`, which the device may still be computing, and `extra`.
 
-        Raises what went wrong with an earlier row.
+        Rows with a number that is not finite are counted, as `not_finite`, and left out of the
+        means as long as there are others. Raises what went wrong with an earlier row.
         """
         for done in [future for future in self._writing if future.done()]:
             self._writing.remove(done)
@@ -79,6 +80,10 @@ class MetricsWriter:
     def _write(self, kind, step, rows, extra) -> None:
         rows = jax.device_get(list(rows))
         names = rows[0] if rows else ()
+        finite = [row for row in rows if np.isfinite(list(row.values())).all()]
+        if len(finite) < len(rows):
+            extra = {"not_finite": len(rows) - len(finite), **extra}
+        rows = finite or rows
         values = {name: float(np.mean([row[name] for row in rows])) for name in names} | extra
         for sink in self._sinks:
             sink.write(kind, step, values)
