@@ -294,7 +294,7 @@ def config_data(config: Mapping[str, Any]) -> Data:
         config["data"],
         horizon=model["horizon"],
         action_dim=model["expert"]["action_dim"],
-        state_dim=model["proprio_dim"],
+        state_dim=model["proprio_dim"] or 0,  # a converted policy without a state has None
     )
 
 

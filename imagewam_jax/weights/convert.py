@@ -1,6 +1,5 @@
 """Converts foreign weights to a checkpoint: recognize them, check everything, then stream them."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import jax
 
 import imagewam_jax
+from imagewam_jax.checkpoints.assets import normalizer_tree
 from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.imagewam import ImageWAMConfig
@@ -162,8 +162,9 @@ def _statistics(
             "real units"
         )
         return {}
-    tree = {}
-    for name, field in (("actions", "action"), ("state", "state")):
-        n = make_normalizer(statistics[field], mode)
-        tree[name] = dataclasses.asdict(stack_normalizers([n], dims[field] or len(n.scale)))
-    return {"normalizers": stream_of(tree)}
+    both = (make_normalizer(statistics[field], mode) for field in ("action", "state"))
+    stacked = [
+        stack_normalizers([n], dim or len(n.scale))
+        for n, dim in zip(both, dims.values(), strict=True)
+    ]
+    return {"normalizers": stream_of(normalizer_tree(*stacked))}
