@@ -221,7 +221,7 @@ def _open_one(
     if (index_folder / META_FILE).exists():
         index = open_index(folder, index_folder)
     else:
-        index = build_index(folder, index_folder)
+        index = build_index(folder, index_folder, if_absent=True)
     return spec, index, index_folder, standardize(index, spec, index_folder)
 
 

@@ -1,6 +1,8 @@
 """`imagewam evaluate`: measures a policy and writes `evaluation.json` and `report.html`."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,26 @@ from imagewam_jax.evaluation.offline import (
     recorded_observations,
     sample_noise,
 )
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import write_page
 from imagewam_jax.policy.policy import Policy, load_policy
 
 SHOWN_SAMPLES = 6
 
 
+def _alone(function: Callable[..., Path]) -> Callable[..., Path]:
+    """`evaluate`, with a lock on its output: InUseError names another process that writes there."""
+
+    @functools.wraps(function)
+    def locked(checkpoint: Path | str, output: Path | str | None = None, **options) -> Path:
+        output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
+        with only_writer(output / LOCK_FILE, "imagewam evaluate"):
+            return function(checkpoint, output, **options)
+
+    return locked
+
+
+@_alone
 def evaluate(
     checkpoint: Path | str,
     output: Path | str | None = None,

@@ -10,6 +10,7 @@ import imagewam_jax
 from imagewam_jax.checkpoints.assets import normalizer_tree
 from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.errors import ConversionError
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten, unflatten
 from imagewam_jax.preprocess.normalization import make_normalizer, stack_normalizers
@@ -76,6 +77,7 @@ def convert(
         json_items["tokenizer"] = source_of["text_encoder"].sidecar.tokenizer
     step = _step(official)
     check_absent(to, step)
+    lock = (to.parent if to.absolute().name == "checkpoints" else to) / LOCK_FILE  # a run's, there
     metadata["provenance"] = {
         "imagewam_jax": imagewam_jax.__version__,
         "sources": [
@@ -88,7 +90,8 @@ def convert(
         "dtype": dtype or "as in the sources",
         "carried": {name: value for f in found for name, value in _carried(f).items()},
     }
-    write_streams(to, step, streams, metadata, **json_items)
+    with only_writer(lock, "imagewam convert"):
+        write_streams(to, step, streams, metadata, **json_items)
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
 
 

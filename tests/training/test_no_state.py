@@ -17,7 +17,7 @@ from imagewam_jax.preprocess.inputs import Observations
 from imagewam_jax.training.train import train
 from tests.training.tiny import INSTRUCTIONS, copy_sample, tiny_config
 
-NO_STATE = {"like": "metaworld_faucet", "state": {"name": "none", "dims": ()}, "state_keys": ()}
+NO_STATE = {"like": "metaworld_faucet", "state": "none", "state_keys": ()}
 
 
 def stateless(dataset):

@@ -5,14 +5,12 @@ killed and is started again goes on with the jobs that are not done; if the sour
 have changed since, it starts over. The version folder appears by one rename, when it is complete.
 """
 
-import contextlib
-import fcntl
 import importlib.util
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,6 +28,7 @@ from imagewam_jax.data.tools.lerobot.layout import plan_layout
 from imagewam_jax.data.tools.lerobot.shards import Shard, publish, rlds_features
 from imagewam_jax.data.tools.lerobot.suggested_spec import describe_spec
 from imagewam_jax.errors import DataError
+from imagewam_jax.files import only_writer
 
 
 def import_lerobot(
@@ -84,7 +83,8 @@ def import_lerobot(
         unused_frames=allow_unused_frames,
     )
     files = _files(chosen)
-    with _only_one_import(target.parent, version):
+    lock = target.with_name(f".{version}.lock")
+    with only_writer(lock, "imagewam data import-lerobot"):
         prepare_folder(work, fingerprint(task, chosen, files), report)
         _check_numbers(task, chosen, allow_not_finite, progress, report)
         started = time.monotonic()
@@ -164,23 +164,6 @@ def _files(episodes: Collection[Episode]) -> list[Path]:
     if missing:
         raise DataError(f"{missing[0]}: missing, as are {len(missing) - 1} other files of meta/")
     return sorted(files)
-
-
-@contextlib.contextmanager
-def _only_one_import(parent: Path, version: str) -> Iterator[None]:
-    """Holds a lock that ends with the process, so that a killed import does not block the next."""
-    file = parent / f".{version}.lock"
-    with contextlib.ExitStack() as stack:
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(file, "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{parent / version}: another import is writing it now") from error
-        except OSError as error:
-            raise DataError(f"could not write below {parent}: {error}") from error
-        yield
-        file.unlink(missing_ok=True)
 
 
 def _check_numbers(
