@@ -115,16 +115,25 @@ class Checkpoints:
             "checksums": {name: array_checksums(tree) for name, tree in trees.items()},
         }
         items |= {k: ocp.args.JsonSave(dict(v)) for k, v in json_items.items() if v is not None}
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._explained():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Wait until everything is on disk. CheckpointError: it could not be written."""
-        try:
+        with self._explained():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """CheckpointError for an error of writing."""
+        try:
+            yield
         except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())
+            advice = "; free some space there" if _means_full(error) else ""
             raise CheckpointError(
                 f"{self.directory}: a checkpoint could not be written, the newest complete one is "
-                f"of step {self.latest_step}: {error}"
+                f"of step {self.latest_step}: {why}{advice}"
             ) from error
 
     def trees(self, step: int) -> set[str]:
@@ -208,6 +217,11 @@ class Checkpoints:
                     f"{folder}: {len(damaged)} arrays of {name} are not what was saved, such as "
                     f"{damaged[0]}"
                 )
+            if bad := not_finite(tree):
+                raise Unreadable(
+                    f"{folder}: {_arrays_of(name, bad)} hold NaNs or infinities; take an earlier "
+                    "checkpoint"
+                )
 
     def checksums(self, step: int) -> dict[str, dict[str, int]]:
         """The checksums of each tree's arrays; none for a tree that was saved without them.
@@ -217,11 +231,6 @@ class Checkpoints:
         there = self._item(step, "checksums").is_dir()
         return self.restore_json(step, "checksums") if there else {}
 
-            if bad := not_finite(tree):
-                raise Unreadable(
-                    f"{folder}: {_arrays_of(name, bad)} hold NaNs or infinities; take an earlier "
-                    "checkpoint"
-                )
     def restore_json(self, step: int, name: str) -> dict[str, Any]:
         """Read one of JSON_ITEMS of a step.
 
@@ -247,7 +256,9 @@ class Checkpoints:
         return earlier if earlier.is_dir() else folder / name
 
     def close(self) -> None:
-        self._manager.close()
+        """Wait until everything is on disk. CheckpointError: it could not be written."""
+        with self._explained():
+            self._manager.close()
 
 
 def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
@@ -276,6 +287,12 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
         checkpoints.close()
         raise
     return checkpoints, chosen
+
+
+def _means_full(error: Exception) -> bool:
+    """Whether an error of Orbax or TensorStore, which tells it in words, is that of a full disk."""
+    words = ("No space left", "Disk quota exceeded")
+    return getattr(error, "errno", None) in DISK_FULL or any(x in str(error) for x in words)
 
 
 def tree_bytes(tree: Any) -> int:
@@ -325,6 +342,18 @@ def differing(arrays: Mapping[str, Array], saved: Mapping[str, int]) -> list[str
     return [path for path in sorted(found) if saved.get(path, found[path]) != found[path]]
 
 
+def not_finite(tree: Any) -> list[str]:
+    """The paths of arrays that hold a NaN or an infinity, computed where the arrays are."""
+    finite = jax.device_get(_all_finite(by_path(tree)))
+    return [path for path in sorted(finite) if not finite[path]]
+
+
+def _arrays_of(name: str, paths: Sequence[str]) -> str:
+    """How many arrays of a tree these are, and which, for messages."""
+    shown = ", ".join(paths[:4]) + (", ..." if len(paths) > 4 else "")
+    return f"{len(paths)} arrays of {name} ({shown})"
+
+
 def by_path(tree: Any) -> dict[str, Any]:
     """The leaves of any kind of tree, by their dotted paths."""
     return {
@@ -338,22 +367,15 @@ def _checksums(arrays: Mapping[str, Array]) -> dict[str, UInt32[Array, ""]]:
     return jax.tree.map(_checksum, dict(arrays))
 
 
+@jax.jit
+def _all_finite(arrays: Mapping[str, Array]) -> dict[str, Bool[Array, ""]]:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), dict(arrays))
+
+
 def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
     bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
     return jnp.sum(bits, dtype=jnp.uint32)
-def not_finite(tree: Any) -> list[str]:
-    """The paths of arrays that hold a NaN or an infinity, computed where the arrays are."""
-    finite = jax.device_get(_all_finite(by_path(tree)))
-    return [path for path in sorted(finite) if not finite[path]]
-
-
-def _arrays_of(name: str, paths: Sequence[str]) -> str:
-    """How many arrays of a tree these are, and which, for messages."""
-    shown = ", ".join(paths[:4]) + (", ..." if len(paths) > 4 else "")
-    return f"{len(paths)} arrays of {name} ({shown})"
-
-
 
 
 METRICS_FILE = "metrics.jsonl"
@@ -367,8 +389,3 @@ def read_metrics(path: Path | str) -> list[dict]:
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
-@jax.jit
-def _all_finite(arrays: Mapping[str, Array]) -> dict[str, Bool[Array, ""]]:
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), dict(arrays))
-
-
