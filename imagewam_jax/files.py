@@ -12,8 +12,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 import google_crc32c
 import ml_dtypes
@@ -62,7 +63,14 @@ def space_advice(error: OSError) -> str:
     return "; free some space there" if error.errno in DISK_FULL else ""
 
 
-LOCK_FILE = ".lock"
+LOCK_FILE = ".lock"  # in the folder that it is of
+
+
+def lock_beside(path: Path) -> Path:
+    """The lock of a file, or of a folder that is replaced as a whole."""
+    return path.with_name(f".{path.name}{LOCK_FILE}")
+
+
 # File systems without locks: some network file systems, by how they are mounted.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -80,10 +88,11 @@ def only_writer(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with writing(lock):
             file = stack.enter_context(_locked(lock, what, wait))
-            now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        holder = f"process {os.getpid()} on {socket.gethostname()} ({what}, since {now})"
+        with contextlib.suppress(OSError):  # a lock on a full disk names nobody
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} ({what}, since {now})")
-            file.flush()
+            file.write(holder.encode())
         try:
             yield
         finally:
@@ -93,42 +102,43 @@ def only_writer(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
                     path.rmdir()
 
 
-def _locked(lock: Path, what: str, wait: bool) -> TextIO:
+def _locked(lock: Path, what: str, wait: bool) -> RawIOBase:
     """The open lock file, locked; closing it ends the lock."""
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a+")
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(lock.open("ab+", buffering=0))
+            _lock(file, lock, what, wait)
+            # The process that held it may have removed the file that was opened here.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    stack.pop_all()
+                    return file
+
+
+def _lock(file: RawIOBase, lock: Path, what: str, wait: bool) -> None:
+    beside = lock.name[1:].removesuffix(LOCK_FILE)
+    path = lock.parent if lock.name == LOCK_FILE else lock.with_name(beside)
+    try:
         try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read() or "another process"
-                if not wait:
-                    raise InUseError(
-                        f"{lock.parent} is in use by {holder}: wait until it has ended, or choose "
-                        "another folder"
-                    ) from None
-                print(f"{what}: waits for {holder}", file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                file.close()
-                raise
-            print(
-                f"{lock.parent}: its file system has no locks ({error}); nothing keeps a second "
-                "process from writing there",
-                file=sys.stderr,
-            )
-            return file
-        except BaseException:
-            file.close()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode() or "another process"
+            if not wait:
+                raise InUseError(
+                    f"{path} is in use by {holder}: wait for its end, or choose another place"
+                ) from None
+            print(f"{what}: waits for {holder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
             raise
-        # The process that held it may have removed the file that was opened here.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                return file
-        file.close()
+        print(
+            f"{path}: its file system has no locks ({error}); nothing keeps a second process from "
+            "writing it",
+            file=sys.stderr,
+        )
 
 
 # The dtypes of safetensors files, by their names there.

@@ -30,7 +30,9 @@ def test_another_process_is_named_and_a_killed_one_holds_nothing(tmp_path):
         assert holder.stdout.readline() == "held\n"
         who = rf"process {holder.pid} on {socket.gethostname()} \(holding, since 20\d\d-\d\d-\d\d "
         with (
-            pytest.raises(InUseError, match=rf"^{lock.parent} is in use by {who}.* UTC\): wait"),
+            pytest.raises(
+                InUseError, match=rf"^{lock.parent} is in use by {who}.* UTC\): wait for"
+            ),
             only_writer(lock, "writing"),
         ):
             pass

@@ -98,14 +98,12 @@ class Checkpoints:
         NotFiniteError: an array holds a NaN or an infinity; nothing is written.
         """
         self.wait()
-        for name, tree in trees.items():
-            if bad := not_finite(tree):
-                kept = self.latest_step
-                raise NotFiniteError(
-                    f"after step {step}, {_arrays_of(name, bad)} hold NaNs or infinities: it is "
-                    "not saved; "
-                    + ("there is no checkpoint" if kept is None else f"step {kept} is kept")
-                )
+        if bad := not_finite(trees):
+            kept = self.latest_step
+            raise NotFiniteError(
+                f"after step {step}, {_shown(bad)} hold NaNs or infinities: it is not saved; "
+                + ("there is no checkpoint" if kept is None else f"step {kept} is kept")
+            )
         check_space(self.directory, tree_bytes(trees))
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         json_items = {
@@ -217,11 +215,10 @@ class Checkpoints:
                     f"{folder}: {len(damaged)} arrays of {name} are not what was saved, such as "
                     f"{damaged[0]}"
                 )
-            if bad := not_finite(tree):
-                raise Unreadable(
-                    f"{folder}: {_arrays_of(name, bad)} hold NaNs or infinities; take an earlier "
-                    "checkpoint"
-                )
+        if bad := not_finite(restored):
+            raise Unreadable(
+                f"{folder}: {_shown(bad)} hold NaNs or infinities; take an earlier checkpoint"
+            )
 
     def checksums(self, step: int) -> dict[str, dict[str, int]]:
         """The checksums of each tree's arrays; none for a tree that was saved without them.
@@ -348,10 +345,9 @@ def not_finite(tree: Any) -> list[str]:
     return [path for path in sorted(finite) if not finite[path]]
 
 
-def _arrays_of(name: str, paths: Sequence[str]) -> str:
-    """How many arrays of a tree these are, and which, for messages."""
-    shown = ", ".join(paths[:4]) + (", ..." if len(paths) > 4 else "")
-    return f"{len(paths)} arrays of {name} ({shown})"
+def _shown(paths: Sequence[str]) -> str:
+    """How many arrays these are, and some of their names, for messages."""
+    return f"{len(paths)} arrays ({', '.join(paths[:4])}{', ...' if len(paths) > 4 else ''})"
 
 
 def by_path(tree: Any) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def test_arrays_that_are_not_finite_are_neither_saved_nor_restored(tmp_path, mon
     bad = {**good, "ema": {"w": good["ema"]["w"].at[3].set(jnp.nan)}}
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, good, {})
-    message = r"after step 2, 1 arrays of ema \(w\) hold NaNs or .* not saved; step 1 is kept"
+    message = r"after step 2, 1 arrays \(ema\.w\) hold NaNs or .* not saved; step 1 is kept"
     with pytest.raises(NotFiniteError, match=message):
         checkpoints.save(2, bad, {})
     assert checkpoints.steps == [1]
@@ -168,7 +168,7 @@ def test_arrays_that_are_not_finite_are_neither_saved_nor_restored(tmp_path, mon
         checkpoints.save(2, bad, {})
         checkpoints.wait()
     abstract = jax.eval_shape(lambda: trees_like(10))
-    with pytest.raises(Unreadable, match=r"/2: 1 arrays of ema \(w\) hold NaNs or infinities"):
+    with pytest.raises(Unreadable, match=r"/2: 1 arrays \(ema\.w\) hold NaNs or infinities"):
         checkpoints.restore(2, abstract)
     checkpoints.restore(2, {"params": abstract["params"]})
     checkpoints.close()

@@ -22,7 +22,7 @@ from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.index.tfds_folder import TfdsFolder, check_shards, read_tfds_folder
 from imagewam_jax.data.index.writer import write_index
 from imagewam_jax.errors import DISK_FULL, DataError, WriteError
-from imagewam_jax.files import only_writer, partial_path
+from imagewam_jax.files import lock_beside, only_writer, partial_path
 
 # Starting a process takes about as long as indexing this many bytes.
 _BYTES_PER_WORKER = 2**30
@@ -70,9 +70,8 @@ def only_builder(folder: TfdsFolder, index_dir: Path, *, wait: bool = False) -> 
     """
     with contextlib.ExitStack() as stack:
         try:
-            lock = index_dir.with_name(f".{index_dir.name}.lock")
             what = f"indexing {folder.name}"
-            stack.enter_context(only_writer(lock, what, wait=wait))
+            stack.enter_context(only_writer(lock_beside(index_dir), what, wait=wait))
         except WriteError as error:
             raise explain_write_error(error.__cause__, folder, index_dir / PARTS_DIR) from error
         yield

@@ -28,7 +28,7 @@ from imagewam_jax.data.tools.lerobot.layout import plan_layout
 from imagewam_jax.data.tools.lerobot.shards import Shard, publish, rlds_features
 from imagewam_jax.data.tools.lerobot.suggested_spec import describe_spec
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import only_writer
+from imagewam_jax.files import lock_beside, only_writer
 
 
 def import_lerobot(
@@ -83,8 +83,7 @@ def import_lerobot(
         unused_frames=allow_unused_frames,
     )
     files = _files(chosen)
-    lock = target.with_name(f".{version}.lock")
-    with only_writer(lock, "imagewam data import-lerobot"):
+    with only_writer(lock_beside(target), "imagewam data import-lerobot"):
         prepare_folder(work, fingerprint(task, chosen, files), report)
         _check_numbers(task, chosen, allow_not_finite, progress, report)
         started = time.monotonic()
