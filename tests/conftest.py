@@ -1,7 +1,10 @@
-"""Settings that hold for every test."""
+"""Settings that hold for every test, and a disk that tests can fill."""
 
 import collections
 import os
+import subprocess
+
+import pytest
 
 from tests import array_annotations, shared_folder
 
@@ -35,3 +38,17 @@ def pytest_collection_modifyitems(items):
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput"):
         shared_folder.end()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -3,7 +3,9 @@
 Numbers are written as soon as they are there: no picture can cost them.
 """
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from imagewam_jax.evaluation.offline import (
     stored_images,
 )
 from imagewam_jax.evaluation.simulators import simulates
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import write_page
 from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.policy.policy import Policy, load_policy
@@ -32,6 +35,19 @@ from imagewam_jax.policy.policy import Policy, load_policy
 SHOWN_SAMPLES = 6
 
 
+def _alone(function: Callable[..., Path]) -> Callable[..., Path]:
+    """`evaluate`, with a lock on its output: InUseError names another process that writes there."""
+
+    @functools.wraps(function)
+    def locked(checkpoint: Path | str, output: Path | str | None = None, **options) -> Path:
+        output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
+        with only_writer(output / LOCK_FILE, "imagewam evaluate"):
+            return function(checkpoint, output, **options)
+
+    return locked
+
+
+@_alone
 def evaluate(
     checkpoint: Path | str,
     output: Path | str | None = None,

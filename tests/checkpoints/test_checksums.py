@@ -95,7 +95,7 @@ def test_an_array_in_another_dtype_is_compared(tmp_path, saved, wanted):
     assert restored.dtype == wanted
     np.testing.assert_array_equal(restored, values.astype(wanted))
     flip_a_bit(tmp_path / "0" / "params")
-    with pytest.raises(Unreadable, match="/0: 1 arrays of params are not .* such as w"):
+    with pytest.raises(Unreadable, match=r"/0: 1 arrays of params are not .* such as w"):
         checkpoints.restore(step, abstract)
     with pytest.raises(Unreadable, match="/0/params: w is not what was saved"):
         SavedTree(checkpoints, step, "params")("w", None)
