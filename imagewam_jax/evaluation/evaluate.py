@@ -3,8 +3,10 @@
 Numbers are written as soon as they are there: no picture can cost them.
 """
 
+import contextlib
 import functools
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from imagewam_jax.checkpoints.store import METRICS_FILE, is_step, read_metrics
-from imagewam_jax.data.datasets import Dataset, config_data
-from imagewam_jax.errors import ConfigError
+from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
+from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
 from imagewam_jax.evaluation.offline import (
@@ -32,6 +34,7 @@ from imagewam_jax.html.page import write_page
 from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.policy.policy import Policy, load_policy
 
+_LOG = logging.getLogger(__name__)
 SHOWN_SAMPLES = 6
 
 
@@ -83,7 +86,11 @@ def evaluate(
     config = policy.config
     section = config["data"] | ({"directory": data_directory} if data_directory else {})
     split = split or section["eval_split"]
+    section = {**section, "eval_split": split}
     opened = config_data({**config, "data": section})[policy.dataset]
+    with contextlib.suppress(DataError):  # the training episodes need not be here
+        for shared in shared_splits([opened], section):
+            _LOG.warning("%s", shared)
     start_frames = evaluation_frames(opened, split)
     simulator = config["evaluation"]["simulator"] if simulate else ""
     if simulator and not simulates(simulator, opened.name):

@@ -215,7 +215,7 @@ def _check_numbers(
         found = f"{count} numbers of {key!r} are NaN or infinite, first in episode {first[key]}"
         if not allow_not_finite:
             raise DataError(f"{task.folder.path}: {found}; allow_not_finite keeps them")
-        report(f"{found}; they are kept")
+        report(f"{found}; they are kept: train with data.not_finite='drop_steps'")
 
 
 def _report(
