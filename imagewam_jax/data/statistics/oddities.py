@@ -62,11 +62,8 @@ def _of_dim(
         float(statistics[key][dim]) for key in ("min", "max", "q01", "q99", "mean", "std")
     )
     if low == high:
-        leave_out = f'options of the transform "columns": {field}_columns'
-        yield Oddity(
-            f"{name} is {low:.4g} at every step; it says nothing, and can be left out ({leave_out})",
-            harmless=True,
-        )
+        then = "acting returns about that number" if field == "action" else "it says nothing"
+        yield Oddity(f"{name} is {low:.4g} at every step: {then}", harmless=True)
         return
     scale = float(make_normalizer(statistics, normalization).scale[dim])
     others = np.sort(statistics["std"][np.arange(len(statistics["std"])) != dim])
@@ -187,8 +184,8 @@ def _of_time(dataset: Dataset, split: str) -> Iterator[Oddity]:
     dims = ", ".join(repr(spec.action.dims[dim]) for dim in shift.dims)
     steps = f"{abs(shift.lag)} step{'s' * (abs(shift.lag) > 1)}"
     measured = (
-        f"their correlation with the change of the state is {shift.best:.2f} there, {shift.own:.2f} "
-        "in their own step"
+        f"their correlation with its change is {shift.best:.2f} there, {shift.own:.2f} in their "
+        "own step"
     )
     if shift.lag < 0:
         yield Oddity(

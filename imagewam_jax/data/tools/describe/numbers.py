@@ -109,6 +109,13 @@ def guess_action_and_state(split: SplitIndex) -> tuple[Vector | None, Vector]:
             kind, measured = _kind_of_name_or_values(name, actions[:, dim])
         relative.append(kind == "relative")
         judged.append(f"{kind}; {measured}")
+    first = _quaternion(actions)
+    if first is not None:
+        reasons.append(
+            f"columns {first} to {first + 3} have length 1 as a quaternion has; the transform "
+            '"columns" makes angles of one: its options action_columns, which brings it into '
+            "columns 3 to 6 in the order x, y, z, w, and rotation"
+        )
     for reason, group in itertools.groupby(range(len(dims)), key=judged.__getitem__):
         reasons.append(f"{', '.join(dims[dim] for dim in group)}: {reason}")
     return Vector(action_keys, tuple(dims), tuple(relative), tuple(reasons)), state
@@ -230,6 +237,16 @@ def _side_by_side(split: SplitIndex, keys: Sequence[str], rows: slice) -> np.nda
     count = rows.stop - rows.start
     found = [split.steps[key][rows].reshape(count, -1).astype(np.float64) for key in keys]
     return np.concatenate([np.zeros((count, 0)), *found], axis=1)
+
+
+def _quaternion(values: np.ndarray) -> int | None:
+    """The first of four columns whose length is 1 at every step though they vary, if there are."""
+    for first in range(values.shape[1] - 3):
+        four = values[:, first : first + 4]
+        length_1 = np.abs(np.linalg.norm(four, axis=1) - 1) < 1e-3
+        if len(four) and length_1.all() and four.std(0).max() > 1e-3:
+            return first
+    return None
 
 
 def _switches(values: np.ndarray) -> bool:

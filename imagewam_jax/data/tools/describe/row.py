@@ -67,9 +67,9 @@ def config_source(
         "control_hz": [guesses.control_hz[1]],
         "language": [guesses.language[1]],
     }  # fmt: skip
-    lines = [*_assign("data.directory", str(directory)), *_assign("data.dataset", name)]
+    lines = [*_assign("data.directory", str(directory.absolute())), *_assign("data.dataset", name)]
     if index_directory:
-        lines += _assign("data.index_directory", str(index_directory))
+        lines += _assign("data.index_directory", str(index_directory.absolute()))
     lines += ["config.data.rows = {", f"    {_literal(name)}: {{"]
     for field, value in row.items():
         for reason in reasons.get(field, ()):
