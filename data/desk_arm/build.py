@@ -48,12 +48,8 @@ def play(seed: int) -> Iterator[tuple[Scene, np.ndarray, float, str]]:
         way = blocks[color] - hand
         there = np.abs(way).max() < 1
         move = way * min(1.0, SPEED / max(np.linalg.norm(way), 1e-6))
-        yield (
-            Scene(blocks, hand, closed),
-            np.float32(move),
-            float(there),
-            f"grasp the {color} block",
-        )
+        task = f"grasp the {color} block"
+        yield Scene(blocks, hand, closed), move.astype(np.float32), float(there), task
         hand = hand + move
         closed = min(1.0, closed + there / CLOSING_STEPS)
         if closed == 1:

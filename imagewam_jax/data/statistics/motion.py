@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Num
 MOST_LAG = 8
 # A correlation below this says nothing; among few steps chance alone makes larger ones.
 LEAST_CORRELATION = 0.5
-LEAST_STEPS = 100
+LEAST_STEPS = 50
 
 
 class Episode(NamedTuple):
@@ -40,12 +40,12 @@ def lagged_correlations(
 
     Of an action dimension that is relative, a displacement, its value counts; of one that is a
     target its change, because a target changes when the state does. An action that causes the
-    motion of its own step correlates best at lag 0. None: there are too few steps.
+    motion of its own step correlates best at lag 0. Lags of which short episodes have too few pairs
+    are left out. None: there are too few steps.
     """
-    lags = np.arange(-MOST_LAG, MOST_LAG + 1)
     is_relative = np.asarray(relative, bool)
-    values, fewest = [], None
-    for lag in lags.tolist():
+    lags, values, fewest = [], [], LEAST_STEPS
+    for lag in range(-MOST_LAG, MOST_LAG + 1):
         moves, changes = [], []
         for actions, states in episodes:
             steps = len(actions)
@@ -56,11 +56,14 @@ def lagged_correlations(
                 moves.append(move[first - 1 : last - 1])
                 changes.append(change[first + lag : last + lag])
         pairs = sum(map(len, moves))
-        if pairs < LEAST_STEPS:
-            return None
-        values.append(_correlations(np.concatenate(moves), np.concatenate(changes)))
-        fewest = pairs if fewest is None else min(fewest, pairs)
-    return LaggedCorrelations(lags, np.stack(values), max(LEAST_CORRELATION, 6 / fewest**0.5))
+        if pairs >= LEAST_STEPS:
+            lags.append(lag)
+            values.append(_correlations(np.concatenate(moves), np.concatenate(changes)))
+            fewest = pairs if len(lags) == 1 else min(fewest, pairs)
+    if 0 not in lags:
+        return None
+    least = max(LEAST_CORRELATION, 6 / fewest**0.5)
+    return LaggedCorrelations(np.array(lags), np.stack(values), least)
 
 
 def _correlations(
@@ -115,7 +118,7 @@ def find_shift(
         of_lag = sizes[:, dim, state]
         best = int(of_lag.argmax())
         if of_lag[best] >= found.least:
-            own = float(of_lag[MOST_LAG])
+            own = float(of_lag[found.lags == 0][0])
             compared.append(Shift(int(found.lags[best]), (dim,), float(of_lag[best]), own))
     off = [shift for shift in compared if _is_off(shift, control_hz)]
     for group in ([s for s in off if s.lag < 0], [s for s in off if s.lag > 0]):
@@ -151,8 +154,10 @@ def action_kinds(episodes: Sequence[Episode]) -> list[tuple[str, str]]:
     nexts = np.concatenate([e.states[1:] for e in together]).astype(np.float64)
     level = _correlations(actions, nexts)
     lagged = lagged_correlations(together, [True] * width)
-    late = slice(MOST_LAG, MOST_LAG + 4)  # a robot may follow late
-    motion = np.abs(lagged.values[late]).max(0) if lagged else np.zeros_like(level)
+    motion = np.zeros_like(level)
+    if lagged:  # a robot may follow late
+        late = (lagged.lags >= 0) & (lagged.lags < 4)
+        motion = np.abs(lagged.values[late]).max(0)
     kinds = []
     for dim in range(width):
         s, d = int(level[dim].argmax()), int(motion[dim].argmax())

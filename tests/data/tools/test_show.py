@@ -158,4 +158,6 @@ def test_of_nothing_and_of_what_is_in_no_row(toy, tmp_path, capsys):
     assert cli.main(["data", "show"]) == 1
     assert "give either DIR, of one dataset, or --config" in capsys.readouterr().err
     assert cli.main(["data", "show", str(toy.dataset_dir)]) == 1
-    assert "no dataset 'toy_arm' in the registry" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no dataset 'toy_arm' in the registry" in error
+    assert error.endswith(f"imagewam data describe {toy.dataset_dir}\n")
