@@ -105,6 +105,6 @@ def _notes(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
         return
     if key and node.get("description"):
         yield key.removeprefix("steps/"), str(node["description"])
-    for name, child in node.get("featuresDict", {}).get("features", {}).items():
+    for name, child in (node.get("featuresDict") or {}).get("features", {}).items():
         yield from _notes(child, f"{key}/{name}" if key else name)
-    yield from _notes(node.get("sequence", {}).get("feature"), key)
+    yield from _notes((node.get("sequence") or {}).get("feature"), key)

@@ -18,7 +18,7 @@ _WHOLE_STATE = ("state", "proprio", "proprioception", "robot_state", "robot_obs"
                 "qpos", "states", "joint_state")  # fmt: skip
 _NO_MOTION = re.compile(
     r"embed|latent|feature|depth|cloud|image|pixel|mask|calib|extrin|intrin|camera|"
-    r"time|clock|date|seed|index|(^|[_/.])(id|idx|step|frame|phase)s?([_/.]|$)|reward|discount|return|"
+    r"time|clock|date|seed|index|(^|[_/.])(id|idx|step|frame|phase)s?$|reward|discount|return|"
     r"is_(first|last|terminal)|done|success|terminat|truncat|box|bounds|language|instruction|goal"
 )
 # What part of a robot a feature is of, by its last name; the first pattern that fits.
