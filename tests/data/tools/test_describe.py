@@ -12,12 +12,14 @@ from imagewam_jax.data.datasets import config_data
 from imagewam_jax.data.index.columns import Coded, Dense, Ragged, Text
 from imagewam_jax.data.index.dataset_index import DatasetIndex, SplitIndex
 from imagewam_jax.data.index.tfds_folder import Features, TfdsFolder
+from imagewam_jax.data.registry import dataset_spec
 from imagewam_jax.data.tools.camera_roles import camera_roles
 from imagewam_jax.data.tools.describe.folder import Opened, find_version
 from imagewam_jax.data.tools.describe.language import all_texts, guess_language, unlabelled_steps
 from imagewam_jax.data.tools.describe.numbers import guess_action_and_state
 from imagewam_jax.data.tools.describe.rate import control_rate
 from imagewam_jax.errors import DataError
+from tests.data.public_layouts import LAYOUTS
 from tests.training.tiny import copy_sample
 
 
@@ -237,6 +239,37 @@ def test_keys_of_actions_and_states(widths, action, state):
         assert len(set(found_action.dims)) == len(found_action.dims) == len(found_action.relative)
 
 
+# What no name tells: where a row takes part of the action from the state, or from another key than
+# "action"; a camera on the hand that is called "image"; which of several views is the main one.
+OTHERWISE = {
+    "action": {"bc_z", "berkeley_fanuc_manipulation", "droid"},
+    "state": set(),
+    "cameras": {"dobbe", "nyu_door_opening_surprising_effectiveness", "robo_set"},
+}
+
+
+def test_most_public_sets_are_guessed_as_the_registry_reads_them():
+    differing = {what: set() for what in OTHERWISE}
+    for name, layout in LAYOUTS.items():
+        spec = dataset_spec(name)
+        widths = {key: width for key, width in layout.items() if isinstance(width, int)}
+        steps = {key: numbers(max(width, 1)) for key, width in widths.items()}
+        steps = {key: v if widths[key] else v[:, 0] for key, v in steps.items()}
+        steps |= {key: np.ones(130, bool) for key, kind in layout.items() if kind is bool}
+        action, state = guess_action_and_state(split_of(steps))
+        cameras = camera_roles(key for key, kind in layout.items() if kind == "image")
+        rows = {role: camera.key for role, camera in spec.cameras}
+        found = {
+            "action": action.keys == spec.action_keys,
+            "state": state.keys == spec.state_keys,
+            "cameras": rows.items() <= cameras.items(),
+        }
+        for what, same in found.items():
+            if not same:
+                differing[what].add(name)
+    assert differing == OTHERWISE
+
+
 def test_what_the_numbers_of_an_action_are_is_measured():
     moves = np.sin(numbers(3).cumsum(0))
     state = np.cumsum(np.concatenate([np.zeros((1, 3)), moves[:-1]]), 0).astype(np.float32)
@@ -274,7 +307,7 @@ def test_a_quaternion_is_noticed():
             {"primary": 0, "secondary": 2, "left_wrist": 1, "right_wrist": 3},
         ),
         (["exterior_image_2_left", "exterior_image_1_left", "wrist_image_left"],
-         {"primary": 1, "secondary": 0, "left_wrist": 2}),
+         {"primary": 1, "secondary": 0, "wrist": 2}),
         (["a", "b", "c"], {"primary": 0, "secondary": 1}),
     ],
 )  # fmt: skip

@@ -32,6 +32,8 @@ _PARTS = (
         r"world_vector|pos|xyz|transl|vector|cartesian|(^|_)eef?(_|$)|tcp|linear|effector",
     ),
 )
+WIDEST_GRIPPER = 4
+POSE = range(6, 10)  # numbers of a position with its rotation
 _DIMS = {
     "position": {
         2: "x y",
@@ -81,7 +83,7 @@ def guess_action_and_state(split: SplitIndex) -> tuple[Vector | None, Vector]:
     state_keys, why_state = _state_keys(
         {key: n for key, n in widths.items() if key not in action_keys},
         {key: split.steps[key].values.dtype.kind for key in widths},
-        any(_part(key) == "joints" for key in action_keys),
+        any(_part(key, widths[key]) == "joints" for key in action_keys),
     )
     state = Vector(
         state_keys,
@@ -133,7 +135,8 @@ def _action_keys(widths: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[str,
             return (key,), (f"{key!r} is the name that RLDS gives it", *_left(others))
     if not likely:
         return (), ()
-    keys = _parts_of_one(likely, widths, any(_part(key) == "joints" for key in likely), moving=True)
+    joints = any(_part(key, widths[key]) == "joints" for key in likely)
+    keys = _parts_of_one(likely, widths, joints, moving=True)
     others = [key for key in likely if key not in keys]
     return keys, (f"the name of {_names(keys)} says so", *_left(others))
 
@@ -147,11 +150,16 @@ def _state_keys(
         if not _NO_MOTION.search(key.lower()) and not _ACTION.search(key.lower())
     ]
     for name in _WHOLE_STATE:
-        whole = [key for key in likely if key.rpartition("/")[2].lower() == name]
+        whole = [key for key in likely if _last(key) == name]
         if whole:
             key = min(whole, key=lambda key: (not key.startswith("observation"), key))
             return (key,), (f"the name of {key!r} says so", *_left(k for k in likely if k != key))
-    of_robot = [key for key in likely if kinds[key] == "f" and _part(key) != "other"]
+    parts = {key: _part(key, widths[key]) for key in likely}
+    of_robot = [
+        key
+        for key in likely
+        if parts[key] == "gripper" or (parts[key] != "other" and kinds[key] == "f")
+    ]
     rest = [key for key in likely if kinds[key] == "f" and key.startswith("observation/")]
     keys = _parts_of_one(of_robot, widths, joints) if of_robot else tuple(sorted(rest))
     others = _left(key for key in likely if key not in keys)
@@ -170,25 +178,35 @@ def _parts_of_one(
     """
 
     def first(part: str) -> list[str]:
-        there = [key for key in keys if _part(key) == part]
+        there = [key for key in keys if _part(key, widths[key]) == part]
         prefer = _RELATIVE_NAME if moving and part != "gripper" else re.compile(r"pos|state")
-        return sorted(there, key=lambda key: (not prefer.search(key.lower()), key))[:1]
+        return sorted(there, key=lambda key: (not prefer.search(_last(key)), "grip" in key, key))[
+            :1
+        ]
 
     position, rotation, gripper = first("position"), first("rotation"), first("gripper")
-    if position and widths[position[0]] >= 6:  # a pose
+    if position and widths[position[0]] in POSE:
         rotation = []
     found = [*position, *rotation]
     if first("joints") and ((joints and not found) or (joints and not moving)):
         found = first("joints")
     found = found or first("joints")
     if not found:
-        found = sorted(key for key in keys if _part(key) == "other") or first("base")
+        others = sorted(key for key in keys if _part(key, widths[key]) == "other")
+        whole = [key for key in first("other") if widths[key] >= POSE.start]
+        found = whole or others or first("base")
     return tuple(found + gripper)
 
 
-def _part(key: str) -> str:
-    name = key.rpartition("/")[2].lower()
-    return next((part for part, pattern in _PARTS if re.search(pattern, name)), "other")
+def _last(key: str) -> str:
+    return key.rpartition("/")[2].lower()
+
+
+def _part(key: str, width: int) -> str:
+    name = _last(key)
+    part = next((part for part, pattern in _PARTS if re.search(pattern, name)), "other")
+    # "In the frame of the gripper" is another thing than the gripper.
+    return "other" if part == "gripper" and width > WIDEST_GRIPPER else part
 
 
 def _names(keys: Sequence[str]) -> str:
@@ -204,13 +222,14 @@ def _dims(keys: Sequence[str], widths: Mapping[str, int], what: str) -> tuple[st
     """A name for each number, different ones."""
     dims: list[str] = []
     for key in keys:
-        part, width = _part(key), widths[key]
+        width = widths[key]
+        part = _part(key, width)
         name = "joint" if part == "joints" else part if part != "other" else what
         known = _DIMS.get(part, {}).get(width)
         first = int(part == "joints")  # joints count from 1, as in the registry
         numbered = [name] if width == 1 else [f"{name}_{i + first}" for i in range(width)]
         if part == "other" and len(keys) > 1:
-            last = key.rpartition("/")[2]
+            last = _last(key)
             numbered = [last] if width == 1 else [f"{last}_{i}" for i in range(width)]
         names = known.split() if known else numbered
         if set(names) & set(dims):
@@ -260,9 +279,8 @@ def _switches(values: np.ndarray) -> bool:
 
 def _kind_of_name_or_values(name: str, values: np.ndarray) -> tuple[str, str]:
     """Displacements lie around 0."""
-    last = name.rpartition("/")[2]
     for kind, pattern in (("relative", _RELATIVE_NAME), ("absolute", _ABSOLUTE_NAME)):
-        found = pattern.search(last)
+        found = pattern.search(_last(name))
         if found:
             return kind, f"its key says {found[0].strip('_')!r}"
     finite = values[np.isfinite(values)]

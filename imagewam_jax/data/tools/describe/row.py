@@ -34,7 +34,7 @@ def row_of(guesses: Guesses) -> dict[str, Any]:
     return {
         "cameras": guesses.cameras.roles,
         "action": {"name": "action", "dims": list(action.dims), "relative": list(action.relative)},
-        "state": {"name": "state" if state.dims else "none", "dims": list(state.dims)},
+        "state": {"name": "state", "dims": list(state.dims)} if state.dims else "none",
         "control_hz": guesses.control_hz[0],
         "action_keys": list(action.keys),
         "state_keys": list(state.keys),
