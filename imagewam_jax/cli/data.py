@@ -275,17 +275,14 @@ def _table(field: str, dims: tuple[str, ...], statistics: Mapping[str, Any]) -> 
 
 
 def _write_official(path: Path, data: Any, part: str, config: Mapping[str, Any]) -> None:
-    from imagewam_jax.data.loading.start_frames import parse_split
     from imagewam_jax.data.statistics.official import official_statistics, standardized_episodes
     from imagewam_jax.preprocess.statistics import write_statistics
 
     episodes = (
         episode
-        for dataset in data.datasets
+        for selected in (dataset.select(part) for dataset in data.datasets)
         for episode in standardized_episodes(
-            dataset.index.split(parse_split(part).name),
-            dataset.standardized.splits[parse_split(part).name],
-            range(*dataset.episodes(part)),
+            selected.split, selected.standardized, selected.episodes.tolist()
         )
     )
     write_statistics(path, official_statistics(episodes, config["model"]["horizon"]))

@@ -99,15 +99,17 @@ def acting(policy: trained.Policy, seed: int = 0) -> Policy:
 def demonstrations_by_instruction(
     dataset: Dataset, split: str
 ) -> Mapping[str, list[Float[np.ndarray, "_ a"]]]:
-    """Reads the actions of all episodes, grouped by instruction."""
+    """Reads the actions of all episodes whose actions are finite, grouped by instruction."""
     reader = dataset.reader(split)
     found: dict[str, list] = {}
-    for episode in range(*dataset.episodes(split)):
+    for episode in dataset.episodes(split).tolist():
         start = reader.split.episode_start[episode]
         stop = start + reader.standardized.episode_steps[episode]
         text_row = dataset.text_rows[reader.standardized.text_ids[start, 0]]
         instruction = dataset.instructions[text_row]
-        found.setdefault(instruction, []).append(reader.standardized.actions[start:stop])
+        actions = reader.standardized.actions[start:stop]
+        if np.isfinite(actions).all():
+            found.setdefault(instruction, []).append(actions)
     reader.close()
     return found
 

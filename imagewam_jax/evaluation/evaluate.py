@@ -1,12 +1,15 @@
 """`imagewam evaluate`: measures a policy and writes `evaluation.json` and `report.html`."""
 
+import contextlib
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
-from imagewam_jax.data.datasets import Dataset, config_data
+from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
+from imagewam_jax.errors import DataError
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
 from imagewam_jax.evaluation.offline import (
@@ -18,6 +21,7 @@ from imagewam_jax.evaluation.offline import (
 from imagewam_jax.html.page import write_page
 from imagewam_jax.policy.policy import Policy, load_policy
 
+_LOG = logging.getLogger(__name__)
 SHOWN_SAMPLES = 6
 
 
@@ -48,6 +52,9 @@ def evaluate(
     output.mkdir(parents=True, exist_ok=True)
     section = config["data"] | ({"directory": data_directory} if data_directory else {})
     opened = config_data({**config, "data": section})[policy.dataset]
+    with contextlib.suppress(DataError):  # the training episodes need not be here
+        for shared in shared_splits([opened], section):
+            _LOG.warning("%s", shared)
     results: dict = {"checkpoint_step": policy.step}
     sections = []
     simulator = config["evaluation"]["simulator"]

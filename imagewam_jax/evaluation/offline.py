@@ -59,13 +59,15 @@ def evaluate_offline(
 ) -> OfflineResult:
     """Predicts samples spread evenly over a split.
 
-    Samples at the start of an episode are left out: they have no last action.
+    Samples at the start of an episode are left out: they have no last action. So are those whose
+    last action is not finite.
     """
     reader = dataset.reader(split)
     start_frames = dataset.start_frames(split)
     start_frames = start_frames[
         start_frames != reader.split.episode_start[reader.split.frame_episode[start_frames]]
     ]
+    start_frames = start_frames[np.isfinite(reader.standardized.actions[start_frames - 1]).all(1)]
     spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
     start_frames = start_frames[spread]
     actions_na = _widened(reader.standardized.actions, policy.action_dim)

@@ -1,5 +1,6 @@
 """What a run reads: its training stream, its held-out batches, and both on the devices."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Int64
 
-from imagewam_jax.data.datasets import Data
+from imagewam_jax.data.datasets import Data, shared_splits
 from imagewam_jax.data.loading.loader import Source, TrainIterator
 from imagewam_jax.data.loading.samples import Batch
+
+_LOG = logging.getLogger(__name__)
 
 # The arrays of a batch that the train step takes; the others say where samples come from.
 MODEL_KEYS = (
@@ -59,6 +62,8 @@ def validation_batches(
     size = train["batch_size"]
     count = max(1, train["validation_samples"] // size)
     sources = data.sources(section["eval_split"])
+    for shared in shared_splits(data.datasets, section):
+        _LOG.warning("%s", shared)
     stream = TrainIterator(
         sources, global_batch=size, rows=rows, seed=0, bad_share=section["bad_frames"]
     )

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from imagewam_jax.data.datasets import Dataset
-from imagewam_jax.data.loading.start_frames import parse_split
+from imagewam_jax.data.loading.splits import selected_steps
 from imagewam_jax.data.statistics.motion import Episode, find_shift
-from imagewam_jax.preprocess.normalization import RANGE_TOLERANCE, make_normalizer
+from imagewam_jax.preprocess.normalization import make_normalizer
 from imagewam_jax.preprocess.statistics import FieldStatistics
 
 # Data whose middle 98 % take less than this share of [-1, 1] are flattened.
@@ -69,7 +69,7 @@ def _of_dim(
     others = np.sort(statistics["std"][np.arange(len(statistics["std"])) != dim])
     usual = float(np.median(others[others > 0])) if (others > 0).any() else 0.0
     if std < max(NOISE * abs(mean), NOISE_BESIDE_OTHERS * usual) and not _far(low, high, q01, q99):
-        yield from _noise(name, field, high - low, std, mean, scale)
+        yield from _noise(name, field, std, mean, scale)
         return
     if q01 == q99:
         yield from _rare(dataset, split, field, dim, name, q01)
@@ -88,12 +88,10 @@ def _far(low: float, high: float, q01: float, q99: float) -> bool:
     return (q99 - q01) < SLIVER * (high - low)
 
 
-def _noise(
-    name: str, field: str, width: float, std: float, mean: float, scale: float
-) -> Iterator[Oddity]:
+def _noise(name: str, field: str, std: float, mean: float, scale: float) -> Iterator[Oddity]:
     what = f"{name} hardly varies: {mean:.4g} with a standard deviation of {std:.2g}"
     spread = std * scale
-    if spread < NOISE_BESIDE_OTHERS * 100 or (width < RANGE_TOLERANCE and scale == 1):
+    if spread < NOISE:  # as a range that counts as constant
         yield Oddity(f"{what}, which normalization leaves as small as it is", harmless=True)
         return
     yield Oddity(
@@ -142,24 +140,12 @@ class _Values(NamedTuple):
         return f"episode {self.episode[row]}, step {self.step[row]}"
 
 
-def _ranges(dataset: Dataset, split: str) -> list[tuple[int, int, int]]:
-    """(number, first row, last row) of the split's episodes that have steps."""
-    name = parse_split(split).name
-    start = dataset.index.split(name).episode_start
-    steps = dataset.standardized.splits[name].episode_steps
-    numbers = range(*dataset.episodes(split))
-    return [(n, int(start[n]), int(start[n] + steps[n])) for n in numbers if steps[n]]
-
-
 def _values(dataset: Dataset, split: str, field: str) -> _Values:
-    standardized = dataset.standardized.splits[parse_split(split).name]
-    column = standardized.actions if field == "action" else standardized.states
-    ranges = _ranges(dataset, split)
-    return _Values(
-        np.concatenate([column[first:last] for _, first, last in ranges]),
-        np.concatenate([np.full(last - first, number) for number, first, last in ranges]),
-        np.concatenate([np.arange(last - first) for _, first, last in ranges]),
-    )
+    selected = dataset.select(split)
+    rows = selected_steps(selected)
+    column = getattr(selected.standardized, f"{field}s")
+    episode = selected.split.frame_episode[rows]
+    return _Values(column[rows], episode, rows - selected.split.episode_start[episode])
 
 
 def _of_time(dataset: Dataset, split: str) -> Iterator[Oddity]:
@@ -167,39 +153,38 @@ def _of_time(dataset: Dataset, split: str) -> Iterator[Oddity]:
     spec = dataset.spec
     if not spec.action.dims or not spec.state.dims:
         return
-    standardized = dataset.standardized.splits[parse_split(split).name]
-    ranges = _ranges(dataset, split)
-    total = sum(last - first for _, first, last in ranges)
-    chosen = ranges[:: max(1, -(-total // MOST_STEPS))]
-    episodes = [
-        Episode(standardized.actions[first:last], standardized.states[first:last])
-        for _, first, last in chosen
-        if last - first > 1
-    ]
+    indexed, standardized, numbers = dataset.select(split)
+    steps = standardized.episode_steps[numbers]
+    every = max(1, -(-int(steps.sum()) // MOST_STEPS))
+    episodes = []
+    for number in numbers[steps > 1][::every].tolist():
+        first = indexed.episode_start[number]
+        rows = slice(first, first + standardized.episode_steps[number])
+        episodes.append(Episode(standardized.actions[rows], standardized.states[rows]))
     shift = find_shift(
         episodes, spec.action.relative, _pairs(spec.action.dims, spec.state.dims), spec.control_hz
     )
     if shift is None:
         return
     dims = ", ".join(repr(spec.action.dims[dim]) for dim in shift.dims)
-    steps = f"{abs(shift.lag)} step{'s' * (abs(shift.lag) > 1)}"
+    distance = f"{abs(shift.lag)} step{'s' * (abs(shift.lag) > 1)}"
     measured = (
         f"their correlation with its change is {shift.best:.2f} there, {shift.own:.2f} in their "
         "own step"
     )
     if shift.lag < 0:
         yield Oddity(
-            f"{dataset.name}: actions {dims} come {steps} late: the state moves before them "
+            f"{dataset.name}: actions {dims} come {distance} late: the state moves before them "
             f"({measured}). Does an action stand beside the observation that follows it? A "
             f"transform that returns action[{-shift.lag}:] and state[:{shift.lag}] mends it "
             "(docs/data.md)"
         )
     else:
         yield Oddity(
-            f"{dataset.name}: actions {dims} come {steps} early: the state moves that much later "
-            f"({measured}), {shift.lag / spec.control_hz:.2g} s at data.rows' control_hz="
+            f"{dataset.name}: actions {dims} come {distance} early: the state moves later "
+            f"({measured}), by {shift.lag / spec.control_hz:.2g} s at the row's control_hz of "
             f"{spec.control_hz:g}. If that is not the robot's own delay, write the dataset anew "
-            f"with each action {steps} later"
+            f"with each action {distance} later"
         )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from imagewam_jax import cli
+from imagewam_jax.data.loading.splits import selected_steps
 from imagewam_jax.data.statistics.exact import exact_statistics
 from imagewam_jax.data.statistics.oddities import find_oddities
 from tests.data.toy import toy_data
@@ -22,10 +23,10 @@ def oddities_of(toy, change, normalization="min/max", split="train"):
     changed = dataclasses.replace(part, actions=actions, states=states)
     standardized = dataclasses.replace(dataset.standardized, splits={"train": changed})
     dataset = dataclasses.replace(dataset, standardized=standardized)
-    first, last = dataset.index.split("train").episode_start[list(dataset.episodes(split))]
+    rows = selected_steps(dataset.select(split))
     statistics = {
-        "action": exact_statistics(actions[first:last]),
-        "state": exact_statistics(states[first:last]),
+        "action": exact_statistics(actions[rows]),
+        "state": exact_statistics(states[rows]),
     }
     return [str(oddity) for oddity in find_oddities(dataset, split, statistics, normalization)]
 

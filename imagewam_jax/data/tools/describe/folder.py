@@ -1,7 +1,6 @@
 """Finds the version folder that a path leads to, opens it, and collects what its JSON files say."""
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from imagewam_jax.data.index.dataset_index import (
     open_index,
 )
 from imagewam_jax.data.index.tfds_folder import TfdsFolder, read_tfds_folder
+from imagewam_jax.data.index.version_folder import version_folder
 from imagewam_jax.errors import DataError
 
 SHOWN = 12
@@ -61,38 +61,30 @@ def open_folder(
 def find_version(directory: Path) -> tuple[Path, str]:
     """The TFDS version folder that `directory` is or leads to, and how it was chosen.
 
-    Below `directory` there may be versions, builder configs or one dataset; of several versions the
-    newest is taken, as TFDS does. DataError: there are several datasets or builder configs.
+    It may be the folder of a dataset, of a builder config, or one that holds one dataset; of
+    several versions the newest is taken, as TFDS does. DataError: it leads to several datasets.
     """
-    if _is_version(directory):
-        return directory, ""
-    below = [
-        path.parent
-        for depth in (1, 2, 3)
-        for path in sorted(directory.glob("*/" * depth + "dataset_info.json"))
-    ]
-    holders = sorted({path.parent for path in below})
-    if len(holders) > 1:
-        names = [str(path) for path in holders[:SHOWN]]
-        raise DataError(
-            f"{directory}: holds {len(holders)} datasets or builder configs; name one of them: "
-            + ", ".join(names)
-            + (", ..." if len(holders) > SHOWN else "")
-        )
-    if not below:
-        return directory, ""  # reading it says what is wrong
-    versions = sorted(below, key=_version_order)
-    names = ", ".join(path.name for path in versions)
-    how = f"below {directory}" + (f", the newest of {names}" if len(versions) > 1 else "")
-    return versions[-1], how
+    path = _version_below(directory)
+    if path is None and directory.is_dir():
+        folders = sorted(child for child in directory.iterdir() if child.is_dir())
+        found = {child: version for child in folders if (version := _version_below(child))}
+        if len(found) > 1:
+            shown = ", ".join(map(str, list(found)[:SHOWN])) + ", ..." * (len(found) > SHOWN)
+            raise DataError(f"{directory}: holds {len(found)} datasets; name one of them: {shown}")
+        path = next(iter(found.values()), None)
+    if path is None:
+        path = version_folder(directory, directory.name)  # which says what is there
+    if path == directory:
+        return path, ""
+    versions = sorted(p.name for p in path.parent.iterdir() if (p / "dataset_info.json").is_file())
+    return path, f"below {directory}" + f", the newest of {versions}" * (len(versions) > 1)
 
 
-def _is_version(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("features.json", "dataset_info.json"))
-
-
-def _version_order(path: Path) -> tuple[list[int], str]:
-    return [int(number) for number in re.findall(r"\d+", path.name)], path.name
+def _version_below(directory: Path) -> Path | None:
+    try:
+        return version_folder(directory, directory.absolute().name)
+    except DataError:
+        return None
 
 
 def _json(path: Path) -> dict:

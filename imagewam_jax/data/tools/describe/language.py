@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagewam_jax.data.index.columns import Coded, Column, Ragged, Text
+from imagewam_jax.data.index.columns import Column, Ragged, Text
 from imagewam_jax.data.index.dataset_index import DatasetIndex, SplitIndex
-from imagewam_jax.data.transforms.standardize import text_of_codes
+from imagewam_jax.data.transforms.language import NO_TEXT, decoded_text, text_rows
 
 _INSTRUCTION = re.compile(
     r"instruction|language|lang(_|$)|task|prompt|caption|annotation|command|goal|text"
@@ -89,10 +89,7 @@ def _rank(key: str) -> int:
 
 def _is_text(key: str, column: Column) -> bool:
     values = column.values if isinstance(column, Ragged) else column
-    if isinstance(values, Text):
-        return True
-    codes = isinstance(column, Coded) and column.rows.dtype.kind in "iu" and column.rows.ndim == 2
-    return codes and is_instruction(key)
+    return isinstance(values, Text) or (is_instruction(key) and text_rows(column)[0] is not None)
 
 
 def _texts(index: DatasetIndex, key: str, per: str) -> Texts:
@@ -101,47 +98,32 @@ def _texts(index: DatasetIndex, key: str, per: str) -> Texts:
     wordings = 1
     for split in index.splits.values():
         column = (split.steps if per == "step" else split.episodes)[key]
-        ids, texts = _ids(column)
-        rows += len(column)
-        lengths = np.diff(column.row_start) if isinstance(column, Ragged) else [ids[:1].size]
-        wordings = max(wordings, int(np.max(lengths, initial=0)))
-        undecodable += sum(_is_broken(text) for text in texts)
+        ids, stored = text_rows(column)
+        texts = [_decoded(text) for text in stored]
+        rows += len(ids)
+        wordings = max(wordings, ids.shape[1])
         blank += int((~_has_text(column)).sum())
-        decoded = [text.decode(errors="replace") for text in texts]
-        flat = ids.reshape(-1)
-        for text, count in zip(decoded, np.bincount(flat, minlength=len(texts)), strict=True):
-            counts[text] = counts.get(text, 0) + int(count)
+        undecodable += texts.count(None)
+        number = np.bincount(ids[ids != NO_TEXT], minlength=len(texts))
+        for text, stored_text, count in zip(texts, stored, number, strict=True):
+            shown = repr(stored_text) if text is None else text
+            counts[shown] = counts.get(shown, 0) + int(count)
     return Texts(key, per, wordings, counts, rows, blank, undecodable)
 
 
-def _ids(column: Column) -> tuple[np.ndarray, list[bytes]]:
-    """The row in a table of texts of each item, and the table."""
-    values = column.values if isinstance(column, Ragged) else column
-    if isinstance(values, Text):
-        return np.asarray(values.ids), list(values.texts)
+def _decoded(stored: bytes | np.ndarray) -> str | None:
     try:
-        return np.asarray(values.ids), list(text_of_codes(values.rows))
-    except (ValueError, OverflowError):  # numbers that are no code points
-        return np.asarray(values.ids), [b"\xff"] * len(values.rows)
-
-
-def _is_broken(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return True
-    return False
+        return decoded_text(stored)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _has_text(column: Column) -> np.ndarray:
     """Which rows have a text that is more than white space, bool [rows]."""
-    ids, texts = _ids(column)
-    filled = np.array([bool(text.decode(errors="replace").strip()) for text in texts], bool)
-    if not isinstance(column, Ragged):
-        return filled[ids].reshape(len(column), -1).any(1)
-    row = np.zeros(len(column), bool)
-    row[np.repeat(np.arange(len(column)), np.diff(column.row_start))[filled[ids]]] = True
-    return row
+    ids, stored = text_rows(column)
+    texts = [_decoded(text) for text in stored]
+    filled = [text is None or bool(text.strip()) for text in texts]
+    return np.array([*filled, False], bool)[ids].any(1)
 
 
 def unlabelled_steps(split: SplitIndex, keys: tuple[str, ...]) -> int:

@@ -86,6 +86,7 @@ def config_source(
     train, held_out, why = _splits(index)
     lines += _assign("data.train_split", train, why) + _assign("data.eval_split", held_out)
     lines += _unlabelled(index, guesses.language[0])
+    lines += _not_finite(index, (*guesses.action.keys, *guesses.state.keys))
     lines += _assign("model.expert.action_dim", len(guesses.action.dims))
     lines += _assign("model.proprio_dim", len(guesses.state.dims))
     lines += _buckets(guesses.language[0], texts, count_tokens)
@@ -120,6 +121,19 @@ def _unlabelled(index: DatasetIndex, keys: tuple[str, ...]) -> list[str]:
     total = sum(split.num_frames for split in index.splits.values())
     why = f'{missing} of {total} steps have no instruction; "blank" trains on them, too'
     return _assign("data.unlabelled", "drop", why)
+
+
+def _not_finite(index: DatasetIndex, keys: Sequence[str]) -> list[str]:
+    bad = total = 0
+    for split in index.splits.values():
+        finite = np.ones(split.num_frames, bool)
+        for key in keys:
+            finite &= np.isfinite(split.steps[key][:]).reshape(split.num_frames, -1).all(1)
+        bad, total = bad + int((~finite).sum()), total + split.num_frames
+    if not bad:
+        return []
+    why = f'{bad} of {total} steps hold a NaN or an infinite number; or "drop_episodes"'
+    return _assign("data.not_finite", "drop_steps", why)
 
 
 def _buckets(
