@@ -25,7 +25,7 @@ def dataset(tmp_path_factory):
 
 
 VERBS = ["train", "evaluate", "data", "encode-text", "convert", "export", "verify", "record"]
-DATA_VERBS = ["index", "check", "list", "show", "stats", "import-lerobot"]
+DATA_VERBS = ["index", "check", "describe", "list", "show", "stats", "import-lerobot"]
 
 
 @pytest.mark.parametrize("verb", VERBS + [f"data {verb}" for verb in DATA_VERBS])

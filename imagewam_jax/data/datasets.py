@@ -161,8 +161,11 @@ def _open_one(
 ) -> tuple[DatasetSpec, DatasetIndex, Path, StandardizedDataset]:
     rows = section["rows"]
     name = entry.dataset
-    spec = spec_from_config({"name": name, **rows[name]}) if name in rows else dataset_spec(name)
     root = Path(section["directory"])
+    if name in rows:
+        spec = spec_from_config({"name": name, **rows[name]})
+    else:
+        spec = dataset_spec(name, root / name if section["mixture"] else section["directory"])
     folder = version_folder(root, name, entry.version, entry.config)
     index_folder = default_index_dir(folder)
     if section["index_directory"]:  # for datasets that lie where nothing can be written
@@ -252,7 +255,7 @@ def dataset_config(directory: Path, name: str | None = None) -> dict[str, Any]:
     no dataset.
     """
     folder = read_tfds_folder(version_folder(directory, name or directory.name))
-    spec, config = dataset_spec(name or folder.name), defaults().to_dict()
+    spec, config = dataset_spec(name or folder.name, directory), defaults().to_dict()
     config["data"] |= {
         "directory": str(folder.path),
         "dataset": spec.name,
