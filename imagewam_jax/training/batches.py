@@ -1,5 +1,6 @@
 """What a run reads: its training stream, its held-out batches, and both on the devices."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Int64
 
-from imagewam_jax.data.datasets import Data
+from imagewam_jax.data.datasets import Data, shared_splits
 from imagewam_jax.data.loading.loader import Source, TrainIterator
 from imagewam_jax.data.loading.samples import Batch
+
+_LOG = logging.getLogger(__name__)
 
 # The arrays of a batch that the train step takes; the others say where samples come from.
 MODEL_KEYS = (
@@ -56,6 +59,8 @@ def validation_batches(
     train = config["train"]
     if not validates(config):
         return []
+    for shared in shared_splits(data.datasets, config["data"]):
+        _LOG.warning("%s", shared)
     count = max(1, train["validation_samples"] // train["batch_size"])
     stream = validation_stream(config, data.sources(config["data"]["eval_split"]), rows)
     batches = [next(stream) for _ in range(count)]
