@@ -5,7 +5,10 @@ prints them without a traceback; everything else that is raised is a fault of th
 """
 
 import contextlib
+import errno
 from collections.abc import Iterator, Sequence
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of errors of the system
 
 
 class UserError(Exception):
@@ -38,6 +41,18 @@ class Unreadable(CheckpointError):
 
 class InputError(UserError, ValueError):
     """A policy was given observations, noise or an instruction that it cannot act on."""
+
+
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, or the folder is not writable."""
+
+
+class InUseError(UserError):
+    """Another process is writing the same files."""
+
+
+class NotFiniteError(UserError):
+    """A loss, a gradient or a trained weight of a run is NaN or infinite."""
 
 
 class ConversionError(UserError, ValueError):

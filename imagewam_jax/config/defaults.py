@@ -61,7 +61,7 @@ def defaults() -> ConfigDict:
                 "backbone": {"name": "flux2"},  # one of models.backbones.BACKBONES, and its sizes
                 # Widths: -1 is that of the dataset's row, of a mixture the widest of them.
                 "expert": {"action_dim": -1, "dim": 1024, "mlp_ratio": 4.0, "max_horizon": 64},
-                "proprio_dim": -1,
+                "proprio_dim": -1,  # 0: the policy sees no robot state
                 "horizon": 16,
                 "target_flow": {"train_shift": 5.0, "sample_shift": 5.0},
                 "action_flow": {"train_shift": 5.0, "sample_shift": 5.0},
@@ -85,6 +85,7 @@ def defaults() -> ConfigDict:
                 "validate_every": 500,  # 0: never
                 "validation_samples": 256,  # rounded down to full batches, at least one
                 "mask_padded_targets": False,  # no target loss beyond the end of an episode
+                "skip_not_finite": 0,  # steps with a NaN that may be skipped before the run stops
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,
             },

@@ -11,6 +11,16 @@ from imagewam_jax.config.defaults import defaults
 from imagewam_jax.config.fields import OPEN_SECTIONS, field_errors
 from imagewam_jax.errors import ConfigError, raise_all
 
+# Fields that are paths on this machine.
+PATHS = (
+    ("data", "directory"),
+    ("data", "index_directory"),
+    ("text", "weights"),
+    ("text", "table"),
+    ("autoencoder", "weights"),
+    ("train", "initial_weights"),
+)
+
 
 class LoadedConfig(NamedTuple):
     """A config with the overrides that fit it, and what is wrong with its fields.
@@ -40,6 +50,7 @@ def read_config(path: str, overrides: Sequence[str]) -> LoadedConfig:
 
     ConfigError: there is no such file, or it makes no config.
     """
+    path = _in_home(path)
     file = path.rsplit(":", 1)[0]
     if not Path(file).is_file():
         raise ConfigError(f"{file}: no such config file")
@@ -49,9 +60,7 @@ def read_config(path: str, overrides: Sequence[str]) -> LoadedConfig:
     for override in _arguments(overrides):
         try:
             _check_field(file, config, override[0])
-            _parse_config(
-                path, override
-            )  # alone, so that the other overrides are read all the same
+            _parse_config(path, override)  # alone: the others are read all the same
             fitting += override
         except ConfigError as error:
             errors.append(error)
@@ -59,6 +68,10 @@ def read_config(path: str, overrides: Sequence[str]) -> LoadedConfig:
     config = _parse_config(path, fitting)
     wrong = field_errors(config.to_dict())
     errors += [error for name, error in wrong.items() if name not in unusable]
+    for section, field in PATHS:
+        name = f"{section}.{field}"
+        if field in config.get(section, ()) and name not in wrong:
+            config[section][field] = _in_home(config[section][field])
     return LoadedConfig(config, tuple(errors), frozenset(unusable) | wrong.keys())
 
 
@@ -72,6 +85,14 @@ def _arguments(overrides: Sequence[str]) -> list[list[str]]:
         else:
             found.append([word])
     return found
+
+
+def _in_home(path: str) -> str:
+    """The path with a leading ~ replaced, which shells leave in `--config.data.directory=~/x`."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:

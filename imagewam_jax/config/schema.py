@@ -20,6 +20,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
     """The sizes of a policy from the `model` section of a config.
 
+    A `proprio_dim` of 0, that of datasets without a robot state, is a policy without one.
     ConfigError for each field that does not fit.
     """
     kinds = {"expert": ActionExpertConfig, "target_flow": FlowConfig, "action_flow": FlowConfig}
@@ -30,6 +31,12 @@ def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
         with collecting(errors):
             section = model.get(name, {}) if name == "lora" else model[name]
             parts[name] = from_fields(kind, section, f"model.{name}")
+    if "expert" in parts and not parts["expert"].action_dim >= 1:
+        error = (
+            f"model.expert.action_dim is {parts['expert'].action_dim}, expected at least 1: a "
+            "policy cannot be trained on datasets without actions alone"
+        )
+        errors.append(ConfigError(error))
     with collecting(errors):
         name = model.get("coordinate_dtype", ImageWAMConfig.coordinate_dtype)
         choose(DTYPES, name, "model.coordinate_dtype")
@@ -38,6 +45,7 @@ def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
         if isinstance(horizon, int) and horizon < 1:
             raise ConfigError(f"model.horizon is {horizon}, expected at least 1")
     raise_all(errors)
+    parts["proprio_dim"] = model.get("proprio_dim") or None
     return from_fields(ImageWAMConfig, {**model, **parts}, "model")
 
 

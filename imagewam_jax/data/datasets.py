@@ -160,8 +160,10 @@ def config_mixture(section: Mapping[str, Any]) -> Mixture:
 def entry_spec(section: Mapping[str, Any], entry: Entry) -> DatasetSpec:
     """How an entry of a mixture is read: its row in the config's `data` section, else that of the
     registry. DataError: there is none, or it is not one."""
-    name, rows = entry.dataset, section["rows"]
-    return spec_from_config({"name": name, **rows[name]}) if name in rows else dataset_spec(name)
+    name, rows, root = entry.dataset, section["rows"], section["directory"]
+    if name in rows:
+        return spec_from_config({"name": name, **rows[name]})
+    return dataset_spec(name, Path(root, name) if section["mixture"] else root)
 
 
 def _open_one(
@@ -172,7 +174,7 @@ def _open_one(
     if (index_folder / META_FILE).exists():
         index = open_index(folder, index_folder)
     else:
-        index = build_index(folder, index_folder)
+        index = build_index(folder, index_folder, if_absent=True)
     return spec, index, index_folder, standardize(index, spec, index_folder)
 
 
@@ -293,7 +295,7 @@ def config_data(config: Mapping[str, Any]) -> Data:
         config["data"],
         horizon=model["horizon"],
         action_dim=model["expert"]["action_dim"],
-        state_dim=model["proprio_dim"],
+        state_dim=model["proprio_dim"] or 0,  # a converted policy without a state has None
     )
 
 
@@ -304,7 +306,7 @@ def dataset_config(directory: Path, name: str | None = None) -> dict[str, Any]:
     no dataset.
     """
     folder = read_tfds_folder(version_folder(directory, name or directory.name))
-    spec, config = dataset_spec(name or folder.name), defaults().to_dict()
+    spec, config = dataset_spec(name or folder.name, directory), defaults().to_dict()
     config["data"] |= {
         "directory": str(folder.path),
         "dataset": spec.name,

@@ -4,14 +4,16 @@ Numbers are written as soon as they are there: no picture can cost them.
 """
 
 import contextlib
+import functools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
-from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
+from imagewam_jax.checkpoints.store import METRICS_FILE, is_step, read_metrics
 from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation import report
@@ -27,6 +29,7 @@ from imagewam_jax.evaluation.offline import (
     stored_images,
 )
 from imagewam_jax.evaluation.simulators import simulates
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import write_page
 from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.policy.policy import Policy, load_policy
@@ -35,6 +38,19 @@ _LOG = logging.getLogger(__name__)
 SHOWN_SAMPLES = 6
 
 
+def _alone(function: Callable[..., Path]) -> Callable[..., Path]:
+    """`evaluate`, with a lock on its output: InUseError names another process that writes there."""
+
+    @functools.wraps(function)
+    def locked(checkpoint: Path | str, output: Path | str | None = None, **options) -> Path:
+        output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
+        with only_writer(output / LOCK_FILE, "imagewam evaluate"):
+            return function(checkpoint, output, **options)
+
+    return locked
+
+
+@_alone
 def evaluate(
     checkpoint: Path | str,
     output: Path | str | None = None,
@@ -54,7 +70,8 @@ def evaluate(
 
     output: a folder; by default `evaluation` beside the checkpoints.
     autoencoder, text_table: what a converted policy lacks (`load_policy`).
-    dataset: the one to evaluate on, if the policy was trained on several.
+    dataset: the one to evaluate on, if the policy was trained on several; of an official policy
+        any that its config names.
     data_directory: where the data is now, if it was moved since training.
     split: the held-out episodes; by default `data.eval_split`.
     ConfigError: a count is below 1, or the simulator does not fit the policy. DataError: there are
@@ -69,7 +86,11 @@ def evaluate(
     config = policy.config
     section = config["data"] | ({"directory": data_directory} if data_directory else {})
     split = split or section["eval_split"]
+    section = {**section, "eval_split": split}
     opened = config_data({**config, "data": section})[policy.dataset]
+    with contextlib.suppress(DataError):  # the training episodes need not be here
+        for shared in shared_splits([opened], section | {"eval_split": split}):
+            _LOG.warning("%s", shared)
     start_frames = evaluation_frames(opened, split)
     simulator = config["evaluation"]["simulator"] if simulate else ""
     if simulator and not simulates(simulator, opened.name):
@@ -77,9 +98,6 @@ def evaluate(
         simulator = ""
     output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
     output.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(DataError):  # the training episodes need not be here
-        for shared in shared_splits([opened], section | {"eval_split": split}):
-            _LOG.warning("%s", shared)
     results: dict = {"checkpoint_step": policy.step, "dataset": opened.name, "split": split}
     played = None
     if simulator:
@@ -144,7 +162,7 @@ def _examples(
 def _run_folder(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint path belongs to."""
     checkpoint = checkpoint.absolute()
-    if checkpoint.name.isdigit():
+    if is_step(checkpoint):
         checkpoint = checkpoint.parent
     return checkpoint.parent if checkpoint.name == "checkpoints" else checkpoint
 

@@ -67,19 +67,20 @@ class Predictions(NamedTuple):
 def evaluation_frames(dataset: Dataset, split: str) -> Int64[np.ndarray, " samples"]:
     """The frames at which the samples of an evaluation start.
 
-    Those at the start of an episode, and those behind a step whose action is not finite, have no
-    last action and are left out, unless there are no others. DataError: the split has no samples.
+    Those without a last action, at the start of an episode or after one that is not finite, are
+    left out, unless there are no others. DataError: the split has no samples.
     """
     frames = dataset.start_frames(split)
     later = frames[_have_last_action(dataset, split, frames)]
     return later if len(later) else frames
 
 
-def _have_last_action(dataset: Dataset, split: str, frames: Int64[np.ndarray, " n"]) -> np.ndarray:
+def _have_last_action(
+    dataset: Dataset, split: str, frames: Int64[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
     index, standardized, _ = dataset.select(split)
-    later = frames != index.episode_start[index.frame_episode[frames]]
-    later[later] = np.isfinite(standardized.actions[frames[later] - 1]).all(1)
-    return later
+    is_first = frames == index.episode_start[index.frame_episode[frames]]
+    return ~is_first & np.isfinite(standardized.actions[frames - 1]).all(1)
 
 
 def evaluate_offline(
@@ -92,8 +93,7 @@ def evaluate_offline(
     spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
     start_frames = start_frames[spread]
     actions_na = reader.standardized.actions
-    statistics = policy.metadata["statistics"][policy.dataset]
-    mean_action = np.array(statistics["action"]["mean"])[: actions_na.shape[1]]
+    mean_action = np.array(policy.statistics["action"]["mean"])[: actions_na.shape[1]]
 
     errors: dict[str, list[np.ndarray]] = {}
     valid, imagined, copied = [], [], []

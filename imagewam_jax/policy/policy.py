@@ -66,6 +66,7 @@ class Policy:
         several."""
         self.metadata, self.step = metadata, step
         self.dataset, row = _dataset(metadata, dataset)
+        self.statistics = metadata["statistics"][metadata["datasets"][row]]
         rows = np.array([row])
         self.config = metadata["config"]
         self._model = model
@@ -277,9 +278,13 @@ def _host(result: Array) -> Float[np.ndarray, "..."]:
 def _dataset(metadata: Mapping[str, Any], name: str | None) -> tuple[str, int]:
     """The name and number of the dataset in whose units a policy acts.
 
-    Without a name it is the only dataset, or the first where all share one normalization.
+    Without a name it is the only dataset, or the first where all share one normalization. The
+    statistics of an official checkpoint are those of all datasets that it was trained on.
     """
     known = metadata["datasets"]
+    source = metadata["statistics"][known[0]].get("source", {})
+    if name is not None and source.get("official"):
+        return name, 0
     if name is None and (len(known) == 1 or metadata["config"]["data"].get("pool_statistics")):
         name = known[0]
     if name not in known:

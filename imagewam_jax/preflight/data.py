@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.datasets import (
     ROW_WIDTH,
+    SPLIT_FIELDS,
     Data,
     check_cameras,
     check_widths,
@@ -25,7 +26,8 @@ from imagewam_jax.data.datasets import (
 )
 from imagewam_jax.data.index.dataset_index import META_FILE
 from imagewam_jax.data.index.tfds_folder import TfdsFolder, check_shards, read_tfds_folder
-from imagewam_jax.data.loading.loader import BadFrames, Source, check_sources
+from imagewam_jax.data.loading.loader import BadFrames, Source
+from imagewam_jax.data.loading.splits import parse_split
 from imagewam_jax.data.loading.start_frames import check_unlabelled
 from imagewam_jax.data.registry.mixtures import Entry
 from imagewam_jax.data.statistics.exact import check_same_encodings
@@ -49,7 +51,11 @@ class Folder(NamedTuple):
 
     @property
     def shard_bytes(self) -> int:
-        return sum(path.stat().st_size for split in self.tfds.splits.values() for path in split[1])
+        return sum(path.stat().st_size for path in self._shards if path.is_file())
+
+    @property
+    def _shards(self) -> list[Path]:
+        return [path for split in self.tfds.splits.values() for path in split.shards]
 
     @property
     def indexed(self) -> bool:
@@ -124,9 +130,10 @@ def folders(run: Run) -> list[Folder]:
             if not section["directory"]:
                 raise DataError("data.directory is empty, expected the folder of the dataset")
             folder, index = dataset_folders(section, entry)
-            tfds = read_tfds_folder(folder)
-            check_shards(tfds)
-            found.append(Folder(spec, tfds, index))
+            dataset = Folder(spec, read_tfds_folder(folder), index)
+            if not dataset.indexed:  # an index can be of those shards alone that are there
+                check_shards(dataset.tfds)
+            found.append(dataset)
     raise_all(errors)
     return found
 
@@ -214,33 +221,42 @@ def training_samples(run: Run) -> list[Source]:
         return _sources(run, "train_split")
 
 
+def split_names(run: Run) -> None:
+    """The splits are there: what can be said of sets that are not opened."""
+    found, outcome = run.of(folders), run.outcome(datasets)
+    errors: list[UserError] = []
+    for field in SPLIT_FIELDS if isinstance(outcome, NotChecked) else ():
+        with collecting(errors), about(f"data.{field}"):
+            text = run.config(f"data.{field}")["data"][field]
+            names = {term.name for term in parse_split(text)} - {"all"}
+            for folder in found:
+                if unknown := sorted(names - folder.tfds.splits.keys()):
+                    raise DataError(
+                        f"{folder.tfds.path} has no split {unknown[0]!r}, it has "
+                        f"{sorted(folder.tfds.splits)}"
+                    )
+    raise_all(errors)
+
+
 def validation_samples(run: Run) -> None:
     """The held-out split is there, and has samples, if the run looks at them."""
     if validates(run.config("train.validate_every", "train.validation_samples")):
-        held_out_samples(run)
+        with about("data.eval_split"):
+            _sources(run, "eval_split")
 
 
 def held_out_samples(run: Run) -> None:
     """The held-out split is there, and has samples."""
     with about("data.eval_split"):
         _sources(run, "eval_split")
-
-
-def shared_samples(run: Run) -> None:
-    """No episode is both in the training split and in the held-out one, if the run looks at it."""
-    run.of(training_samples)
-    run.of(validation_samples)
-    if validates(run.config()):
-        section = run.config("data.train_split", "data.eval_split")["data"]
-        for shared in shared_splits(run.of(datasets).data.datasets, section):
+    if not isinstance(run.outcome(training_samples), UserError | NotChecked):
+        for shared in shared_splits(run.of(datasets).data.datasets, run.config()["data"]):
             run.note(shared)
 
 
 def _sources(run: Run, field: str) -> list[Source]:
     opened, section = run.of(datasets), run.config(f"data.{field}")["data"]
-    sources = opened.data.sources(section[field])
-    check_sources(sources)
-    return sources
+    return opened.data.sources(section[field])
 
 
 def episode_lengths(run: Run) -> None:
@@ -249,7 +265,8 @@ def episode_lengths(run: Run) -> None:
     config = run.config("model.horizon", "data.stride", "data.train_split")
     horizon, stride = config["model"]["horizon"], config["data"]["stride"]
     for dataset in run.of(datasets).data.datasets:
-        steps = dataset_steps(dataset, config["data"]["train_split"])
+        selected = dataset.select(config["data"]["train_split"])
+        steps = selected.standardized.episode_steps[selected.episodes]
         short = int((steps <= horizon * stride).sum())
         if 2 * short > len(steps):
             run.note(
@@ -257,9 +274,3 @@ def episode_lengths(run: Run) -> None:
                 f"model.horizon {horizon} x data.stride {stride} steps; the future image is then "
                 "that of an episode's end"
             )
-
-
-def dataset_steps(dataset: Any, split: str) -> Any:
-    """The number of steps of each episode of a split."""
-    selected = dataset.select(split)
-    return selected.standardized.episode_steps[selected.episodes]

@@ -8,22 +8,26 @@ from pathlib import Path
 from imagewam_jax.checkpoints.store import Checkpoints
 from imagewam_jax.data.datasets import resolve_widths
 from imagewam_jax.errors import CheckpointError, UserError
+from imagewam_jax.files import LOCK_FILE
 from imagewam_jax.preflight.data import rows, stored_images, training_samples, widths
 from imagewam_jax.preflight.devices import batch, training_state
 from imagewam_jax.preflight.run import NotChecked, Run
 from imagewam_jax.training.batches import train_iterator
 from imagewam_jax.training.resume import check_same
-from imagewam_jax.training.train import check_new_or_resumed, check_room
+from imagewam_jax.training.train import check_new_or_resumed, check_room, only_run
 
 
 def run_folder(run: Run) -> list[int]:
-    """The folder can be written, and has no checkpoints unless the run goes on from them; returns
-    their steps."""
+    """The folder can be written, no other run writes there, and it has no checkpoints unless the
+    run goes on from them; returns their steps."""
     workdir = _workdir(run)
     existing = next(p for p in (workdir, *workdir.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         what = "cannot be written to" if existing.is_dir() else "is a file"
         raise CheckpointError(f"{workdir}: {existing} {what}, expected a folder for the run")
+    if (workdir / LOCK_FILE).exists():  # which a run that was killed leaves behind
+        with only_run(workdir):
+            pass
     with _checkpoints(workdir) as checkpoints:
         steps = checkpoints.steps if checkpoints else []
         try:

@@ -2,6 +2,7 @@
 
 from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.errors import SimulatorError, UserError, raise_all
+from imagewam_jax.evaluation.simulators import simulates
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from imagewam_jax.preflight.data import datasets, rows
@@ -13,13 +14,19 @@ _FIELD = "evaluation.simulator"
 def simulator(run: Run) -> SimulatorSpec | None:
     """It is known, can be imported, takes its options and can draw; None: there is none."""
     section = run.config("evaluation")["evaluation"]
-    if not section["simulator"]:
+    name = section["simulator"]
+    if not name:
+        return None
+    others = [spec.name for _, spec in run.of(rows) if not simulates(name, spec.name)]
+    if others:
+        run.note(
+            f"{_FIELD} {name!r} does not play {', '.join(others)}: policies of it are evaluated on "
+            "recorded data alone"
+        )
         return None
     with (
         about(_FIELD),
-        SimulatorPool(
-            section["simulator"], num_simulators=1, num_workers=1, options=section["options"]
-        ) as pool,
+        SimulatorPool(name, num_simulators=1, num_workers=1, options=section["options"]) as pool,
     ):
         return pool.spec
 

@@ -59,11 +59,10 @@ def validation_batches(
     train = config["train"]
     if not validates(config):
         return []
-    count = max(1, train["validation_samples"] // train["batch_size"])
-    sources = data.sources(config["data"]["eval_split"])
     for shared in shared_splits(data.datasets, config["data"]):
         _LOG.warning("%s", shared)
-    stream = validation_stream(config, sources, rows)
+    count = max(1, train["validation_samples"] // train["batch_size"])
+    stream = validation_stream(config, data.sources(config["data"]["eval_split"]), rows)
     batches = [next(stream) for _ in range(count)]
     stream.close()
     return batches

@@ -122,7 +122,7 @@ def make_assets(config: Mapping[str, Any], data: Data) -> tuple[PolicyAssets, di
         text=jnp.asarray(text.features, dtype),
         text_length=jnp.asarray(text.lengths),
         actions=normalizer("action", policy.expert.action_dim),
-        state=normalizer("state", policy.proprio_dim),
+        state=normalizer("state", policy.proprio_dim or 0),
     )
     metadata = {
         "datasets": list(statistics),  # in the order of their numbers

@@ -120,6 +120,7 @@ def model(**expert) -> dict:
 def test_widths_are_those_of_the_rows():
     rows = {"toy_arm": TOY_ROW, "other": OTHER_ROW}
     section = {"dataset": "other", "mixture": "", "mixtures": {"mine": ENTRIES}, "rows": rows}
+    section["directory"] = ""
     one = resolve_widths({"data": section, "model": model(action_dim=-1)})
     assert one["model"] == {"expert": {"dim": 16, "action_dim": 2}, "proprio_dim": 5}
     both = section | {"dataset": "", "mixture": "mine"}

@@ -14,6 +14,7 @@ from PIL import Image
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.config.loading import load_config
 from imagewam_jax.errors import DataError
+from imagewam_jax.evaluation import evaluate as evaluation
 from imagewam_jax.evaluation.evaluate import evaluate
 from imagewam_jax.evaluation.offline import LAST_ACTION, MEAN_ACTION, POLICY
 from tests.data.public_layouts import features_of
@@ -61,6 +62,7 @@ def config_of(folder: Path, layout: str, cameras: tuple[str, ...], size: tuple[i
     config.data.layout, config.data.cameras, config.data.image_size = layout, cameras, size
     config.model.expert.action_dim = config.model.proprio_dim = 14
     config.model.horizon = 8
+    config.evaluation.simulator = "metaworld_faucet"  # as a copy of the quickstart would have it
     return config
 
 
@@ -96,12 +98,21 @@ REGIONS = {
 @pytest.mark.parametrize(
     "name", ["references", *(pytest.param(n, marks=pytest.mark.slow) for n in [*LAYOUTS][1:])]
 )
-def test_every_layout(robotwin_set, name, tmp_path):
+def test_every_layout(robotwin_set, name, tmp_path, monkeypatch, capsys):
     layout, cameras, size, letterbox, (height, width), current = LAYOUTS[name]
     config = config_of(robotwin_set, layout, cameras, size)
     config.data.letterbox = letterbox
-    report = evaluate(untrained_run(config, tmp_path / "run"))
+    run, draw = untrained_run(config, tmp_path / "run"), evaluation.report.offline_section
+
+    def numbers_first(*arguments):
+        assert (run / "evaluation" / "evaluation.json").exists()
+        return draw(*arguments)
+
+    monkeypatch.setattr(evaluation.report, "offline_section", numbers_first)
+    report = evaluate(run)
+    assert "'metaworld_faucet' does not play 'robotwin'" in capsys.readouterr().out
     results = results_of(report)
+    assert "closed_loop" not in results
     assert (results["dataset"], results["split"]) == ("robotwin", "train[1:]")
     offline = results["offline"]
     assert offline["samples"] == 5

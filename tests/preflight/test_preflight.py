@@ -127,7 +127,7 @@ def test_a_policy_its_weights_and_its_data(check):
         ("model", "train.frozen has 'vision', which is no part of the policy"),
         ("model", "/no/weights: no such directory, expected a run or a checkpoint in it"),
         ("images", "in_channels is 9, the autoencoder has 8 channels"),
-        ("data", "data.train_split is 'test': metaworld_faucet has no split 'test'"),
+        ("data", "data.train_split is 'test': metaworld_faucet has no split 'test'; its splits"),
     )
 
 
@@ -169,7 +169,7 @@ def test_widths_cameras_splits_and_texts_of_one_dataset(check):
         ("data", "data.cameras: no dataset has a camera 'wrist'; they have {'metaworld_faucet'"),
         ("data", "data.unlabelled is 'keep', expected one of ['error', 'drop', 'blank']"),
         ("data", "normalisation mode 'none'"),
-        ("data", "data.eval_split is 'test': metaworld_faucet has no split 'test'"),
+        ("data", "data.eval_split is 'test': metaworld_faucet has no split 'test'; its splits"),
         ("text", "'close the faucet' is 18 tokens long, at most 16 fit (2 of 2 prompts are longer"),
     )
 
@@ -183,7 +183,10 @@ def test_a_dataset_that_is_not_there(check):
     )
     found(
         report,
-        ("data", "/no/set: no such folder, expected the dataset 'metaworld_faucet' there"),
+        (
+            "data",
+            "data.directory: /no/set: no such folder, expected the dataset 'metaworld_faucet'",
+        ),
         ("text", "text.encoder is 't5'; choose from ['byte_qwen3', 'qwen3']"),
         ("devices", "train.batch_size 4 does not divide over data 1 x fsdp 1"),
         ("devices", "train.compiler_options: 'fast' is no NAME=VALUE"),
@@ -296,9 +299,10 @@ def test_the_recipes_on_tiny_sets(tmp_path, recipe, names, samples):
 def test_a_large_set_without_an_index_is_not_indexed(check, dataset, monkeypatch):
     shutil.rmtree(default_index_dir(dataset), ignore_errors=True)
     monkeypatch.setattr(data_checks, "SMALL_BYTES", 1000)
-    report = check("mesh.tensor=2", "data.cameras=('wrist',)")
+    report = check("mesh.tensor=2", "data.cameras=('wrist',)", "data.train_split=test[:9]")
     found(
         report,
+        ("data", f"data.train_split: {dataset} has no split 'test', it has ['train', 'val']"),
         ("data", "no dataset has a camera 'wrist'"),
         ("devices", "is not one of 1 devices"),
     )

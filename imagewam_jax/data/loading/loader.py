@@ -122,13 +122,6 @@ class Source(NamedTuple):
     identity: dict[str, Any]
 
 
-def check_sources(sources: Sequence[Source]) -> None:
-    """DataError: a dataset has no sample."""
-    for source in sources:
-        if not len(source.start_frames):
-            raise DataError(f"{source.reader.dataset.name}: no start frames to iterate over")
-
-
 class TrainIterator:
     """Endless iterator over this host's part of the training stream, with exact resume.
 
@@ -158,7 +151,9 @@ class TrainIterator:
         rows = np.arange(global_batch) if rows is None else rows
         if not len(rows) or rows.min() < 0 or rows.max() >= global_batch:
             raise DataError(f"rows {rows.tolist()} of a global batch of {global_batch}")
-        check_sources(sources)
+        for source in sources:
+            if not len(source.start_frames):
+                raise DataError(f"{source.reader.dataset.name}: no start frames to iterate over")
         sample = sources[0].reader.sample
         # As many as there can be batches in flight.
         buffers = ImageBuffers(images_shape(len(rows), sample), keep=num_threads + prefetch + 2)

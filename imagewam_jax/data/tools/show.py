@@ -1,7 +1,7 @@
 """Writes a page to look at a dataset or a mixture with."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from imagewam_jax.data.datasets import Data, Dataset
 from imagewam_jax.data.loading.loader import Source
 from imagewam_jax.data.loading.splits import selected_steps
 from imagewam_jax.data.statistics.exact import dataset_statistics, statistics_by_dataset
+from imagewam_jax.data.statistics.oddities import Oddity, find_oddities
 from imagewam_jax.data.tools import show_pictures
 from imagewam_jax.data.transforms.standardize import NO_TEXT
 from imagewam_jax.html.page import Section, picture, write_page
@@ -40,7 +41,8 @@ def write_data_page(
             field: make_normalizer(statistics[dataset.name][field], normalization)
             for field in ("action", "state")
         }
-        sections += _dataset(dataset, source, split, episodes, normalizers)
+        oddities = find_oddities(dataset, split, statistics[dataset.name], normalization)
+        sections += _dataset(dataset, source, split, episodes, normalizers, oddities)
         source.reader.close()
     names = ", ".join(dataset.name for dataset in data.datasets)
     write_page(output, names, f"{split} of each, normalised by {normalization}", sections)
@@ -71,8 +73,12 @@ def _dataset(
     split: str,
     episodes: int,
     normalizers: Mapping[str, Normalizer],
+    oddities: Sequence[Oddity],
 ) -> Iterator[Section]:
     yield _description(dataset, source, split)
+    if oddities:
+        rows = [("", ""), *(str(oddity).split(": ", 1) for oddity in oddities)]
+        yield Section(f"{dataset.name}: oddities of the numbers", "", rows)
     yield _sheets(dataset, source, split, episodes)
     yield _instructions(dataset, source)
     yield from _numbers(dataset, source, split, episodes, normalizers)

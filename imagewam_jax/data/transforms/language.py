@@ -53,7 +53,7 @@ def _column_texts(
         skipped = index.skipped.get(f"steps/{key}", index.skipped.get(key))
         why = f"which is not indexed: {skipped}" if skipped else "which is not there"
         raise DataError(f"{where}, {why}; texts are {_text_keys(split)}; {ADVICE}")
-    ids, texts = _padded(column) if isinstance(column, Ragged) else _fixed(column)
+    ids, texts = text_rows(column)
     if ids is None:
         what = _described(column)
         raise DataError(
@@ -63,7 +63,7 @@ def _column_texts(
     decoded = []
     for number, text in enumerate(texts):
         try:
-            decoded.append(text.decode() if isinstance(text, bytes) else _text_of_row(text))
+            decoded.append(decoded_text(text))
         except (ValueError, OverflowError) as error:  # a UnicodeDecodeError is a ValueError
             row = int(np.argwhere(ids == number)[0, 0])
             frame = row if key in split.steps else int(split.episode_start[row])
@@ -73,6 +73,19 @@ def _column_texts(
                 f"{_shortened(text)} ({error}); write it as UTF-8, or {ADVICE}"
             ) from error
     return ids, decoded
+
+
+def text_rows(column: Column) -> tuple[Int32[np.ndarray, "rows k"] | None, Any]:
+    """The texts of each row as rows of a table, then -1, and the table; None: it is no text.
+
+    The table has bytes, or integers that are characters; `decoded_text` reads both.
+    """
+    return _padded(column) if isinstance(column, Ragged) else _fixed(column)
+
+
+def decoded_text(stored: bytes | np.ndarray) -> str:
+    """The text of an entry of a table of `text_rows`. ValueError, OverflowError: it is none."""
+    return stored.decode() if isinstance(stored, bytes) else _text_of_row(stored)
 
 
 def _fixed(column: Column) -> tuple[np.ndarray | None, Any]:
