@@ -5,6 +5,7 @@ guesses that need no model. The error of the imagined latent is compared with th
 one, taken for a prediction.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +15,6 @@ from jaxtyping import Bool, Float, Int, Int64, UInt8
 from tqdm import tqdm
 
 from imagewam_jax.data.datasets import Dataset
-from imagewam_jax.data.loading.start_frames import parse_split
 from imagewam_jax.errors import DataError
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.preprocess.inputs import Observations
@@ -69,23 +69,25 @@ class Predictions(NamedTuple):
 def evaluation_frames(dataset: Dataset, split: str) -> Int64[np.ndarray, " samples"]:
     """The frames at which the samples of an evaluation start.
 
-    Those at the start of an episode have no last action and are left out, unless there are no
-    others. DataError: the split has no samples.
+    Those at the start of an episode have no last action and are left out, as are those whose last
+    action is not finite, unless there are no others. DataError: the split has no samples.
     """
     frames = dataset.start_frames(split)
     if not len(frames):
-        first, stop = dataset.episodes(split)
         raise DataError(
-            f"{dataset.name}: {split!r} has {stop - first} episodes and no samples; name another "
-            "split in data.eval_split, or for this evaluation alone in --split, as 'train[90%:]'"
+            f"{dataset.name}: {split!r} has no samples; name other episodes in data.eval_split, or "
+            "for this evaluation alone in --split, as 'train[90%:]'"
         )
-    later = frames[~_is_first(dataset, split, frames)]
+    later = frames[_have_last_action(dataset, split, frames)]
     return later if len(later) else frames
 
 
-def _is_first(dataset: Dataset, split: str, frames: Int64[np.ndarray, " n"]) -> np.ndarray:
-    index = dataset.index.split(parse_split(split).name)
-    return frames == index.episode_start[index.frame_episode[frames]]
+def _have_last_action(
+    dataset: Dataset, split: str, frames: Int64[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    with contextlib.closing(dataset.reader(split)) as reader:
+        first = reader.split.episode_start[reader.split.frame_episode[frames]]
+        return (frames != first) & np.isfinite(reader.standardized.actions[frames - 1]).all(1)
 
 
 def evaluate_offline(
@@ -94,7 +96,7 @@ def evaluate_offline(
     """Predicts samples spread evenly over a split, which start at `evaluation_frames`."""
     reader = dataset.reader(split)
     start_frames = evaluation_frames(dataset, split)
-    have_last = not _is_first(dataset, split, start_frames).any()
+    have_last = _have_last_action(dataset, split, start_frames).all()
     spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
     start_frames = start_frames[spread]
     actions_na = reader.standardized.actions
