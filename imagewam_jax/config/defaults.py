@@ -114,7 +114,7 @@ def defaults() -> ConfigDict:
                 "execute_steps": 12,  # actions of each chunk that run before the next decision
             },
             "evaluation": {
-                # One of evaluation.simulators, which plays its own dataset, or "module:Class" for any;
+                # One of evaluation.simulators, which plays its own dataset, or "module:Class";
                 # empty: recorded data alone.
                 "simulator": "",
                 "options": {},  # keyword options of the simulator
