@@ -15,7 +15,7 @@ from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import CheckpointError, DataError, InputError
 from imagewam_jax.models.parameters import abstract_params, policy_builder
-from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.policy.policy import _dataset, load_policy
 from imagewam_jax.preprocess.images import ImageSpec
 from imagewam_jax.preprocess.inputs import Observations, make_context
 from imagewam_jax.preprocess.resize import resize
@@ -25,7 +25,7 @@ from tests.training.tiny import INSTRUCTIONS, trained_run
 BATCH = 3
 ACT = """
 import pickle, sys
-from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.policy.policy import _dataset, load_policy
 from imagewam_jax.preprocess.inputs import Observations
 path, inputs, outputs = sys.argv[1:]
 images, state, instructions, noise = pickle.load(open(inputs, "rb"))
@@ -228,3 +228,13 @@ def test_attention_on_the_reference_is_a_share(policy, case):
 def test_the_average_and_the_last_weights_are_different_policies(policy, case):
     last = load_policy(trained_run() / "checkpoints" / "40", average=False)
     assert np.abs(last.act(*case) - policy.act(*case)).max() > 1e-4
+
+
+def test_official_statistics_are_those_of_every_dataset():
+    """A trained policy has its own for each, and refuses the names of others."""
+    official = {"official": {"source": {"file": "dataset_stats.json", "official": True}}}
+    metadata = {"config": {"data": {}}, "datasets": ["official"], "statistics": official}
+    assert _dataset(metadata, "libero_goal_no_noops") == ("libero_goal_no_noops", 0)
+    assert _dataset(metadata, None) == ("official", 0)
+    with pytest.raises(CheckpointError, match=r"trained on \['official'\]; .* not 'toy'"):
+        _dataset(metadata | {"statistics": {"official": {}}}, "toy")
