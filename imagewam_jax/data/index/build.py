@@ -16,12 +16,11 @@ from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.index.tfds_folder import TfdsFolder, check_shards, read_tfds_folder
 from imagewam_jax.data.index.writer import write_index
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import partial_path
+from imagewam_jax.files import elsewhere, partial_path
 
 # Starting a process takes about as long as indexing this many bytes.
 _BYTES_PER_WORKER = 2**30
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def build_index(
@@ -73,11 +72,8 @@ def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> 
     done = [i for i, part in enumerate(parts) if part.is_file()]
     kept = f"{len(done)} of {len(shards)} finished shards are kept in {parts_dir}"
     missing = ""
-    if error.errno in _NOT_ALLOWED:
-        return DataError(
-            f"could not write the index {parts_dir.parent}: {error}; give it another folder: "
-            "data.index_directory of a config, or --output of imagewam data index"
-        )
+    if remedy := elsewhere(error):
+        return DataError(f"could not write the index {parts_dir.parent}: {error}{remedy}")
     if error.errno in _FULL:
         missing = "; free some space there"
         if done:
