@@ -4,6 +4,10 @@ Each message names the file, key or tensor, what was expected and what was found
 prints them without a traceback; everything else that is raised is a fault of this package.
 """
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of errors of the system
+
 
 class UserError(Exception):
     """The common base; raised as one of the kinds below."""
@@ -31,6 +35,22 @@ class CheckpointError(UserError):
 
 class Unreadable(CheckpointError):
     """A checkpoint is there and damaged."""
+
+
+class InputError(UserError, ValueError):
+    """A policy was given observations, noise or an instruction that it cannot act on."""
+
+
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, or the folder is not writable."""
+
+
+class InUseError(UserError):
+    """Another process is writing the same files."""
+
+
+class NotFiniteError(UserError):
+    """A loss, a gradient or a trained weight of a run is NaN or infinite."""
 
 
 class ConversionError(UserError, ValueError):

@@ -24,8 +24,8 @@ ROOMS = {
     "policy": "errors config models preprocess checkpoints text",
     "weights": "errors files config models preprocess checkpoints text",
     "parity": "errors files config models checkpoints weights",
-    "training": "errors config models preprocess checkpoints text data",
-    "evaluation": "errors html config models preprocess checkpoints data policy",
+    "training": "errors files config models preprocess checkpoints text data",
+    "evaluation": "errors files html config models preprocess checkpoints data policy",
     "tpu_plans": "errors config models preprocess checkpoints policy training",
     "cli": "errors config preprocess text data weights parity training evaluation tpu_plans",
 }

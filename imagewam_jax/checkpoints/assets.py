@@ -24,11 +24,15 @@ def asset_trees(assets: PolicyAssets) -> dict[str, dict[str, Any]]:
     return {
         "autoencoder": module_tree(assets.autoencoder),
         "text": {"features": assets.text, "length": assets.text_length},
-        "normalizers": {
-            "actions": dataclasses.asdict(assets.actions),
-            "state": dataclasses.asdict(assets.state),
-        },
+        "normalizers": normalizer_tree(assets.actions, assets.state),
     }
+
+
+def normalizer_tree(actions: Normalizer, state: Normalizer) -> dict[str, Any]:
+    """The tree of both normalizers; of a policy without a robot state it has only the first, since
+    Orbax cannot save arrays without numbers."""
+    both = {"actions": actions, "state": state}
+    return {name: dataclasses.asdict(n) for name, n in both.items() if n.scale.size}
 
 
 ASSET_TREES = ("autoencoder", "text", "normalizers")
@@ -38,12 +42,15 @@ def assets_from_trees(
     trees: Mapping[str, Mapping[str, Any]], autoencoder: Mapping[str, Any]
 ) -> PolicyAssets:
     """The inverse of `asset_trees`; `autoencoder` is that section of the config."""
+    normalizers = {name: Normalizer(**tree) for name, tree in trees["normalizers"].items()}
+    actions = normalizers["actions"]
+    without_state = Normalizer(actions.scale[:, :0], actions.center[:, :0])
     return PolicyAssets(
         autoencoder=autoencoder_from_tree(trees["autoencoder"], autoencoder),
         text=trees["text"]["features"],
         text_length=trees["text"]["length"],
-        actions=Normalizer(**trees["normalizers"]["actions"]),
-        state=Normalizer(**trees["normalizers"]["state"]),
+        actions=actions,
+        state=normalizers.get("state", without_state),
     )
 
 

@@ -32,6 +32,11 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     index.add_argument("--output", type=Path, help="of one index; default: imagewam_index in DIR")
     index.add_argument("--workers", type=int, help="processes; default: as many as help")
     index.add_argument(
+        "--available-shards",
+        action="store_true",
+        help="leave out shards that are not there; the index then names them",
+    )
+    index.add_argument(
         "--beam",
         action="store_true",
         help="as an Apache Beam pipeline; what follows are its options, such as --runner=...",
@@ -144,15 +149,18 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise DataError("--output is the index of one DIR, several are given")
     if rest and not arguments.beam:
         raise DataError(f"unknown arguments: {' '.join(rest)}")
+    which = {"available_shards": arguments.available_shards}
     for directory in arguments.directories:
         if arguments.beam:
             from imagewam_jax.data.index.beam import build_index_with_beam
 
-            index = build_index_with_beam(directory, arguments.output, options=rest)
+            index = build_index_with_beam(directory, arguments.output, options=rest, **which)
         else:
-            index = build_index(directory, arguments.output, workers=arguments.workers)
+            index = build_index(directory, arguments.output, workers=arguments.workers, **which)
         for name, split in index.splits.items():
             print(f"{index.name}/{name}: {split.num_episodes} episodes, {split.num_frames} steps")
+        for name, shards in index.left_out.items():
+            print(f"{index.name}/{name}: {len(shards)} shards left out: {', '.join(shards)}")
         for key, why in index.skipped.items():
             print(f"{index.name}: {key} is not indexed: {why}")
     return 0

@@ -8,7 +8,8 @@ from imagewam_jax.errors import ConfigError
 VERIFY = """\
 Repeats recorded runs and prints the error of every tensor beside what it may be; the exit code is
 1 when one is beyond its limit. REFERENCE_DIR is a folder of .safetensors files and a config.json,
-or of such folders. What was recorded is told from the tensors:
+or of such folders; a folder without .safetensors can have .npz or .pt files instead. What was
+recorded is told from the tensors:
 
   transformer     velocities with and without a reference image, guided sampling, rotation tables
   autoencoder     moments, latents and images

@@ -16,7 +16,8 @@ def add_train_verb(verbs: argparse._SubParsersAction) -> None:
         "train",
         help="train a policy on RLDS demonstrations",
         description="Trains a policy. Any field of the config can be changed: "
-        "--config.train.steps=100. SIGTERM makes it save and end with exit code 75.",
+        "--config.train.steps=100. SIGTERM or Ctrl-C makes it save and end with exit code 75; a "
+        "second Ctrl-C ends it at once. One run at a time writes into a folder.",
     )
     train.add_argument("--config", required=True, help="such as configs/quickstart.py")
     train.add_argument("--workdir", required=True, type=Path, help="the folder of the run")

@@ -60,7 +60,7 @@ def defaults() -> ConfigDict:
             "model": {
                 "backbone": {"name": "flux2"},  # one of models.backbones.BACKBONES, and its sizes
                 "expert": {"action_dim": 7, "dim": 1024, "mlp_ratio": 4.0, "max_horizon": 64},
-                "proprio_dim": 8,
+                "proprio_dim": 8,  # dimensions of the robot state; 0: the policy sees none
                 "horizon": 16,
                 "target_flow": {"train_shift": 5.0, "sample_shift": 5.0},
                 "action_flow": {"train_shift": 5.0, "sample_shift": 5.0},
@@ -84,6 +84,7 @@ def defaults() -> ConfigDict:
                 "validate_every": 500,  # 0: never
                 "validation_samples": 256,  # rounded down to full batches, at least one
                 "mask_padded_targets": False,  # no target loss beyond the end of an episode
+                "skip_not_finite": 0,  # steps with a NaN that may be skipped before the run stops
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,
             },

@@ -18,6 +18,15 @@ OPEN_SECTIONS = (
     "data.mixtures",
     "evaluation.options",
 )
+# Fields that are paths on this machine.
+PATHS = (
+    ("data", "directory"),
+    ("data", "index_directory"),
+    ("text", "weights"),
+    ("text", "table"),
+    ("autoencoder", "weights"),
+    ("train", "initial_weights"),
+)
 
 
 def load_config(path: str, overrides: Sequence[str]) -> ConfigDict:
@@ -26,13 +35,25 @@ def load_config(path: str, overrides: Sequence[str]) -> ConfigDict:
     ConfigError: there is no such file, its fields are not those of the defaults, or an override
     names no field or does not fit it.
     """
+    path = _in_home(path)
     file = path.rsplit(":", 1)[0]
     if not Path(file).is_file():
         raise ConfigError(f"{file}: no such config file")
     config = _parse_config(path, [])
     _check_known(file, config.to_dict(), defaults().to_dict())
     _check_fields(file, config, overrides)
-    return _parse_config(path, overrides)
+    config = _parse_config(path, overrides)
+    for section, field in PATHS:
+        config[section][field] = _in_home(config[section][field])
+    return config
+
+
+def _in_home(path: str) -> str:
+    """The path with a leading ~ replaced, which shells leave in `--config.data.directory=~/x`."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:

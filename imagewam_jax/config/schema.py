@@ -20,6 +20,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
     """The sizes of a policy from the `model` section of a config.
 
+    A `proprio_dim` of 0, that of datasets without a robot state, is a policy without one.
     ConfigError names the field that does not fit.
     """
     parts = {
@@ -29,6 +30,12 @@ def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
         "action_flow": from_fields(FlowConfig, model["action_flow"], "model.action_flow"),
         "lora": from_fields(LoRAConfig, model.get("lora", {}), "model.lora"),
     }
+    if not parts["expert"].action_dim >= 1:
+        raise ConfigError(
+            f"model.expert.action_dim is {parts['expert'].action_dim}, expected at least 1: a "
+            "policy cannot be trained on datasets without actions alone"
+        )
+    parts["proprio_dim"] = model.get("proprio_dim") or None
     config = from_fields(ImageWAMConfig, {**model, **parts}, "model")
     choose(DTYPES, config.coordinate_dtype, "model.coordinate_dtype")
     if config.horizon < 1:

@@ -173,7 +173,7 @@ def _open_one(
     if (index_folder / META_FILE).exists():
         index = open_index(folder, index_folder)
     else:
-        index = build_index(folder, index_folder)
+        index = build_index(folder, index_folder, if_absent=True)
     return spec, index, index_folder, standardize(index, spec, index_folder)
 
 
@@ -244,7 +244,7 @@ def config_data(config: Mapping[str, Any]) -> Data:
         config["data"],
         horizon=model["horizon"],
         action_dim=model["expert"]["action_dim"],
-        state_dim=model["proprio_dim"],
+        state_dim=model["proprio_dim"] or 0,  # a converted policy without a state has None
     )
 
 

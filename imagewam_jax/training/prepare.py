@@ -44,6 +44,10 @@ def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
     ):
         if train[name] < 1:
             raise ConfigError(f"train.{name} is {train[name]}, expected at least 1")
+    if train["skip_not_finite"] < 0:
+        raise ConfigError(
+            f"train.skip_not_finite is {train['skip_not_finite']}, expected 0 or more"
+        )
     autoencoder = jax.eval_shape(lambda: new_autoencoder(config["autoencoder"]))
     if autoencoder.channels != policy.backbone.in_channels:
         raise ConfigError(
@@ -103,7 +107,7 @@ def make_assets(config: Mapping[str, Any], data: Data) -> tuple[PolicyAssets, di
         text=jnp.asarray(text.features, dtype),
         text_length=jnp.asarray(text.lengths),
         actions=normalizer("action", policy.expert.action_dim),
-        state=normalizer("state", policy.proprio_dim),
+        state=normalizer("state", policy.proprio_dim or 0),
     )
     metadata = {
         "datasets": list(statistics),  # in the order of their numbers

@@ -31,6 +31,7 @@ RESUMABLE = {
         "validate_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "skip_not_finite",
         "initial_weights",
     },
     "data": {"directory", "index_directory", "threads", "prefetch", "bad_frames", "not_finite"},

@@ -56,9 +56,17 @@ def train(dataset, tmp_path, capsys):
     ("override", "message"),
     [
         ("data.cameras=('wrist',)", "no dataset has a camera 'wrist'; they have {'metaworld"),
-        ("data.train_split=test", "no split 'test', it has ['train', 'val']"),
+        (
+            "data.train_split=test",
+            "train_split is 'test': metaworld_faucet has no split 'test';",
+        ),
         ("data.image_size=(30, 64)", "height 30 is not a multiple of 16, the autoencoder's factor"),
         ("data.mixture=soup", "either data.dataset, one dataset, or data.mixture, several"),
+        ("data.train_split=train[-1000:]", "train[-1000:]' reaches beyond the "),
+        (
+            "data.not_finite=drop",
+            "not_finite is 'drop', expected one of ['error', 'drop_st",
+        ),
         ("data.unlabelled=keep", "unlabelled is 'keep', expected one of ['error', 'drop'"),
         ("data.bad_frames=2.0", "the share of bad frames is 2.0, expected 0 to 1"),
         ("data.train_split=train[x]", "split 'train[x]'; expected such as 'train', 'train[:95%]'"),

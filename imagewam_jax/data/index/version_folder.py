@@ -121,7 +121,7 @@ def _content(directory: Path, name: str) -> str:
         if inside == name and folder.name != name:
             return (
                 f"{shown}, of which {folder.name!r} has the dataset {name!r} inside: rename that "
-                f"folder, or name it {folder.name!r} in the config, too, with the row "
-                f"data.rows.{folder.name} = {{'like': {name!r}}}"
+                f"folder, or name the dataset {folder.name!r} in the config, too, with its row "
+                f"under that name (for one of the registry: {{'like': {name!r}}})"
             )
     return shown

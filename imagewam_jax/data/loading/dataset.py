@@ -52,6 +52,9 @@ class Dataset:
     _selections: dict[str, Selection] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _start_frames: dict[str, Int64[np.ndarray, " samples"]] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def name(self) -> str:
@@ -99,6 +102,11 @@ class Dataset:
 
     def start_frames(self, split: str) -> Int64[np.ndarray, " samples"]:
         """The frames at which samples start. DataError: there are none."""
+        if split not in self._start_frames:
+            self._start_frames[split] = self._find_start_frames(split)
+        return self._start_frames[split]
+
+    def _find_start_frames(self, split: str) -> Int64[np.ndarray, " samples"]:
         selected = self.select(split)
         frames = find_start_frames(
             selected.split,

@@ -7,6 +7,7 @@ need TFDS to be installed.
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,8 +32,8 @@ class Term(NamedTuple):
     """
 
     name: str
-    start: float | None = None
-    stop: float | None = None
+    start: float | int | None = None
+    stop: float | int | None = None
     unit: str = ""
 
 
@@ -113,7 +114,7 @@ def _term(part: str, text: str) -> Term:
     return Term(name, values[0], values[0] + 1, unit)
 
 
-def _number(value: str, unit: str, text: str) -> float:
+def _number(value: str, unit: str, text: str) -> float | int:
     if unit == "%":
         if abs(float(value)) > 100:
             raise DataError(f"split {text!r}: {value}% is not within -100% and 100%")
@@ -147,7 +148,7 @@ def _episodes(term: Term, text: str, split: SplitIndex, dataset: str) -> tuple[i
 class _JoinedSplit(SplitIndex):
     """Several splits end to end, which describes frames by the split that they are of."""
 
-    parts: tuple[SplitIndex, ...]
+    parts: tuple[SplitIndex, ...] = ()
 
     def describe_frame(self, frame: int) -> str:
         for part in self.parts:
@@ -172,19 +173,22 @@ def _joined_index(splits: Sequence[SplitIndex]) -> SplitIndex:
 
     starts = [split.episode_start[:-1] + first for split, first in zip(splits, frames, strict=True)]
     total = sum(split.num_frames for split in splits)
-    return _JoinedSplit(
-        name="+".join(split.name for split in splits),
-        shards=tuple(shard for split in splits for shard in split.shards),
-        episode_start=np.concatenate([*starts, [total]]).astype(np.int64),
-        episode_shard=joined("episode_shard", shards),
-        record_offset=joined("record_offset"),
-        record_length=joined("record_length"),
-        frame_episode=joined("frame_episode", episodes),
-        steps={},
-        episodes={},
-        images={key: _joined_images([s.images[key] for s in splits]) for key in splits[0].images},
-        parts=tuple(splits),
-    )
+    as_first = {f.name: getattr(splits[0], f.name) for f in dataclasses.fields(SplitIndex)}
+    images = {key: _joined_images([s.images[key] for s in splits]) for key in splits[0].images}
+    changed = {
+        "name": "+".join(split.name for split in splits),
+        "shards": tuple(shard for split in splits for shard in split.shards),
+        "episode_start": np.concatenate([*starts, [total]]).astype(np.int64),
+        "episode_shard": joined("episode_shard", shards),
+        "record_offset": joined("record_offset"),
+        "record_length": joined("record_length"),
+        "frame_episode": joined("frame_episode", episodes),
+        "steps": {},
+        "episodes": {},
+        "images": images,
+        "parts": tuple(splits),
+    }
+    return _JoinedSplit(**as_first | changed)
 
 
 def _joined_images(columns: Sequence[ImageColumn]) -> ImageColumn:
@@ -242,12 +246,12 @@ def selected_ranges(selection: Selection) -> list[tuple[int, int]]:
 
 
 def shared_episodes(one: Selection, other: Selection) -> int:
-    """How many episodes two selections of a dataset have in common, by where their records lie."""
-    records = [
-        {
-            (s.split.shards[s.split.episode_shard[e]], int(s.split.record_offset[e]))
-            for e in s.episodes.tolist()
-        }
-        for s in (one, other)
-    ]
-    return len(records[0] & records[1])
+    """How many episodes two selections of a dataset have in common."""
+    known: dict[Path, int] = {}
+    records = []  # of each episode: its file, and which of the file's records it is
+    for split, _, episodes in (one, other):
+        files = np.array([known.setdefault(path, len(known)) for path in split.shards], np.int64)
+        shard = split.episode_shard[episodes]
+        place = episodes - np.searchsorted(split.episode_shard, shard)
+        records.append(files[shard] << 32 | place)
+    return len(np.intersect1d(*records))

@@ -67,6 +67,7 @@ def _column_texts(
         except (ValueError, OverflowError) as error:  # a UnicodeDecodeError is a ValueError
             row = int(np.argwhere(ids == number)[0, 0])
             frame = row if key in split.steps else int(split.episode_start[row])
+            frame = min(frame, split.num_frames - 1)  # an episode without steps has none
             raise DataError(
                 f"{where}, which is no UTF-8 text in {split.describe_frame(frame)}: "
                 f"{_shortened(text)} ({error}); write it as UTF-8, or {ADVICE}"

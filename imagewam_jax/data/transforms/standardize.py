@@ -28,7 +28,12 @@ from imagewam_jax.data.transforms import (
 )
 from imagewam_jax.data.transforms.language import NO_TEXT, step_texts
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import check_open_files, partial_path, write_file_checksums
+from imagewam_jax.files import (
+    check_open_files,
+    partial_path,
+    space_advice,
+    write_file_checksums,
+)
 
 CACHE_DIR = "standardized"
 FORMAT_VERSION = 1
@@ -88,7 +93,9 @@ def standardize(
             with contextlib.suppress(OSError):
                 os.rename(partial, target)
         except OSError as error:
-            raise DataError(f"{target}: could not be written: {error}") from error
+            raise DataError(
+                f"{target}: could not be written: {error}{space_advice(error)}"
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return _open(index, target, digest)
