@@ -125,7 +125,7 @@ def find_shift(
     off = [shift for shift in compared if _is_off(shift, control_hz)]
     for group in ([s for s in off if s.lag < 0], [s for s in off if s.lag > 0]):
         # One dimension alone may be a gripper, which takes its time to close.
-        alone = len(group) == 1 < len(pairs) and 0 < group[0].lag and group[0].best < EXACT
+        alone = len(group) == 1 < len(pairs) and group[0].lag > 0 and group[0].best < EXACT
         if 2 * len(group) > len(compared) and not alone:
             lag, best, own = (
                 float(np.median([getattr(s, name) for s in group]))
