@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -236,3 +238,11 @@ def test_exit_codes_are_in_the_help(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     assert "75 a training run was told to stop" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_needs_no_jax():
+    code = "import sys\nfrom imagewam_jax import cli\n"
+    code += "try:\n    cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+    code += "print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
