@@ -1,7 +1,10 @@
 """The command line: verbs, overrides, and one line for what a user got wrong."""
 
+import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,8 @@ def dataset(tmp_path_factory):
 
 
 VERBS = ["train", "evaluate", "data", "encode-text", "convert", "export", "verify", "record"]
-DATA_VERBS = ["index", "check", "list", "show", "stats", "import-lerobot"]
+VERBS += ["check"]
+DATA_VERBS = ["index", "check", "describe", "list", "show", "stats", "import-lerobot"]
 
 
 @pytest.mark.parametrize("verb", VERBS + [f"data {verb}" for verb in DATA_VERBS])
@@ -208,3 +212,37 @@ def test_encoding_without_the_weights_of_qwen3(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("imagewam encode-text: the text encoder qwen3 needs weights")
     assert "Qwen/Qwen3-8B for klein 9B" in line and "imagewam convert" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "imagewam data: ended by Ctrl-C"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x/y"),
+            1,
+            "imagewam data: [Errno 28] No space left on device: '/x/y'; free some space there",
+        ),
+    ],
+)
+def test_an_interrupt_and_a_full_disk_are_one_line(error, status, line, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli.data, "_list", fail)
+    assert cli.main(["data", "list"]) == status
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_exit_codes_are_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "75 a training run was told to stop" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_needs_no_jax():
+    code = "import sys\nfrom imagewam_jax import cli\n"
+    code += "try:\n    cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+    code += "print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

@@ -19,7 +19,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Array, Bool, Shaped, UInt32
 
-from imagewam_jax.errors import CheckpointError, Unreadable
+from imagewam_jax.errors import DISK_FULL, CheckpointError, NotFiniteError, Unreadable
 
 FORMAT = 4
 JSON_ITEMS = ("metadata", "data", "tokenizer", "checksums")
@@ -96,8 +96,15 @@ class Checkpoints:
         """Start to write a checkpoint in the background.
 
         CheckpointError: there is too little free space, or the previous one could not be written.
+        NotFiniteError: an array holds a NaN or an infinity; nothing is written.
         """
         self.wait()
+        if bad := not_finite(trees):
+            kept = self.latest_step
+            raise NotFiniteError(
+                f"after step {step}, {_shown(bad)} hold NaNs or infinities: it is not saved; "
+                + ("there is no checkpoint" if kept is None else f"step {kept} is kept")
+            )
         check_space(self.directory, tree_bytes(trees))
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         json_items = {
@@ -107,16 +114,25 @@ class Checkpoints:
             "checksums": {name: array_checksums(tree) for name, tree in trees.items()},
         }
         items |= {k: ocp.args.JsonSave(dict(v)) for k, v in json_items.items() if v is not None}
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._explained():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Wait until everything is on disk. CheckpointError: it could not be written."""
-        try:
+        with self._explained():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """CheckpointError for an error of writing."""
+        try:
+            yield
         except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())
+            advice = "; free some space there" if _means_full(error) else ""
             raise CheckpointError(
                 f"{self.directory}: a checkpoint could not be written, the newest complete one is "
-                f"of step {self.latest_step}: {error}"
+                f"of step {self.latest_step}: {why}{advice}"
             ) from error
 
     def trees(self, step: int) -> set[str]:
@@ -202,7 +218,8 @@ class Checkpoints:
 
     def check(self, step: int, restored: Mapping[str, Any]) -> None:
         """Compare restored trees with their checksums. Unreadable, in all processes alike: an array
-        is not what was saved. One whose dtype has lost the bits that were saved is not compared."""
+        is not what was saved, or holds a NaN or an infinity. One whose dtype has lost the bits that
+        were saved is not compared."""
         folder, checksums = self.directory / str(step), self.checksums(step)
         for name, tree in restored.items():
             saved = {path: x.dtype for path, x in by_path(self.abstract(step, name)).items()}
@@ -213,6 +230,10 @@ class Checkpoints:
                     f"{folder}: {len(damaged)} arrays of {name} are not what was saved, such as "
                     f"{damaged[0]}"
                 )
+        if bad := not_finite(restored):
+            raise Unreadable(
+                f"{folder}: {_shown(bad)} hold NaNs or infinities; take an earlier checkpoint"
+            )
 
     def checksums(self, step: int) -> dict[str, dict[str, int]]:
         """The checksums of each tree's arrays; none for a tree that was saved without them.
@@ -247,7 +268,9 @@ class Checkpoints:
         return earlier if earlier.is_dir() else folder / name
 
     def close(self) -> None:
-        self._manager.close()
+        """Wait until everything is on disk. CheckpointError: it could not be written."""
+        with self._explained():
+            self._manager.close()
 
 
 def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
@@ -297,6 +320,12 @@ def step_folders(directory: Path) -> list[int]:
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
 # What Orbax puts beside the items of a step, and items of which every step has one.
 _IN_A_STEP = ("_CHECKPOINT_METADATA", "metadata", "about", "params")
+
+
+def _means_full(error: Exception) -> bool:
+    """Whether an error of Orbax or TensorStore, which tells it in words, is that of a full disk."""
+    words = ("No space left", "Disk quota exceeded")
+    return getattr(error, "errno", None) in DISK_FULL or any(x in str(error) for x in words)
 
 
 def tree_bytes(tree: Any) -> int:
@@ -353,6 +382,17 @@ def differing(
     return [path for path in sorted(found) if saved.get(path, found[path]) != found[path]]
 
 
+def not_finite(tree: Any) -> list[str]:
+    """The paths of arrays that hold a NaN or an infinity, computed where the arrays are."""
+    finite = jax.device_get(_all_finite(by_path(tree)))
+    return [path for path in sorted(finite) if not finite[path]]
+
+
+def _shown(paths: Sequence[str]) -> str:
+    """How many arrays these are, and some of their names, for messages."""
+    return f"{len(paths)} arrays ({', '.join(paths[:4])}{', ...' if len(paths) > 4 else ''})"
+
+
 def by_path(tree: Any) -> dict[str, Any]:
     """The leaves of any kind of tree, by their dotted paths."""
     return {_dotted(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
@@ -385,6 +425,11 @@ def _keeps_bits(saved: Any, restored: Any) -> bool:
 
 def _with_dtype(x: Any, dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
+
+@jax.jit
+def _all_finite(arrays: Mapping[str, Array]) -> dict[str, Bool[Array, ""]]:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), dict(arrays))
 
 
 def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:

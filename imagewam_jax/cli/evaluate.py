@@ -11,7 +11,8 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
     evaluate = verbs.add_parser(
         "evaluate",
         help="measure a checkpoint on held-out episodes and in its simulator",
-        description="Writes evaluation.json and report.html.",
+        description="Writes evaluation.json, and then report.html with pictures. The simulator "
+        "that the config names plays policies of its own dataset.",
     )
     evaluate.add_argument(
         "--checkpoint", required=True, type=Path, help="a run's folder, or one step's in it"
@@ -24,6 +25,9 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
         "--text-table", type=Path, help="of encode-text, where a converted policy has no text"
     )
     evaluate.add_argument("--data", help="the data's folder, if it is not where it was")
+    evaluate.add_argument(
+        "--split", help="the episodes, such as 'train[90%%:]'; default: data.eval_split"
+    )
     evaluate.add_argument("--dataset", help="of several that it was trained on, the one to take")
     evaluate.add_argument("--episodes", type=int, default=100, help="played by each policy variant")
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
@@ -44,6 +48,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         text_table=arguments.text_table,
         dataset=arguments.dataset,
         data_directory=arguments.data,
+        split=arguments.split,
         simulate=not arguments.no_simulator,
         episodes=arguments.episodes,
         workers=arguments.workers,

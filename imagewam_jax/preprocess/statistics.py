@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import written_whole
+from imagewam_jax.files import space_advice, written_whole
 
 # "min", "max", "mean", "std", "q01", "q99": float64 [..., dim]
 FieldStatistics = dict[str, np.ndarray]
@@ -45,7 +45,7 @@ def write_statistics(path: Path, statistics: dict) -> None:
         with written_whole(path) as file:
             file.write(json.dumps(content, indent=2).encode())
     except OSError as error:
-        raise DataError(f"{path}: could not be written: {error}") from error
+        raise DataError(f"{path}: could not be written: {error}{space_advice(error)}") from error
 
 
 def read_statistics(path: Path) -> dict:

@@ -1,7 +1,5 @@
 """Converts foreign weights to a checkpoint: recognize them, check everything, then stream them."""
 
-import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +7,10 @@ from typing import Any
 import jax
 
 import imagewam_jax
+from imagewam_jax.checkpoints.assets import normalizer_tree
 from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.errors import ConversionError
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten, unflatten
 from imagewam_jax.preprocess.normalization import make_normalizer, stack_normalizers
@@ -88,6 +88,7 @@ def convert(
     for file in {spec.file for f in found for spec in f.tensors.specs.values()}:
         if Path(file).suffix == ".safetensors":
             refuse_zero_end(Path(file))
+    lock = (to.parent if to.absolute().name == "checkpoints" else to) / LOCK_FILE  # a run's, there
     metadata["provenance"] = {
         "imagewam_jax": imagewam_jax.__version__,
         "sources": [
@@ -100,14 +101,8 @@ def convert(
         "dtype": dtype or "as in the sources",
         "carried": {name: value for f in found for name, value in _carried(f).items()},
     }
-    is_new = not to.exists()
-    try:
+    with only_writer(lock, "imagewam convert"):
         write_streams(to, step, streams, metadata, **json_items)
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # it is not empty, or was never made
-                to.rmdir()
-        raise
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
 
 
@@ -200,8 +195,9 @@ def _statistics(
             "real units"
         )
         return {}
-    tree = {}
-    for name, field in (("actions", "action"), ("state", "state")):
-        n = make_normalizer(statistics[field], mode)
-        tree[name] = dataclasses.asdict(stack_normalizers([n], dims[field] or len(n.scale)))
-    return {"normalizers": stream_of(tree)}
+    both = (make_normalizer(statistics[field], mode) for field in ("action", "state"))
+    stacked = [
+        stack_normalizers([n], dim or len(n.scale))
+        for n, dim in zip(both, dims.values(), strict=True)
+    ]
+    return {"normalizers": stream_of(normalizer_tree(*stacked))}

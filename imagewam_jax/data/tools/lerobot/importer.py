@@ -5,18 +5,17 @@ killed and is started again goes on with the jobs that are not done; if the sour
 have changed since, it starts over. The version folder appears by one rename, when it is complete.
 """
 
-import contextlib
-import fcntl
 import importlib.util
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tqdm import tqdm
 
+from imagewam_jax.data.index.stand_ins import file_stand_in
 from imagewam_jax.data.tools.lerobot.folder import Episode, LeRobotFolder, read_lerobot_folder
 from imagewam_jax.data.tools.lerobot.jobs import (
     Task,
@@ -26,10 +25,13 @@ from imagewam_jax.data.tools.lerobot.jobs import (
     plan_jobs,
     prepare_folder,
 )
-from imagewam_jax.data.tools.lerobot.layout import plan_layout
+from imagewam_jax.data.tools.lerobot.layout import Layout, plan_layout
 from imagewam_jax.data.tools.lerobot.shards import Shard, publish, rlds_features
 from imagewam_jax.data.tools.lerobot.suggested_spec import describe_spec
 from imagewam_jax.errors import DataError
+from imagewam_jax.files import lock_beside, only_writer
+
+_SMALL = 1024  # bytes; a pointer to a file is shorter
 
 
 def import_lerobot(
@@ -68,6 +70,7 @@ def import_lerobot(
     name = name or re.sub(r"[^a-z0-9]+", "_", folder.path.resolve().name.lower()).strip("_")
     _check_options(name, version, jpeg_quality, size, skip, folder)
     layout = plan_layout(folder.features, size, skip)
+    _check_cameras(folder, layout)
     chosen = _choose(folder, episodes)
     target = Path(output) / name / version
     if target.exists():
@@ -84,7 +87,7 @@ def import_lerobot(
         unused_frames=allow_unused_frames,
     )
     files = _files(chosen)
-    with _only_one_import(target.parent, version):
+    with only_writer(lock_beside(target), "imagewam data import-lerobot"):
         prepare_folder(work, fingerprint(task, chosen, files), report)
         _check_numbers(task, chosen, allow_not_finite, progress, report)
         started = time.monotonic()
@@ -139,6 +142,23 @@ def _check_options(
         raise DataError(f"{folder.path}: TFDS cannot have splits of the names {unknown}")
 
 
+def _check_cameras(folder: LeRobotFolder, layout: Layout) -> None:
+    """Raises DataError for a camera that would be lost without a word."""
+    pattern = "videos/*/*" if folder.codebase_version.startswith("v2") else "videos/*"
+    recorded = {path.name for path in folder.path.glob(pattern) if path.is_dir()}
+    if unlisted := sorted(recorded - set(folder.features) - set(layout.skip)):
+        raise DataError(
+            f"{folder.path}: videos of {unlisted}, which info.json does not list; list them there, "
+            "or leave them out with skip"
+        )
+    if not layout.cameras and not any(key in layout.skip for key in folder.features):
+        kinds = {key: f"{f.dtype} {f.shape}" for key, f in folder.features.items()}
+        raise DataError(
+            f"{folder.path}: no feature is a camera (an image, a video, or uint8 of the shape "
+            f"(height, width, channels)): {kinds}"
+        )
+
+
 def _choose(folder: LeRobotFolder, text: str | None) -> list[Episode]:
     if text is None:
         return list(folder.episodes)
@@ -157,30 +177,20 @@ def _choose(folder: LeRobotFolder, text: str | None) -> list[Episode]:
 
 
 def _files(episodes: Collection[Episode]) -> list[Path]:
-    """The data and video files of episodes. DataError: one is missing."""
+    """The data and video files of episodes. DataError: one is missing, or was not downloaded."""
     files = {episode.data_file for episode in episodes}
     files |= {span.file for episode in episodes for span in episode.videos.values()}
     missing = sorted(str(file) for file in files if not file.is_file())
     if missing:
         raise DataError(f"{missing[0]}: missing, as are {len(missing) - 1} other files of meta/")
+    small = [file for file in sorted(files) if file.stat().st_size < _SMALL]
+    pointers = [file for file in small if file_stand_in(file)]
+    if pointers:
+        raise DataError(
+            f"{pointers[0]}: {file_stand_in(pointers[0])}; so are {len(pointers) - 1} other of the "
+            f"{len(files)} files of these episodes"
+        )
     return sorted(files)
-
-
-@contextlib.contextmanager
-def _only_one_import(parent: Path, version: str) -> Iterator[None]:
-    """Holds a lock that ends with the process, so that a killed import does not block the next."""
-    file = parent / f".{version}.lock"
-    with contextlib.ExitStack() as stack:
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(file, "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{parent / version}: another import is writing it now") from error
-        except OSError as error:
-            raise DataError(f"could not write below {parent}: {error}") from error
-        yield
-        file.unlink(missing_ok=True)
 
 
 def _check_numbers(
@@ -205,7 +215,7 @@ def _check_numbers(
         found = f"{count} numbers of {key!r} are NaN or infinite, first in episode {first[key]}"
         if not allow_not_finite:
             raise DataError(f"{task.folder.path}: {found}; allow_not_finite keeps them")
-        report(f"{found}; they are kept")
+        report(f"{found}; they are kept: train with data.not_finite='drop_steps'")
 
 
 def _report(
