@@ -5,9 +5,12 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imagewam_jax.config.loading import LoadedConfig, read_config
 from imagewam_jax.errors import HostsError, UserError
+
+if TYPE_CHECKING:
+    from imagewam_jax.config.loading import LoadedConfig
 
 
 def add_train_verb(verbs: argparse._SubParsersAction) -> None:
@@ -39,12 +42,13 @@ def add_train_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
-    loaded = read_config(arguments.config, rest)
+    from imagewam_jax.config.loading import read_config
     from imagewam_jax.training import distributed
     from imagewam_jax.training.metrics.goodput import process_seconds
     from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
     from imagewam_jax.training.train import train
 
+    loaded = read_config(arguments.config, rest)
     began = time.perf_counter() - process_seconds()
     distributed.initialize(
         automatic=arguments.distributed,
@@ -68,7 +72,7 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _check(loaded: LoadedConfig, arguments: argparse.Namespace) -> None:
+def _check(loaded: "LoadedConfig", arguments: argparse.Namespace) -> None:
     """Let the first process look for everything that would stop the run; if there is something, all
     processes end."""
     from imagewam_jax.preflight.report import Refused, preflight

@@ -117,7 +117,9 @@ def defaults() -> ConfigDict:
                 "execute_steps": 12,  # actions of each chunk that run before the next decision
             },
             "evaluation": {
-                "simulator": "",  # one of evaluation.simulators; empty: recorded data alone
+                # One of evaluation.simulators, which plays its own dataset, or "module:Class";
+                # empty: recorded data alone.
+                "simulator": "",
                 "options": {},  # keyword options of the simulator
             },
         },

@@ -10,6 +10,8 @@ MOST_LAG = 8
 # A correlation below this says nothing; among few steps chance alone makes larger ones.
 LEAST_CORRELATION = 0.5
 LEAST_STEPS = 50
+ROBOT_DELAY = 0.25  # seconds that a robot may take to follow
+EXACT = 0.98  # a correlation from which on no robot was between action and motion
 
 
 class Episode(NamedTuple):
@@ -122,7 +124,9 @@ def find_shift(
             compared.append(Shift(int(found.lags[best]), (dim,), float(of_lag[best]), own))
     off = [shift for shift in compared if _is_off(shift, control_hz)]
     for group in ([s for s in off if s.lag < 0], [s for s in off if s.lag > 0]):
-        if 2 * len(group) > len(compared):
+        # One dimension alone may be a gripper, which takes its time to close.
+        alone = len(group) == 1 < len(pairs) and group[0].lag > 0 and group[0].best < EXACT
+        if 2 * len(group) > len(compared) and not alone:
             lag, best, own = (
                 float(np.median([getattr(s, name) for s in group]))
                 for name in ("lag", "best", "own")
@@ -136,7 +140,7 @@ def _is_off(shift: Shift, control_hz: float) -> bool:
     # What the action leaves unexplained of the motion, at lag 0 and at the best lag.
     unexplained, least = 1 - shift.own**2, 1 - shift.best**2
     clearly = shift.best - shift.own >= 0.05 and unexplained >= 1.5 * least
-    late_robot = shift.lag > 0 and shift.lag / control_hz < 0.25 and shift.best < 0.98
+    late_robot = shift.lag > 0 and shift.lag / control_hz < ROBOT_DELAY and shift.best < EXACT
     return shift.lag != 0 and clearly and not late_robot
 
 

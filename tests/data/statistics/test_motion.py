@@ -48,6 +48,9 @@ def test_a_robot_s_own_delay_is_no_shift_but_a_quarter_of_a_second_is():
     assert find_shift(late, [True] * 3, [0, 1, 2], HZ).lag < 0
     early = find_shift(walks(late=-4, delay=0.3), [True] * 3, [0, 1, 2], HZ)
     assert early.lag == 4 and early.best < 0.98
+    # A gripper may be slower than the rest, of which the state says nothing.
+    alone = [Episode(e.actions, e.states[:, :1]) for e in walks(late=-4, delay=0.3)]
+    assert find_shift(alone, [True] * 3, [0, None, None], HZ) is None
 
 
 def test_what_has_nothing_to_do_with_each_other_has_no_shift():

@@ -151,8 +151,13 @@ def test_what_cannot_be_an_action_is_said(layouts, capsys, tmp_path):
     assert row(out, "steps/tree a sequence of sequences is not read")
 
 
-def test_a_registered_set_is_said_to_be(tmp_path, capsys):
-    out = described(copy_sample(tmp_path), capsys)
+def test_a_registered_set_is_said_to_be_and_its_index_can_lie_elsewhere(tmp_path, capsys):
+    folder, elsewhere = copy_sample(tmp_path), tmp_path / "indexes"
+    assert cli.main(["data", "describe", str(folder), f"--index-directory={elsewhere}"]) == 0
+    out = capsys.readouterr().out
+    assert pasted(out).data.index_directory == str(elsewhere)
+    assert (elsewhere / "metaworld_faucet" / "meta.json").is_file()
+    assert not (folder / "imagewam_index").exists()
     assert "The registry has a row 'metaworld_faucet'" in out
     assert "Displacement of the hand in centimetres (x, y, z), force" in out  # from features.json
     spec = pasted(out).data.rows.metaworld_faucet

@@ -90,7 +90,6 @@ def config_source(
     lines += _assign("model.expert.action_dim", len(guesses.action.dims))
     lines += _assign("model.proprio_dim", len(guesses.state.dims))
     lines += _buckets(guesses.language[0], texts, count_tokens)
-    lines += _assign("evaluation", {"simulator": "", "options": {}}, "on held-out episodes")
     return "\n".join(lines)
 
 
