@@ -14,8 +14,11 @@ relies on these names, which are not part of the documented interface and pin a 
 """
 
 import asyncio
+import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,8 +77,9 @@ def write_streams(
     directory = Path(directory).absolute()
     check_absent(directory, step)
     check_space(directory, sum(tree_bytes(stream.abstract) for stream in streams.values()))
+    interrupted = threading.Event()
     registry = type_handlers.create_type_handler_registry(
-        (_Leaf, _StreamHandler()), (jax.Array, type_handlers.ArrayHandler())
+        (_Leaf, _StreamHandler(interrupted)), (jax.Array, type_handlers.ArrayHandler())
     )
     options = ocp.CheckpointManagerOptions(
         create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
@@ -93,11 +97,16 @@ def write_streams(
         items[name] = ocp.args.JsonSave(dict(value))
         handlers[name] = ocp.JsonCheckpointHandler()
     try:
-        with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
+        with (
+            _set_by_an_interrupt(interrupted),
+            ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager,
+        ):
             manager.save(step, args=ocp.args.Composite(**items), force=True)
     except BaseException as error:
         for unfinished in directory.glob(f"{step}.*tmp*"):
             shutil.rmtree(unfinished, ignore_errors=True)
+        if interrupted.is_set():
+            raise KeyboardInterrupt from None
         if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConversionError):
             message = f"{directory}: the checkpoint could not be written: {error}"
             raise CheckpointError(message) from error
@@ -110,6 +119,26 @@ def check_absent(directory: Path, step: int) -> None:
         raise CheckpointError(f"{directory}: {step!r} is no step of training")
     if (directory / str(step)).exists():
         raise CheckpointError(f"{directory} has a checkpoint of step {step} already")
+
+
+@contextlib.contextmanager
+def _set_by_an_interrupt(event: threading.Event) -> Iterator[None]:
+    """A first Ctrl-C within sets an event. It would end the main thread alone, while threads still
+    write what is to be removed."""
+
+    def hear(*_: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()  # no other may change handlers
+    if main and before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True)
@@ -134,6 +163,9 @@ def _save_args(stream: Stream, tree: str) -> ocp.args.PyTreeSave:
 class _StreamHandler(type_handlers.TypeHandler):
     """Writes the pieces of a stream where Orbax expects whole arrays. It cannot read."""
 
+    def __init__(self, interrupted: threading.Event):
+        self._interrupted = interrupted
+
     def typestr(self) -> str:
         return type_handlers.NumpyHandler().typestr()  # the handler that restores these arrays
 
@@ -149,11 +181,13 @@ class _StreamHandler(type_handlers.TypeHandler):
         infos: Sequence[type_handlers.ParamInfo],
         args: Sequence[type_handlers.SaveArgs] | None = None,
     ) -> Sequence[future.Future]:
-        work = _write(values, infos)
+        work = _write(values, infos, self._interrupted)
         return [future.CommitFutureAwaitingContractedSignals(work, name="stream")]
 
 
-async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInfo]) -> None:
+async def _write(
+    leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInfo], interrupted: threading.Event
+) -> None:
     created = await asyncio.gather(*map(_create, leaves, infos))
     arrays = dict(zip((leaf.path for leaf in leaves), created, strict=True))
     missing = {(leaf.path, layer) for leaf in leaves for layer in _layers(leaf)}
@@ -162,6 +196,8 @@ async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInf
     bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"writing {leaves[0].tree}")
     try:
         for piece in leaves[0].stream.pieces():
+            if interrupted.is_set():
+                raise asyncio.CancelledError  # which Orbax does not log as an error
             array = arrays[piece.path]
             target = array if piece.layer is None else array[piece.layer]
             if (piece.path, piece.layer) not in missing or target.shape != piece.array.shape:
