@@ -2,27 +2,24 @@
 
 import collections
 import os
-import shutil
 import subprocess
-import tempfile
 
 import pytest
 
-from tests import array_annotations
+from tests import array_annotations, shared_folder
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Most of the suite's time is compiling tiny models. Machine code that is not optimised is as right
 # and takes half the time to make, and what one process has compiled, the others and those that they
-# start find in a folder that lives as long as the suite.
+# start find in a folder that lives as long as the test run.
 _UNOPTIMISED = "--xla_backend_optimization_level=0"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _flags = os.environ.get("XLA_FLAGS", "").split()
 if _UNOPTIMISED not in _flags:
     os.environ["XLA_FLAGS"] = " ".join([*_flags, _UNOPTIMISED])
-_owned = _CACHE not in os.environ
-if _owned:
-    os.environ[_CACHE] = tempfile.mkdtemp(prefix="imagewam-compiled-")
+if _CACHE not in os.environ:
+    os.environ[_CACHE] = str(shared_folder.begin() / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 array_annotations.install()
@@ -39,8 +36,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_unconfigure(config):
-    if _owned and not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ[_CACHE], ignore_errors=True)
+    if not hasattr(config, "workerinput"):
+        shared_folder.end()
 
 
 @pytest.fixture

@@ -3,10 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import logging
 
 from imagewam_jax.cli.aot import add_aot_verb
+from imagewam_jax.cli.check import add_check_verb
 from imagewam_jax.cli.convert import add_convert_verb
 from imagewam_jax.cli.data import add_data_verbs
 from imagewam_jax.cli.encode_text import add_encode_text_verb
@@ -14,10 +16,11 @@ from imagewam_jax.cli.evaluate import add_evaluate_verb
 from imagewam_jax.cli.export import add_export_verb
 from imagewam_jax.cli.parity import add_parity_verbs
 from imagewam_jax.cli.train import add_train_verb
-from imagewam_jax.errors import DISK_FULL, UserError
+from imagewam_jax.errors import DISK_FULL, ConfigError, UserError
 
 # Each adds its verbs to the parser, in the order of the help.
 VERBS = (
+    add_check_verb,
     add_train_verb,
     add_evaluate_verb,
     add_data_verbs,
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not {"config", "passes_on"} & vars(arguments).keys():
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
+        _expand_home(arguments)
         return arguments.run(arguments, rest)
     except UserError as error:
         # The message says what is wrong; where it was noticed is not the user's concern.
@@ -66,3 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"imagewam {arguments.verb}: ended by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
+
+
+def _expand_home(arguments: argparse.Namespace) -> None:
+    """Replace a leading ~ of all paths by the home folder: shells leave it in `--to=~/weights`.
+
+    ConfigError: it is the home folder of nobody.
+    """
+    for name, value in vars(arguments).items():
+        try:
+            if isinstance(value, Path):
+                setattr(arguments, name, value.expanduser())
+            elif isinstance(value, list):
+                paths = [v.expanduser() if isinstance(v, Path) else v for v in value]
+                setattr(arguments, name, paths)
+        except RuntimeError as error:
+            raise ConfigError(f"{value}: {error}") from error

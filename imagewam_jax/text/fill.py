@@ -58,7 +58,8 @@ def fill_text_table(
 def read_instructions(path: Path) -> list[str]:
     """The lines of a text file but empty ones. DataError: there are none."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: an instruction may hold other characters at which that cuts.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: no file of instructions: {error}") from error
     instructions = [line.strip() for line in lines if line.strip()]

@@ -34,7 +34,7 @@ RESUMABLE = {
         "skip_not_finite",
         "initial_weights",
     },
-    "data": {"directory", "index_directory", "threads", "prefetch", "bad_frames"},
+    "data": {"directory", "index_directory", "threads", "prefetch", "bad_frames", "not_finite"},
     "text": {"weights", "table"},
     "autoencoder": {"weights"},
     "watch": {"profile", "profile_on_signal", "wandb"},

@@ -19,6 +19,8 @@ from imagewam_jax.weights.checkpoint_writer import Stream, check_absent, stream_
 from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.converted_config import merged_config
 from imagewam_jax.weights.io.files import file_checksums
+from imagewam_jax.weights.io.zeros import refuse_zero_end
+from imagewam_jax.weights.layouts.imagewam_settings import check_settings
 from imagewam_jax.weights.layouts.mapping import Piece, pieces, stacked_paths
 from imagewam_jax.weights.layouts.metadata import find
 from imagewam_jax.weights.official import global_statistics
@@ -40,6 +42,7 @@ def convert(
     dtype: str | None = None,
     expert: str | None = None,
     config: Mapping[str, Any] | None = None,
+    statistics: Path | None = None,
 ) -> None:
     """Convert weights to one checkpoint in the folder `to`, and print what they are.
 
@@ -48,6 +51,7 @@ def convert(
     expert: "official" or "aligned": also make the first weights of an action expert, from those of
         a transformer.
     config: a whole config, for the sections that weights say nothing about: data, text, evaluation.
+    statistics: a policy's `dataset_stats.json`; None looks for it beside the weights.
 
     ConversionError, CheckpointError: the weights cannot be converted; nothing that could be taken
     for a checkpoint is left in `to`.
@@ -55,11 +59,15 @@ def convert(
     if dtype is not None:
         choose(DTYPES, dtype, "--dtype")
     overrides = dict(overrides or {})
-    found = [recognize_source(path, overrides) for path in sources]
+    found = [recognize_source(path, overrides, statistics) for path in sources]
+    notes = [note for f in found for note in _check_settings(f)]
     conversions = plan(found, expert)
     print(describe(found, conversions))
+    print("".join(f"{note}\n" for note in notes), end="")
     source_of = {f.layout.component: f for f in found}
     official = source_of.get("policy")
+    if statistics and not official:
+        raise ConversionError(f"--statistics {statistics}: no policy is among the weights")
     sections = [COMPONENTS[c.component].section(c.config) for c in conversions]
     metadata: dict[str, Any] = {
         "config": merged_config(sections, official.metadata if official else {}, config)
@@ -77,6 +85,9 @@ def convert(
         json_items["tokenizer"] = source_of["text_encoder"].sidecar.tokenizer
     step = _step(official)
     check_absent(to, step)
+    for file in {spec.file for f in found for spec in f.tensors.specs.values()}:
+        if Path(file).suffix == ".safetensors":
+            refuse_zero_end(Path(file))
     lock = (to.parent if to.absolute().name == "checkpoints" else to) / LOCK_FILE  # a run's, there
     metadata["provenance"] = {
         "imagewam_jax": imagewam_jax.__version__,
@@ -95,10 +106,28 @@ def convert(
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
 
 
+def _check_settings(f: RecognizedSource) -> list[str]:
+    """Check the training config beside a policy, and return what is to be said of it."""
+    if f.layout.component != "policy" or not f.sidecar.configs:
+        return []
+    files = " and ".join(map(str, f.sidecar.configs))
+    try:
+        notes = check_settings(f.sidecar.metadata, f.metadata.overrides)
+    except ConversionError as error:
+        raise ConversionError(f"{files}: {error}") from error
+    return [f"{files}: {note}" for note in notes]
+
+
 OFFICIAL = "official"  # the dataset's name, for a checkpoint that does not give it
 NO_CONFIG = (
     "without --config (such as configs/libero.py:4b) the policy is one for a single camera and no "
     "known dataset: what cameras it sees, and how, is not in weights"
+)
+
+
+NO_STATISTICS = (
+    f"no {STATISTICS_FILE} lies beside the policy: without the statistics of its training it "
+    "cannot act in real units; put the file there, or give it as --statistics FILE"
 )
 
 
@@ -149,13 +178,14 @@ def _statistics(
     sidecar = f.sidecar
     metadata["official"] = {"config": sidecar.metadata, "statistics": sidecar.statistics}
     if sidecar.statistics is None:
+        print(NO_STATISTICS)
         return {}
     embodiment = find(f.metadata, "embodiment")
     dims = {"action": policy.expert.action_dim, "state": policy.proprio_dim}
-    statistics = global_statistics(sidecar.statistics, embodiment, dims)
+    statistics = global_statistics(sidecar.statistics, embodiment, dims, sidecar.metadata)
     name = metadata["config"]["data"]["dataset"] or embodiment or OFFICIAL
     metadata["datasets"] = [name]
-    source = {"file": STATISTICS_FILE, "official": True}
+    source = {"file": sidecar.statistics_file.name, "official": True}
     metadata["statistics"] = {name: {"source": source, **statistics_to_json(statistics)}}
     mode = metadata["config"]["data"]["normalization"]
     if not mode:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagewam_jax.checkpoints import store as checkpoint
-from imagewam_jax.checkpoints.store import Checkpoints, not_finite, open_checkpoint
+from imagewam_jax.checkpoints.store import Checkpoints, is_step, not_finite, open_checkpoint
 from imagewam_jax.errors import CheckpointError, NotFiniteError, Unreadable
 
 TREES = ("params", "ema", "optimizer", "autoencoder")
@@ -99,11 +99,37 @@ def test_paths_that_do_not(run, tmp_path):
         (run / "checkpoints/1", r"no checkpoint of step 1; it has \[2, 3\]"),
         (tmp_path / "nothing", "nothing: no such directory, expected a run or a checkpoint"),
         (tmp_path / "notes", r"notes: no checkpoint; it has \[\]"),
-        (tmp_path / "numbers", "numbers/12: metadata cannot be read"),
-        (tmp_path / "numbers/12", "numbers/12: metadata cannot be read"),
+        (tmp_path / "numbers", r"numbers: no checkpoint; it has \[\]"),
+        (tmp_path / "numbers/12", r"numbers/12: no checkpoint; it has \[\]"),
+        (run / "notes", "notes: no such directory, expected a run"),
     ):
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(path)
+
+
+def test_a_folder_with_a_number_as_its_name(tmp_path):
+    """It is a run, or what was converted into it; a step is a number with a step's items in it."""
+    run, converted = tmp_path / "20260601", tmp_path / "2027"
+    for folder, step in ((run / "checkpoints", 7), (converted, 0)):
+        checkpoints = Checkpoints(folder)
+        save(checkpoints, step, 10)
+        checkpoints.wait()
+        checkpoints.close()
+    (converted / "20260601" / "notes").mkdir(parents=True)  # another folder of the user's
+    for path, expected in (
+        (run, 7),
+        (run / "checkpoints", 7),
+        (run / "checkpoints" / "7", 7),
+        (converted, 0),
+        (converted / "0", 0),
+    ):
+        checkpoints, step = open_checkpoint(path)
+        assert step == expected and is_step(checkpoints.directory / str(step))
+        checkpoints.close()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 8; it has \[7\]"):
+        open_checkpoint(run / "checkpoints" / "8")
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: no checkpoint; it has"):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "\x00\x00"])

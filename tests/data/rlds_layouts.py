@@ -308,4 +308,71 @@ class Odd(Layout):
         return {}
 
 
+class Cameras(Layout):
+    """Images in every form but a single encoded one, and what is not read beside them."""
+
+    EPISODE_STEPS: ClassVar = {"train": (3, 2, 4), "val": (2, 3)}
+    SIZE: ClassVar = (10, 12)
+
+    def step_features(self):
+        def pixels(*shape, **options):
+            return F.Tensor(shape=shape, dtype=np.uint8, **options)
+
+        rows, columns = self.SIZE
+        rgb = (rows, columns, 3)
+        png = F.Image(shape=rgb, encoding_format="png")
+        observation = {
+            "png": png,
+            "pixels": pixels(*rgb),
+            "grey_zlib": pixels(rows, columns, 1, encoding="zlib"),
+            "rgba_bytes": pixels(rows, columns, 4, encoding="bytes"),
+            "stack": pixels(2, *rgb),
+            "images": F.Sequence(png),
+            "tensors": F.Sequence(pixels(*rgb)),
+            "arms": F.Sequence({"view": png, "force": np.float32}),
+            "label": F.LabeledImage(labels=3, shape=(rows, columns, 1)),
+            # Features that are not read.
+            "sometimes": F.Sequence(png),
+            "stack_zlib": pixels(2, *rgb, encoding="zlib"),
+            "open_zlib": pixels(None, None, 3, encoding="zlib"),
+            "channels_first": pixels(3, 40, 40),
+            "float": floats(40, 40, 3),
+        }
+        return {"observation": F.FeaturesDict(observation), "empty": F.Sequence(np.float32)}
+
+    def episode_features(self):
+        return {"episode_id": F.Scalar(np.int64)}
+
+    def episode(self, rng, number):
+        return {"episode_id": number}
+
+    def step(self, rng, number, t, steps, embedding):
+        rows, columns = self.SIZE
+        rgb = [random_image(rng, rows, columns, 3) for _ in range(8)]
+        observation = {
+            "png": rgb[0],
+            "pixels": rgb[1],
+            "grey_zlib": rgb[1][..., :1],
+            "rgba_bytes": random_image(rng, rows, columns, 4),
+            "stack": np.stack(rgb[:2]),
+            "images": rgb[2:5],
+            "tensors": rgb[5:7],
+            "arms": [{"view": view, "force": t} for view in rgb[3:5]],
+            "label": rgb[7][..., :1] % 3,
+            "sometimes": rgb[: 1 + t],
+            "stack_zlib": np.stack(rgb[:2]),
+            "open_zlib": rgb[0],
+            "channels_first": random_image(rng, 3, 40, 40),
+            "float": normal(rng, 40, 40, 3),
+        }
+        return {"observation": observation, "empty": []}
+
+    def standard(self, t, steps):
+        return {}
+
+
+class CamerasArray(Cameras):
+    """The same in ArrayRecord files."""
+
+
 LAYOUTS = {"bridge": Bridge, "fractal": Fractal, "libero": Libero, "odd": Odd}

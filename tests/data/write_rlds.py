@@ -6,10 +6,14 @@ Run as its own process: TensorFlow must not enter the process of the tests.
 
 leaves FOLDER/toy_arm/1.0.0 (a set), FOLDER/truth.pickle ({split: [episode]}, each a dict of step
 feature to array or list), FOLDER/examples.pickle (a serialised Example and its values), the sets of
-rlds_layouts.py, and FOLDER/layouts.pickle ({name: {split: [(steps, episode)]}}, steps a dict of key
-to the list of its values, episode a dict of key to value; images are their encoded bytes).
+rlds_layouts.py, FOLDER/layouts.pickle ({name: {split: [(steps, episode)]}}, steps a dict of key to
+the list of its values, episode a dict of key to value; images are their encoded bytes),
+FOLDER/cameras.pickle ({name: {split: [[step]]}}, a step a dict of key to decoded value), and
+FOLDER/forms.json (by form of features.json, whether TFDS opens it as it opens that of today).
 """
 
+import copy
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -17,7 +21,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from rlds_layouts import LAYOUTS
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from features_forms import FORMS, NOW
+from rlds_layouts import LAYOUTS, Cameras, CamerasArray
 
 # One step, fewer than a chunk of 16, exactly one, one more, and longer ones.
 EPISODE_STEPS = {"train": (1, 2, 5, 16, 17, 33, 40, 3, 21), "val": (4, 30, 18)}
@@ -194,6 +200,50 @@ def write_layouts(folder):
     (folder / "layouts.pickle").write_bytes(pickle.dumps(truth))
 
 
+def write_cameras(folder):
+    truth = {}
+    for layout, file_format in ((Cameras, "tfrecord"), (CamerasArray, "array_record")):
+        builder = layout(data_dir=folder, file_format=file_format)
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=2))
+        truth[builder.name] = {split: read_decoded(builder, split) for split in builder.info.splits}
+    (folder / "cameras.pickle").write_bytes(pickle.dumps(truth))
+
+
+def read_decoded(builder, split):
+    if builder.info.file_format.value == "array_record":
+        # `as_data_source` cannot decode sequences of images, `as_dataset` reads no ArrayRecord.
+        paths = [str(path) for path in builder.info.splits[split].filepaths]
+        records = ArrayRecordDataSource(paths)
+        decode = builder.info.features.deserialize_example
+        dataset = tfds.as_numpy([decode(records[i]) for i in range(len(records))])
+    else:
+        read_config = tfds.ReadConfig(interleave_cycle_length=1)
+        dataset = tfds.as_numpy(builder.as_dataset(split=split, read_config=read_config))
+    return [[flatten_values(step) for step in episode["steps"]] for episode in dataset]
+
+
+def flatten_values(node, prefix=""):
+    out = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            out |= flatten_values(value, f"{prefix}{key}/")
+        else:
+            out[prefix + key] = np.asarray(value)
+    return out
+
+
+def write_forms(folder):
+    """Whether TFDS opens each form of features.json as the same features."""
+    tree = copy.deepcopy(NOW)
+    steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]
+    # TFDS would import the module of a class that is not its own.
+    del steps["features"]["own"]
+    read = tfds.features.FeatureConnector.from_json
+    expected = repr(read(tree))
+    same = {name: repr(read(form(tree))) == expected for name, form in FORMS.items()}
+    (folder / "forms.json").write_text(json.dumps(same))
+
+
 def main(folder):
     config = tfds.download.DownloadConfig(num_shards=SHARDS)
     builder = ToyArm(data_dir=folder)
@@ -201,6 +251,8 @@ def main(folder):
     (folder / "truth.pickle").write_bytes(pickle.dumps(read_back(builder)))
     (folder / "examples.pickle").write_bytes(pickle.dumps(example_messages()))
     write_layouts(folder)
+    write_cameras(folder)
+    write_forms(folder)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from imagewam_jax.data.index.build import explain_write_error, finish_index, only_builder
 from imagewam_jax.data.index.dataset_index import DatasetIndex, default_index_dir
+from imagewam_jax.data.index.features import Features
 from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
-from imagewam_jax.data.index.tfds_folder import Features, check_shards, read_tfds_folder
+from imagewam_jax.data.index.tfds_folder import check_shards, read_tfds_folder
 from imagewam_jax.errors import DataError
 
 
@@ -21,12 +22,15 @@ def build_index_with_beam(
     index_dir: Path | str | None = None,
     *,
     options: Sequence[str] = (),
+    available_shards: bool = False,
 ) -> DatasetIndex:
     """Indexes a TFDS version folder as `build_index` does, with the same result.
 
-    options: Beam's pipeline options, as on a command line; by default the local runner. Finished
-    shards are kept and not read again by the next run. Raises DataError as `build_index` does; a
-    worker's error is inside of Beam's own message.
+    available_shards: as `build_index` has it.
+    options: Beam's pipeline options, as on a command line; by default the local runner.
+
+    Finished shards are kept and not read again by the next run. Raises DataError as `build_index`
+    does; a worker's error is inside of Beam's own message.
     """
     try:
         import apache_beam as beam
@@ -35,8 +39,7 @@ def build_index_with_beam(
         raise DataError(
             f"indexing with Beam needs the extra beam: pip install 'imagewam-jax[beam]' ({error})"
         ) from error
-    folder = read_tfds_folder(Path(dataset_dir).absolute())
-    check_shards(folder)
+    folder = check_shards(read_tfds_folder(Path(dataset_dir).absolute()), available_shards)
     index_dir = Path(index_dir).absolute() if index_dir else default_index_dir(folder.path)
     parts_dir = index_dir / PARTS_DIR
     shards = [path for split in folder.splits.values() for path in split.shards]

@@ -22,7 +22,7 @@ from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.index.tfds_folder import TfdsFolder, check_shards, read_tfds_folder
 from imagewam_jax.data.index.writer import write_index
 from imagewam_jax.errors import DISK_FULL, DataError, WriteError
-from imagewam_jax.files import lock_beside, only_writer, partial_path
+from imagewam_jax.files import elsewhere, lock_beside, only_writer, partial_path
 
 # Starting a process takes about as long as indexing this many bytes.
 _BYTES_PER_WORKER = 2**30
@@ -34,6 +34,7 @@ def build_index(
     *,
     workers: int | None = None,
     progress: bool = True,
+    available_shards: bool = False,
     if_absent: bool = False,
 ) -> DatasetIndex:
     """Indexes a TFDS version folder, replaces an index that is there, and opens the new one.
@@ -41,13 +42,13 @@ def build_index(
     Every checksum of every record is verified on the way. Finished shards are kept in the folder
     `parts` until the index is complete, and a build that was stopped goes on from them. The index
     appears under its name only when it is complete. `workers` is the number of processes; by
-    default one per GiB, at most one per core. With `if_absent`, an index that another process is
-    building is waited for and taken. Raises DataError when the folder is not RLDS, the index cannot
-    be written, or a record is corrupt or disagrees with features.json; InUseError when another
-    process builds it.
+    default one per GiB, at most one per core. `available_shards` leaves out shards that are not
+    there, which the index then names in `left_out`. With `if_absent`, an index that another process
+    is building is waited for and taken. Raises DataError when the folder is not RLDS, a shard is
+    missing, the index cannot be written, or a record is corrupt or disagrees with features.json;
+    InUseError when another process builds it.
     """
-    folder = read_tfds_folder(Path(dataset_dir))
-    check_shards(folder)
+    folder = check_shards(read_tfds_folder(Path(dataset_dir)), available_shards)
     index_dir = Path(index_dir) if index_dir else default_index_dir(folder.path)
     parts_dir = index_dir / PARTS_DIR
     with only_builder(folder, index_dir, wait=if_absent):
@@ -97,6 +98,8 @@ def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> 
     done = [i for i, part in enumerate(parts) if part.is_file()]
     kept = f"{len(done)} of {len(shards)} finished shards are kept in {parts_dir}"
     missing = ""
+    if remedy := elsewhere(error):
+        return DataError(f"could not write the index {parts_dir.parent}: {error}{remedy}")
     if error.errno in DISK_FULL:
         missing = "; free some space there"
         if done:

@@ -110,10 +110,14 @@ class Ragged:
 class ImageColumn:
     """Where the encoded images of one camera lie: a byte range in each frame's shard.
 
+    In a shard whose records are compressed it is a byte range in each frame's record.
+
     size_ehw: (height, width) of each episode's images, from the header of its first image that is
       a JPEG or a PNG; (0, 0) when none is.
     shape: (height, width, channels) as features.json declares them; -1 where it leaves them open.
     dtype: type of the decoded pixels, "uint8" unless it is a depth image.
+    encoding: "" when the bytes are a file, such as a JPEG; otherwise how pixels are stored as
+      numbers, one of `features.RAW_ENCODINGS`.
     """
 
     offset: Int64[np.ndarray, " frames"]
@@ -122,6 +126,7 @@ class ImageColumn:
     size_ehw: Int32[np.ndarray, "episodes 2"]
     shape: tuple[int, ...]
     dtype: str
+    encoding: str = ""
 
     def __len__(self) -> int:
         return len(self.offset)

@@ -1,4 +1,4 @@
-"""The sidecar index of one RLDS dataset, which makes its TFRecord shards random-access.
+"""The sidecar index of one RLDS dataset, which makes its shards random-access.
 
 On disk an index is a folder with `meta.json` and, per split, one `.npy` file per array of a column;
 opening it maps them into memory. It holds every step and episode feature that can be held
@@ -9,6 +9,7 @@ episode; frames are numbered through a split, episode after episode, in shard or
 import dataclasses
 import hashlib
 import json
+import logging
 import shlex
 from pathlib import Path
 
@@ -25,10 +26,11 @@ from imagewam_jax.data.index.columns import (
     file_stem,
     unpack_texts,
 )
-from imagewam_jax.data.index.tfrecord import framing_checksum
+from imagewam_jax.data.index.records import TFRECORD, shard_checksum
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import allow_open_files, check_open_files
 
+_LOG = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 META_FILE = "meta.json"
 INDEX_DIR = "imagewam_index"
@@ -42,10 +44,12 @@ class SplitIndex:
     """The index of one split.
 
     episode_start: the first frame of each episode, then the number of frames.
-    record_offset, record_length: byte range of each episode's record data in its shard.
+    record_offset, record_length: byte range of each episode's record data in its shard; where
+      records are compressed, the offset of its chunk and the length of the data.
     steps: columns with a row per frame, by key below `steps`, such as "observation/state".
     episodes: columns with a row per episode, by key from the record's root.
     images: image columns by key below `steps`.
+    file_format: of the shards, one of `records.FILE_FORMATS`.
     """
 
     name: str
@@ -58,6 +62,7 @@ class SplitIndex:
     steps: dict[str, Column]
     episodes: dict[str, Column]
     images: dict[str, ImageColumn]
+    file_format: str = TFRECORD
 
     @property
     def num_episodes(self) -> int:
@@ -66,6 +71,10 @@ class SplitIndex:
     @property
     def num_frames(self) -> int:
         return len(self.frame_episode)
+
+    def record_number(self, episode: int) -> int:
+        """Which of its shard's records an episode is."""
+        return int(episode - np.searchsorted(self.episode_shard, self.episode_shard[episode]))
 
     def describe_frame(self, frame: int) -> str:
         """Split, episode, step and file of a frame, for error messages."""
@@ -80,6 +89,7 @@ class DatasetIndex:
     """An opened index. `checksum` identifies the indexed bytes and keys, in whatever folder.
 
     skipped: why a feature is not indexed, by its key from the record's root.
+    left_out: by split, the file names of shards that were not there and were left out.
     """
 
     name: str
@@ -87,6 +97,7 @@ class DatasetIndex:
     checksum: str
     splits: dict[str, SplitIndex]
     skipped: dict[str, str]
+    left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def split(self, name: str) -> SplitIndex:
         if name not in self.splits:
@@ -144,7 +155,19 @@ def open_index(dataset_dir: Path | str, index_dir: Path | str | None = None) -> 
     for name, split_meta in meta["splits"].items():
         splits[name] = _open_split(dataset_dir, index_dir, name, meta, rebuild)
         _check_shards(splits[name], split_meta["shards"], index_dir, rebuild)
-    return DatasetIndex(meta["name"], meta["version"], meta["checksum"], splits, meta["skipped"])
+    left_out = meta.get("left_out", {})
+    for name, names in left_out.items():
+        _LOG.warning(
+            "%s: %d shards of split %r were not there and are left out", index_dir, len(names), name
+        )
+    return DatasetIndex(
+        meta["name"],
+        meta["version"],
+        meta["checksum"],
+        splits,
+        meta["skipped"],
+        left_out,
+    )
 
 
 def _open_split(
@@ -177,7 +200,12 @@ def _open_split(
     def image(key: str, declared: dict) -> ImageColumn:
         rows = {name: frames for name in IMAGE_ARRAYS} | {"size_ehw": episodes}
         arrays = {name: array(f"images/{key}:{name}", rows[name]) for name in IMAGE_ARRAYS}
-        return ImageColumn(**arrays, shape=tuple(declared["shape"]), dtype=declared["dtype"])
+        return ImageColumn(
+            **arrays,
+            shape=tuple(declared["shape"]),
+            dtype=declared["dtype"],
+            encoding=declared.get("encoding", ""),
+        )
 
     episodes, frames = here["episodes"], here["frames"]
     return SplitIndex(
@@ -188,6 +216,7 @@ def _open_split(
         steps={k: column(f"steps/{k}", d, frames) for k, d in meta["steps"].items()},
         episodes={k: column(f"episodes/{k}", d, episodes) for k, d in meta["episodes"].items()},
         images={key: image(key, declared) for key, declared in meta["images"].items()},
+        file_format=here["shards"][0].get("format", TFRECORD),
     )
 
 
@@ -203,7 +232,9 @@ def _check_shards(split: SplitIndex, shards: list[dict], index_dir: Path, rebuil
                 f"the shard is truncated or was replaced; {rebuild}"
             )
         here = slice(bounds[number], bounds[number + 1])
-        found = framing_checksum(path, split.record_offset[here], split.record_length[here])
+        found = shard_checksum(
+            path, split.file_format, split.record_offset[here], split.record_length[here]
+        )
         if found != pinned["framing_crc32c"]:
             raise DataError(
                 f"{path}: its records have the checksum {found:08x}, the index was built over "

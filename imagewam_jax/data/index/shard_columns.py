@@ -16,9 +16,9 @@ import numpy as np
 import simplejpeg
 
 from imagewam_jax.data.index.columns import pack_texts
-from imagewam_jax.data.index.tf_example import ExampleFeature, parse_example
-from imagewam_jax.data.index.tfds_folder import Feature, Features, column_kind
-from imagewam_jax.data.index.tfrecord import walk_records
+from imagewam_jax.data.index.features import Feature, Features, column_kind
+from imagewam_jax.data.index.records import walk_records
+from imagewam_jax.data.index.tf_example import ExampleFeature, cut_ints, parse_example
 from imagewam_jax.errors import DataError
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -46,20 +46,20 @@ def index_shard(path: Path, features: Features) -> ShardColumns:
     """
     columns = {f"steps/{f.key}": _column(f, True) for f in features.steps if f.kind != "image"}
     columns |= {f"episodes/{f.key}": _column(f, False) for f in features.episodes}
-    columns |= {f"images/{f.key}": _Images() for f in features.steps if f.kind == "image"}
+    columns |= {f"images/{f.key}": _Images(f) for f in features.steps if f.kind == "image"}
     absent = dict.fromkeys(columns, 0)
-    counting = counting_order(features)
+    counting, packed = counting_order(features), pixel_lists(features)
     offsets, lengths, steps_of = [], [], []
     for number, record in enumerate(walk_records(path)):
         try:
-            example = parse_example(record.data)
+            example = parse_example(record.data, packed)
             steps = count_steps(example, counting)
             for scope, feature in _scoped(features):
                 value = read_feature(record.data, example, feature, scope, steps)
                 if value is None:
                     absent[f"{scope}/{feature.key}"] += 1
                 elif scope == "images":
-                    columns[f"images/{feature.key}"].add(record.data, record.offset, value)
+                    columns[f"images/{feature.key}"].add(record.data, record.base, value)
                 else:
                     columns[f"{scope}/{feature.key}"].add(value)
         except DataError as error:
@@ -96,19 +96,31 @@ def counting_order(features: Features) -> list[Feature]:
     """
 
     def width(feature: Feature) -> int:
-        return 1 if feature.nested or feature.encoding in ("zlib", "bytes") else feature.width
+        one = feature.nested or feature.kind == "image" or feature.encoding in ("zlib", "bytes")
+        return 1 if one else feature.width
 
-    asked = [f for f in features.steps if f.kind == "image" or width(f) > 0]
-    return sorted(asked, key=lambda f: 1 if f.kind == "image" else width(f))
+    # A list of pixels is not decoded, so that its numbers cannot be counted.
+    asked = [f for f in features.steps if width(f) > 0 and (f.nested or f.encoding != "list")]
+    return sorted(asked, key=width)
+
+
+def pixel_lists(features: Features) -> frozenset[str]:
+    """The keys, in records, of images that are lists of numbers."""
+    lists = [f for f in features.steps if f.encoding == "list"]
+    return frozenset(_stored(f) + ("/ragged_flat_values" if f.nested else "") for f in lists)
+
+
+def _stored(feature: Feature) -> str:
+    return f"steps/{feature.stored or feature.key}"
 
 
 def count_steps(example: Example, counting: list[Feature]) -> int:
     """The number of steps of an episode, from the first of the `counting` features with values."""
     for feature in counting:
         if feature.nested:
-            found, width = example.get(f"steps/{feature.key}/ragged_row_lengths_0"), 1
+            found, width = example.get(f"{_stored(feature)}/ragged_row_lengths_0"), 1
         else:
-            found = example.get(f"steps/{feature.key}")
+            found = example.get(_stored(feature))
             width = feature.width if _is_list_of_numbers(feature) else 1
             width = feature.width if feature.kind == "text" else width
         if found is not None and len(found.values):
@@ -125,14 +137,14 @@ def read_feature(record: bytes, example: Example, feature: Feature, scope: str, 
     """
     in_steps = scope != "episodes"
     rows = steps if in_steps else 1
-    name = f"steps/{feature.key}" if in_steps else feature.key
+    name = _stored(feature) if in_steps else feature.key
+    if feature.kind == "image":
+        return _read_image(record, example, feature, name, steps)
     if feature.nested:
         return _read_nested(record, example, feature, name, steps)
     found = example.get(name, _NOTHING if rows == 0 else None)
     if found is None or (not len(found.values) and rows and _needs_values(feature)):
         return _default(feature) if found is None and not in_steps and feature.optional else None
-    if feature.kind == "image":
-        return _check_count(_values(found, name, "bytes"), name, rows, (), "images")
     if feature.encoding in ("zlib", "bytes"):
         ranges = _check_count(_values(found, name, "bytes"), name, rows, (), "tensors")
         return _decode_tensors(record, ranges, feature, name)
@@ -146,11 +158,28 @@ def read_feature(record: bytes, example: Example, feature: Feature, scope: str, 
 
 
 def _needs_values(feature: Feature) -> bool:
-    return (
-        feature.encoding != "none"
-        or feature.kind == "image"
-        or (not feature.ragged and feature.width > 0)
-    )
+    return feature.encoding != "none" or (not feature.ragged and feature.width > 0)
+
+
+def _read_image(record: bytes, example: Example, feature: Feature, name: str, steps: int):
+    """The byte range of one image per step; None when there are none, or another number of them."""
+    number, of = feature.part
+    lacking = _NOTHING if steps == 0 else None
+    if feature.nested:
+        lengths = example.get(f"{name}/ragged_row_lengths_0", lacking)
+        counts = None if lengths is None else _values(lengths, name, "int64")
+        if counts is None or len(counts) != steps or (counts != of).any():
+            return None
+        name = f"{name}/ragged_flat_values"
+    found = example.get(name, lacking)
+    if found is None or (steps and not len(found.values)):
+        return None
+    if feature.encoding == "list" and found.kind != "empty":
+        (start, length), *_ = _values(found, name, "packed int64").tolist()
+        ranges = cut_ints(record, start, length, feature.width)
+    else:
+        ranges = _values(found, name, "bytes")
+    return _check_count(ranges, name, steps * of, (), "images")[number::of]
 
 
 def _default(feature: Feature):
@@ -346,19 +375,20 @@ def image_size(data: bytes) -> tuple[int, int] | None:
 
 
 class _Images:
-    def __init__(self):
+    def __init__(self, feature: Feature):
+        self._declared = feature.shape[:2] if feature.raw else None
         self._ranges = [np.empty((0, 2), np.int64)]
         self._crcs: list[int] = []
         self._sizes: list[tuple[int, int]] = []
 
-    def add(self, record: bytes, record_offset: int, ranges: np.ndarray) -> None:
+    def add(self, record: bytes, base: int, ranges: np.ndarray) -> None:
         size = None
         for start, length in ranges.tolist():
             data = record[start : start + length]
             self._crcs.append(google_crc32c.value(data))
-            size = size or image_size(data)
+            size = size or self._declared or image_size(data)
         self._sizes.append(size or (0, 0))
-        self._ranges.append(ranges + np.array([record_offset, 0]))
+        self._ranges.append(ranges + np.array([base, 0]))
 
     def finish(self) -> Arrays:
         ranges = np.concatenate(self._ranges)

@@ -9,16 +9,16 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from imagewam_jax.data.index.dataset_index import FORMAT_VERSION
+from imagewam_jax.data.index.features import Features
+from imagewam_jax.data.index.records import TFRECORD, file_format, shard_checksum
 from imagewam_jax.data.index.shard_columns import Arrays, ShardColumns, index_shard
-from imagewam_jax.data.index.tfds_folder import Features
-from imagewam_jax.data.index.tfrecord import framing_checksum
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import partial_path
 
@@ -29,8 +29,8 @@ _HEADER = "header"
 class PartHeader(NamedTuple):
     """The description of one part's shard.
 
-    pinned: file name, size and framing checksum. absent: how many episodes lack a feature, by
-    "scope/key".
+    pinned: file name, size and framing checksum, and the file format if it is not TFRecord.
+    absent: how many episodes lack a feature, by "scope/key".
     """
 
     pinned: dict[str, str | int]
@@ -76,10 +76,15 @@ def read_header(parts_dir: Path, shard: Path) -> PartHeader:
 
 
 def _pin(shard: Path, arrays: Arrays, absent: dict[str, int]) -> PartHeader:
-    framing = framing_checksum(shard, arrays["record_offset"], arrays["record_length"])
-    pinned = {"file": shard.name, "size": shard.stat().st_size, "framing_crc32c": framing}
     length = arrays["episode_length"]
-    return PartHeader(pinned, len(length), int(length.sum()), absent)
+    return PartHeader(_pinned(shard, arrays), len(length), int(length.sum()), absent)
+
+
+def _pinned(shard: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str | int]:
+    found = file_format(shard)
+    framing = shard_checksum(shard, found, arrays["record_offset"], arrays["record_length"])
+    pinned = {"file": shard.name, "size": shard.stat().st_size, "framing_crc32c": framing}
+    return pinned if found == TFRECORD else {**pinned, "format": found}
 
 
 def _kept_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader | None:
@@ -90,13 +95,7 @@ def _kept_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader |
             content = json.loads(part[_HEADER].tobytes())
             if content["mtime_ns"] != now.st_mtime_ns or content["made_for"] != _identity(features):
                 return None
-            offset, length = part["record_offset"], part["record_length"]
-            expected = {
-                "file": shard.name,
-                "size": now.st_size,
-                "framing_crc32c": framing_checksum(shard, offset, length),
-            }
-            return _as_header(content) if content["pinned"] == expected else None
+            return _as_header(content) if content["pinned"] == _pinned(shard, part) else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -5,10 +5,11 @@ one of `1: BytesList`, `2: FloatList`, `3: Int64List` and each list is a repeate
 lists are usually packed into one length-delimited field.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
 from imagewam_jax.errors import DataError
 
@@ -23,14 +24,18 @@ class ExampleFeature(NamedTuple):
 
     kind "bytes": int64 [n, 2], the (start, length) of each value inside the record.
     kind "float": float32 [n]. kind "int64": int64 [n]. kind "empty": no values were written.
+    kind "packed int64": int64 [1, 2], the (start, length) of all values, which are not decoded.
     """
 
     kind: str
     values: np.ndarray
 
 
-def parse_example(record: bytes) -> dict[str, ExampleFeature]:
+def parse_example(record: bytes, packed: Collection[str] = ()) -> dict[str, ExampleFeature]:
     """Values by feature key of one serialised Example.
+
+    packed: keys whose lists of integers are located and not decoded. Decoded, the pixels of images
+      would take eight bytes each.
 
     Raises DataError, with the byte offset inside the record, for bytes that are not an Example.
     """
@@ -40,12 +45,14 @@ def parse_example(record: bytes) -> dict[str, ExampleFeature]:
             continue
         for entry_field, entry_start, entry_end in _delimited_fields(record, start, end):
             if entry_field == 1:
-                key, feature = _parse_entry(record, entry_start, entry_end)
+                key, feature = _parse_entry(record, entry_start, entry_end, packed)
                 features[key] = feature
     return features
 
 
-def _parse_entry(record: bytes, start: int, end: int) -> tuple[str, ExampleFeature]:
+def _parse_entry(
+    record: bytes, start: int, end: int, packed: Collection[str]
+) -> tuple[str, ExampleFeature]:
     key = ""
     feature = ExampleFeature("empty", np.empty(0, np.float32))
     for field, value_start, value_end in _delimited_fields(record, start, end):
@@ -58,8 +65,39 @@ def _parse_entry(record: bytes, start: int, end: int) -> tuple[str, ExampleFeatu
             for list_field, list_start, list_end in _delimited_fields(
                 record, value_start, value_end
             ):
-                feature = _parse_list(record, list_field, list_start, list_end)
+                if _KINDS.get(list_field) == "int64" and key in packed:
+                    feature = _locate_ints(record, list_start, list_end)
+                else:
+                    feature = _parse_list(record, list_field, list_start, list_end)
     return key, feature
+
+
+def _locate_ints(record: bytes, start: int, end: int) -> ExampleFeature:
+    runs = [(s, e - s) for _, s, e in _delimited_fields(record, start, end)]
+    if not runs and start == end:
+        return ExampleFeature("empty", np.empty(0, np.float32))
+    if len(runs) != 1:
+        raise DataError(f"byte {start}: a list of pixels in {len(runs)} pieces, expected one")
+    return ExampleFeature("packed int64", np.array(runs, np.int64))
+
+
+def cut_ints(record: bytes, start: int, length: int, numbers: int) -> Int64[np.ndarray, "n 2"]:
+    """Cuts packed integers into pieces of so many numbers: the (start, length) of each piece.
+
+    Raises DataError when they are not a whole number of pieces.
+    """
+    raw = np.frombuffer(record, np.uint8, length, start)
+    ends = np.flatnonzero(raw < 0x80) + 1
+    if len(ends) % numbers or (len(raw) and (not len(ends) or ends[-1] != len(raw))):
+        raise DataError(f"byte {start}: {len(ends)} numbers, expected a multiple of {numbers}")
+    stops = ends[numbers - 1 :: numbers]
+    starts = np.concatenate([[0], stops[:-1]])[: len(stops)]
+    return np.stack([start + starts, stops - starts], 1).astype(np.int64)
+
+
+def decode_ints(packed: bytes) -> Int64[np.ndarray, " n"]:
+    """The numbers of a packed list of integers. Raises DataError when it ends inside of one."""
+    return _decode_varints(packed, 0, len(packed))
 
 
 def _parse_list(record: bytes, field: int, start: int, end: int) -> ExampleFeature:

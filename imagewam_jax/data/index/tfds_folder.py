@@ -1,62 +1,23 @@
 """Reads the description of a TFDS version folder (`.../name/version`) from its two JSON files."""
 
 import json
-import math
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from imagewam_jax.data.index.columns import CODED_WIDTH, MAX_WIDTH
+from imagewam_jax.data.index.features import Feature, Features, declared_features, read_features
+from imagewam_jax.data.index.records import FILE_FORMATS, TFRECORD, walk_records
+from imagewam_jax.data.index.stand_ins import file_stand_in
+from imagewam_jax.data.index.tf_example import parse_example
 from imagewam_jax.errors import DataError
 
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-_STRING_DTYPES = ("string", "object", "str")
-
-
-class Feature(NamedTuple):
-    """One feature of a step or of an episode, as features.json declares it.
-
-    key: the path below `steps`, such as "observation/image"; for an episode feature the path from
-      the record's root.
-    kind: "image", "text" or "number", or "skipped": then `reason` says why it is not read.
-    shape: shape of one row's value; a first dimension of -1 varies from row to row.
-    encoding: "jpeg", "png" or "unstated" for images; "none" (a list), "zlib" or "bytes" for
-      numbers.
-    nested: TFDS stores it as a sequence inside of steps: flat values and row lengths.
-    optional: it may be absent from a record.
-    """
-
-    key: str
-    kind: str
-    dtype: str = ""
-    shape: tuple[int, ...] = ()
-    encoding: str = "none"
-    nested: bool = False
-    optional: bool = False
-    reason: str = ""
-
-    @property
-    def ragged(self) -> bool:
-        return self.kind != "image" and bool(self.shape) and self.shape[0] == -1
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """The shape of one item: all dimensions, or those after the one that varies."""
-        return self.shape[1:] if self.ragged else self.shape
-
-    @property
-    def width(self) -> int:
-        """The number of values in one item."""
-        return math.prod(self.row_shape)
-
-
-class Features(NamedTuple):
-    """The features that are read from each record; `skipped` maps the others to a reason."""
-
-    steps: tuple[Feature, ...]
-    episodes: tuple[Feature, ...]
-    skipped: dict[str, str]
+_FEATURES, _INFO = "features.json", "dataset_info.json"
+# How to make a file that a release of TFDS before 4.1 did not write.
+_WRITE_FEATURES = (
+    "; TFDS wrote none before 4.1: write it with the builder that made the dataset, "
+    "tfds.builder(NAME, data_dir=...).info.features.save_config(this folder)"
+)
 
 
 class Split(NamedTuple):
@@ -66,181 +27,164 @@ class Split(NamedTuple):
 
 
 class TfdsFolder(NamedTuple):
+    """left_out: file names of shards that are listed, are not there, and are left out, by split."""
+
     path: Path
     name: str
     version: str
     features: Features
     splits: dict[str, Split]
+    left_out: dict[str, list[str]] = {}  # noqa: RUF012
 
 
 def read_tfds_folder(path: Path) -> TfdsFolder:
-    """Reads features.json and dataset_info.json.
+    """Reads features.json and dataset_info.json, as any release of TFDS since 4.1 has written them.
 
-    Raises DataError when the folder is not an RLDS dataset of TFRecord files as TFDS writes it.
-    Whether the shards are there is for `check_shards` to say.
+    Where features.json leaves open how many images a step has, the first record says it. Raises
+    DataError when the folder is not an RLDS dataset in a file format that is read. Whether the
+    shards are there is for `check_shards` to say.
     """
-    declared = _read_json(path, "features.json")
-    info = _read_json(path, "dataset_info.json")
-    if info.get("fileFormat", "tfrecord") != "tfrecord":
-        raise DataError(f"{path}: fileFormat is {info['fileFormat']!r}, expected 'tfrecord'")
-    top = declared.get("featuresDict", {}).get("features", {})
-    if "sequence" not in top.get("steps", {}):
+    declared = _read_json(path, _FEATURES)
+    info = _read_json(path, _INFO)
+    file_format = info.get("fileFormat") or TFRECORD
+    if file_format not in FILE_FORMATS:
         raise DataError(
-            f"{path}: not RLDS: features.json has no dataset 'steps', it has {sorted(top)}"
+            f"{path}: fileFormat is {file_format!r}, expected one of {list(FILE_FORMATS)}; convert "
+            "it with: tfds convert_format --dataset_dir=DIR --out_path=NEW "
+            "--out_file_format=tfrecord"
         )
-    filled = [split for split in info.get("splits", []) if split.get("shardLengths")]
-    if not filled:
-        raise DataError(f"{path}: dataset_info.json lists no split with records")
-    splits = {split["name"]: _split(path, info["name"], split) for split in filled}
-    return TfdsFolder(path, info["name"], info["version"], read_features(top), splits)
+    try:
+        top = declared_features(declared)
+        splits = _splits(path, info, file_format)
+        shards = [shard for split in splits.values() for shard in split.shards]
+        features = read_features(top, lambda feature: _images_per_step(feature, shards))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    name, version = (str(info[key]) for key in ("name", "version"))
+    return TfdsFolder(path, name, version, features, splits)
 
 
-def _read_json(path: Path, name: str) -> dict:
+def _read_json(path: Path, name: str) -> Any:
     file = path / name
     if not file.is_file():
         found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else "no such folder"
-        raise DataError(f"{path}: not a TFDS version folder: no {name}; found {found}")
+        before = _WRITE_FEATURES if name == _FEATURES and (path / _INFO).is_file() else ""
+        raise DataError(f"{path}: not a TFDS version folder: no {name}; found {found}{before}")
+    if instead := file_stand_in(file):
+        raise DataError(f"{file}: {instead}")
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file}: not JSON: {error}") from error
 
 
-def read_features(top: dict) -> Features:
-    """The declared features below the root of features.json."""
-    steps: list[Feature] = []
-    _flatten(top["steps"]["sequence"]["feature"], "", steps, in_steps=True)
-    episodes: list[Feature] = []
-    for name, node in top.items():
-        if name != "steps":
-            _flatten(node, name, episodes, in_steps=False)
-    skipped = {f"steps/{f.key}": f.reason for f in steps if f.kind == "skipped"}
-    skipped |= {f.key: f.reason for f in episodes if f.kind == "skipped"}
-    return Features(
-        tuple(f for f in steps if f.kind != "skipped"),
-        tuple(f for f in episodes if f.kind != "skipped"),
-        skipped,
-    )
+def _splits(path: Path, info: Any, file_format: str) -> dict[str, Split]:
+    """The splits that have records."""
+    for key in ("name", "version"):
+        if not isinstance(info, dict) or not info.get(key):
+            raise DataError(f"{_INFO} has no {key!r}")
+    filled = [split for split in info.get("splits", []) if split.get("shardLengths")]
+    if not filled:
+        raise DataError(f"{_INFO} lists no split with records")
+    return {split["name"]: _split(path, info["name"], split, file_format) for split in filled}
 
 
-def _flatten(node: dict, key: str, out: list[Feature], in_steps: bool) -> None:
-    if "featuresDict" in node:
-        for name, child in node["featuresDict"].get("features", {}).items():
-            _flatten(child, f"{key}/{name}" if key else name, out, in_steps)
-    elif "sequence" in node and not _class_name(node).endswith(".Dataset"):
-        inner: list[Feature] = []
-        _flatten(node["sequence"]["feature"], key, inner, in_steps)
-        length = int(node["sequence"].get("length", -1))
-        out.extend(_sequence_of(f, length, in_steps) for f in inner)
-    else:
-        feature = _leaf(node, key, in_steps)
-        reason = feature.reason or _reason_to_skip(feature, in_steps)
-        out.append(feature._replace(kind="skipped", reason=reason) if reason else feature)
+def _split(path: Path, dataset: str, split: dict, file_format: str) -> Split:
+    try:
+        records = tuple(int(n) for n in split["shardLengths"])
+        template = split.get("filepathTemplate") or _DEFAULT_TEMPLATE
+        names = [
+            template.format(
+                DATASET=dataset,
+                SPLIT=split["name"],
+                FILEFORMAT=file_format,
+                SHARD_INDEX=f"{i:05d}",
+                NUM_SHARDS=f"{len(records):05d}",
+                SHARD_X_OF_Y=f"{i:05d}-of-{len(records):05d}",
+            )
+            for i in range(len(records))
+        ]
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise DataError(
+            f"{_INFO}: the split {split.get('name')!r} has shardLengths "
+            f"{split['shardLengths']!r:.80} and filepathTemplate "
+            f"{split.get('filepathTemplate')!r}, from which no names of shards follow: {error!r}"
+        ) from error
+    return Split(split["name"], tuple(path / name for name in names), records)
 
 
-def _leaf(node: dict, key: str, in_steps: bool) -> Feature:
-    if "image" in node:
-        image = node["image"]
-        encoding = image.get("encodingFormat") or "unstated"
-        return Feature(key, "image", image.get("dtype", "uint8"), _shape(image), encoding)
-    if "text" in node:
-        return Feature(key, "text", "string")
-    if "classLabel" in node:
-        return Feature(key, "number", "int64")
-    if "boundingBox" in node:
-        return Feature(key, "number", node["boundingBox"].get("dtype", "float32"), (4,))
-    if "tensor" in node:
-        tensor = node["tensor"]
-        kind = "text" if tensor["dtype"] in _STRING_DTYPES else "number"
-        return Feature(
-            key,
-            kind,
-            tensor["dtype"],
-            _shape(tensor),
-            tensor.get("encoding", "none").lower(),
-            optional=tensor.get("optional", False),
-        )
-    name = _class_name(node).rsplit(".", 1)[-1] or "of no known class"
-    return Feature(key, "skipped", reason=f"a feature {name!r} is not read")
-
-
-def _sequence_of(feature: Feature, length: int, in_steps: bool) -> Feature:
-    """A sequence of `feature`; a length of -1 varies from row to row."""
-    reason = feature.reason
-    if not reason and feature.kind == "image":
-        reason = "a sequence of images is not read"
-    elif not reason and (feature.ragged or feature.nested):
-        reason = "a sequence of sequences is not read"
-    elif not reason and feature.encoding != "none":
-        reason = f"a sequence of tensors stored as {feature.encoding} is not read"
-    shape = (length, *feature.shape)
-    feature = feature._replace(shape=shape, nested=in_steps, optional=False, reason=reason)
-    reason = reason or _reason_to_skip(feature, in_steps)
-    return feature._replace(kind="skipped", reason=reason) if reason else feature
-
-
-def _reason_to_skip(feature: Feature, in_steps: bool) -> str:
-    """Why a feature of a known class is nevertheless not indexed; "" when it is."""
-    if feature.kind == "image":
-        return "" if in_steps else "an image of an episode is not read"
-    if -1 in feature.shape[1:]:
-        return f"the shape {feature.shape} varies beyond its first dimension"
-    if feature.ragged and in_steps and not feature.nested and feature.encoding == "none":
-        return f"a plain tensor of the open shape {feature.shape} inside of steps has no row ends"
-    if feature.width > MAX_WIDTH:
-        return f"{feature.width} numbers in a row, more than {MAX_WIDTH}"
-    if feature.kind == "number":
-        if feature.encoding not in ("none", "zlib", "bytes"):
-            return f"the encoding {feature.encoding!r} is not read"
+def _images_per_step(feature: Feature, shards: Iterable[Path]) -> int:
+    """How many images each step of the first record with steps has; 0: not known, or it varies."""
+    name = f"steps/{feature.key}/ragged_row_lengths_0"
+    for shard in shards:
+        if not shard.is_file():
+            continue
         try:
-            kind = np.dtype(feature.dtype).kind
-        except TypeError:
-            kind = "?"
-        if kind not in "biuf":
-            return f"the dtype {feature.dtype} is not read"
-    return ""
+            for record in walk_records(shard):
+                found = parse_example(record.data).get(name)
+                if found is not None and found.kind == "int64" and len(found.values):
+                    counts = set(found.values.tolist())
+                    return counts.pop() if len(counts) == 1 else 0
+        except DataError:  # found again, and told, when the shard is read
+            continue
+    return 0
 
 
-def column_kind(feature: Feature, in_steps: bool) -> str:
-    """The kind of column (columns.py) that holds a feature, or the values of a ragged one."""
-    if feature.kind == "text":
-        return "text"
-    wide = in_steps and not feature.ragged and feature.width >= CODED_WIDTH
-    return "coded" if wide else "dense"
+def check_shards(folder: TfdsFolder, available: bool = False) -> TfdsFolder:
+    """The folder with the shards that are there.
 
-
-def _class_name(node: dict) -> str:
-    return node.get("pythonClassName", "")
-
-
-def _shape(node: dict) -> tuple[int, ...]:
-    return tuple(int(d) for d in node.get("shape", {}).get("dimensions", []))
-
-
-def _split(path: Path, dataset: str, split: dict) -> Split:
-    records = tuple(int(n) for n in split["shardLengths"])
-    template = split.get("filepathTemplate") or _DEFAULT_TEMPLATE
-    shards = tuple(
-        path
-        / template.format(
-            DATASET=dataset,
-            SPLIT=split["name"],
-            FILEFORMAT="tfrecord",
-            SHARD_INDEX=f"{i:05d}",
-            NUM_SHARDS=f"{len(records):05d}",
-            SHARD_X_OF_Y=f"{i:05d}-of-{len(records):05d}",
+    available: leave out shards that are not there, and splits without any. Without it, raises
+    DataError when a shard is missing, or is the stand-in of a file that was not downloaded, with
+    how many there are. Raises DataError when none is there, or others than those that are listed.
+    """
+    kept, left_out = {}, {}
+    complaints, contradicted = [], False
+    for name, split in folder.splits.items():
+        why = [why_absent(path) for path in split.shards]
+        there = [i for i, reason in enumerate(why) if not reason]
+        if there:
+            kept[name] = split._replace(
+                shards=tuple(split.shards[i] for i in there),
+                shard_records=tuple(split.shard_records[i] for i in there),
+            )
+        if len(there) < len(why):
+            absent = [path for path, reason in zip(split.shards, why, strict=True) if reason]
+            left_out[name] = [path.name for path in absent]
+            others = [] if there else _unlisted(folder, split)
+            contradicted |= bool(others)
+            complaints.append(_complain(split, absent, next(filter(None, why)), others))
+    if complaints and (contradicted or not available or not kept):
+        remedy = (
+            "; get them, or index those that are there with: imagewam data index --available-shards"
+            if kept and not contradicted
+            else ""
         )
-        for i in range(len(records))
+        raise DataError("; ".join(complaints) + remedy)
+    return folder._replace(splits=kept, left_out=left_out)
+
+
+def why_absent(shard: Path) -> str:
+    """What is in the place of a shard, "missing" where there is nothing; "" when it is there."""
+    return file_stand_in(shard) if shard.is_file() or shard.is_symlink() else "missing"
+
+
+def _unlisted(folder: TfdsFolder, split: Split) -> list[str]:
+    """Shards of the split under other names, such as those of another number of shards."""
+    listed = {path.name for path in split.shards}
+    found = sorted(folder.path.glob(f"*-{split.name}.*-of-*"))
+    return [path.name for path in found if path.name not in listed]
+
+
+def _complain(split: Split, absent: list[Path], why: str, unlisted: list[str]) -> str:
+    others = ", ".join(path.name for path in absent[1:4])
+    also = f" (also {others}{', ...' if len(absent) > 4 else ''})" if others else ""
+    text = (
+        f"{absent[0]}: {why}{also}; {len(split.shards) - len(absent)} of {len(split.shards)} "
+        f"shards of split {split.name!r} that {_INFO} lists are there"
     )
-    return Split(split["name"], shards, records)
-
-
-def check_shards(folder: TfdsFolder) -> None:
-    """Raises DataError for the first shard that is missing."""
-    for split in folder.splits.values():
-        for shard in split.shards:
-            if not shard.is_file():
-                raise DataError(
-                    f"{shard}: missing; dataset_info.json lists {len(split.shards)} shards of "
-                    f"split {split.name!r}"
-                )
+    if unlisted:
+        text += (
+            f", and {len(unlisted)} others, such as {unlisted[0]}: {_INFO} and the shards do not "
+            "belong together; take both from the same place"
+        )
+    return text

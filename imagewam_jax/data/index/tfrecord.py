@@ -18,6 +18,10 @@ from imagewam_jax.errors import DataError
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
+COMPRESSED = (
+    "-compressed; a byte index needs uncompressed TFRecord files: decompress every "
+    "shard and keep its name (gzip -dc, zlib-flate -uncompress)"
+)
 _COMPRESSED_MAGIC = {b"\x1f\x8b": "gzip", b"\x78\x9c": "zlib", b"\x78\x01": "zlib"}
 
 
@@ -26,11 +30,14 @@ class Record(NamedTuple):
 
     damage: what is wrong with it; "" when its checksums hold. `data` is None when the record's
     length is unknown; then the records after it cannot be found.
+    base: the position in the file to which offsets of images are added; 0 where records are
+    compressed, so that images have positions in their record alone.
     """
 
     offset: int
     data: bytes | None
     damage: str = ""
+    base: int = 0
 
 
 def masked_crc32c(data: bytes) -> int:
@@ -70,7 +77,7 @@ def scan_records(path: Path) -> Iterator[Record]:
                 compression = _COMPRESSED_MAGIC.get(header[:2]) if offset == 0 else None
                 yield _lost(
                     start,
-                    f"{compression}-compressed; a byte index needs uncompressed TFRecord files"
+                    f"{compression}{COMPRESSED}"
                     if compression
                     else f"the record length at byte {offset} differs from its checksum",
                 )
@@ -86,7 +93,7 @@ def scan_records(path: Path) -> Iterator[Record]:
             if masked_crc32c(data) != data_crc:
                 where = f"the record at byte {offset}"
                 damage = f"the {length} data bytes of {where} differ from their checksum"
-            yield Record(start, data, damage)
+            yield Record(start, data, damage, base=start)
             offset = end + FOOTER_BYTES
 
 

@@ -15,9 +15,11 @@ import numpy as np
 
 from imagewam_jax.data.index import dataset_index as index_format
 from imagewam_jax.data.index.columns import pack_texts, unpack_texts
+from imagewam_jax.data.index.features import Feature, Features, column_kind
+from imagewam_jax.data.index.records import GET_IT_AGAIN
 from imagewam_jax.data.index.shard_columns import Arrays
 from imagewam_jax.data.index.shard_parts import part_file, read_header, read_part
-from imagewam_jax.data.index.tfds_folder import Features, TfdsFolder, column_kind
+from imagewam_jax.data.index.tfds_folder import TfdsFolder
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import write_file_checksums
 
@@ -39,9 +41,7 @@ def write_index(folder: TfdsFolder, parts_dir: Path, target: Path) -> None:
         "name": folder.name,
         "version": folder.version,
         "skipped": {**features.skipped, **absent},
-        "images": {
-            f.key: {"shape": f.shape, "dtype": f.dtype} for f in features.steps if f.kind == "image"
-        },
+        "images": {f.key: _image(f) for f in features.steps if f.kind == "image"},
         "steps": {
             f.key: {"kind": column_kind(f, in_steps=True), "ragged": f.ragged}
             for f in features.steps
@@ -52,6 +52,8 @@ def write_index(folder: TfdsFolder, parts_dir: Path, target: Path) -> None:
             for f in features.episodes
         },
         "splits": {},
+        # Only where there is something to say: an index of other sets stays what it was.
+        **({"left_out": folder.left_out} if folder.left_out else {}),
     }
     for name, split in folder.splits.items():
         with _SplitWriter(target, name, meta) as writer:
@@ -75,12 +77,19 @@ def write_index(folder: TfdsFolder, parts_dir: Path, target: Path) -> None:
     write_file_checksums(target)
 
 
+def _image(feature: Feature) -> dict:
+    declared = {"shape": feature.shape, "dtype": feature.dtype}
+    return {**declared, "encoding": feature.encoding} if feature.raw else declared
+
+
 def _check_record_counts(folder: TfdsFolder, headers: dict) -> None:
     for split in folder.splits.values():
         for path, listed in zip(split.shards, split.shard_records, strict=True):
             found = headers[path].episodes
             if found != listed:
-                raise DataError(f"{path}: {found} records, dataset_info.json lists {listed}")
+                raise DataError(
+                    f"{path}: {found} records, dataset_info.json lists {listed}; {GET_IT_AGAIN}"
+                )
 
 
 def _without_absent(features: Features, headers) -> tuple[Features, dict[str, str]]:
@@ -99,7 +108,9 @@ def _without_absent(features: Features, headers) -> tuple[Features, dict[str, st
     absent = {}
     for feature in features.steps:
         if count := missing(feature, True):
-            absent[f"steps/{feature.key}"] = f"absent from {count} of {total} episodes"
+            _, n = feature.part
+            what = "absent from" if n == 1 else f"there are not {n} images in each step of"
+            absent[f"steps/{feature.key}"] = f"{what} {count} of {total} episodes"
     for feature in features.episodes:
         if count := missing(feature, False):
             absent[feature.key] = f"absent from {count} of {total} episodes"

@@ -1,4 +1,4 @@
-"""Reads and decodes single images out of TFRecord shards by their indexed byte ranges."""
+"""Reads and decodes single images out of shards by their indexed byte ranges."""
 
 import io
 import os
@@ -12,9 +12,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from imagewam_jax.data.dataset_spec import Camera
+from imagewam_jax.data.index.array_record import ArrayRecordFile
+from imagewam_jax.data.index.columns import ImageColumn
 from imagewam_jax.data.index.dataset_index import SplitIndex
+from imagewam_jax.data.index.raw_images import as_rgb, decode_pixels
+from imagewam_jax.data.index.records import ARRAY_RECORD
 from imagewam_jax.data.index.shard_columns import PNG_START
-from imagewam_jax.errors import BadFrameError
+from imagewam_jax.errors import BadFrameError, DataError
 from imagewam_jax.files import check_open_files
 
 
@@ -24,7 +28,9 @@ class ShardFiles:
     def __init__(self, paths: tuple[Path, ...]):
         self._paths = paths
         self._descriptors: dict[int, int] = {}
+        self._record_files: dict[int, ArrayRecordFile] = {}
         self._lock = threading.Lock()
+        self._last = threading.local()
 
     def read(self, shard: int, offset: int, length: int) -> bytes:
         """Reads a range of bytes; fewer bytes come back at the end of the file."""
@@ -35,6 +41,20 @@ class ShardFiles:
                 if descriptor is None:
                     self._descriptors[shard] = descriptor = self._open(self._paths[shard])
         return os.pread(descriptor, length, offset)
+
+    def read_record(self, shard: int, number: int) -> bytes:
+        """Reads a whole record of an ArrayRecord shard. OSError: it is damaged.
+
+        Each thread keeps the record that it read last: a sample takes all its images from one.
+        """
+        if getattr(self._last, "place", None) != (shard, number):
+            with self._lock:
+                file = self._record_files.get(shard)
+                if file is None:
+                    file = self._record_files[shard] = ArrayRecordFile(self._paths[shard])
+            self._last.place, self._last.record = None, file.read(number)
+            self._last.place = (shard, number)
+        return self._last.record
 
     @staticmethod
     def _open(path: Path) -> int:
@@ -48,6 +68,9 @@ class ShardFiles:
         with self._lock:
             while self._descriptors:
                 os.close(self._descriptors.popitem()[1])
+            while self._record_files:
+                self._record_files.popitem()[1].close()
+            self._last = threading.local()
 
 
 def decode_frame(
@@ -60,26 +83,44 @@ def decode_frame(
     """Decodes one frame of a camera into `out` and returns the image's height and width.
 
     `out` is a contiguous buffer. The upright RGB image fills its top left, the rest becomes black.
+    Where no image is stored, of zero bytes, all is black, as for a camera that is missing, and the
+    size is that of the episode's images, or of the buffer if it has none.
 
     Raises BadFrameError, naming the file, episode and step, when the stored bytes differ from their
     checksum, are neither JPEG nor PNG, or the image has another size than its episode's first.
     """
     column = split.images[camera.key]
-    episode = split.frame_episode[frame]
-    shard = int(split.episode_shard[episode])
-    encoded = files.read(shard, int(column.offset[frame]), int(column.length[frame]))
+    episode = int(split.frame_episode[frame])
+    expected = tuple(column.size_ehw[episode].tolist())
+    shard, offset = int(split.episode_shard[episode]), int(column.offset[frame])
+    length = int(column.length[frame])
+    if not length:
+        out[:] = 0
+        return expected if all(expected) else out.shape[:2]
+    if split.file_format == ARRAY_RECORD:
+        try:
+            record = files.read_record(shard, split.record_number(episode))
+        except OSError as error:
+            raise bad_frame(split, camera.key, frame, f"its record: {error}") from error
+        encoded = record[offset : offset + length]
+    else:
+        encoded = files.read(shard, offset, length)
     if google_crc32c.value(encoded) != column.crc32c[frame]:
-        raise _bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
+        raise bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
     kind, decode = ("PNG", _decode_png) if encoded.startswith(PNG_START) else ("JPEG", _decode_jpeg)
     try:
-        height, width = decode(encoded, camera, out)
-    except (ValueError, OSError, SyntaxError) as error:  # Pillow raises all of these
+        if column.encoding:
+            kind = "a uint8 tensor"
+            height, width = _decode_raw(encoded, column, camera, out)
+        else:
+            height, width = decode(encoded, camera, out)
+    # Pillow raises all of these, the decoder of tensors a DataError.
+    except (ValueError, OSError, SyntaxError, DataError) as error:
         what = f"cannot be decoded as {kind}: {error}"
-        raise _bad_frame(split, camera.key, frame, what) from error
-    expected = tuple(column.size_ehw[episode].tolist())
+        raise bad_frame(split, camera.key, frame, what) from error
     if (height, width) != expected:  # the size of an image is taken from its episode
         what = f"is {height}x{width}, its episode's first image {expected[0]}x{expected[1]}"
-        raise _bad_frame(split, camera.key, frame, what)
+        raise bad_frame(split, camera.key, frame, what)
     out[height:] = 0
     out[:height, width:] = 0
     return height, width
@@ -114,9 +155,23 @@ def _decode_png(encoded: bytes, camera: Camera, out: np.ndarray) -> tuple[int, i
         width, height = file.size
         _check_size(height, width, out)
         image = np.asarray(file.convert("RGB"))
+    _put_upright(image, camera, out)
+    return height, width
+
+
+def _decode_raw(
+    encoded: bytes, column: ImageColumn, camera: Camera, out: np.ndarray
+) -> tuple[int, int]:
+    height, width, _ = column.shape
+    _check_size(height, width, out)
+    _put_upright(as_rgb(decode_pixels(encoded, column.encoding, column.shape)), camera, out)
+    return height, width
+
+
+def _put_upright(image: UInt8[np.ndarray, "h w 3"], camera: Camera, out: np.ndarray) -> None:
+    height, width, _ = image.shape
     image = image[..., ::-1] if camera.bgr else image
     out[:height, :width] = image[::-1, ::-1] if camera.upside_down else image
-    return height, width
 
 
 def _check_size(height: int, width: int, out: np.ndarray) -> None:
@@ -124,7 +179,8 @@ def _check_size(height: int, width: int, out: np.ndarray) -> None:
         raise ValueError(f"{height}x{width}, expected at most {out.shape[0]}x{out.shape[1]}")
 
 
-def _bad_frame(split: SplitIndex, key: str, frame: int, what: str) -> BadFrameError:
+def bad_frame(split: SplitIndex, key: str, frame: int, what: str) -> BadFrameError:
+    """An error about the image of a camera at a frame, which says where it is stored."""
     where = split.describe_frame(frame)
     return BadFrameError(
         f"bad image {key!r} in {where}, byte {split.images[key].offset[frame]}: {what}"

@@ -18,27 +18,33 @@ from PIL import Image
 
 from imagewam_jax.data.index.build import run_over_shards
 from imagewam_jax.data.index.dataset_index import META_FILE, default_index_dir, open_index
+from imagewam_jax.data.index.features import Feature, Features
+from imagewam_jax.data.index.raw_images import decode_pixels
+from imagewam_jax.data.index.records import scan_records
 from imagewam_jax.data.index.shard_columns import (
     count_steps,
     counting_order,
     image_size,
+    pixel_lists,
     read_feature,
 )
 from imagewam_jax.data.index.tf_example import parse_example
-from imagewam_jax.data.index.tfds_folder import Feature, Features, read_tfds_folder
-from imagewam_jax.data.index.tfrecord import scan_records
+from imagewam_jax.data.index.tfds_folder import read_tfds_folder, why_absent
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import damaged_files
 
 # Problems that make a dataset bad, and oddities that public datasets have.
 BAD = {
+    "missing": "shards that are not there",
     "unreadable": "records that cannot be read",
     "bad frame": "images that cannot be used",
     "not finite": "steps with NaN or infinite numbers",
     "index": "differences from the index",
 }
 ODD = {
+    "left out": "shards that are not there, and that the index leaves out",
     "all-zero image": "images that are all zero",
+    "no image": "steps at which a camera has no image",
     "empty instruction": "steps with an empty instruction",
     "not UTF-8": "steps with an instruction that is not UTF-8",
     "length": "episodes of an unusual length",
@@ -63,9 +69,15 @@ class Place(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        episode = f"episode {self.episode}" if self.episode >= 0 else f"record {self.record}"
-        step = "" if self.step is None else f", step {self.step}"
-        return f"{self.split}, {episode}{step} ({self.shard}): {self.why}"
+        parts = [self.split] if self.split else []
+        if self.episode >= 0:
+            parts.append(f"episode {self.episode}")
+        elif self.record >= 0:
+            parts.append(f"record {self.record}")
+        if self.step is not None:
+            parts.append(f"step {self.step}")
+        where = ", ".join(parts) + (f" ({self.shard})" if self.shard else "")
+        return f"{where}: {self.why}" if where else self.why
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,23 +137,28 @@ def check_dataset(
     """
     folder = read_tfds_folder(Path(dataset_dir))
     found = _Found()
-    pinned = _pinned_images(folder.path, index_dir, found)
-    jobs, split_of = [], []
+    pinned, left_out = _from_index(folder.path, index_dir, found)
+    jobs = []
     for split in folder.splits.values():
         for path in split.shards:
-            jobs.append((path, folder.features, pinned.get(path)))
-            split_of.append(split)
+            if why := why_absent(path):
+                problem = "left out" if path.name in left_out else "missing"
+                found.add(problem, "", Place(split.name, path.name, -1, -1, None, why))
+            else:
+                jobs.append((path, folder.features, pinned.get(path)))
     shards = [job[0] for job in jobs]
-    done = dict(run_over_shards(_check_shard, shards, jobs, workers, progress, "checking"))
+    results = run_over_shards(_check_shard, shards, jobs, workers, progress, "checking")
+    done = {shards[number]: result for number, result in results}
     episodes = images = frames = 0
     for split in folder.splits.values():
-        numbers = [n for n in range(len(jobs)) if split_of[n] is split]
         # The counts in dataset_info.json number episodes, however many could be read.
         first = 0
         lengths = []
-        for number, listed in zip(numbers, split.shard_records, strict=True):
-            result = done[number]
-            name = shards[number].name
+        for path, listed in zip(split.shards, split.shard_records, strict=True):
+            name, result = path.name, done.get(path)
+            if result is None:
+                first += listed
+                continue
             found.merge(result.found, split.name, first)
             if result.records != listed:
                 why = f"{result.records} records, dataset_info.json lists {listed}"
@@ -185,15 +202,16 @@ class _Found:
         return tuple(Finding(*key, self._counts[key], tuple(self._places[key])) for key in keys)
 
 
-def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
-    """What the index knows of each shard: where its episodes start, and where its images are.
+def _from_index(dataset_dir: Path, index_dir, found: _Found) -> tuple[dict, set[str]]:
+    """What the index knows of each shard: where its episodes start, and where its images are; and
+    the shards that it leaves out.
 
     An index that does not fit its shards is a finding, and so is a file of it, or of the
     standardized episodes in it, that is not what was written.
     """
     index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir)
     if not (index_dir / META_FILE).is_file():
-        return {}
+        return {}, set()
     for folder, remedy in (
         (index_dir, "index again"),
         *((path, "remove its folder") for path in sorted(index_dir.glob("standardized/*"))),
@@ -205,7 +223,7 @@ def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
         index = open_index(dataset_dir, index_dir)
     except DataError as error:
         found.add("index", "", Place("", "", -1, -1, None, str(error)))
-        return {}
+        return {}, set()
     pinned = {}
     for split in index.splits.values():
         bounds = np.searchsorted(split.episode_shard, np.arange(len(split.shards) + 1))
@@ -219,7 +237,7 @@ def _pinned_images(dataset_dir: Path, index_dir, found: _Found) -> dict:
                     for key, c in split.images.items()
                 },
             }
-    return pinned
+    return pinned, {name for names in index.left_out.values() for name in names}
 
 
 class _ShardResult(NamedTuple):
@@ -245,7 +263,7 @@ def _check_shard(path: Path, features: Features, pinned: dict | None) -> _ShardR
 class _ShardChecker:
     def __init__(self, path: Path, features: Features, pinned: dict | None):
         self._path, self._features, self._pinned = path, features, pinned
-        self._counting = counting_order(features)
+        self._counting, self._packed = counting_order(features), pixel_lists(features)
         self.found = _Found()
         self.records = self.images = 0
         self.lengths: list[tuple[int, int]] = []
@@ -264,7 +282,7 @@ class _ShardChecker:
                 self._find_damaged_frames(number, record)
                 continue
             try:
-                example = parse_example(record.data)
+                example = parse_example(record.data, self._packed)
                 steps = count_steps(example, self._counting)
             except DataError as error:
                 self.note("unreadable", "", number, None, str(error))
@@ -292,18 +310,19 @@ class _ShardChecker:
         if feature.kind == "number" and values.dtype.kind == "f":
             self._check_finite(number, feature, value, scope)
         elif feature.kind == "text" and not feature.ragged and is_instruction(feature.key):
-            for step, text in enumerate(values.reshape(len(values), -1)):
-                self._check_text(number, feature, step if scope == "steps" else None, text)
+            for step, text in enumerate(values):
+                texts = np.ravel(np.asarray(text, object))
+                self._check_text(number, feature, step if scope == "steps" else None, texts)
 
     def _check_finite(self, number, feature: Feature, value, scope) -> None:
         if feature.ragged:
             items, counts = value
-            finite = np.isfinite(items).reshape(len(items), -1).all(axis=1)
+            finite = _finite_rows(items)
             rows = np.unique(np.repeat(np.arange(len(counts)), counts)[~finite])
         elif feature.optional and scope == "episodes":
             return
         else:
-            rows = np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(axis=1))
+            rows = np.flatnonzero(~_finite_rows(value))
         for row in rows.tolist():
             why = "NaN or infinite"
             self.note("not finite", feature.key, number, row if scope == "steps" else None, why)
@@ -321,11 +340,18 @@ class _ShardChecker:
         # All images of an episode must have the declared size, or else that of the first one.
         first = None
         for step, (start, length) in enumerate(ranges.tolist()):
+            if not length:
+                self.note("no image", feature.key, number, step, "no bytes")
+                continue
             encoded = data[start : start + length]
             self.images += 1
-            size = image_size(encoded)
+            size = feature.shape[:2] if feature.raw else image_size(encoded)
             try:
-                image = decode_image(encoded)
+                image = (
+                    decode_pixels(encoded, feature.encoding, feature.shape)
+                    if feature.raw
+                    else decode_image(encoded)
+                )
             except DataError as error:
                 self.note("bad frame", feature.key, number, step, str(error))
                 continue
@@ -349,15 +375,20 @@ class _ShardChecker:
 
     def _find_damaged_frames(self, number: int, record) -> None:
         for key, step, offset, length, crc in self._pinned_frames(number):
-            start = offset - record.offset
+            start = offset - record.base
             if google_crc32c.value(record.data[start : start + length]) != crc:
                 self.note("bad frame", key, number, step, "its bytes differ from their checksum")
 
     def _compare_with_index(self, number: int, record) -> None:
         for key, step, offset, length, crc in self._pinned_frames(number):
-            start = offset - record.offset
+            start = offset - record.base
             if start < 0 or google_crc32c.value(record.data[start : start + length]) != crc:
                 self.note("index", key, number, step, "the image is not the one that was indexed")
+
+
+def _finite_rows(values: np.ndarray) -> np.ndarray:
+    """Whether all numbers of a row are finite, also where there are no rows."""
+    return np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
 
 
 def decode_image(encoded: bytes) -> np.ndarray:

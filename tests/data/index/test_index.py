@@ -23,9 +23,11 @@ from imagewam_jax.data.index.build import build_index
 from imagewam_jax.data.index.dataset_index import META_FILE, default_index_dir, open_index
 from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.index.tfds_folder import read_tfds_folder
+from imagewam_jax.data.transforms.standardize import standardize
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import SUMS_FILE
 from tests.data.conftest import flip_byte, train_shard
+from tests.data.toy import TOY
 from tests.data.write_records import bytes_list, float_list, int64_list, write_set
 
 
@@ -377,8 +379,8 @@ def test_a_tfds_set_without_steps(toy_copy):
 
 
 def test_another_file_format(toy_copy):
-    edit_json(toy_copy / "dataset_info.json", lambda info: info.update(fileFormat="array_record"))
-    with pytest.raises(DataError, match="fileFormat is 'array_record', expected 'tfrecord'"):
+    edit_json(toy_copy / "dataset_info.json", lambda info: info.update(fileFormat="parquet"))
+    with pytest.raises(DataError, match=r"fileFormat is 'parquet', expected .*tfds convert_form"):
         build(toy_copy)
 
 
@@ -420,10 +422,75 @@ def test_a_shard_that_ends_between_two_records(toy_copy, toy_index):
 
 def test_a_missing_shard(toy_copy):
     train_shard(toy_copy, 1).unlink()
-    with pytest.raises(DataError, match=r"00001-of-00003: missing; .* lists 3 shards of split"):
+    with pytest.raises(
+        DataError,
+        match=r"00001-of-00003: missing; 2 of 3 shards of split 'train' that dataset_info.json "
+        r"lists are there; get them, or .*: imagewam data index --available-shards",
+    ):
         build(toy_copy)
     with pytest.raises(DataError, match=r"00001-of-00003: missing, but it is indexed"):
         open_index(toy_copy)
+
+
+def test_shards_that_are_there_can_be_indexed_and_the_others_are_named(toy_copy, toy_index):
+    whole = toy_index.split("train")
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 12345\n"
+    train_shard(toy_copy, 1).write_text(text)
+    with pytest.raises(
+        DataError,
+        match=r"00001-of-00003: a Git-LFS pointer, .*git lfs pull.*; 2 of 3 shards of split 'tra",
+    ):
+        build(toy_copy)
+    index = build(toy_copy, available_shards=True)
+    left_out = {"train": [train_shard(toy_copy, 1).name]}
+    assert index.left_out == open_index(toy_copy).left_out == left_out
+    assert index.checksum != toy_index.checksum
+    split = index.split("train")
+    assert [path.name[-14:] for path in split.shards] == ["00000-of-00003", "00002-of-00003"]
+    kept = whole.episode_shard[whole.frame_episode] != 1
+    np.testing.assert_array_equal(split.steps["action"][:], whole.steps["action"][:][kept])
+    assert index.split("val").num_frames == toy_index.split("val").num_frames
+    # A split of which nothing is there is left out too.
+    for number in range(3):
+        (toy_copy / f"toy_arm-val.tfrecord-{number:05d}-of-00003").unlink()
+    index = build(toy_copy, available_shards=True)
+    assert list(index.splits) == ["train"] and len(index.left_out["val"]) == 3
+    for number in (0, 2):
+        train_shard(toy_copy, number).unlink()
+    with pytest.raises(DataError, match=r"0 of 3 shards of split 'train'.*0 of 3 shards of .*val"):
+        build(toy_copy, available_shards=True)
+
+
+@pytest.mark.parametrize("available", [False, True])
+def test_shards_of_another_number_than_is_listed(toy_copy, available):
+    def fewer(info):
+        (train,) = (split for split in info["splits"] if split["name"] == "train")
+        train["shardLengths"] = ["4", "5"]
+
+    edit_json(toy_copy / "dataset_info.json", fewer)
+    with pytest.raises(
+        DataError,
+        match=r"0 of 2 shards of split 'train' that dataset_info.json lists are there, and 3 others"
+        r", such as toy_arm-train.tfrecord-00000-of-00003: .* do not belong together",
+    ):
+        build(toy_copy, available_shards=available)
+
+
+def test_a_folder_that_may_not_be_written(toy, toy_index, monkeypatch, tmp_path):
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(index_builder.Path, "mkdir", read_only)
+    with pytest.raises(
+        DataError,
+        match=r"could not write the index \S+/index: .*Read-only file system; give another fo"
+        r"lder than the dataset's: data.index_directory of a config, or --output of ",
+    ):
+        build(toy.dataset_dir, tmp_path / "index")
+    with pytest.raises(
+        DataError, match=r"could not be written: .*Read-only file system; .*data.index_directory"
+    ):
+        standardize(toy_index, TOY, tmp_path / "index", progress=False)
 
 
 # Faults between an index and its shards.

@@ -10,7 +10,7 @@ from imagewam_jax.data.tools.check import PLACES, check_dataset, is_instruction
 from imagewam_jax.data.transforms.standardize import standardize
 from tests.data.conftest import flip_byte, train_shard
 from tests.data.toy import TOY
-from tests.data.write_records import bytes_list, float_list, write_set
+from tests.data.write_records import bytes_list, float_list, int64_list, write_set
 
 
 def check(folder, **options):
@@ -46,6 +46,14 @@ def episode(steps, **changes):
     return {f"steps/{key}": value for key, value in (values | changes).items()}
 
 
+def test_images_of_no_bytes_are_no_fault(tmp_path):
+    images = bytes_list(jpeg(50), b"", jpeg(60))
+    folder = write_set(tmp_path, FEATURES, [[episode(3), episode(3, image=images)]])
+    report = check(folder)
+    assert not report.bad and report.images == 5
+    assert found(report)["no image", "image"] == [(1, 1)]
+
+
 def test_sets_as_tfds_writes_them_are_good(layouts, toy):
     for name, cameras in (("bridge", 4), ("fractal", 1), ("libero", 2), ("odd", 3)):
         report = check(layouts[name].dataset_dir)
@@ -62,6 +70,51 @@ def test_sets_as_tfds_writes_them_are_good(layouts, toy):
     }
     assert "nothing is bad" in report.text()
     assert not check(toy.dataset_dir).bad
+
+
+def test_episodes_without_steps_and_lists_that_are_empty_through_an_episode(tmp_path):
+    row = {"tensor": {"dtype": "float32", "shape": {"dimensions": ["2"]}}}
+    text = {"text": {}}
+    features = FEATURES | {
+        "forces": {"sequence": {"feature": row, "length": "-1"}},
+        "words": {"sequence": {"feature": text, "length": "-1"}},
+        "two_instructions": {"tensor": {"dtype": "string", "shape": {"dimensions": ["2"]}}},
+    }
+
+    def lists(steps, forces=(), counts=None, words=()):
+        counts = [0] * steps if counts is None else counts
+        return {
+            "steps/forces/ragged_flat_values": float_list(*forces),
+            "steps/forces/ragged_row_lengths_0": int64_list(*counts),
+            "steps/words/ragged_flat_values": bytes_list(*words),
+            "steps/words/ragged_row_lengths_0": int64_list(*([0] * steps)),
+            "steps/two_instructions": bytes_list(*[b"a", b"b"] * steps),
+        }
+
+    episodes = [
+        episode(2) | lists(2),
+        episode(0) | lists(0),
+        episode(3) | lists(3, (1, 2, np.nan, 4), (0, 1, 1)),
+    ]
+    report = check(write_set(tmp_path, features, [episodes]))
+    assert found(report) == {
+        ("not finite", "forces"): [(2, 2)],
+        ("no steps", ""): [(1, None)],
+    }
+    index = build_index(tmp_path, progress=False).split("train")
+    assert [len(row) for row in index.steps["forces"][:]] == [0, 0, 0, 1, 1]
+    assert index.episode_start.tolist() == [0, 2, 2, 5]
+
+
+def test_shards_that_are_not_there(toy_copy):
+    train_shard(toy_copy, 1).unlink()
+    report = check(toy_copy)
+    assert report.bad and ("missing", "") in found(report)
+    assert "train (toy_arm-train.tfrecord-00001-of-00003): missing" in report.text()
+    build_index(toy_copy, progress=False, available_shards=True)
+    report = check(toy_copy)
+    assert not report.bad, report.text()
+    assert found(report)["left out", ""] == [(-1, None)]
 
 
 def test_everything_that_is_wrong_inside_of_good_records(tmp_path):
@@ -122,7 +175,10 @@ def test_damage_does_not_hide_what_lies_behind_it(toy_copy, toy_index, workers):
         (train_shard(toy_copy, 0).name, 0),
         (train_shard(toy_copy, 1).name, 1),
         (train_shard(toy_copy, 2).name, len(third) - 1),
-        ("toy_arm-val.tfrecord-00001-of-00003", -1),
+    ]
+    (missing,) = (f for f in report.findings if f.problem == "missing")
+    assert [(p.split, p.shard) for p in missing.places] == [
+        ("val", "toy_arm-val.tfrecord-00001-of-00003")
     ]
     assert "unreadable from here: the record length at byte" in places[1].why
     # 12 episodes: one flipped, two behind the length, one cut off, one in the lost shard.

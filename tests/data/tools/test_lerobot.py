@@ -123,7 +123,7 @@ def test_images_in_parquet_agree_and_splits_are_kept(imported):
     _, written, results = imported
     splits = results["images"]["splits"]
     assert {name: len(part) for name, part in splits.items()} == {"train": 2, "val": 2}
-    cameras = {"image": 0, "wrist": 1}
+    cameras = {"image": 0, "wrist": 1, "array": 1, "chw": 0}
     for episode, (metadata, steps) in zip(
         written["images"], splits["train"] + splits["val"], strict=True
     ):

@@ -1,6 +1,7 @@
 """What an import refuses, with the words that name it. No TensorFlow: nothing is written here."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -116,6 +117,67 @@ def test_files_of_episodes_that_are_not_asked_for_may_be_missing(v21, monkeypatc
     (v21 / CAMERA_FILE).unlink()
     refused(v21, CAMERA_FILE, "missing", episodes="0:2")
     refused(v21, "converting [2]", episodes="2:")
+
+
+def test_lines_end_at_line_feeds_alone(v21):
+    text = "put\u2028the\u0085cup\x1cleft"
+    lines = [{"task_index": i, "task": task} for i, task in enumerate((text, "b", "c"))]
+    raw = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (v21 / "meta/tasks.jsonl").write_bytes(raw.encode())
+    assert read_lerobot_folder(v21).tasks == {0: text, 1: "b", 2: "c"}
+
+
+@pytest.mark.parametrize("file", ["meta/tasks.jsonl", "meta/info.json", ROWS_FILE, CAMERA_FILE])
+def test_a_file_that_git_lfs_did_not_fetch(v21, file):
+    (v21 / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n")
+    refused(v21, file, "Git-LFS pointer", "git lfs pull")
+
+
+def test_instructions_that_are_stored_twice(v30):
+    file = v30 / "meta/tasks.parquet"
+    table = pq.read_table(file)
+    texts = table["__index_level_0__"]
+    pq.write_table(table.append_column("task", texts), file)
+    assert read_lerobot_folder(v30).tasks == dict(enumerate(lerobot.TASKS))
+    pq.write_table(table.append_column("task", pa.array(["x", "y", "z"])), file)
+    refused(v30, "tasks.parquet", "one column of text", "'task'")
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "words"),
+    [
+        (CAMERA, 64, "the shape 64, expected a list of sizes"),
+        (CAMERA, ["h", 64, 3], "the shape ['h', 64, 3], expected a list of sizes"),
+        (CAMERA, [32, 64], "the shape (32, 64), expected three numbers"),
+        (CAMERA, [32, 64, 5], "32 rows, 64 columns and 5 channels"),
+        (CAMERA, [0, 64, 3], "0 rows, 64 columns and 3 channels"),
+        ("action", 4, "the shape 4, expected a list of sizes"),
+        ("action", "4", "the shape '4', expected a list of sizes"),
+    ],
+)
+def test_shapes_that_mean_nothing(v21, key, shape, words):
+    def change(info):
+        info["features"][key] |= {"shape": shape, "names": None}
+
+    change_info(v21, change)
+    refused(v21, "info.json", repr(key), words)
+
+
+def test_a_camera_that_would_be_lost(v21):
+    def keep_numbers(info):
+        for key in (CAMERA, "observation.images.wrist_image"):
+            del info["features"][key]
+
+    change_info(v21, keep_numbers)
+    refused(v21, "videos of ['observation.images.image', 'observation.images.wrist_image']", "skip")
+    shutil.rmtree(v21 / "videos")
+    refused(v21, "no feature is a camera", "'action': 'float32 (4,)'")
+
+
+def test_a_codec_that_cannot_be_decoded(v21):
+    file = v21 / CAMERA_FILE
+    file.write_bytes(file.read_bytes().replace(b"avc1", b"zzzz"))
+    not_read(v21, CAMERA_FILE, "a codec that this FFmpeg cannot decode", "ffmpeg -i FILE")
 
 
 def test_a_column_that_is_not_listed(v21):
@@ -279,6 +341,9 @@ NUMBERS = {k: feature(k, "int64", (1,)) for k in ("episode_index", "task_index")
         ),
         ([feature("reward", shape=(2,))], "one number per step"),
         ([feature("none", shape=(0,))], "sizes of 1 or more"),
+        ([feature("observation.image", shape=(32, 64, 3))], "looks like a camera"),
+        ([feature("front", shape=(3, 32, 64))], "looks like a camera"),
+        ([feature("words", "string", (2,))], "strings of the shape (2,)"),
     ],
 )
 def test_features_that_have_no_place(features, words):

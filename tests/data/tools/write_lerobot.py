@@ -80,7 +80,11 @@ def image_bytes(number, kind):
 
 
 def table(episodes, images=()):
-    """The rows of one parquet file. images: (key, camera, "PNG" or "JPEG") held in it."""
+    """The rows of one parquet file.
+
+    images: (key, camera, kind) held in it, as "PNG" or "JPEG", or as arrays of the axes "HWC" or
+    "CHW".
+    """
 
     def lists(values, dtype, width):
         flat = pa.array(np.concatenate(values).reshape(-1), dtype)
@@ -104,6 +108,12 @@ def table(episodes, images=()):
         "task_index": plain([e.task for e in episodes], pa.int64()),
     }
     for key, camera, kind in images:
+        if kind in ("HWC", "CHW"):
+            pixels = [picture(n) for e in episodes for n in e.frame_numbers(camera)]
+            axes = ["HWC".index(axis) for axis in kind]
+            cells = [image.transpose(axes).tolist() for image in pixels]
+            columns[key] = pa.array(cells, pa.list_(pa.list_(pa.list_(pa.uint8()))))
+            continue
         cells = [
             {"bytes": image_bytes(n, kind), "path": None}
             for e in episodes
@@ -260,14 +270,20 @@ def write_v30(root, lengths, video_cuts, data_cut, encodings=(REORDERED, AV1), d
 
 
 def write_v30_with_images(root, lengths):
-    """Two cameras inside parquet, one as PNG and one as JPEG, in one file of several row groups."""
-    cameras = {"observation.image": "image", "wrist": "image"}
+    """Four cameras inside parquet, as PNG, JPEG and arrays, in one file of several row groups."""
+    cameras = {"observation.image": "image", "wrist": "image", "array": "uint8", "chw": "uint8"}
     described = info("v3.0", lengths, cameras)
     described["splits"] = {"train": "0:2", "val": f"2:{len(lengths)}"}
     write_json(root / "meta/info.json", described)
     written = episodes(lengths)
     write_v30_tasks(root)
-    rows = table(written, [("observation.image", 0, "PNG"), ("wrist", 1, "JPEG")])
+    images = [
+        ("observation.image", 0, "PNG"),
+        ("wrist", 1, "JPEG"),
+        ("array", 1, "HWC"),
+        ("chw", 0, "CHW"),
+    ]
+    rows = table(written, images)
     write_parquet(root / "data/chunk-000/file-000.parquet", rows, row_group_size=5)
     listed = [
         {

@@ -7,7 +7,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from imagewam_jax.data.tools.lerobot.folder import Episode, LeRobotFolder
-from imagewam_jax.data.tools.lerobot.images import ImageForm, jpeg_of_frame, jpeg_of_stored
+from imagewam_jax.data.tools.lerobot.images import (
+    ImageForm,
+    jpeg_of_frame,
+    jpeg_of_pixels,
+    jpeg_of_stored,
+)
 from imagewam_jax.data.tools.lerobot.layout import Layout, is_one_number
 from imagewam_jax.data.tools.lerobot.rows import ParquetRows
 from imagewam_jax.data.tools.lerobot.video import VideoFrames
@@ -96,6 +101,8 @@ class EpisodeReader:
         if key in columns:
             place = f"{episode.data_file}: episode {episode.index}: {key!r}: step"
             values = columns.pop(key)
+            if self._layout.features[key].array_shape:
+                return [jpeg_of_pixels(pixels, form) for pixels in values]
             return [
                 jpeg_of_stored(value, self._folder.path, form, f"{place} {t}")
                 for t, value in enumerate(values)

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from imagewam_jax.data.index.stand_ins import file_stand_in
 from imagewam_jax.errors import DataError
 
 # v2.0 differs from v2.1 in its statistics alone, which nothing here reads.
 _ONE_EPISODE_PER_FILE = ("v2.0", "v2.1")
 _MANY_EPISODES_PER_FILE = ("v3.0",)
 _IMAGE_TYPES = ("image", "video")
+_CHANNELS = (1, 3, 4)
+_SMALLEST_IMAGE = 8  # rows and columns of an array that is taken for an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Feature:
     dtype: a NumPy name, "string", "image" or "video".
     shape: (height, width, channels) for an image, whatever order info.json has.
     names: of the dimensions; empty when info.json has none that fit the shape.
+    array_shape: the shape as stored, of an image that is an array of uint8; () of any other.
     """
 
     key: str
@@ -33,10 +37,11 @@ class Feature:
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
     depth: bool = False
+    array_shape: tuple[int, ...] = ()
 
     @property
     def is_image(self) -> bool:
-        return self.dtype in _IMAGE_TYPES
+        return self.dtype in _IMAGE_TYPES or bool(self.array_shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +95,8 @@ def read_lerobot_folder(path: Path | str) -> LeRobotFolder:
     if version not in _ONE_EPISODE_PER_FILE + _MANY_EPISODES_PER_FILE:
         raise DataError(
             f"{info_file}: codebase_version is {version!r}, expected one of "
-            f"{[*_ONE_EPISODE_PER_FILE, *_MANY_EPISODES_PER_FILE]}"
+            f"{[*_ONE_EPISODE_PER_FILE, *_MANY_EPISODES_PER_FILE]}; convert the dataset with "
+            "lerobot's own scripts first (convert_dataset_v1_to_v2.py, for v1)"
         )
     features = _features(_require(info, "features", info_file), info_file)
     videos = [key for key, feature in features.items() if feature.dtype == "video"]
@@ -126,14 +132,27 @@ def _features(described: Mapping[str, Any], file: Path) -> dict[str, Feature]:
     features = {}
     for key, entry in described.items():
         dtype = _require(entry, "dtype", file, f"feature {key!r}")
-        shape = tuple(int(n) for n in _require(entry, "shape", file, f"feature {key!r}"))
-        names = entry.get("names")
+        shape = _require(entry, "shape", file, f"feature {key!r}")
+        if not isinstance(shape, list) or not all(isinstance(n, int) for n in shape):
+            raise DataError(f"{file}: {key!r} has the shape {shape!r}, expected a list of sizes")
+        shape, names = tuple(shape), entry.get("names")
         if dtype in _IMAGE_TYPES:
             shape = _height_width_channels(key, shape, names, file)
             features[key] = Feature(key, dtype, shape, depth=_is_depth(entry))
+        elif dtype == "uint8" and like_image(shape):
+            sorted_shape = _height_width_channels(key, shape, names, file)
+            features[key] = Feature(key, dtype, sorted_shape, array_shape=shape)
         else:
             features[key] = Feature(key, dtype, shape, _dimension_names(names, shape))
     return features
+
+
+def like_image(shape: tuple[int, ...]) -> bool:
+    """Whether an array of this shape has rows, columns, and channels first or last."""
+    if len(shape) != 3:
+        return False
+    last, first = (shape[:2], shape[2]), (shape[1:], shape[0])
+    return any(min(size) >= _SMALLEST_IMAGE and n in _CHANNELS for size, n in (last, first))
 
 
 def _height_width_channels(
@@ -145,13 +164,21 @@ def _height_width_channels(
     if isinstance(names, list) and len(names) == 3:
         order = [str(name).rstrip("s") for name in names]
         if {"height", "width", "channel"} == set(order):
-            height, width, channels = (
-                shape[order.index(n)] for n in ("height", "width", "channel")
-            )
-            return height, width, channels
+            shape = tuple(shape[order.index(n)] for n in ("height", "width", "channel"))
+            return _checked_image(key, shape, file)
     if shape[0] <= 4 < shape[2]:
-        return shape[1], shape[2], shape[0]
-    return shape
+        shape = (shape[1], shape[2], shape[0])
+    return _checked_image(key, shape, file)
+
+
+def _checked_image(key: str, shape: tuple[int, ...], file: Path) -> tuple[int, int, int]:
+    height, width, channels = shape
+    if height < 1 or width < 1 or channels not in _CHANNELS:
+        raise DataError(
+            f"{file}: image {key!r} has {height} rows, {width} columns and {channels} channels, "
+            f"expected rows and columns, and one of {_CHANNELS} channels"
+        )
+    return height, width, channels
 
 
 def _is_depth(entry: Mapping[str, Any]) -> bool:
@@ -204,6 +231,7 @@ def _episodes_in_shared_files(
     fps = float(_require(info, "fps", path / "meta/info.json"))
     episodes = []
     for file in files:
+        _check_downloaded(file)
         # The statistics of every episode are columns of this table too, by far the most of it.
         columns = [n for n in pq.read_schema(file).names if not n.startswith("stats/")]
         for row in pq.read_table(file, columns=columns).to_pylist():
@@ -283,8 +311,11 @@ def _tasks_from_table(file: Path) -> dict[int, str]:
 
     if not file.is_file():
         raise DataError(f"{file}: missing")
+    _check_downloaded(file)
     table = pq.read_table(file)
     texts = [f.name for f in table.schema if _is_text(f.type)]
+    if len(texts) > 1 and all(table[texts[0]].equals(table[text]) for text in texts):
+        texts = texts[:1]  # pandas may have stored its index, the text, as a column too
     if "task_index" not in table.column_names or len(texts) != 1:
         raise DataError(
             f"{file}: expected task_index and one column of text, found {table.schema.names}"
@@ -333,6 +364,11 @@ def _fill(path: Path, info: Mapping[str, Any], name: str, values: Mapping[str, A
         ) from error
 
 
+def _check_downloaded(file: Path) -> None:
+    if instead := file_stand_in(file):
+        raise DataError(f"{file}: {instead}")
+
+
 def _require(entry: Mapping[str, Any], key: str, file: Path, where: str = "") -> Any:
     if key not in entry or entry[key] is None:
         place = f"{file}: {where}" if where else str(file)
@@ -343,8 +379,9 @@ def _require(entry: Mapping[str, Any], key: str, file: Path, where: str = "") ->
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"{file}: missing; a LeRobot folder has it")
+    _check_downloaded(file)
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(f"{file}: not JSON: {error}") from error
 
@@ -352,8 +389,10 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _read_lines(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise DataError(f"{file}: missing")
+    _check_downloaded(file)
     entries = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    # Not splitlines: it also cuts at characters that may stand inside of a string of JSON.
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if line.strip():
             try:
                 entries.append(json.loads(line))

@@ -16,6 +16,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from imagewam_jax.data.index.raw_images import as_rgb
 from imagewam_jax.errors import DataError
 
 
@@ -56,6 +57,11 @@ def jpeg_of_stored(value: Mapping[str, Any], root: Path, form: ImageForm, where:
     except (UnidentifiedImageError, OSError) as error:
         raise DataError(f"{where}: not a readable image: {error}") from error
     return _encode(pixels, form, "444")
+
+
+def jpeg_of_pixels(pixels: UInt8[np.ndarray, "h w c"], form: ImageForm) -> bytes:
+    """Encodes an array of one, three or four channels, the fourth of which is left out."""
+    return _encode(as_rgb(pixels), form, "444")
 
 
 def _is_color_jpeg(data: bytes, form: ImageForm, where: str) -> bool:

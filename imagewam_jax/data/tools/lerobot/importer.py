@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from imagewam_jax.data.index.stand_ins import file_stand_in
 from imagewam_jax.data.tools.lerobot.folder import Episode, LeRobotFolder, read_lerobot_folder
 from imagewam_jax.data.tools.lerobot.jobs import (
     Task,
@@ -24,11 +25,13 @@ from imagewam_jax.data.tools.lerobot.jobs import (
     plan_jobs,
     prepare_folder,
 )
-from imagewam_jax.data.tools.lerobot.layout import plan_layout
+from imagewam_jax.data.tools.lerobot.layout import Layout, plan_layout
 from imagewam_jax.data.tools.lerobot.shards import Shard, publish, rlds_features
 from imagewam_jax.data.tools.lerobot.suggested_spec import describe_spec
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import lock_beside, only_writer
+
+_SMALL = 1024  # bytes; a pointer to a file is shorter
 
 
 def import_lerobot(
@@ -67,6 +70,7 @@ def import_lerobot(
     name = name or re.sub(r"[^a-z0-9]+", "_", folder.path.resolve().name.lower()).strip("_")
     _check_options(name, version, jpeg_quality, size, skip, folder)
     layout = plan_layout(folder.features, size, skip)
+    _check_cameras(folder, layout)
     chosen = _choose(folder, episodes)
     target = Path(output) / name / version
     if target.exists():
@@ -138,6 +142,23 @@ def _check_options(
         raise DataError(f"{folder.path}: TFDS cannot have splits of the names {unknown}")
 
 
+def _check_cameras(folder: LeRobotFolder, layout: Layout) -> None:
+    """Raises DataError for a camera that would be lost without a word."""
+    pattern = "videos/*/*" if folder.codebase_version.startswith("v2") else "videos/*"
+    recorded = {path.name for path in folder.path.glob(pattern) if path.is_dir()}
+    if unlisted := sorted(recorded - set(folder.features) - set(layout.skip)):
+        raise DataError(
+            f"{folder.path}: videos of {unlisted}, which info.json does not list; list them there, "
+            "or leave them out with skip"
+        )
+    if not layout.cameras and not any(key in layout.skip for key in folder.features):
+        kinds = {key: f"{f.dtype} {f.shape}" for key, f in folder.features.items()}
+        raise DataError(
+            f"{folder.path}: no feature is a camera (an image, a video, or uint8 of the shape "
+            f"(height, width, channels)): {kinds}"
+        )
+
+
 def _choose(folder: LeRobotFolder, text: str | None) -> list[Episode]:
     if text is None:
         return list(folder.episodes)
@@ -156,12 +177,19 @@ def _choose(folder: LeRobotFolder, text: str | None) -> list[Episode]:
 
 
 def _files(episodes: Collection[Episode]) -> list[Path]:
-    """The data and video files of episodes. DataError: one is missing."""
+    """The data and video files of episodes. DataError: one is missing, or was not downloaded."""
     files = {episode.data_file for episode in episodes}
     files |= {span.file for episode in episodes for span in episode.videos.values()}
     missing = sorted(str(file) for file in files if not file.is_file())
     if missing:
         raise DataError(f"{missing[0]}: missing, as are {len(missing) - 1} other files of meta/")
+    small = [file for file in sorted(files) if file.stat().st_size < _SMALL]
+    pointers = [file for file in small if file_stand_in(file)]
+    if pointers:
+        raise DataError(
+            f"{pointers[0]}: {file_stand_in(pointers[0])}; so are {len(pointers) - 1} other of the "
+            f"{len(files)} files of these episodes"
+        )
     return sorted(files)
 
 
@@ -187,7 +215,7 @@ def _check_numbers(
         found = f"{count} numbers of {key!r} are NaN or infinite, first in episode {first[key]}"
         if not allow_not_finite:
             raise DataError(f"{task.folder.path}: {found}; allow_not_finite keeps them")
-        report(f"{found}; they are kept")
+        report(f"{found}; they are kept: train with data.not_finite='drop_steps'")
 
 
 def _report(

@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from imagewam_jax.data.tools.lerobot.folder import Feature
+from imagewam_jax.data.tools.lerobot.folder import Feature, like_image
 from imagewam_jax.errors import DataError
 
 ROW_NUMBERS = ("episode_index", "frame_index", "index")
@@ -123,7 +123,20 @@ def _check_storable(feature: Feature) -> None:
             f"feature {feature.key!r} is a depth map, which a JPEG cannot hold; leave it out with "
             f"skip={feature.key!r}"
         )
-    if feature.is_image or feature.dtype == "string":
+    if feature.is_image:
+        return
+    if feature.key.startswith("observation.image") or like_image(feature.shape):
+        raise DataError(
+            f"feature {feature.key!r} looks like a camera, but is of dtype {feature.dtype!r} and "
+            f"the shape {feature.shape}; a camera is an image, a video, or uint8 of the shape "
+            f"(height, width, channels); leave it out with skip={feature.key!r}"
+        )
+    if feature.dtype == "string":
+        if feature.shape not in ((), (1,)):
+            raise DataError(
+                f"feature {feature.key!r} holds strings of the shape {feature.shape}, expected one "
+                f"per step; leave it out with skip={feature.key!r}"
+            )
         return
     try:
         numeric = np.dtype(feature.dtype).kind in "fiub"

@@ -1,5 +1,6 @@
 """The rows of an episode from a parquet file, checked against info.json, as NumPy columns."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ class ParquetRows:
         """Reads the columns of an episode, by LeRobot key.
 
         Numbers are arrays [steps, *shape] of the declared dtype; strings are lists; images lists
-        of {"bytes", "path"}. DataError names the file, the column and what is wrong with it.
+        of {"bytes", "path"}, or uint8 [steps, height, width, channels].
+
+        DataError names the file, the column and what is wrong with it.
         """
         start = self._find(episode)
         table = self._take(start, start + episode.length)
@@ -52,7 +55,9 @@ class ParquetRows:
         for key, feature in self._features.items():
             where = f"{self.file}: episode {episode.index}: {key!r}"
             column = table.column(key)
-            if feature.is_image or feature.dtype == "string":
+            if feature.array_shape:
+                columns[key] = _pixels(column, feature, where)
+            elif feature.is_image or feature.dtype == "string":
                 columns[key] = _whole(column, where).to_pylist()
             else:
                 columns[key] = _numbers(column, feature, where)
@@ -162,6 +167,13 @@ def _numbers(column: pa.ChunkedArray, feature: Feature, where: str) -> np.ndarra
         )
     values = array.to_numpy(zero_copy_only=False)
     return _cast(values, feature, where).reshape(rows, *feature.shape)
+
+
+def _pixels(column: pa.ChunkedArray, feature: Feature, where: str) -> np.ndarray:
+    """An image column of arrays, as uint8 [rows, height, width, channels]."""
+    stored = dataclasses.replace(feature, shape=feature.array_shape)
+    pixels = _numbers(column, stored, where)
+    return pixels if feature.array_shape == feature.shape else np.moveaxis(pixels, 1, -1)
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -36,6 +36,12 @@ class VideoFrames:
         try:
             with av.open(str(file)) as container:
                 stream = _video_stream(container, file)
+                if stream.codec_context is None:
+                    raise DataError(
+                        f"{file}: a video of a codec that this FFmpeg cannot decode; encode it "
+                        "again (ffmpeg -i FILE -c:v libx264 -crf 18 NEW), or install an FFmpeg "
+                        "that can"
+                    )
                 packets = [
                     (packet.pts, packet.is_keyframe)
                     for packet in container.demux(stream)
