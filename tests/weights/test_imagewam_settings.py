@@ -175,6 +175,7 @@ def test_a_key_that_has_two_values():
     ("edit", "problem"),
     [
         (put("action_horizon", 16), "chunks of 16 actions contradict num_frames=33"),
+        (put("loss.lambda_video", 0.25), "model.loss.lambda_video is 0.5 and loss.lambda_video is"),
         (put("model.proprio_dim", 14), "proprio_dim is given as 14, the shapes say 8"),
         (put("data.action_output_dim", 14), "action_output_dim is 7 and .* is 14"),
         (put("model.action_dit_config.num_layers_double", 5), "num_layers_double is given as 5"),
@@ -185,6 +186,8 @@ def test_what_contradicts_the_tensors_or_itself(edit, problem):
     specs = open_weights(golden("imagewam_flux2") / "model.safetensors").specs
 
     assert imagewam_config(specs, official()).horizon == 32
+    deeper = imagewam_config(specs, {"cfg": official(), "rope_axes": [4] * 4, "rope_theta": 2000})
+    assert (deeper.horizon, deeper.target_flow.train_shift) == (32, 3)
     with pytest.raises(ConversionError, match=problem):
         imagewam_config(specs, official(edit))
 

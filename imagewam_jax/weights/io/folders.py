@@ -5,7 +5,6 @@ and other things. What is unambiguous is taken, and what was passed over is said
 asked.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.weights.io.stand_ins import AGAIN, folder_kind, foreign_formats, refuse_stand_in
+from imagewam_jax.weights.io.stand_ins import AGAIN, folder_kind, foreign_formats
+from imagewam_jax.weights.io.text_files import read_json
 
 INDEX = ".safetensors.index.json"  # what the name of an index ends with
 _SAFETENSORS, _BIN, _PICKLES = ".safetensors", ".bin", (".pt", ".pth", ".ckpt")
@@ -195,12 +195,12 @@ def _folders_below(folder: Path, depth: int) -> list[str]:
 def _read_index(path: Path) -> ShardIndex:
     what = "not an index of files of weights"
     try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except OSError as error:
-        raise ConversionError(f"{path}: cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        refuse_stand_in(path, text=False)
-        raise ConversionError(f"{path}: {what}: {error!r}") from error
+        files = read_json(path)["weight_map"]
+    except ConversionError as error:
+        problem = str(error).removeprefix(f"{path}: ")
+        raise ConversionError(f"{path}: {what}: {problem}") from error
+    except KeyError as error:
+        raise ConversionError(f"{path}: {what}: it has no {error}") from error
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise ConversionError(f"{path}: {what}: weight_map is not of names and files")
     return ShardIndex(path, files)

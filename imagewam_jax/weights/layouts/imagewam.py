@@ -86,16 +86,15 @@ def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
         "proprio_output_dim": proprio_dim,
         "proprio_dim": proprio_dim,
     }
-    files = metadata.files if isinstance(metadata, SourceMetadata) else metadata
     if not has_proprio:  # the policy then ignores what the processor puts out
         del widths["proprio_output_dim"]
-    agree(widths, {name: setting(files, name) for name in widths}, "the training config")
+    agree(widths, {name: setting(_files(metadata), name) for name in widths}, "the training config")
     fields = {
         "proprio_dim": proprio_dim,
         "proprio_position": _proprio_position(metadata),
         "target_flow": _flow(metadata, "video"),
         "action_flow": _flow(metadata, "action"),
-        "horizon": _horizon(metadata, files, min(ImageWAMConfig.horizon, expert.max_horizon)),
+        "horizon": _horizon(metadata, min(ImageWAMConfig.horizon, expert.max_horizon)),
         "coordinate_dtype": _coordinate_dtype(specs, metadata),
     }
     for name, key in (("target_loss_weight", "video"), ("action_loss_weight", "action")):
@@ -166,9 +165,10 @@ def _base_name(name: str, trained: Specs) -> str | None:
 _HORIZON = ("horizon", "action_horizon")
 
 
-def _horizon(metadata: Metadata, files: Mapping[str, Any], default: int) -> int:
+def _horizon(metadata: Metadata, default: int) -> int:
     """The length of a chunk. ConversionError: the config's frames say another than its actions."""
-    horizon, by_frames = _setting(metadata, None, *_HORIZON), frames_horizon(files)
+    horizon = _setting(metadata, None, *_HORIZON)
+    by_frames = frames_horizon(_files(metadata))
     if None not in (horizon, by_frames) and horizon != by_frames:
         raise ConversionError(
             f"chunks of {horizon} actions contradict num_frames={by_frames + 1} of the training "
@@ -179,9 +179,17 @@ def _horizon(metadata: Metadata, files: Mapping[str, Any], default: int) -> int:
 
 
 def _setting(metadata: Metadata, default: Any, *keys: str) -> Any:
-    """A value of the official training config, which can have it in a section `model`."""
+    """What the user sets, else a value of the official training config, which can have it in a
+    section `model` or deeper. ConversionError: it has several."""
     value = find(metadata, *keys, *(f"model.{key}" for key in keys))
+    anywhere = [setting(_files(metadata), key) for key in keys]
+    if value is None:
+        value = next((found for found in anywhere if found is not None), None)
     return default if value is None else value
+
+
+def _files(metadata: Metadata) -> Mapping[str, Any]:
+    return metadata.files if isinstance(metadata, SourceMetadata) else metadata
 
 
 def _flow(metadata: Metadata, modality: str) -> FlowConfig:
