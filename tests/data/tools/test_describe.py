@@ -162,6 +162,7 @@ def test_a_registered_set_is_said_to_be_and_its_index_can_lie_elsewhere(tmp_path
     assert "Displacement of the hand in centimetres (x, y, z), force" in out  # from features.json
     spec = pasted(out).data.rows.metaworld_faucet
     assert spec.action.relative == [True, True, True, False]  # measured
+    assert spec.control_hz == 80
 
 
 def test_the_folder_above(tmp_path):
