@@ -225,6 +225,19 @@ def _crc32c(path: Path) -> int | None:
     return found
 
 
+_MAY_NOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def elsewhere(error: OSError) -> str:
+    """How what lies beside a dataset is written elsewhere, when an error says that it must be."""
+    if error.errno not in _MAY_NOT_WRITE:
+        return ""
+    return (
+        "; give another folder than the dataset's: data.index_directory of a config, or --output "
+        "of imagewam data index"
+    )
+
+
 _WITHOUT_LIMIT = 2**16  # what is asked for where the hard limit is infinite
 
 

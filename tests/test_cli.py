@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 from imagewam_jax import cli
 from imagewam_jax.config.loading import load_config
 from imagewam_jax.data.index.dataset_index import open_index
-from imagewam_jax.errors import ConfigError
+from imagewam_jax.errors import ConfigError, DataError
+from imagewam_jax.preprocess.statistics import write_statistics
 from imagewam_jax.text.tables import open_text_table
 from imagewam_jax.training.prepare import encode_text
 from tests.training.tiny import INSTRUCTIONS, ROOT, copy_sample
@@ -25,6 +28,7 @@ def dataset(tmp_path_factory):
 
 
 VERBS = ["train", "evaluate", "data", "encode-text", "convert", "export", "verify", "record"]
+VERBS += ["check"]
 DATA_VERBS = ["index", "check", "describe", "list", "show", "stats", "import-lerobot"]
 
 
@@ -82,6 +86,19 @@ def test_the_home_folder(tmp_path, monkeypatch, capsys):
     assert f"imagewam export: {tmp_path}/run: no such directory" in capsys.readouterr().err
     assert cli.main(["export", "run", "--format=flux2", "--to=~nobody-here/out"]) == 1
     assert "imagewam export: ~nobody-here/out: Could not" in capsys.readouterr().err
+
+
+def test_a_file_where_a_folder_should_be_and_the_other_way_round(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    file, folder = str(tmp_path / "file"), str(tmp_path)
+    assert cli.main(["evaluate", "--checkpoint=run", f"--output={file}"]) == 1
+    assert f"--output {file} is a file, expected a folder" in capsys.readouterr().err
+    assert cli.main(["verify", "run", folder, f"--json={folder}"]) == 1
+    assert f"--json {folder} is a folder, expected a file's name" in capsys.readouterr().err
+    for path in (file, folder):
+        with pytest.raises(DataError, match=f"{path}: is there already, and holds no statistics"):
+            write_statistics(Path(path), {})
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_arguments_of_config_files():
@@ -221,3 +238,11 @@ def test_exit_codes_are_in_the_help(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     assert "75 a training run was told to stop" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_needs_no_jax():
+    code = "import sys\nfrom imagewam_jax import cli\n"
+    code += "try:\n    cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+    code += "print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

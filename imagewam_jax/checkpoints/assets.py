@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
+from imagewam_jax.checkpoints.store import Checkpoints, check_arrays, open_checkpoint
 from imagewam_jax.config.schema import named_config
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.autoencoders import AUTOENCODERS
@@ -89,9 +89,20 @@ def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, 
 
     CheckpointError: there is none, or it is not the one of the config's section.
     """
+    tree = {"autoencoder": check_autoencoder(path, section)}
     checkpoints, step = open_checkpoint(path)
     with contextlib.closing(checkpoints):
-        tree = {"autoencoder": abstract_autoencoder(section)}
+        return checkpoints.restore(step, tree)["autoencoder"]
+
+
+def check_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes and dtypes of the autoencoder of a config's section, which a checkpoint has.
+
+    CheckpointError: there is none, or it is not the one of the section.
+    """
+    wanted = abstract_autoencoder(section)
+    checkpoints, step = open_checkpoint(path)
+    with contextlib.closing(checkpoints):
         if "autoencoder" in checkpoints.trees(step):
             saved = checkpoints.restore_json(step, "metadata")["config"]["autoencoder"]
             if autoencoder_config(saved) != autoencoder_config(section):
@@ -99,7 +110,9 @@ def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, 
                     f"{path}: its autoencoder is {autoencoder_config(saved)}, the config asks for "
                     f"{autoencoder_config(section)}"
                 )
-        return checkpoints.restore(step, tree)["autoencoder"]
+        saved = checkpoints.abstract(step, "autoencoder")
+        check_arrays(wanted, saved, f"{path}: autoencoder")
+    return wanted
 
 
 def autoencoder_from_tree(tree: Mapping[str, Any], section: Mapping[str, Any]) -> nnx.Module:

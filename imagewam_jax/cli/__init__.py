@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import logging
 
 from imagewam_jax.cli.aot import add_aot_verb
+from imagewam_jax.cli.check import add_check_verb
 from imagewam_jax.cli.convert import add_convert_verb
 from imagewam_jax.cli.data import add_data_verbs
 from imagewam_jax.cli.encode_text import add_encode_text_verb
@@ -19,6 +20,7 @@ from imagewam_jax.errors import DISK_FULL, ConfigError, UserError
 
 # Each adds its verbs to the parser, in the order of the help.
 VERBS = (
+    add_check_verb,
     add_train_verb,
     add_evaluate_verb,
     add_data_verbs,

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from imagewam_jax.config.loading import load_config
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.weights.overrides import OVERRIDES, parse_overrides
 
@@ -60,11 +59,14 @@ def add_convert_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.config.loading import load_config
+    from imagewam_jax.data.datasets import resolve_widths
+    from imagewam_jax.weights.convert import convert
+
     if rest and not arguments.config:
         raise ConfigError(f"unknown arguments: {' '.join(rest)}")
     config = load_config(arguments.config, rest).to_dict() if arguments.config else None
-    from imagewam_jax.weights.convert import convert
-
+    config = config and resolve_widths(config)
     convert(
         arguments.sources,
         arguments.to,

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagewam_jax.config.loading import load_config
 from imagewam_jax.errors import DataError
 
 WHICH = (
@@ -215,6 +214,7 @@ def _list(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.config.loading import load_config
     from imagewam_jax.data.datasets import config_data, dataset_config
     from imagewam_jax.data.statistics.exact import statistics_by_dataset
     from imagewam_jax.data.tools.show import write_data_page
@@ -245,6 +245,7 @@ def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _stats(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.config.loading import load_config
     from imagewam_jax.data.datasets import config_data
     from imagewam_jax.data.statistics.exact import statistics_by_dataset
 

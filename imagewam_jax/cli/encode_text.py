@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from imagewam_jax.config.loading import load_config
-
 
 def add_encode_text_verb(verbs: argparse._SubParsersAction) -> None:
     """Add the verb `encode-text`."""
@@ -24,10 +22,11 @@ def add_encode_text_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _encode_text(arguments: argparse.Namespace, rest: list[str]) -> int:
-    config = load_config(arguments.config, rest).to_dict()
+    from imagewam_jax.config.loading import load_config
     from imagewam_jax.data.datasets import config_data
     from imagewam_jax.text.fill import fill_text_table, read_instructions
 
+    config = load_config(arguments.config, rest).to_dict()
     if arguments.prompts:
         instructions = read_instructions(arguments.prompts)
     else:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from imagewam_jax.errors import ConfigError
+
 
 def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
     """Add the verb `evaluate`."""
@@ -34,11 +36,14 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
+    output = arguments.output
+    if output and output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file, expected a folder")
     from imagewam_jax.evaluation.evaluate import evaluate
 
     report = evaluate(
         arguments.checkpoint,
-        arguments.output,
+        output,
         autoencoder=arguments.autoencoder,
         text_table=arguments.text_table,
         dataset=arguments.dataset,

@@ -82,6 +82,8 @@ def _verify(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise ConfigError(f"--json {arguments.json}: no such folder to write it in")
+    if arguments.json and arguments.json.is_dir():
+        raise ConfigError(f"--json {arguments.json} is a folder, expected a file's name")
     report = verify(
         arguments.checkpoint,
         arguments.references,

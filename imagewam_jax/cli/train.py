@@ -5,9 +5,12 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imagewam_jax.config.loading import load_config
-from imagewam_jax.errors import UserError
+from imagewam_jax.errors import HostsError, UserError
+
+if TYPE_CHECKING:
+    from imagewam_jax.config.loading import LoadedConfig
 
 
 def add_train_verb(verbs: argparse._SubParsersAction) -> None:
@@ -39,12 +42,13 @@ def add_train_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
-    config = load_config(arguments.config, rest)
+    from imagewam_jax.config.loading import read_config
     from imagewam_jax.training import distributed
     from imagewam_jax.training.metrics.goodput import process_seconds
     from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
     from imagewam_jax.training.train import train
 
+    loaded = read_config(arguments.config, rest)
     began = time.perf_counter() - process_seconds()
     distributed.initialize(
         automatic=arguments.distributed,
@@ -53,7 +57,8 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         process=arguments.process,
     )
     try:
-        train(config, arguments.workdir, resume=arguments.resume, began=began)
+        _check(loaded, arguments)
+        train(loaded.config, arguments.workdir, resume=arguments.resume, began=began)
     except Preempted as error:
         print(f"imagewam train: {error}; go on with --resume", file=sys.stderr)
         return EXIT_STATUS
@@ -65,3 +70,20 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         )
         raise
     return 0
+
+
+def _check(loaded: "LoadedConfig", arguments: argparse.Namespace) -> None:
+    """Let the first process look for everything that would stop the run; if there is something, all
+    processes end."""
+    from imagewam_jax.preflight.report import Refused, preflight
+    from imagewam_jax.training import distributed
+
+    report = None
+    if distributed.is_first():
+        resume = arguments.resume
+        report = preflight(loaded, arguments.workdir, resume=resume, evaluation=False)
+    distributed.wait_for_all("the checks before the run, by the first process")
+    if not distributed.all_agree(report is None or not report.problems):
+        if report is None:
+            raise HostsError("the first process found what would stop the run; its log says what")
+        raise Refused(report)

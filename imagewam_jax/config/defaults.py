@@ -59,8 +59,9 @@ def defaults() -> ConfigDict:
             },
             "model": {
                 "backbone": {"name": "flux2"},  # one of models.backbones.BACKBONES, and its sizes
-                "expert": {"action_dim": 7, "dim": 1024, "mlp_ratio": 4.0, "max_horizon": 64},
-                "proprio_dim": 8,  # dimensions of the robot state; 0: the policy sees none
+                # Widths: -1 is that of the dataset's row, of a mixture the widest of them.
+                "expert": {"action_dim": -1, "dim": 1024, "mlp_ratio": 4.0, "max_horizon": 64},
+                "proprio_dim": -1,  # 0: the policy sees no robot state
                 "horizon": 16,
                 "target_flow": {"train_shift": 5.0, "sample_shift": 5.0},
                 "action_flow": {"train_shift": 5.0, "sample_shift": 5.0},
@@ -116,10 +117,13 @@ def defaults() -> ConfigDict:
                 "execute_steps": 12,  # actions of each chunk that run before the next decision
             },
             "evaluation": {
-                "simulator": "",  # one of evaluation.simulators; empty: recorded data alone
+                # One of evaluation.simulators, which plays its own dataset, or "module:Class";
+                # empty: recorded data alone.
+                "simulator": "",
                 "options": {},  # keyword options of the simulator
             },
-        }
+        },
+        type_safe=False,  # `config.fields` names every value of a wrong type, not the first alone
     )
 
 

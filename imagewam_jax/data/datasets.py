@@ -33,7 +33,7 @@ from imagewam_jax.data.registry.mixtures import (
     shares,
 )
 from imagewam_jax.data.transforms.standardize import NO_TEXT, StandardizedDataset, standardize
-from imagewam_jax.errors import DataError
+from imagewam_jax.errors import DataError, raise_all
 
 SPLIT_FIELDS = ("train_split", "eval_split")
 
@@ -100,12 +100,11 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
 
     DataError: a dataset does not fit its spec, the model's widths or the cameras of the config.
     """
-    mixture = _mixture(section)
+    mixture = config_mixture(section)
     opened = [_open_one(section, entry) for entry in mixture.entries]
     specs = [spec for spec, *_ in opened]
-    _check_cameras(section["cameras"], specs)
-    _check_width("action_dim", action_dim, {s.name: len(s.action.dims) for s in specs})
-    _check_width("state_dim", state_dim, {s.name: len(s.state.dims) for s in specs})
+    check_cameras(section["cameras"], specs)
+    check_widths(action_dim, state_dim, specs)
     sample = SampleSpec(
         cameras=tuple(section["cameras"]),
         buffer_size=_buffer_size(section["cameras"], [(spec, index) for spec, index, *_ in opened]),
@@ -142,7 +141,9 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
     return Data(mixture, section["scale_by_size"], datasets)
 
 
-def _mixture(section: Mapping[str, Any]) -> Mixture:
+def config_mixture(section: Mapping[str, Any]) -> Mixture:
+    """The datasets that the `data` section of a config names. DataError: it names none, or one that
+    is not there."""
     named, single = section["mixture"], section["dataset"]
     if bool(named) == bool(single):
         raise DataError("give either data.dataset, one dataset, or data.mixture, several")
@@ -156,20 +157,20 @@ def _mixture(section: Mapping[str, Any]) -> Mixture:
     return MIXTURES[named]
 
 
+def entry_spec(section: Mapping[str, Any], entry: Entry) -> DatasetSpec:
+    """How an entry of a mixture is read: its row in the config's `data` section, else that of the
+    registry. DataError: there is none, or it is not one."""
+    name, rows, root = entry.dataset, section["rows"], section["directory"]
+    if name in rows:
+        return spec_from_config({"name": name, **rows[name]})
+    return dataset_spec(name, Path(root, name) if section["mixture"] else root)
+
+
 def _open_one(
     section: Mapping[str, Any], entry: Entry
 ) -> tuple[DatasetSpec, DatasetIndex, Path, StandardizedDataset]:
-    rows = section["rows"]
-    name = entry.dataset
-    root = Path(section["directory"])
-    if name in rows:
-        spec = spec_from_config({"name": name, **rows[name]})
-    else:
-        spec = dataset_spec(name, root / name if section["mixture"] else section["directory"])
-    folder = version_folder(root, name, entry.version, entry.config)
-    index_folder = default_index_dir(folder)
-    if section["index_directory"]:  # for datasets that lie where nothing can be written
-        index_folder = Path(section["index_directory"]) / spec.name
+    spec = entry_spec(section, entry)
+    folder, index_folder = dataset_folders(section, entry)
     if (index_folder / META_FILE).exists():
         index = open_index(folder, index_folder)
     else:
@@ -177,20 +178,46 @@ def _open_one(
     return spec, index, index_folder, standardize(index, spec, index_folder)
 
 
-def _check_cameras(roles: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
+def dataset_folders(section: Mapping[str, Any], entry: Entry) -> tuple[Path, Path]:
+    """The folders of an entry's dataset and of its index. DataError: the first is not there."""
+    root = Path(section["directory"])
+    folder = version_folder(root, entry.dataset, entry.version, entry.config)
+    if section["index_directory"]:  # for datasets that lie where nothing can be written
+        return folder, Path(section["index_directory"]) / entry.dataset
+    return folder, default_index_dir(folder)
+
+
+def check_cameras(roles: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
+    """DataError for each role that no dataset has, and each dataset that has none of the roles."""
     known = {spec.name: [role for role, _ in spec.cameras] for spec in specs}
-    for role in roles:
-        if not any(role in cameras for cameras in known.values()):
-            raise DataError(f"no dataset has a camera {role!r}; they have {known}")
-    for name, cameras in known.items():
+    errors = [
+        DataError(f"no dataset has a camera {role!r}; they have {known}")
+        for role in roles
+        if not any(role in cameras for cameras in known.values())
+    ]
+    for name, cameras in known.items() if not errors else ():
         if not set(roles) & set(cameras):
-            raise DataError(f"{name!r} has none of the cameras {list(roles)}, it has {cameras}")
+            error = f"{name!r} has none of the cameras {list(roles)}, it has {cameras}"
+            errors.append(DataError(error))
+    raise_all(errors)
 
 
-def _check_width(what: str, configured: int, widths: Mapping[str, int]) -> None:
-    """Refuses a width that is not the largest of the datasets: more would be all padding."""
-    if max(widths.values()) != configured:
-        raise DataError(f"the configured {what} is {configured}, the datasets have {dict(widths)}")
+def check_widths(action_dim: int, state_dim: int, specs: Sequence[DatasetSpec]) -> None:
+    """DataError for each width that is not the largest of the datasets: more would be all
+    padding."""
+    errors = []
+    for what, configured, field in (
+        ("action_dim", action_dim, "action"),
+        ("state_dim", state_dim, "state"),
+    ):
+        widths = {spec.name: len(getattr(spec, field).dims) for spec in specs}
+        if max(widths.values()) != configured:
+            error = (
+                f"the configured {what} is {configured}, the datasets have {widths} (-1 takes it "
+                "from there)"
+            )
+            errors.append(DataError(error))
+    raise_all(errors)
 
 
 def _split_fields(section: Mapping[str, Any]) -> dict[str, str]:
@@ -237,9 +264,33 @@ def _text_rows(
     )
 
 
+ROW_WIDTH = -1  # a width in a config that is to be the one of the dataset's row
+
+
+def resolve_widths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with numbers for the widths of actions and states that are -1: those of its
+    dataset's row, of a mixture the largest.
+
+    Whatever makes arrays of these widths, or keeps the config, takes it from here. DataError: the
+    config names no dataset.
+    """
+    model = config["model"]
+    action_dim = model["expert"].get("action_dim", ROW_WIDTH)
+    widths = {"action": action_dim, "state": model["proprio_dim"]}
+    if ROW_WIDTH in widths.values():
+        section = config["data"]
+        specs = [entry_spec(section, entry) for entry in config_mixture(section).entries]
+        for field, width in widths.items():
+            if width == ROW_WIDTH:
+                widths[field] = max(len(getattr(spec, field).dims) for spec in specs)
+        expert = {**model["expert"], "action_dim": widths["action"]}
+        model = {**model, "expert": expert, "proprio_dim": widths["state"]}
+    return {**config, "model": model}
+
+
 def config_data(config: Mapping[str, Any]) -> Data:
     """The datasets of a config. DataError: they do not fit it."""
-    model = config["model"]
+    model = resolve_widths(config)["model"]
     return open_data(
         config["data"],
         horizon=model["horizon"],

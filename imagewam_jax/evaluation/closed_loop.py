@@ -76,6 +76,9 @@ def evaluate_closed_loop(
         )
         if set(instructions) <= set(demonstrations):
             variants[REPLAY] = replay_policy(demonstrations, policy.horizon)
+        else:
+            missing = sorted(set(instructions) - set(demonstrations))
+            print(f"no replay: the training split has no demonstrations of {missing}")
         results = {
             name: rollout(
                 pool,

@@ -89,7 +89,7 @@ def evaluate(
     section = {**section, "eval_split": split}
     opened = config_data({**config, "data": section})[policy.dataset]
     with contextlib.suppress(DataError):  # the training episodes need not be here
-        for shared in shared_splits([opened], section):
+        for shared in shared_splits([opened], section | {"eval_split": split}):
             _LOG.warning("%s", shared)
     start_frames = evaluation_frames(opened, split)
     simulator = config["evaluation"]["simulator"] if simulate else ""

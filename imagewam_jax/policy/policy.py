@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,6 +43,8 @@ from imagewam_jax.preprocess.inputs import (
 from imagewam_jax.text.encoders import check_kind, check_width, make_prompt
 from imagewam_jax.text.tables import TextTableFile, open_text_table
 
+_LOG = logging.getLogger(__name__)
+
 
 class Policy:
     """A policy restored from a checkpoint. Compiled once per batch size and image size.
@@ -51,7 +53,7 @@ class Policy:
     width: they are resized as training resized the stored ones, stretched to `data.image_size` or,
     for the cameras in `data.letterbox`, within black borders. What does not fit the policy is an
     InputError that names the field, what was expected and what was found (`policy.checks`). A state
-    so far from the data that its normalization cuts it off is warned of, once for each dimension.
+    so far from the data that its normalization cuts it off is logged, once for each dimension.
     """
 
     def __init__(
@@ -212,10 +214,10 @@ class Policy:
         clamped = set(clamped_dims(observations.state, self._state).tolist())
         if new := sorted(clamped - self._warned):
             self._warned |= clamped
-            warnings.warn(
-                f"state dimensions {new} are so far outside the data that they are cut off: "
-                f"{observations.state[:, new].tolist()}",
-                stacklevel=4,
+            _LOG.warning(
+                "state dimensions %s are so far outside the data that they are cut off: %s",
+                new,
+                observations.state[:, new].tolist(),
             )
         return observations
 

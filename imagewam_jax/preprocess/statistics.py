@@ -35,7 +35,11 @@ def write_statistics(path: Path, statistics: dict) -> None:
     DataError: the file is there already with other statistics, or cannot be written.
     """
     path, content = Path(path), statistics_to_json(statistics)
-    if path.exists() and statistics_to_json(read_statistics(path)) != content:
+    try:
+        there = statistics_to_json(read_statistics(path)) if path.exists() else content
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is there already, and holds no statistics: {error}") from error
+    if there != content:
         raise DataError(f"{path}: holds other statistics; they are never changed, remove the file")
     try:
         with written_whole(path) as file:

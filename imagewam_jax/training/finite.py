@@ -16,8 +16,8 @@ STREAMS = {
     "grad_norm_expert": "gradient of the expert",
 }
 ADVICE = (
-    "resuming repeats it from the last checkpoint; a lower optimizer.learning_rate may help, or "
-    "train.skip_not_finite, the number of such steps that are skipped before a run stops"
+    "the newest checkpoint, if any, is from before; try a lower optimizer.learning_rate, or let "
+    "the run skip some such steps with train.skip_not_finite"
 )
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from imagewam_jax.checkpoints.store import Checkpoints, check_space, tree_bytes
 from imagewam_jax.config.schema import policy_config
-from imagewam_jax.data.datasets import config_data
+from imagewam_jax.data.datasets import config_data, resolve_widths
 from imagewam_jax.data.loading.loader import BadFrames, Source
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.files import LOCK_FILE, only_writer
@@ -88,6 +88,7 @@ def _train(
     config: dict[str, Any], workdir: Path, resume: bool, began: float, notice: PreemptionNotice
 ) -> Path:
     # What can be wrong with the config and the devices.
+    config = resolve_widths(config)
     policy = policy_config(config["model"])
     check_fits(config, policy)
     check_watch(config["watch"])
@@ -233,14 +234,23 @@ def _open_checkpoints(
     """
     keep = config["train"]["keep_checkpoints"]
     checkpoints = Checkpoints(workdir / "checkpoints", keep=keep, placement=replicated(mesh))
-    if checkpoints.steps and not resume:
-        raise CheckpointError(
-            f"{workdir} has checkpoints up to step {checkpoints.steps[-1]}: resume it or choose "
-            "another folder"
-        )
-    needed = tree_bytes(state_trees(abstract))
-    check_space(workdir, needed, copies=max(1, keep + 1 - len(checkpoints.steps)))
+    check_new_or_resumed(workdir, checkpoints.steps, resume)
+    check_room(config, workdir, abstract, kept=len(checkpoints.steps))
     return checkpoints
+
+
+def check_new_or_resumed(workdir: Path, steps: Sequence[int], resume: bool) -> None:
+    """CheckpointError: the folder has checkpoints of these steps, and the run is a new one."""
+    if steps and not resume:
+        raise CheckpointError(
+            f"{workdir} has checkpoints up to step {steps[-1]}: resume it or choose another folder"
+        )
+
+
+def check_room(config: Mapping[str, Any], workdir: Path, abstract: TrainState, kept: int) -> None:
+    """CheckpointError: the disk is too small for the checkpoints of a run that are not there."""
+    copies = max(1, config["train"]["keep_checkpoints"] + 1 - kept)
+    check_space(workdir, tree_bytes(state_trees(abstract)), copies=copies)
 
 
 def _first_state(

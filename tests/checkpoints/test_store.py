@@ -126,9 +126,7 @@ def test_a_folder_with_a_number_as_its_name(tmp_path):
         checkpoints, step = open_checkpoint(path)
         assert step == expected and is_step(checkpoints.directory / str(step))
         checkpoints.close()
-    with pytest.raises(
-        CheckpointError, match=r"checkpoints: no checkpoint of step 8; it has \[7\]"
-    ):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 8; it has \[7\]"):
         open_checkpoint(run / "checkpoints" / "8")
     with pytest.raises(CheckpointError, match=f"{tmp_path}: no checkpoint; it has"):
         open_checkpoint(tmp_path)

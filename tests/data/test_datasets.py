@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from imagewam_jax.data.datasets import shared_splits
+from imagewam_jax.data.datasets import resolve_widths, shared_splits
 from imagewam_jax.data.index.dataset_index import open_index
 from imagewam_jax.errors import DataError
 from tests.data.toy import TOY_ROW, toy_data
@@ -111,6 +111,25 @@ def test_mixtures_that_do_not_fit(root, tmp_path):
         mixture(tmp_path)
     with pytest.raises(DataError, match=r"no mixture 'soup', .*'libero', 'mine', 'oxe_ma"):
         mixture(root, mixture="soup")
+
+
+def model(**expert) -> dict:
+    return {"expert": {"dim": 16, **expert}, "proprio_dim": -1}
+
+
+def test_widths_are_those_of_the_rows():
+    rows = {"toy_arm": TOY_ROW, "other": OTHER_ROW}
+    section = {"dataset": "other", "mixture": "", "mixtures": {"mine": ENTRIES}, "rows": rows}
+    section["directory"] = ""
+    one = resolve_widths({"data": section, "model": model(action_dim=-1)})
+    assert one["model"] == {"expert": {"dim": 16, "action_dim": 2}, "proprio_dim": 5}
+    both = section | {"dataset": "", "mixture": "mine"}
+    assert resolve_widths({"data": both, "model": model()})["model"]["expert"]["action_dim"] == 4
+    given = {"data": section, "model": model(action_dim=9)}
+    assert resolve_widths(given)["model"] == {**model(action_dim=9), "proprio_dim": 5}
+    assert given["model"]["proprio_dim"] == -1  # what is given stays as it is
+    with pytest.raises(DataError, match="no dataset 'none' in the registry"):
+        resolve_widths({"data": section | {"dataset": "none"}, "model": model()})
 
 
 def test_an_index_elsewhere(toy, tmp_path):

@@ -94,7 +94,7 @@ def test_the_policy(policy, dataset, result, start_frames):
 
 
 def test_a_split_without_samples(dataset):
-    with pytest.raises(DataError, match=r"'val\[:0\]' has 0 episodes and no samples; .*--split"):
+    with pytest.raises(DataError, match=r"'val\[:0\]' has no "):
         offline.evaluation_frames(dataset, "val[:0]")
 
 

@@ -424,10 +424,10 @@ def as_recorded(path, suffix, dtype):
         (
             STATE,
             lambda x: x[0, 0],
-            r"shape \[8\], expected \[batch, steps, dims\] or \[batch, dims",
+            r"has shape \[8\], expected \[batch, steps, dims\] or \[batch, dims",
         ),
         (STATE, lambda x: x[0], "has 4 samples, the text 1"),
-        (STATE, lambda x: x[None], r"shape \[1, 1, 4, 8\], expected"),
+        (STATE, lambda x: x[None], r"has shape \[1, 1, 4, 8\], expected"),
         ("infer0.text_attention_mask", lambda x: x[:, None], r"expected \[batch, tokens\]"),
         ("infer0.text_hidden_states", lambda x: x[0], r"expected \[batch, tokens, channels\]"),
         ("infer0.ref_img_ids", lambda x: x[0], r"expected \[batch, tokens, 4\]"),
@@ -436,7 +436,7 @@ def as_recorded(path, suffix, dtype):
 def test_axes_that_a_recording_cannot_have(name, change, problem, converted, tmp_path):
     folder = acting_alone(tmp_path)
     edit(folder / "infer.safetensors", lambda t: t | {name: change(t[name]).copy()})
-    with pytest.raises(ConversionError, match=f"infer.safetensors: {name} has .*{problem}"):
+    with pytest.raises(ConversionError, match=rf"infer\.safetensors: {name} .*{problem}"):
         verify(converted("imagewam_flux2"), folder)
 
 

@@ -39,7 +39,7 @@ def test_the_step_and_the_streams_are_named():
     finite = FiniteSteps(allowed=0, skipped=0)
     finite.dispatched(1, metrics())
     finite.dispatched(2, metrics(loss=np.nan, action_loss=np.nan, grad_norm=np.inf))
-    with pytest.raises(NotFiniteError, match=r"step 2: not finite are action loss; resuming"):
+    with pytest.raises(NotFiniteError, match=r"step 2: not finite are action loss; the newest"):
         finite.dispatched(3, metrics())
     other = FiniteSteps(allowed=0, skipped=0)
     other.dispatched(7, metrics(grad_norm=np.inf, grad_norm_expert=np.inf))

@@ -122,7 +122,7 @@ def test_a_download_that_stopped_in_a_file_of_its_full_size(source, refused):
     """Its end is zero, from within the last matrix."""
     content = source.read_bytes()
     source.write_bytes(content[:-5000] + bytes(5000))
-    assert f"{source}: ends in zeros, from within single_blocks." in refused(source)
+    assert f"{source}: ends in zeros, from within txt_in.weight: a download" in refused(source)
 
 
 def test_what_may_be_zero(tmp_path):

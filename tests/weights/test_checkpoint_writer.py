@@ -258,8 +258,6 @@ def test_a_folder_that_has_other_checkpoints(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="file is a file, expected a folder"):
         write_streams(tmp_path / "file", 7, {"params": stream()}, {"config": {}})
-    with pytest.raises(
-        CheckpointError, match=r"below could not be|below: the checkpoint could not"
-    ):
+    with pytest.raises(CheckpointError, match="below: the checkpoint could not"):
         write_streams(tmp_path / "file" / "below", 7, {"params": stream()}, {"config": {}})
     assert (tmp_path / "file").read_text() == "x"

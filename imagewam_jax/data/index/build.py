@@ -3,7 +3,6 @@
 import concurrent.futures
 import concurrent.futures.process
 import contextlib
-import errno
 import multiprocessing
 import os
 import shutil
@@ -23,11 +22,10 @@ from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.index.tfds_folder import TfdsFolder, check_shards, read_tfds_folder
 from imagewam_jax.data.index.writer import write_index
 from imagewam_jax.errors import DISK_FULL, DataError, WriteError
-from imagewam_jax.files import lock_beside, only_writer, partial_path
+from imagewam_jax.files import elsewhere, lock_beside, only_writer, partial_path
 
 # Starting a process takes about as long as indexing this many bytes.
 _BYTES_PER_WORKER = 2**30
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def build_index(
@@ -100,11 +98,8 @@ def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> 
     done = [i for i, part in enumerate(parts) if part.is_file()]
     kept = f"{len(done)} of {len(shards)} finished shards are kept in {parts_dir}"
     missing = ""
-    if error.errno in _NOT_ALLOWED:
-        return DataError(
-            f"could not write the index {parts_dir.parent}: {error}; give it another folder: "
-            "data.index_directory of a config, or --output of imagewam data index"
-        )
+    if remedy := elsewhere(error):
+        return DataError(f"could not write the index {parts_dir.parent}: {error}{remedy}")
     if error.errno in DISK_FULL:
         missing = "; free some space there"
         if done:

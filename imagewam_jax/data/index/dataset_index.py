@@ -9,6 +9,7 @@ episode; frames are numbered through a split, episode after episode, in shard or
 import dataclasses
 import hashlib
 import json
+import logging
 import shlex
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from imagewam_jax.data.index.records import TFRECORD, shard_checksum
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import allow_open_files, check_open_files
 
+_LOG = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 META_FILE = "meta.json"
 INDEX_DIR = "imagewam_index"
@@ -153,13 +155,18 @@ def open_index(dataset_dir: Path | str, index_dir: Path | str | None = None) -> 
     for name, split_meta in meta["splits"].items():
         splits[name] = _open_split(dataset_dir, index_dir, name, meta, rebuild)
         _check_shards(splits[name], split_meta["shards"], index_dir, rebuild)
+    left_out = meta.get("left_out", {})
+    for name, names in left_out.items():
+        _LOG.warning(
+            "%s: %d shards of split %r were not there and are left out", index_dir, len(names), name
+        )
     return DatasetIndex(
         meta["name"],
         meta["version"],
         meta["checksum"],
         splits,
         meta["skipped"],
-        meta.get("left_out", {}),
+        left_out,
     )
 
 

@@ -51,7 +51,7 @@ def read_tfds_folder(path: Path) -> TfdsFolder:
         raise DataError(
             f"{path}: fileFormat is {file_format!r}, expected one of {list(FILE_FORMATS)}; convert "
             "it with: tfds convert_format --dataset_dir=DIR --out_path=NEW "
-            "--out_file_format=array_record"
+            "--out_file_format=tfrecord"
         )
     try:
         top = declared_features(declared)

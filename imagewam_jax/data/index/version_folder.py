@@ -27,7 +27,7 @@ def version_folder(directory: Path, name: str, version: str = "", config: str = 
     for folder in (directory / name, directory):
         if _is_version(folder):  # a dataset without a folder for its version
             return _checked(folder, version, config)
-        if _versions(folder) or _configs(folder):
+        if _versions(folder) or _configs(folder, config):
             return _of_dataset(folder, name, version, config)
     raise DataError(f"{directory}: no dataset {name!r} there; {_content(directory, name)}")
 
@@ -49,20 +49,24 @@ def _versions(folder: Path) -> list[Path]:
     return sorted(there, key=lambda path: tuple(map(int, numbers[path].groups())))
 
 
-def _configs(folder: Path) -> list[Path]:
-    """The builder configs of a dataset, told from datasets by what their versions say they are."""
-    found = []
-    for path in _subfolders(folder):
-        info = _dataset_info(versions[-1]) if (versions := _versions(path)) else {}
-        if info.get("configName") == path.name or (
-            "configName" not in info and info.get("name") == folder.name
-        ):
-            found.append(path)
-    return found
+def _configs(folder: Path, named: str) -> list[Path]:
+    """The builder configs of a dataset: the one that is asked for, and others, which are told from
+    datasets by what their versions say they are."""
+
+    def is_config(path: Path) -> bool:
+        versions = _versions(path)
+        if not versions or path.name == named:
+            return bool(versions)
+        info = _dataset_info(versions[-1])
+        if "configName" in info:
+            return info["configName"] == path.name
+        return info.get("name") == folder.name
+
+    return list(filter(is_config, _subfolders(folder)))
 
 
 def _of_dataset(folder: Path, name: str, version: str, config: str) -> Path:
-    configs = {path.name: path for path in _configs(folder)}
+    configs = {path.name: path for path in _configs(folder, config)}
     if not config and not _versions(folder):
         config = _default_config(folder)
         if not config and len(configs) > 1:
@@ -71,7 +75,8 @@ def _of_dataset(folder: Path, name: str, version: str, config: str) -> Path:
                 f'"config" in the entry of a mixture, or data.directory={str(folder / "CONFIG")!r}'
             )
         config = config or next(iter(configs))
-    if config and config not in configs and config != folder.name:
+    is_here = config == folder.name and _versions(folder)
+    if config and config not in configs and not is_here:
         raise DataError(
             f"{folder}: no builder config {config!r} of {name!r} there; {_content(folder, name)}"
         )

@@ -80,7 +80,8 @@ class Dataset:
         if field == "data.eval_split":
             advice = (
                 "; hold out some episodes, such as data.train_split='train[:95%]' and "
-                "data.eval_split='train[95%:]', or train without validation: train.validate_every=0"
+                "data.eval_split='train[95%:]', train without validation: train.validate_every=0, "
+                "or evaluate on others with --split"
             )
         return f"{field} is {split!r}: {message}{advice}" if field else message
 

@@ -30,8 +30,7 @@ def find_start_frames(
     """
     if every < 1:
         raise DataError(f"samples every {every} steps, expected at least 1")
-    if unlabelled not in UNLABELLED:
-        raise DataError(f"unlabelled is {unlabelled!r}, expected one of {list(UNLABELLED)}")
+    check_unlabelled(unlabelled)
     if episodes is None:
         episodes = np.arange(split.num_episodes)
     chosen = np.zeros(split.num_episodes, bool)
@@ -48,3 +47,9 @@ def find_start_frames(
             'them with "blank"'
         )
     return frames[labelled] if unlabelled == "drop" else frames
+
+
+def check_unlabelled(unlabelled: str) -> None:
+    """DataError: it is none of `UNLABELLED`."""
+    if unlabelled not in UNLABELLED:
+        raise DataError(f"data.unlabelled is {unlabelled!r}, expected one of {list(UNLABELLED)}")

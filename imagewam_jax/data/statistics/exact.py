@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Num
 
+from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.datasets import Data, Dataset
 from imagewam_jax.data.loading.splits import selected_ranges, selected_steps
 from imagewam_jax.errors import DataError
@@ -36,13 +37,7 @@ def dataset_statistics(datasets: Sequence[Dataset], split: str) -> dict:
     their transforms, the episodes. DataError: there are no steps, or the datasets' actions or
     states have different encodings.
     """
-    for field in ("action", "state"):
-        encodings = {d.name: getattr(d.spec, field) for d in datasets}
-        if len(set(encodings.values())) > 1:
-            kinds = {name: encoding.name for name, encoding in encodings.items()}
-            raise DataError(
-                f"{field}s of different encodings have no statistics in common: {kinds}"
-            )
+    check_same_encodings([dataset.spec for dataset in datasets])
     sources = {dataset.name: _source(dataset, split) for dataset in datasets}
     totals = {
         name: sum(source[name] for source in sources.values()) for name in ("episodes", "frames")
@@ -60,6 +55,17 @@ def dataset_statistics(datasets: Sequence[Dataset], split: str) -> dict:
     }
     write_statistics(path, found)
     return found
+
+
+def check_same_encodings(specs: Sequence[DatasetSpec]) -> None:
+    """DataError: the numbers of these datasets mean different things."""
+    for field in ("action", "state"):
+        encodings = {spec.name: getattr(spec, field) for spec in specs}
+        if len(set(encodings.values())) > 1:
+            kinds = {name: encoding.name for name, encoding in encodings.items()}
+            raise DataError(
+                f"{field}s of different encodings have no statistics in common: {kinds}"
+            )
 
 
 def _source(dataset: Dataset, split: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from imagewam_jax.data.transforms.language import NO_TEXT, step_texts
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import (
     check_open_files,
+    elsewhere,
     partial_path,
     space_advice,
     write_file_checksums,
@@ -93,9 +94,8 @@ def standardize(
             with contextlib.suppress(OSError):
                 os.rename(partial, target)
         except OSError as error:
-            raise DataError(
-                f"{target}: could not be written: {error}{space_advice(error)}"
-            ) from error
+            advice = elsewhere(error) or space_advice(error)
+            raise DataError(f"{target}: could not be written: {error}{advice}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return _open(index, target, digest)

@@ -177,9 +177,7 @@ def recorded_context(
     return Context(text, length_b, references, proprio)
 
 
-def first_step(
-    file: str, name: str, state: Float[np.ndarray, "b *step p"]
-) -> Float[np.ndarray, "b p"]:
+def first_step(file: str, name: str, state: Float[np.ndarray, "..."]) -> Float[np.ndarray, "b p"]:
     """The current robot state: the first step of a recorded one, which can lack the axis of steps.
 
     ConversionError: it has other axes.

@@ -23,9 +23,11 @@ from imagewam_jax.data.index.build import build_index
 from imagewam_jax.data.index.dataset_index import META_FILE, default_index_dir, open_index
 from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.index.tfds_folder import read_tfds_folder
+from imagewam_jax.data.transforms.standardize import standardize
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import SUMS_FILE
 from tests.data.conftest import flip_byte, train_shard
+from tests.data.toy import TOY
 from tests.data.write_records import bytes_list, float_list, int64_list, write_set
 
 
@@ -474,17 +476,21 @@ def test_shards_of_another_number_than_is_listed(toy_copy, available):
         build(toy_copy, available_shards=available)
 
 
-def test_a_folder_that_may_not_be_written(toy, monkeypatch, tmp_path):
+def test_a_folder_that_may_not_be_written(toy, toy_index, monkeypatch, tmp_path):
     def read_only(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(index_builder.Path, "mkdir", read_only)
     with pytest.raises(
         DataError,
-        match=r"could not write the index \S+/index: .*Read-only file system; give it another "
-        r"folder: data.index_directory of a config, or --output of imagewam data index",
+        match=r"could not write the index \S+/index: .*Read-only file system; give another fo"
+        r"lder than the dataset's: data.index_directory of a config, or --output of ",
     ):
         build(toy.dataset_dir, tmp_path / "index")
+    with pytest.raises(
+        DataError, match=r"could not be written: .*Read-only file system; .*data.index_directory"
+    ):
+        standardize(toy_index, TOY, tmp_path / "index", progress=False)
 
 
 # Faults between an index and its shards.

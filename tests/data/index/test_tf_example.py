@@ -1,11 +1,14 @@
 """The protobuf reader against messages that TensorFlow serialised, and against broken ones."""
 
+import zlib
+
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies
 
-from imagewam_jax.data.index.tf_example import parse_example
+from imagewam_jax.data.index.raw_images import decode_pixels
+from imagewam_jax.data.index.tf_example import cut_ints, parse_example
 from imagewam_jax.errors import DataError
 from tests.data import write_records
 from tests.data.write_records import field
@@ -37,6 +40,44 @@ def test_unpacked_numbers():
     np.testing.assert_array_equal(parse_example(example(2, unpacked))["x"].values, floats)
     unpacked = b"\x08\x05\x08\xac\x02\x08" + b"\xff" * 9 + b"\x01"
     np.testing.assert_array_equal(parse_example(example(3, unpacked))["x"].values, [5, 300, -1])
+
+
+def test_a_list_of_pixels_is_cut_into_images_without_being_decoded():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 5, 3)).astype(np.uint8)
+    entry = {"x": write_records.int64_list(*pixels.ravel().tolist())}
+    message = write_records.example(entry)
+    found = parse_example(message, {"x"})["x"]
+    assert found.kind == "packed int64"
+    ((start, length),) = found.values.tolist()
+    ranges = cut_ints(message, start, length, 30)
+    assert (ranges[1:, 0] == ranges[:-1].sum(1)).all() and ranges[:, 1].sum() == length
+    for (first, size), image in zip(ranges.tolist(), pixels, strict=True):
+        decoded = decode_pixels(message[first : first + size], "list", (2, 5, 3))
+        np.testing.assert_array_equal(decoded, image, strict=True)
+    with pytest.raises(DataError, match="90 numbers, expected a multiple of 31"):
+        cut_ints(message, start, length, 31)
+    with pytest.raises(DataError, match="expected a multiple of 30"):
+        cut_ints(message, start, length - 1 if message[start + length - 1] < 128 else length, 30)
+    assert parse_example(example(3, b""), {"x"})["x"].kind == "empty"
+    with pytest.raises(DataError, match="a list of pixels in 0 pieces"):
+        parse_example(example(3, b"\x08\x05\x08\x06"), {"x"})
+
+
+@pytest.mark.parametrize(
+    ("encoded", "encoding", "complaint"),
+    [
+        (b"\x05\xac\x02", "list", "its numbers reach from 5 to 300"),
+        (b"\x05", "list", "1 numbers, expected the shape"),
+        (b"\x05\xff", "list", "ends inside a number"),
+        (b"abc", "bytes", "3 numbers, expected the shape"),
+        (b"abc", "zlib", "not zlib"),
+        (zlib.compress(b"ab")[:-3], "zlib", "cut off"),
+        (zlib.compress(bytes(10**6)), "zlib", "3 numbers, expected the shape"),
+    ],
+)
+def test_pixels_that_are_no_image(encoded, encoding, complaint):
+    with pytest.raises(DataError, match=complaint):
+        decode_pixels(encoded, encoding, (1, 2, 1))
 
 
 def test_a_feature_without_values():
