@@ -68,6 +68,10 @@ def _read_json(path: Path, name: str) -> Any:
     file = path / name
     if not file.is_file():
         found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else "no such folder"
+        if versions := sorted(p.parent.name for p in path.glob(f"*/{_INFO}")):
+            raise DataError(
+                f"{path}: holds the versions {versions}; give the folder of one of them"
+            )
         before = _WRITE_FEATURES if name == _FEATURES and (path / _INFO).is_file() else ""
         raise DataError(f"{path}: not a TFDS version folder: no {name}; found {found}{before}")
     if instead := file_stand_in(file):
