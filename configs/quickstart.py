@@ -1,6 +1,7 @@
 """Trains a small FLUX.2-shaped policy on 64 x 64 images, in minutes on two CPU cores.
 
-It runs the same code as the 4B preset; only the sizes differ.
+It runs the same code as the 4B preset; only the sizes differ. A copy of it is where a config for
+other data begins: `data` and the widths of action and state change.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +14,8 @@ def get_config() -> ConfigDict:
     config.data.directory = "runs/rlds/metaworld_faucet/1.0.0"
     config.data.dataset = "metaworld_faucet"
     config.data.image_size = (64, 64)
-    config.text.buckets = (20,)
+    # The demo's instructions fit in 20 bytes; longer ones take the next size that holds them.
+    config.text.buckets = (20, 32, 64, 128, 512)
     config.autoencoder = {"name": "patch", "factor": 16, "channels": 64, "weights": ""}
     config.model.backbone = {
         "name": "flux2",
@@ -38,5 +40,6 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 1e-3
     config.optimizer.ema_decay = 0.995
     config.acting.execute_steps = 4
+    # It plays the demo's dataset: policies of others are evaluated on recorded data alone.
     config.evaluation = {"simulator": "metaworld_faucet", "options": {"image_side": 64}}
     return config

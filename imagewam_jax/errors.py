@@ -4,6 +4,12 @@ Each message names the file, key or tensor, what was expected and what was found
 prints them without a traceback; everything else that is raised is a fault of this package.
 """
 
+import contextlib
+import errno
+from collections.abc import Iterator, Sequence
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of errors of the system
+
 
 class UserError(Exception):
     """The common base; raised as one of the kinds below."""
@@ -33,6 +39,22 @@ class Unreadable(CheckpointError):
     """A checkpoint is there and damaged."""
 
 
+class InputError(UserError, ValueError):
+    """A policy was given observations, noise or an instruction that it cannot act on."""
+
+
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, or the folder is not writable."""
+
+
+class InUseError(UserError):
+    """Another process is writing the same files."""
+
+
+class NotFiniteError(UserError):
+    """A loss, a gradient or a trained weight of a run is NaN or infinite."""
+
+
 class ConversionError(UserError, ValueError):
     """Foreign weights are not what they should be."""
 
@@ -51,3 +73,28 @@ class SimulatorError(UserError, RuntimeError):
 
 class OpenGLUnavailable(SimulatorError):
     """A simulator draws, and this machine cannot."""
+
+
+class SeveralErrors(UserError):
+    """Errors that were found together; the message has a line for each."""
+
+    def __init__(self, errors: Sequence[UserError]):
+        super().__init__("\n".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+
+@contextlib.contextmanager
+def collecting(errors: list[UserError]) -> Iterator[None]:
+    """Add the errors that are raised within to a list, instead of ending there."""
+    try:
+        yield
+    except SeveralErrors as error:
+        errors.extend(error.errors)
+    except UserError as error:
+        errors.append(error)
+
+
+def raise_all(errors: Sequence[UserError]) -> None:
+    """Raise what was found: nothing, the only error as it is, or all of them together."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)

@@ -1,13 +1,18 @@
-"""Files that appear whole, checksums of a folder, streamed safetensors, limits on open files."""
+"""Files that appear whole and that one process writes, checksums of a folder, streamed safetensors,
+limits on open files."""
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
 import resource
 import socket
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +20,7 @@ import google_crc32c
 import ml_dtypes
 import numpy as np
 
-from imagewam_jax.errors import DataError
+from imagewam_jax.errors import DISK_FULL, DataError, InUseError, WriteError
 
 
 def partial_path(path: Path) -> Path:
@@ -41,6 +46,99 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """WriteError, which names `path` and says what to do, for an error of the system within."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written: {error}{space_advice(error)}") from error
+
+
+def space_advice(error: OSError) -> str:
+    """What to do about an error of writing, as the end of a message: nothing but if a disk is
+    full."""
+    return "; free some space there" if error.errno in DISK_FULL else ""
+
+
+LOCK_FILE = ".lock"  # in the folder that it is of
+
+
+def lock_beside(path: Path) -> Path:
+    """The lock of a file, or of a folder that is replaced as a whole."""
+    return path.with_name(f".{path.name}{LOCK_FILE}")
+
+
+# File systems without locks: some network file systems, by how they are mounted.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def only_writer(lock: Path, what: str, *, wait: bool = False) -> Iterator[None]:
+    """Holds a lock file, which is made for it, while this process is `what`.
+
+    It is a lock of the system (flock), which ends with its process, however that ends; over NFS it
+    also keeps other hosts out. InUseError names the process that holds it; with `wait`, this one
+    waits instead. WriteError: the file cannot be made. On a file system without locks it says so on
+    stderr and keeps nobody out.
+    """
+    made = [path for path in lock.parents if not path.exists()]
+    with contextlib.ExitStack() as stack:
+        with writing(lock):
+            file = stack.enter_context(_locked(lock, what, wait))
+        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        holder = f"process {os.getpid()} on {socket.gethostname()} ({what}, since {now})"
+        with contextlib.suppress(OSError):  # a lock on a full disk names nobody
+            file.truncate(0)
+            file.write(holder.encode())
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what was written there stays
+                for path in made:
+                    path.rmdir()
+
+
+def _locked(lock: Path, what: str, wait: bool) -> RawIOBase:
+    """The open lock file, locked; closing it ends the lock."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(lock.open("ab+", buffering=0))
+            _lock(file, lock, what, wait)
+            # The process that held it may have removed the file that was opened here.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    stack.pop_all()
+                    return file
+
+
+def _lock(file: RawIOBase, lock: Path, what: str, wait: bool) -> None:
+    beside = lock.name[1:].removesuffix(LOCK_FILE)
+    path = lock.parent if lock.name == LOCK_FILE else lock.with_name(beside)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode() or "another process"
+            if not wait:
+                raise InUseError(
+                    f"{path} is in use by {holder}: wait for its end, or choose another place"
+                ) from None
+            print(f"{what}: waits for {holder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"{path}: its file system has no locks ({error}); nothing keeps a second process from "
+            "writing it",
+            file=sys.stderr,
+        )
 
 
 # The dtypes of safetensors files, by their names there.

@@ -1,25 +1,25 @@
-"""Settings that hold for every test."""
+"""Settings that hold for every test, and a disk that tests can fill."""
 
 import collections
 import os
-import shutil
-import tempfile
+import subprocess
 
-from tests import array_annotations
+import pytest
+
+from tests import array_annotations, shared_folder
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Most of the suite's time is compiling tiny models. Machine code that is not optimised is as right
 # and takes half the time to make, and what one process has compiled, the others and those that they
-# start find in a folder that lives as long as the suite.
+# start find in a folder that lives as long as the test run.
 _UNOPTIMISED = "--xla_backend_optimization_level=0"
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _flags = os.environ.get("XLA_FLAGS", "").split()
 if _UNOPTIMISED not in _flags:
     os.environ["XLA_FLAGS"] = " ".join([*_flags, _UNOPTIMISED])
-_owned = _CACHE not in os.environ
-if _owned:
-    os.environ[_CACHE] = tempfile.mkdtemp(prefix="imagewam-compiled-")
+if _CACHE not in os.environ:
+    os.environ[_CACHE] = str(shared_folder.begin() / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 array_annotations.install()
@@ -36,5 +36,19 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_unconfigure(config):
-    if _owned and not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ[_CACHE], ignore_errors=True)
+    if not hasattr(config, "workerinput"):
+        shared_folder.end()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB."""
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,5 +1,6 @@
 """The command line: verbs, overrides, and one line for what a user got wrong."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from imagewam_jax import cli
 from imagewam_jax.config.loading import load_config
 from imagewam_jax.data.index.dataset_index import open_index
-from imagewam_jax.errors import ConfigError
+from imagewam_jax.errors import ConfigError, DataError
+from imagewam_jax.preprocess.statistics import write_statistics
 from imagewam_jax.text.tables import open_text_table
 from imagewam_jax.training.prepare import encode_text
 from tests.training.tiny import INSTRUCTIONS, ROOT, copy_sample
@@ -24,7 +26,8 @@ def dataset(tmp_path_factory):
 
 
 VERBS = ["train", "evaluate", "data", "encode-text", "convert", "export", "verify", "record"]
-DATA_VERBS = ["index", "check", "list", "show", "stats", "import-lerobot"]
+VERBS += ["check"]
+DATA_VERBS = ["index", "check", "describe", "list", "show", "stats", "import-lerobot"]
 
 
 @pytest.mark.parametrize("verb", VERBS + [f"data {verb}" for verb in DATA_VERBS])
@@ -67,6 +70,33 @@ def test_overrides_change_fields_and_keep_their_types():
     unchanged = load_config(QUICKSTART, [])
     assert unchanged.train.batch_size == config.train.batch_size
     assert unchanged.model.backbone.heads == config.model.backbone.heads
+
+
+def test_the_home_folder(tmp_path, monkeypatch, capsys):
+    """Shells leave ~ in `--to=~/x`; it stands for the home folder in every path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copyfile(QUICKSTART, tmp_path / "quickstart.py")
+    config = load_config("~/quickstart.py", ["--config.data.directory=~/sets"])
+    assert config.data.directory == str(tmp_path / "sets")
+    assert cli.main(["data", "check", "~/sets"]) == 1
+    assert f"imagewam data: {tmp_path}/sets: " in capsys.readouterr().err
+    assert cli.main(["export", "~/run", "--format=flux2", "--to=~/out"]) == 1
+    assert f"imagewam export: {tmp_path}/run: no such directory" in capsys.readouterr().err
+    assert cli.main(["export", "run", "--format=flux2", "--to=~nobody-here/out"]) == 1
+    assert "imagewam export: ~nobody-here/out: Could not" in capsys.readouterr().err
+
+
+def test_a_file_where_a_folder_should_be_and_the_other_way_round(tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    file, folder = str(tmp_path / "file"), str(tmp_path)
+    assert cli.main(["evaluate", "--checkpoint=run", f"--output={file}"]) == 1
+    assert f"--output {file} is a file, expected a folder" in capsys.readouterr().err
+    assert cli.main(["verify", "run", folder, f"--json={folder}"]) == 1
+    assert f"--json {folder} is a folder, expected a file's name" in capsys.readouterr().err
+    for path in (file, folder):
+        with pytest.raises(DataError, match=f"{path}: is there already, and holds no statistics"):
+            write_statistics(Path(path), {})
+    assert (tmp_path / "file").read_text() == "x"
 
 
 def test_arguments_of_config_files():
@@ -180,3 +210,29 @@ def test_encoding_without_the_weights_of_qwen3(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("imagewam encode-text: the text encoder qwen3 needs weights")
     assert "Qwen/Qwen3-8B for klein 9B" in line and "imagewam convert" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "imagewam data: ended by Ctrl-C"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x/y"),
+            1,
+            "imagewam data: [Errno 28] No space left on device: '/x/y'; free some space there",
+        ),
+    ],
+)
+def test_an_interrupt_and_a_full_disk_are_one_line(error, status, line, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli.data, "_list", fail)
+    assert cli.main(["data", "list"]) == status
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_exit_codes_are_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "75 a training run was told to stop" in " ".join(capsys.readouterr().out.split())

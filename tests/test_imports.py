@@ -24,10 +24,12 @@ ROOMS = {
     "policy": "errors config models preprocess checkpoints text",
     "weights": "errors files config models preprocess checkpoints text",
     "parity": "errors files config models checkpoints weights",
-    "training": "errors config models preprocess checkpoints text data",
-    "evaluation": "errors html config models preprocess checkpoints data policy",
+    "training": "errors files config models preprocess checkpoints text data",
+    "evaluation": "errors files html config models preprocess checkpoints data policy",
     "tpu_plans": "errors config models preprocess checkpoints policy training",
-    "cli": "errors config preprocess text data weights parity training evaluation tpu_plans",
+    "preflight": "errors files config models preprocess checkpoints text data training evaluation",
+    "cli": "errors config preprocess text data weights parity training evaluation tpu_plans "
+    "preflight",
 }
 DATA_ROOMS = {
     "dataset_spec": "",
@@ -36,7 +38,7 @@ DATA_ROOMS = {
     "registry": "dataset_spec transforms",
     "loading": "dataset_spec index transforms",
     "datasets": "dataset_spec index transforms registry loading",
-    "statistics": "index transforms loading datasets",
+    "statistics": "dataset_spec index transforms loading datasets",
     "tools": "dataset_spec index transforms registry loading datasets statistics",
 }
 FORBIDDEN = {"tensorflow", "tensorflow_datasets", "torch", "torchvision"}

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
+from imagewam_jax.checkpoints.store import Checkpoints, check_arrays, open_checkpoint
 from imagewam_jax.config.schema import named_config
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.autoencoders import AUTOENCODERS
@@ -24,11 +24,15 @@ def asset_trees(assets: PolicyAssets) -> dict[str, dict[str, Any]]:
     return {
         "autoencoder": module_tree(assets.autoencoder),
         "text": {"features": assets.text, "length": assets.text_length},
-        "normalizers": {
-            "actions": dataclasses.asdict(assets.actions),
-            "state": dataclasses.asdict(assets.state),
-        },
+        "normalizers": normalizer_tree(assets.actions, assets.state),
     }
+
+
+def normalizer_tree(actions: Normalizer, state: Normalizer) -> dict[str, Any]:
+    """The tree of both normalizers; of a policy without a robot state it has only the first, since
+    Orbax cannot save arrays without numbers."""
+    both = {"actions": actions, "state": state}
+    return {name: dataclasses.asdict(n) for name, n in both.items() if n.scale.size}
 
 
 ASSET_TREES = ("autoencoder", "text", "normalizers")
@@ -38,12 +42,15 @@ def assets_from_trees(
     trees: Mapping[str, Mapping[str, Any]], autoencoder: Mapping[str, Any]
 ) -> PolicyAssets:
     """The inverse of `asset_trees`; `autoencoder` is that section of the config."""
+    normalizers = {name: Normalizer(**tree) for name, tree in trees["normalizers"].items()}
+    actions = normalizers["actions"]
+    without_state = Normalizer(actions.scale[:, :0], actions.center[:, :0])
     return PolicyAssets(
         autoencoder=autoencoder_from_tree(trees["autoencoder"], autoencoder),
         text=trees["text"]["features"],
         text_length=trees["text"]["length"],
-        actions=Normalizer(**trees["normalizers"]["actions"]),
-        state=Normalizer(**trees["normalizers"]["state"]),
+        actions=actions,
+        state=normalizers.get("state", without_state),
     )
 
 
@@ -82,9 +89,20 @@ def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, 
 
     CheckpointError: there is none, or it is not the one of the config's section.
     """
+    tree = {"autoencoder": check_autoencoder(path, section)}
     checkpoints, step = open_checkpoint(path)
     with contextlib.closing(checkpoints):
-        tree = {"autoencoder": abstract_autoencoder(section)}
+        return checkpoints.restore(step, tree)["autoencoder"]
+
+
+def check_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes and dtypes of the autoencoder of a config's section, which a checkpoint has.
+
+    CheckpointError: there is none, or it is not the one of the section.
+    """
+    wanted = abstract_autoencoder(section)
+    checkpoints, step = open_checkpoint(path)
+    with contextlib.closing(checkpoints):
         if "autoencoder" in checkpoints.trees(step):
             saved = checkpoints.restore_json(step, "metadata")["config"]["autoencoder"]
             if autoencoder_config(saved) != autoencoder_config(section):
@@ -92,7 +110,9 @@ def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, 
                     f"{path}: its autoencoder is {autoencoder_config(saved)}, the config asks for "
                     f"{autoencoder_config(section)}"
                 )
-        return checkpoints.restore(step, tree)["autoencoder"]
+        saved = checkpoints.abstract(step, "autoencoder")
+        check_arrays(wanted, saved, f"{path}: autoencoder")
+    return wanted
 
 
 def autoencoder_from_tree(tree: Mapping[str, Any], section: Mapping[str, Any]) -> nnx.Module:

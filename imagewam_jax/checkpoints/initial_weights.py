@@ -33,6 +33,17 @@ class Initial(NamedTuple):
     provenance: dict[str, Any]
 
 
+class Found(NamedTuple):
+    """Parameters that a checkpoint has for a policy, as shapes. `tree` is the name of their tree in
+    it; the other fields are those of `Initial`."""
+
+    tree: str
+    params: Params
+    random: tuple[str, ...]
+    differences: tuple[str, ...]
+    provenance: dict[str, Any]
+
+
 def initial_weights(
     path: Path | str, policy: ImageWAMConfig, abstract: Params | None = None
 ) -> Initial:
@@ -41,18 +52,28 @@ def initial_weights(
     From a training run it takes the moving average. CheckpointError: an array is not one of the
     policy's, the backbone is another one, or more than `FRESH` is missing.
     """
+    found = find_initial_weights(path, policy, abstract)
+    checkpoints, step = open_checkpoint(path)
+    with contextlib.closing(checkpoints):
+        params = checkpoints.restore(step, {found.tree: found.params})[found.tree]
+    return Initial(params, *found[2:])
+
+
+def find_initial_weights(
+    path: Path | str, policy: ImageWAMConfig, abstract: Params | None = None
+) -> Found:
+    """What `initial_weights` would read, with the same errors; no array is read."""
     checkpoints, step = open_checkpoint(path)
     with contextlib.closing(checkpoints):
         metadata = checkpoints.restore_json(step, "metadata")
         tree = checkpoints.weights(step)
         wanted = flatten(abstract or abstract_params(policy))
         saved = flatten(checkpoints.abstract(step, tree))
-        differences = _differences(metadata["config"], policy, path)
-        random = _random(saved, wanted, path)
-        chosen = unflatten({name: wanted[name] for name in saved})
-        params = checkpoints.restore(step, {tree: chosen})[tree]
+    differences = _differences(metadata["config"], policy, path)
+    random = _random(saved, wanted, path)
+    chosen = unflatten({name: wanted[name] for name in saved})
     provenance = {"step": step, **metadata.get("provenance", {})}
-    return Initial(params, random, differences, provenance)
+    return Found(tree, chosen, random, differences, provenance)
 
 
 def _differences(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from imagewam_jax.checkpoints.checksums import ReadChecksums
 from imagewam_jax.checkpoints.store import Checkpoints, check_arrays
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.parameters import flatten
@@ -25,14 +26,17 @@ class SavedTree:
     """The arrays of one tree of a step; `abstract` has their shapes and dtypes.
 
     Calling it with a dotted path and a layer reads that layer; layer None reads the whole array. It
-    can be called from several threads.
+    can be called from several threads. An array that has been read whole, or with all of its
+    layers, is compared with its checksum.
     """
 
     def __init__(self, checkpoints: Checkpoints, step: int, tree: str):
-        """CheckpointError: the step has no such tree."""
+        """CheckpointError: the step has no such tree. Unreadable: its description is damaged."""
         self.abstract: dict[str, Any] = checkpoints.abstract(step, tree)
         self._folder = checkpoints.directory / str(step) / tree
         self._stored = json.loads((self._folder / "_METADATA").read_text())
+        sums = checkpoints.checksums(step).get(tree, {})
+        self._checksums = ReadChecksums(sums, str(self._folder))
         self._context = ts.Context(CONTEXT)
         self._lock = threading.Lock()  # guards the next two
         self._arrays: dict[str, ts.TensorStore] = {}
@@ -48,7 +52,7 @@ class SavedTree:
         )
 
     def __call__(self, path: str, layer: int | None) -> np.ndarray:
-        """CheckpointError: what is on disk cannot be read."""
+        """CheckpointError: what is on disk cannot be read. Unreadable: it is not what was saved."""
         with self._lock:
             if path not in self._arrays:
                 self._arrays[path] = self._open(path)
@@ -56,11 +60,14 @@ class SavedTree:
         count = 1 if layer is None else _layers_at_once(array)
         try:
             if count == 1:
-                return (array if layer is None else array[layer]).read().result()
-            with self._lock:  # two threads that want one block read it once
-                return self._layer(path, array, layer, count)
+                found = (array if layer is None else array[layer]).read().result()
+            else:
+                with self._lock:  # two threads that want one block read it once
+                    found = self._layer(path, array, layer, count)
         except (ValueError, OSError) as error:
             raise CheckpointError(f"{self._folder}: {path} cannot be read: {error}") from error
+        self._checksums.add(path, layer, found, array.shape[0] if array.shape else 1)
+        return found
 
     def _layer(self, path: str, array: ts.TensorStore, layer: int, count: int) -> np.ndarray:
         """A layer, from a block of `count` layers that is read as a whole and kept."""

@@ -17,8 +17,9 @@ renames it at the end.
 import contextlib
 import itertools
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
-from jaxtyping import Array, Shaped, UInt32
+from jaxtyping import Array, Bool, Shaped, UInt32
 
-from imagewam_jax.errors import CheckpointError, Unreadable
+from imagewam_jax.errors import DISK_FULL, CheckpointError, NotFiniteError, Unreadable
 
 FORMAT = 4
 JSON_ITEMS = ("metadata", "data", "tokenizer", "checksums")
@@ -95,8 +96,15 @@ class Checkpoints:
         """Start to write a checkpoint in the background.
 
         CheckpointError: there is too little free space, or the previous one could not be written.
+        NotFiniteError: an array holds a NaN or an infinity; nothing is written.
         """
         self.wait()
+        if bad := not_finite(trees):
+            kept = self.latest_step
+            raise NotFiniteError(
+                f"after step {step}, {_shown(bad)} hold NaNs or infinities: it is not saved; "
+                + ("there is no checkpoint" if kept is None else f"step {kept} is kept")
+            )
         check_space(self.directory, tree_bytes(trees))
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         json_items = {
@@ -106,16 +114,25 @@ class Checkpoints:
             "checksums": {name: array_checksums(tree) for name, tree in trees.items()},
         }
         items |= {k: ocp.args.JsonSave(dict(v)) for k, v in json_items.items() if v is not None}
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._explained():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Wait until everything is on disk. CheckpointError: it could not be written."""
-        try:
+        with self._explained():
             self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """CheckpointError for an error of writing."""
+        try:
+            yield
         except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())
+            advice = "; free some space there" if _means_full(error) else ""
             raise CheckpointError(
                 f"{self.directory}: a checkpoint could not be written, the newest complete one is "
-                f"of step {self.latest_step}: {error}"
+                f"of step {self.latest_step}: {why}{advice}"
             ) from error
 
     def trees(self, step: int) -> set[str]:
@@ -155,9 +172,23 @@ class Checkpoints:
         CheckpointError: a tree or an array is missing or has another shape. Unreadable: it is
         damaged.
         """
-        restored = self.read(step, abstract)
+        saved = {name: by_path(self.abstract(step, name)) for name in abstract}
+
+        def checkable(path: Any, wanted: Any) -> Any:
+            tree, array = path[0].key, _dotted(path[1:])
+            dtype = saved[tree][array].dtype if array in saved[tree] else wanted.dtype
+            return wanted if _keeps_bits(dtype, wanted.dtype) else _with_dtype(wanted, dtype)
+
+        abstract = dict(abstract)
+        as_checked = jax.tree.map_with_path(checkable, abstract)
+        restored = self.read(step, as_checked)
         self.check(step, restored)
-        return restored
+        return jax.tree.map(
+            lambda x, checked, wanted: x if checked is wanted else x.astype(wanted.dtype),
+            restored,
+            as_checked,
+            abstract,
+        )
 
     def read(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         """Restore without verifying checksums: each process reads what its devices hold, and waits
@@ -187,17 +218,22 @@ class Checkpoints:
 
     def check(self, step: int, restored: Mapping[str, Any]) -> None:
         """Compare restored trees with their checksums. Unreadable, in all processes alike: an array
-        is not what was saved. One that was restored in another dtype is not compared."""
+        is not what was saved, or holds a NaN or an infinity. One whose dtype has lost the bits that
+        were saved is not compared."""
         folder, checksums = self.directory / str(step), self.checksums(step)
         for name, tree in restored.items():
             saved = {path: x.dtype for path, x in by_path(self.abstract(step, name)).items()}
-            same = {path: x for path, x in by_path(tree).items() if x.dtype == saved[path]}
-            damaged = differing(same, checksums.get(name, {}))
+            arrays = {p: x for p, x in by_path(tree).items() if _keeps_bits(saved[p], x.dtype)}
+            damaged = differing(arrays, checksums.get(name, {}), saved)
             if damaged:
                 raise Unreadable(
                     f"{folder}: {len(damaged)} arrays of {name} are not what was saved, such as "
                     f"{damaged[0]}"
                 )
+        if bad := not_finite(restored):
+            raise Unreadable(
+                f"{folder}: {_shown(bad)} hold NaNs or infinities; take an earlier checkpoint"
+            )
 
     def checksums(self, step: int) -> dict[str, dict[str, int]]:
         """The checksums of each tree's arrays; none for a tree that was saved without them.
@@ -232,7 +268,9 @@ class Checkpoints:
         return earlier if earlier.is_dir() else folder / name
 
     def close(self) -> None:
-        self._manager.close()
+        """Wait until everything is on disk. CheckpointError: it could not be written."""
+        with self._explained():
+            self._manager.close()
 
 
 def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
@@ -243,13 +281,14 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
     """
     path = Path(path).absolute()
     step = None
-    if path.name.isdigit():
+    gone = _NUMBER.fullmatch(path.name) and not path.exists() and step_folders(path.parent)
+    if is_step(path) or gone:
         path, step = path.parent, int(path.name)
     elif (path / "checkpoints").is_dir():
         path = path / "checkpoints"
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory, expected a run or a checkpoint in it")
-    steps = sorted(int(p.name) for p in path.iterdir() if p.name.isdigit())
+    steps = step_folders(path)
     if not steps or (step is not None and step not in steps):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise CheckpointError(f"{path}: no {wanted}; it has {steps}")
@@ -261,6 +300,32 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
         checkpoints.close()
         raise
     return checkpoints, chosen
+
+
+def is_step(path: Path) -> bool:
+    """Whether a folder is one step of a checkpoint, by its name and by what is in it: a run or a
+    converted checkpoint can have a number as its name, too."""
+    return _NUMBER.fullmatch(path.name) is not None and any(
+        (path / item).exists() for item in _IN_A_STEP
+    )
+
+
+def step_folders(directory: Path) -> list[int]:
+    """The steps in a folder, in order; none if it is not there."""
+    found = directory.iterdir() if directory.is_dir() else ()
+    return sorted(int(path.name) for path in found if is_step(path))
+
+
+# How Orbax writes the number of a step.
+_NUMBER = re.compile(r"0|[1-9][0-9]*")
+# What Orbax puts beside the items of a step, and items of which every step has one.
+_IN_A_STEP = ("_CHECKPOINT_METADATA", "metadata", "about", "params")
+
+
+def _means_full(error: Exception) -> bool:
+    """Whether an error of Orbax or TensorStore, which tells it in words, is that of a full disk."""
+    words = ("No space left", "Disk quota exceeded")
+    return getattr(error, "errno", None) in DISK_FULL or any(x in str(error) for x in words)
 
 
 def tree_bytes(tree: Any) -> int:
@@ -304,23 +369,67 @@ def array_checksums(tree: Any) -> dict[str, int]:
     return {path: int(value) for path, value in jax.device_get(_checksums(by_path(tree))).items()}
 
 
-def differing(arrays: Mapping[str, Array], saved: Mapping[str, int]) -> list[str]:
-    """The paths of arrays whose checksum is not the saved one; those without a saved one pass."""
-    found = array_checksums(arrays)
+def differing(
+    arrays: Mapping[str, Array], saved: Mapping[str, int], dtypes: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The paths of arrays whose checksum is not the saved one; those without a saved one pass.
+
+    `dtypes` has those that were saved, where an array can have been widened since.
+    """
+    same = {path: x for path, x in arrays.items() if x.dtype == (dtypes or {}).get(path, x.dtype)}
+    widened = {path: x for path, x in arrays.items() if path not in same}
+    found = jax.device_get(_checksums(same) | _widened_checksums(widened))
     return [path for path in sorted(found) if saved.get(path, found[path]) != found[path]]
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The paths of arrays that hold a NaN or an infinity, computed where the arrays are."""
+    finite = jax.device_get(_all_finite(by_path(tree)))
+    return [path for path in sorted(finite) if not finite[path]]
+
+
+def _shown(paths: Sequence[str]) -> str:
+    """How many arrays these are, and some of their names, for messages."""
+    return f"{len(paths)} arrays ({', '.join(paths[:4])}{', ...' if len(paths) > 4 else ''})"
 
 
 def by_path(tree: Any) -> dict[str, Any]:
     """The leaves of any kind of tree, by their dotted paths."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    return {_dotted(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _dotted(path: Any) -> str:
+    """The path of a leaf as JAX has it, as names between dots."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 @jax.jit
 def _checksums(arrays: Mapping[str, Array]) -> dict[str, UInt32[Array, ""]]:
     return jax.tree.map(_checksum, dict(arrays))
+
+
+@jax.jit
+def _widened_checksums(arrays: Mapping[str, Array]) -> dict[str, UInt32[Array, ""]]:
+    """The checksums that float32 arrays had in bfloat16, whose bits are the upper half of theirs.
+
+    Bits are shifted and not numbers converted, since devices may flush small numbers to zero.
+    """
+    bits = jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32), dict(arrays))
+    return jax.tree.map(lambda x: jnp.sum(x >> 16, dtype=jnp.uint32), bits)
+
+
+def _keeps_bits(saved: Any, restored: Any) -> bool:
+    """Whether the bits of an array that was saved in a dtype can be told after it was restored."""
+    return saved == restored or (saved == jnp.bfloat16 and restored == jnp.float32)
+
+
+def _with_dtype(x: Any, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
+
+@jax.jit
+def _all_finite(arrays: Mapping[str, Array]) -> dict[str, Bool[Array, ""]]:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), dict(arrays))
 
 
 def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:

@@ -3,10 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import logging
 
 from imagewam_jax.cli.aot import add_aot_verb
+from imagewam_jax.cli.check import add_check_verb
 from imagewam_jax.cli.convert import add_convert_verb
 from imagewam_jax.cli.data import add_data_verbs
 from imagewam_jax.cli.encode_text import add_encode_text_verb
@@ -14,10 +16,11 @@ from imagewam_jax.cli.evaluate import add_evaluate_verb
 from imagewam_jax.cli.export import add_export_verb
 from imagewam_jax.cli.parity import add_parity_verbs
 from imagewam_jax.cli.train import add_train_verb
-from imagewam_jax.errors import UserError
+from imagewam_jax.errors import DISK_FULL, ConfigError, UserError
 
 # Each adds its verbs to the parser, in the order of the help.
 VERBS = (
+    add_check_verb,
     add_train_verb,
     add_evaluate_verb,
     add_data_verbs,
@@ -29,13 +32,22 @@ VERBS = (
 )
 
 
+INTERRUPTED = 130  # the exit code that shells give to a program that Ctrl-C has ended
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 an error, told in a line, or something was found wrong; 2 wrong "
+    "arguments; 75 a training run was told to stop (SIGTERM or Ctrl-C) and has saved; "
+    f"{INTERRUPTED} Ctrl-C ended any other verb."
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code; a `UserError` is one line on stderr and exit code 1.
+    """Run a verb and return the exit code; a `UserError` is one line on stderr and exit code 1, and
+    so are a full disk, and Ctrl-C with exit code 130.
 
     Each verb imports what it needs when it runs, so that the help needs no JAX.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax warns about things that are intended here
-    parser = argparse.ArgumentParser(prog="imagewam", description=__doc__)
+    parser = argparse.ArgumentParser(prog="imagewam", description=__doc__, epilog=EXIT_CODES)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     for add_verb in VERBS:
         add_verb(verbs)
@@ -43,8 +55,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not {"config", "passes_on"} & vars(arguments).keys():
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
+        _expand_home(arguments)
         return arguments.run(arguments, rest)
     except UserError as error:
         # The message says what is wrong; where it was noticed is not the user's concern.
         print(f"imagewam {arguments.verb}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(f"imagewam {arguments.verb}: {error}; free some space there", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"imagewam {arguments.verb}: ended by Ctrl-C", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _expand_home(arguments: argparse.Namespace) -> None:
+    """Replace a leading ~ of all paths by the home folder: shells leave it in `--to=~/weights`.
+
+    ConfigError: it is the home folder of nobody.
+    """
+    for name, value in vars(arguments).items():
+        try:
+            if isinstance(value, Path):
+                setattr(arguments, name, value.expanduser())
+            elif isinstance(value, list):
+                paths = [v.expanduser() if isinstance(v, Path) else v for v in value]
+                setattr(arguments, name, paths)
+        except RuntimeError as error:
+            raise ConfigError(f"{value}: {error}") from error

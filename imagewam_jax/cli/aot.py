@@ -50,9 +50,11 @@ def add_aot_verb(verbs: argparse._SubParsersAction) -> None:
 
 def _aot(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = load_config(arguments.config, rest).to_dict()
+    from imagewam_jax.data.datasets import resolve_widths
     from imagewam_jax.tpu_plans.arguments import default_inputs
     from imagewam_jax.tpu_plans.plan import make_plan
 
+    config = resolve_widths(config)
     inputs = default_inputs(config)
     inputs = inputs._replace(
         prompts=arguments.prompts or inputs.prompts,

@@ -8,8 +8,9 @@ from imagewam_jax.errors import ConfigError
 from imagewam_jax.weights.overrides import OVERRIDES, parse_overrides
 
 CONVERT = """\
-Makes a checkpoint of weights in the layouts of others. A SOURCE is a safetensors file, a folder
-of them (with or without an index), or a .pt file; what it is, is told from its tensors:
+Makes a checkpoint of weights in the layouts of others. A SOURCE is a file of safetensors or of
+PyTorch (.pt, .bin), the index of such files, or a folder that has them; what it is, is told from
+its tensors, whose names can have prefixes of trainers:
 
   FLUX.2 [klein] transformer    original or diffusers layout
   FLUX.2 autoencoder            original or diffusers layout
@@ -18,8 +19,8 @@ of them (with or without an index), or a .pt file; what it is, is told from its 
                                 transformer that these were trained from is another SOURCE)
 
 Several sources become one checkpoint. What tensors do not tell is read from config.json,
-train_config.yaml or config.yaml beside a source, statistics from dataset_stats.json; or give it
-with --set:
+train_config.yaml or config.yaml beside a source, statistics from dataset_stats.json (or give
+--statistics); or give it with --set:
 
 """
 
@@ -48,6 +49,12 @@ def add_convert_verb(verbs: argparse._SubParsersAction) -> None:
         help="also make first weights of an action expert from a transformer; aligned: without "
         "mixing q, k, v and MLP rows of fused matrices, as the official recipe does",
     )
+    convert.add_argument(
+        "--statistics",
+        type=Path,
+        metavar="FILE",
+        help="a policy's dataset_stats.json, if it does not lie beside the weights",
+    )
     convert.add_argument("--config", help="a policy's data, text and evaluation sections")
     convert.set_defaults(run=_convert)
 
@@ -56,8 +63,10 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
     if rest and not arguments.config:
         raise ConfigError(f"unknown arguments: {' '.join(rest)}")
     config = load_config(arguments.config, rest).to_dict() if arguments.config else None
+    from imagewam_jax.data.datasets import resolve_widths
     from imagewam_jax.weights.convert import convert
 
+    config = config and resolve_widths(config)
     convert(
         arguments.sources,
         arguments.to,
@@ -65,5 +74,6 @@ def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
         dtype=arguments.dtype,
         expert=arguments.expert_init,
         config=config,
+        statistics=arguments.statistics,
     )
     return 0

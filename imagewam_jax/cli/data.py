@@ -1,8 +1,8 @@
-"""`imagewam data <verb>`: index, check, list, show and import datasets, and compute statistics."""
+"""`imagewam data <verb>`: index, check, describe, list, show and import datasets; statistics."""
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,25 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
     check.add_argument("--index", type=Path, help="of one DIR; default: imagewam_index in it")
     check.add_argument("--workers", type=int, help="processes; default: one per core")
     check.set_defaults(run=_check)
+
+    describe = verbs.add_parser(
+        "describe",
+        help="say what is in an RLDS dataset, and suggest the config that trains on it",
+        description="Prints episodes, steps, keys with shape, dtype and an example, cameras and "
+        "instructions of a dataset that the registry need not know, and a row for `data.rows` with "
+        "a reason for each guess, ready to paste. A dataset without an index is indexed first, "
+        "which is one pass over its bytes and what training needs, too.",
+    )
+    describe.add_argument(
+        "directory", type=Path, metavar="DIR", help="a version folder, or one of a dataset above it"
+    )
+    describe.add_argument(
+        "--index-directory", type=Path, metavar="DIR", help="data.index_directory; default: in DIR"
+    )
+    describe.add_argument(
+        "--workers", type=int, help="processes that index; default: as many as help"
+    )
+    describe.set_defaults(run=_describe)
 
     known = verbs.add_parser(
         "list",
@@ -162,6 +181,30 @@ def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
     return int(bad)
 
 
+def _describe(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.config.defaults import defaults
+    from imagewam_jax.data.tools.describe.report import describe
+    from imagewam_jax.text.encoders import make_prompt, make_text_encoder
+
+    section = defaults().text.to_dict()
+    encoder = make_text_encoder(section)
+
+    def count_tokens(instructions: Sequence[str]) -> int:
+        prompts = [make_prompt(section["template"], text) for text in instructions]
+        most = max(len(prompt.encode()) for prompt in prompts) + 8  # and what frames a prompt
+        return int(encoder.tokenize(prompts, most).length.max())
+
+    print(
+        describe(
+            arguments.directory,
+            count_tokens,
+            index_directory=arguments.index_directory,
+            workers=arguments.workers,
+        )
+    )
+    return 0
+
+
 def _list(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.data.registry import REGISTRY
     from imagewam_jax.data.registry.mixtures import MIXTURES
@@ -173,6 +216,7 @@ def _list(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.data.datasets import config_data, dataset_config
+    from imagewam_jax.data.statistics.exact import statistics_by_dataset
     from imagewam_jax.data.tools.show import write_data_page
 
     if bool(arguments.config) == bool(arguments.directory):
@@ -183,15 +227,19 @@ def _show(arguments: argparse.Namespace, rest: list[str]) -> int:
         if rest:
             raise DataError(f"unknown arguments: {' '.join(rest)}; fields are those of --config")
         config = dataset_config(arguments.directory, arguments.row)
-    part = arguments.part or config["data"]["train_split"]
+    part, data = arguments.part or config["data"]["train_split"], config_data(config)
+    pooled = config["data"]["pool_statistics"]
     page = write_data_page(
-        config_data(config),
+        data,
         part,
         arguments.output,
         episodes=arguments.episodes,
         normalization=config["data"]["normalization"],
-        pooled=config["data"]["pool_statistics"],
+        pooled=pooled,
     )
+    statistics = statistics_by_dataset(data, part, pooled=pooled)
+    for dataset in data.datasets:
+        _print_oddities(dataset, part, statistics[dataset.name], config)
     print(f"open {page}")
     return 0
 
@@ -212,9 +260,17 @@ def _stats(arguments: argparse.Namespace, rest: list[str]) -> int:
         )
         for field, encoding in (("action", dataset.spec.action), ("state", dataset.spec.state)):
             print(_table(field, encoding.dims, found[field]))
+        _print_oddities(dataset, part, found, config)
     if arguments.official:
         _write_official(arguments.official, data, part, config)
     return 0
+
+
+def _print_oddities(dataset: Any, part: str, statistics: Mapping, config: Mapping) -> None:
+    from imagewam_jax.data.statistics.oddities import find_oddities
+
+    for oddity in find_oddities(dataset, part, statistics, config["data"]["normalization"]):
+        print(oddity)
 
 
 def _table(field: str, dims: tuple[str, ...], statistics: Mapping[str, Any]) -> str:
@@ -227,17 +283,14 @@ def _table(field: str, dims: tuple[str, ...], statistics: Mapping[str, Any]) -> 
 
 
 def _write_official(path: Path, data: Any, part: str, config: Mapping[str, Any]) -> None:
-    from imagewam_jax.data.loading.start_frames import parse_split
     from imagewam_jax.data.statistics.official import official_statistics, standardized_episodes
     from imagewam_jax.preprocess.statistics import write_statistics
 
     episodes = (
         episode
-        for dataset in data.datasets
+        for selected in (dataset.select(part) for dataset in data.datasets)
         for episode in standardized_episodes(
-            dataset.index.split(parse_split(part).name),
-            dataset.standardized.splits[parse_split(part).name],
-            range(*dataset.episodes(part)),
+            selected.split, selected.standardized, selected.episodes.tolist()
         )
     )
     write_statistics(path, official_statistics(episodes, config["model"]["horizon"]))

@@ -3,13 +3,16 @@
 import argparse
 from pathlib import Path
 
+from imagewam_jax.errors import ConfigError
+
 
 def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
     """Add the verb `evaluate`."""
     evaluate = verbs.add_parser(
         "evaluate",
         help="measure a checkpoint on held-out episodes and in its simulator",
-        description="Writes evaluation.json and report.html.",
+        description="Writes evaluation.json, and then report.html with pictures. The simulator "
+        "that the config names plays policies of its own dataset.",
     )
     evaluate.add_argument(
         "--checkpoint", required=True, type=Path, help="a run's folder, or one step's in it"
@@ -22,6 +25,9 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
         "--text-table", type=Path, help="of encode-text, where a converted policy has no text"
     )
     evaluate.add_argument("--data", help="the data's folder, if it is not where it was")
+    evaluate.add_argument(
+        "--split", help="the episodes, such as 'train[90%%:]'; default: data.eval_split"
+    )
     evaluate.add_argument("--dataset", help="of several that it was trained on, the one to take")
     evaluate.add_argument("--episodes", type=int, default=100, help="played by each policy variant")
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
@@ -30,15 +36,19 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
+    output = arguments.output
+    if output and output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file, expected a folder")
     from imagewam_jax.evaluation.evaluate import evaluate
 
     report = evaluate(
         arguments.checkpoint,
-        arguments.output,
+        output,
         autoencoder=arguments.autoencoder,
         text_table=arguments.text_table,
         dataset=arguments.dataset,
         data_directory=arguments.data,
+        split=arguments.split,
         simulate=not arguments.no_simulator,
         episodes=arguments.episodes,
         workers=arguments.workers,

@@ -8,7 +8,8 @@ from imagewam_jax.errors import ConfigError
 VERIFY = """\
 Repeats recorded runs and prints the error of every tensor beside what it may be; the exit code is
 1 when one is beyond its limit. REFERENCE_DIR is a folder of .safetensors files and a config.json,
-or of such folders. What was recorded is told from the tensors:
+or of such folders; a folder without .safetensors can have .npz or .pt files instead. What was
+recorded is told from the tensors:
 
   transformer     velocities with and without a reference image, guided sampling, rotation tables
   autoencoder     moments, latents and images
@@ -81,6 +82,8 @@ def _verify(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise ConfigError(f"--json {arguments.json}: no such folder to write it in")
+    if arguments.json and arguments.json.is_dir():
+        raise ConfigError(f"--json {arguments.json} is a folder, expected a file's name")
     report = verify(
         arguments.checkpoint,
         arguments.references,

@@ -6,8 +6,8 @@ import time
 import traceback
 from pathlib import Path
 
-from imagewam_jax.config.loading import load_config
-from imagewam_jax.errors import UserError
+from imagewam_jax.config.loading import LoadedConfig, read_config
+from imagewam_jax.errors import HostsError, UserError
 
 
 def add_train_verb(verbs: argparse._SubParsersAction) -> None:
@@ -16,7 +16,8 @@ def add_train_verb(verbs: argparse._SubParsersAction) -> None:
         "train",
         help="train a policy on RLDS demonstrations",
         description="Trains a policy. Any field of the config can be changed: "
-        "--config.train.steps=100. SIGTERM makes it save and end with exit code 75.",
+        "--config.train.steps=100. SIGTERM or Ctrl-C makes it save and end with exit code 75; a "
+        "second Ctrl-C ends it at once. One run at a time writes into a folder.",
     )
     train.add_argument("--config", required=True, help="such as configs/quickstart.py")
     train.add_argument("--workdir", required=True, type=Path, help="the folder of the run")
@@ -38,7 +39,7 @@ def add_train_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
-    config = load_config(arguments.config, rest)
+    loaded = read_config(arguments.config, rest)
     from imagewam_jax.training import distributed
     from imagewam_jax.training.metrics.goodput import process_seconds
     from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
@@ -52,7 +53,8 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         process=arguments.process,
     )
     try:
-        train(config, arguments.workdir, resume=arguments.resume, began=began)
+        _check(loaded, arguments)
+        train(loaded.config, arguments.workdir, resume=arguments.resume, began=began)
     except Preempted as error:
         print(f"imagewam train: {error}; go on with --resume", file=sys.stderr)
         return EXIT_STATUS
@@ -64,3 +66,20 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
         )
         raise
     return 0
+
+
+def _check(loaded: LoadedConfig, arguments: argparse.Namespace) -> None:
+    """Let the first process look for everything that would stop the run; if there is something, all
+    processes end."""
+    from imagewam_jax.preflight.report import Refused, preflight
+    from imagewam_jax.training import distributed
+
+    report = None
+    if distributed.is_first():
+        resume = arguments.resume
+        report = preflight(loaded, arguments.workdir, resume=resume, evaluation=False)
+    distributed.wait_for_all("the checks before the run, by the first process")
+    if not distributed.all_agree(report is None or not report.problems):
+        if report is None:
+            raise HostsError("the first process found what would stop the run; its log says what")
+        raise Refused(report)

@@ -21,17 +21,18 @@ def defaults() -> ConfigDict:
         {
             "seed": 0,  # for the order of samples, initial weights and noise
             "data": {
-                "directory": "",  # a TFDS dataset version; of a mixture, the folder of all
+                "directory": "",  # of a dataset, or of its version; of a mixture, the folder of all
                 "dataset": "",  # its name in data.registry, or in `rows`
                 "mixture": "",  # instead: a name in registry.mixtures, or in `mixtures`
                 "scale_by_size": True,  # multiply the weights of a mixture by numbers of samples
                 "rows": {},  # your own datasets: name -> what the registry says of its datasets
-                "mixtures": {},  # your own: name -> list of dataset, weight and blank_language
+                "mixtures": {},  # your own: name -> list of dataset, weight and others
                 "index_directory": "",  # for all indexes; empty: each is beside its dataset
-                "train_split": "train",  # or some episodes of it: "train[:95%]"
+                "train_split": "train",  # as TFDS writes it: "train[:95%]", "train+val", "all"
                 "eval_split": "val",
                 "sample_every": 1,  # steps between two starts of samples
                 "unlabelled": "error",  # steps without an instruction: or "drop", "blank"
+                "not_finite": "error",  # steps with a NaN: or "drop_steps", "drop_episodes"
                 "bad_frames": 0.0,  # the share of unreadable frames beyond which a run stops
                 "cameras": ("primary",),  # roles, in the order of the layout
                 "image_size": (224, 224),  # rows and columns that each camera is brought to
@@ -58,8 +59,9 @@ def defaults() -> ConfigDict:
             },
             "model": {
                 "backbone": {"name": "flux2"},  # one of models.backbones.BACKBONES, and its sizes
-                "expert": {"action_dim": 7, "dim": 1024, "mlp_ratio": 4.0, "max_horizon": 64},
-                "proprio_dim": 8,
+                # Widths: -1 is that of the dataset's row, of a mixture the widest of them.
+                "expert": {"action_dim": -1, "dim": 1024, "mlp_ratio": 4.0, "max_horizon": 64},
+                "proprio_dim": -1,  # 0: the policy sees no robot state
                 "horizon": 16,
                 "target_flow": {"train_shift": 5.0, "sample_shift": 5.0},
                 "action_flow": {"train_shift": 5.0, "sample_shift": 5.0},
@@ -83,6 +85,7 @@ def defaults() -> ConfigDict:
                 "validate_every": 500,  # 0: never
                 "validation_samples": 256,  # rounded down to full batches, at least one
                 "mask_padded_targets": False,  # no target loss beyond the end of an episode
+                "skip_not_finite": 0,  # steps with a NaN that may be skipped before the run stops
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,
             },
@@ -114,10 +117,13 @@ def defaults() -> ConfigDict:
                 "execute_steps": 12,  # actions of each chunk that run before the next decision
             },
             "evaluation": {
-                "simulator": "",  # one of evaluation.simulators; empty: recorded data alone
+                # One of evaluation.simulators, which plays its own dataset, or "module:Class";
+                # empty: recorded data alone.
+                "simulator": "",
                 "options": {},  # keyword options of the simulator
             },
-        }
+        },
+        type_safe=False,  # `config.fields` names every value of a wrong type, not the first alone
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from imagewam_jax.errors import ConfigError
+from imagewam_jax.errors import ConfigError, collecting, raise_all
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.flow_matching import FlowConfig
@@ -20,20 +20,33 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def policy_config(model: Mapping[str, Any]) -> ImageWAMConfig:
     """The sizes of a policy from the `model` section of a config.
 
-    ConfigError names the field that does not fit.
+    A `proprio_dim` of 0, that of datasets without a robot state, is a policy without one.
+    ConfigError for each field that does not fit.
     """
-    parts = {
-        "backbone": named_config(model["backbone"], BACKBONES, "model.backbone"),
-        "expert": from_fields(ActionExpertConfig, model["expert"], "model.expert"),
-        "target_flow": from_fields(FlowConfig, model["target_flow"], "model.target_flow"),
-        "action_flow": from_fields(FlowConfig, model["action_flow"], "model.action_flow"),
-        "lora": from_fields(LoRAConfig, model.get("lora", {}), "model.lora"),
-    }
-    config = from_fields(ImageWAMConfig, {**model, **parts}, "model")
-    choose(DTYPES, config.coordinate_dtype, "model.coordinate_dtype")
-    if config.horizon < 1:
-        raise ConfigError(f"model.horizon is {config.horizon}, expected at least 1")
-    return config
+    kinds = {"expert": ActionExpertConfig, "target_flow": FlowConfig, "action_flow": FlowConfig}
+    parts, errors = {}, []
+    with collecting(errors):
+        parts["backbone"] = named_config(model["backbone"], BACKBONES, "model.backbone")
+    for name, kind in {**kinds, "lora": LoRAConfig}.items():
+        with collecting(errors):
+            section = model.get(name, {}) if name == "lora" else model[name]
+            parts[name] = from_fields(kind, section, f"model.{name}")
+    if "expert" in parts and not parts["expert"].action_dim >= 1:
+        error = (
+            f"model.expert.action_dim is {parts['expert'].action_dim}, expected at least 1: a "
+            "policy cannot be trained on datasets without actions alone"
+        )
+        errors.append(ConfigError(error))
+    with collecting(errors):
+        name = model.get("coordinate_dtype", ImageWAMConfig.coordinate_dtype)
+        choose(DTYPES, name, "model.coordinate_dtype")
+    with collecting(errors):
+        horizon = model.get("horizon", ImageWAMConfig.horizon)
+        if isinstance(horizon, int) and horizon < 1:
+            raise ConfigError(f"model.horizon is {horizon}, expected at least 1")
+    raise_all(errors)
+    parts["proprio_dim"] = model.get("proprio_dim") or None
+    return from_fields(ImageWAMConfig, {**model, **parts}, "model")
 
 
 def model_section(policy: ImageWAMConfig) -> dict[str, Any]:
@@ -61,23 +74,26 @@ def from_fields(kind: type, values: Mapping[str, Any], where: str) -> Any:
 
     ConfigError names unknown or missing fields, or says what is wrong with a value.
     """
-    known = {field.name: field for field in dataclasses.fields(kind)}
+    known, errors = {field.name: field for field in dataclasses.fields(kind)}, []
     if unknown := sorted(set(values) - set(known)):
-        raise ConfigError(f"{where} has unknown fields {unknown}; it has {sorted(known)}")
+        error = f"{where} has unknown fields {unknown}; it has {sorted(known)}"
+        errors.append(ConfigError(error))
     required = {
         name
         for name, field in known.items()
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
     if missing := sorted(required - set(values)):
-        raise ConfigError(f"{where} lacks the fields {missing}")
-    for name, value in values.items():
-        expected = _NUMBERS.get(known[name].type)
+        errors.append(ConfigError(f"{where} lacks the fields {missing}"))
+    for name in [name for name in values if name in known]:
+        value, expected = values[name], _NUMBERS.get(known[name].type)
         if expected and (not isinstance(value, expected) or isinstance(value, bool)):
-            raise ConfigError(f"{where}.{name} is {value!r}, expected {known[name].type.__name__}")
+            error = f"{where}.{name} is {value!r}, expected {known[name].type.__name__}"
+            errors.append(ConfigError(error))
+    raise_all(errors)
     try:
         return kind(**values)
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32
 
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.data.dataset_spec import DatasetSpec
@@ -18,9 +18,11 @@ from imagewam_jax.data.index.dataset_index import (
     open_index,
 )
 from imagewam_jax.data.index.tfds_folder import read_tfds_folder
+from imagewam_jax.data.index.version_folder import version_folder
+from imagewam_jax.data.loading.dataset import Dataset
 from imagewam_jax.data.loading.loader import Source
-from imagewam_jax.data.loading.samples import SampleReader, SampleSpec
-from imagewam_jax.data.loading.start_frames import find_start_frames, parse_split
+from imagewam_jax.data.loading.samples import SampleSpec
+from imagewam_jax.data.loading.splits import shared_episodes
 from imagewam_jax.data.registry import dataset_spec
 from imagewam_jax.data.registry.config import spec_from_config
 from imagewam_jax.data.registry.mixtures import (
@@ -31,79 +33,9 @@ from imagewam_jax.data.registry.mixtures import (
     shares,
 )
 from imagewam_jax.data.transforms.standardize import NO_TEXT, StandardizedDataset, standardize
-from imagewam_jax.errors import DataError
+from imagewam_jax.errors import DataError, raise_all
 
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """One opened dataset.
-
-    number: its place in the mixture; its samples' `dataset_id`, and the row of its statistics.
-    index_folder: the folder of its index, standardized episodes and statistics.
-    instructions: the distinct instructions of all datasets of the mixture, sorted; a sample's
-      `text_id` is a row of them.
-    text_rows: the row in `instructions` of each of the dataset's own instructions, then of "".
-    every, unlabelled: at which steps samples start, see `find_start_frames`.
-
-    Methods take a split in the notation of TFDS, "train" or "train[:95%]".
-    """
-
-    number: int
-    index: DatasetIndex
-    index_folder: Path
-    spec: DatasetSpec
-    standardized: StandardizedDataset
-    sample: SampleSpec
-    instructions: tuple[str, ...]
-    text_rows: Int32[np.ndarray, " rows"]
-    every: int
-    unlabelled: str
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    def reader(self, split: str) -> SampleReader:
-        """A reader of samples of the whole split, also where `split` names some of its episodes."""
-        name = parse_split(split).name
-        return SampleReader(
-            self.index.split(name),
-            self.standardized.splits[name],
-            self.spec,
-            self.sample,
-            dataset_id=self.number,
-            text_rows=self.text_rows,
-        )
-
-    def episodes(self, split: str) -> tuple[int, int]:
-        """The first episode and one behind the last."""
-        spec = parse_split(split)
-        return spec.episodes(self.index.split(spec.name).num_episodes)
-
-    def start_frames(self, split: str) -> Int64[np.ndarray, " samples"]:
-        """The frames at which samples start."""
-        name = parse_split(split).name
-        return find_start_frames(
-            self.index.split(name),
-            self.standardized.splits[name],
-            every=self.every,
-            episodes=self.episodes(split),
-            unlabelled=self.unlabelled,
-        )
-
-    def identity(self, split: str) -> dict[str, Any]:
-        """What decides the samples of a split: the bytes, the spec, and the order of cameras.
-
-        Its keys stay as they are: a resumed run compares them with those of its checkpoint.
-        """
-        cameras = dict(self.spec.cameras)
-        used = [cameras.get(role) for role in self.sample.cameras]
-        return {
-            "dataset": f"{self.index.name}/{self.index.version}",
-            "split": parse_split(split).name,
-            "standard": self.standardized.digest,
-            "cameras": [None if c is None else list(dataclasses.astuple(c)) for c in used],
-        }
+SPLIT_FIELDS = ("train_split", "eval_split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,17 +80,31 @@ class Data:
         ]
 
 
+def shared_splits(datasets: Sequence[Dataset], section: Mapping[str, Any]) -> list[str]:
+    """A sentence for each dataset whose training split shares episodes with the held-out one."""
+    train, held_out = (section[name] for name in SPLIT_FIELDS)
+    found = []
+    for dataset in datasets:
+        one, other = dataset.select(train), dataset.select(held_out)
+        if shared := shared_episodes(one, other):
+            found.append(
+                f"{dataset.name}: {shared} of the {len(other.episodes)} episodes of "
+                f"data.eval_split={held_out!r} are in data.train_split={train!r}, too: they are "
+                "not held out"
+            )
+    return found
+
+
 def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, state_dim: int) -> Data:
     """Opens the dataset or the mixture of a config and indexes datasets that have no index.
 
     DataError: a dataset does not fit its spec, the model's widths or the cameras of the config.
     """
-    mixture = _mixture(section)
+    mixture = config_mixture(section)
     opened = [_open_one(section, entry) for entry in mixture.entries]
     specs = [spec for spec, *_ in opened]
-    _check_cameras(section["cameras"], specs)
-    _check_width("action_dim", action_dim, {s.name: len(s.action.dims) for s in specs})
-    _check_width("state_dim", state_dim, {s.name: len(s.state.dims) for s in specs})
+    check_cameras(section["cameras"], specs)
+    check_widths(action_dim, state_dim, specs)
     sample = SampleSpec(
         cameras=tuple(section["cameras"]),
         buffer_size=_buffer_size(section["cameras"], [(spec, index) for spec, index, *_ in opened]),
@@ -185,6 +131,8 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
             text_rows=_text_rows(standardized, instructions, entry),
             every=section["sample_every"],
             unlabelled="blank" if entry.blank_language else section["unlabelled"],
+            not_finite=section.get("not_finite", "error"),  # older checkpoints do not say
+            split_fields=_split_fields(section),
         )
         for number, (entry, (spec, index, folder, standardized)) in enumerate(
             zip(mixture.entries, opened, strict=True)
@@ -193,7 +141,9 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
     return Data(mixture, section["scale_by_size"], datasets)
 
 
-def _mixture(section: Mapping[str, Any]) -> Mixture:
+def config_mixture(section: Mapping[str, Any]) -> Mixture:
+    """The datasets that the `data` section of a config names. DataError: it names none, or one that
+    is not there."""
     named, single = section["mixture"], section["dataset"]
     if bool(named) == bool(single):
         raise DataError("give either data.dataset, one dataset, or data.mixture, several")
@@ -207,49 +157,74 @@ def _mixture(section: Mapping[str, Any]) -> Mixture:
     return MIXTURES[named]
 
 
+def entry_spec(section: Mapping[str, Any], entry: Entry) -> DatasetSpec:
+    """How an entry of a mixture is read: its row in the config's `data` section, else that of the
+    registry. DataError: there is none, or it is not one."""
+    name, rows, root = entry.dataset, section["rows"], section["directory"]
+    if name in rows:
+        return spec_from_config({"name": name, **rows[name]})
+    return dataset_spec(name, Path(root, name) if section["mixture"] else root)
+
+
 def _open_one(
     section: Mapping[str, Any], entry: Entry
 ) -> tuple[DatasetSpec, DatasetIndex, Path, StandardizedDataset]:
-    rows = section["rows"]
-    name = entry.dataset
-    spec = spec_from_config({"name": name, **rows[name]}) if name in rows else dataset_spec(name)
-    root = Path(section["directory"])
-    folder = version_folder(root, name) if section["mixture"] else root
-    index_folder = default_index_dir(folder)
-    if section["index_directory"]:  # for datasets that lie where nothing can be written
-        index_folder = Path(section["index_directory"]) / spec.name
+    spec = entry_spec(section, entry)
+    folder, index_folder = dataset_folders(section, entry)
     if (index_folder / META_FILE).exists():
         index = open_index(folder, index_folder)
     else:
-        index = build_index(folder, index_folder)
+        index = build_index(folder, index_folder, if_absent=True)
     return spec, index, index_folder, standardize(index, spec, index_folder)
 
 
-def version_folder(root: Path, name: str) -> Path:
-    """The folder of the only version of a dataset. DataError: there is none, or several."""
-    found = sorted(p.parent for p in (root / name).glob("*/features.json"))
-    if len(found) != 1:
-        raise DataError(
-            f"{root / name}: {[p.name for p in found]} are its versions with a features.json, "
-            "expected one"
-        )
-    return found[0]
+def dataset_folders(section: Mapping[str, Any], entry: Entry) -> tuple[Path, Path]:
+    """The folders of an entry's dataset and of its index. DataError: the first is not there."""
+    root = Path(section["directory"])
+    folder = version_folder(root, entry.dataset, entry.version, entry.config)
+    if section["index_directory"]:  # for datasets that lie where nothing can be written
+        return folder, Path(section["index_directory"]) / entry.dataset
+    return folder, default_index_dir(folder)
 
 
-def _check_cameras(roles: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
+def check_cameras(roles: Sequence[str], specs: Sequence[DatasetSpec]) -> None:
+    """DataError for each role that no dataset has, and each dataset that has none of the roles."""
     known = {spec.name: [role for role, _ in spec.cameras] for spec in specs}
-    for role in roles:
-        if not any(role in cameras for cameras in known.values()):
-            raise DataError(f"no dataset has a camera {role!r}; they have {known}")
-    for name, cameras in known.items():
+    errors = [
+        DataError(f"no dataset has a camera {role!r}; they have {known}")
+        for role in roles
+        if not any(role in cameras for cameras in known.values())
+    ]
+    for name, cameras in known.items() if not errors else ():
         if not set(roles) & set(cameras):
-            raise DataError(f"{name!r} has none of the cameras {list(roles)}, it has {cameras}")
+            error = f"{name!r} has none of the cameras {list(roles)}, it has {cameras}"
+            errors.append(DataError(error))
+    raise_all(errors)
 
 
-def _check_width(what: str, configured: int, widths: Mapping[str, int]) -> None:
-    """Refuses a width that is not the largest of the datasets: more would be all padding."""
-    if max(widths.values()) != configured:
-        raise DataError(f"the configured {what} is {configured}, the datasets have {dict(widths)}")
+def check_widths(action_dim: int, state_dim: int, specs: Sequence[DatasetSpec]) -> None:
+    """DataError for each width that is not the largest of the datasets: more would be all
+    padding."""
+    errors = []
+    for what, configured, field in (
+        ("action_dim", action_dim, "action"),
+        ("state_dim", state_dim, "state"),
+    ):
+        widths = {spec.name: len(getattr(spec, field).dims) for spec in specs}
+        if max(widths.values()) != configured:
+            error = (
+                f"the configured {what} is {configured}, the datasets have {widths} (-1 takes it "
+                "from there)"
+            )
+            errors.append(DataError(error))
+    raise_all(errors)
+
+
+def _split_fields(section: Mapping[str, Any]) -> dict[str, str]:
+    fields: dict[str, list[str]] = {}
+    for name in SPLIT_FIELDS:
+        fields.setdefault(section[name], []).append(f"data.{name}")
+    return {split: " and ".join(names) for split, names in fields.items()}
 
 
 def _buffer_size(
@@ -274,6 +249,8 @@ def _buffer_size(
                     )
                 sizes = column.size_ehw
                 largest = np.maximum(largest, sizes.max(0, initial=0))
+    if not largest.all():
+        raise DataError(f"the cameras {list(roles)} have no image in any episode")
     return int(largest[0]), int(largest[1])
 
 
@@ -287,14 +264,38 @@ def _text_rows(
     )
 
 
+ROW_WIDTH = -1  # a width in a config that is to be the one of the dataset's row
+
+
+def resolve_widths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with numbers for the widths of actions and states that are -1: those of its
+    dataset's row, of a mixture the largest.
+
+    Whatever makes arrays of these widths, or keeps the config, takes it from here. DataError: the
+    config names no dataset.
+    """
+    model = config["model"]
+    action_dim = model["expert"].get("action_dim", ROW_WIDTH)
+    widths = {"action": action_dim, "state": model["proprio_dim"]}
+    if ROW_WIDTH in widths.values():
+        section = config["data"]
+        specs = [entry_spec(section, entry) for entry in config_mixture(section).entries]
+        for field, width in widths.items():
+            if width == ROW_WIDTH:
+                widths[field] = max(len(getattr(spec, field).dims) for spec in specs)
+        expert = {**model["expert"], "action_dim": widths["action"]}
+        model = {**model, "expert": expert, "proprio_dim": widths["state"]}
+    return {**config, "model": model}
+
+
 def config_data(config: Mapping[str, Any]) -> Data:
     """The datasets of a config. DataError: they do not fit it."""
-    model = config["model"]
+    model = resolve_widths(config)["model"]
     return open_data(
         config["data"],
         horizon=model["horizon"],
         action_dim=model["expert"]["action_dim"],
-        state_dim=model["proprio_dim"],
+        state_dim=model["proprio_dim"] or 0,  # a converted policy without a state has None
     )
 
 
@@ -304,14 +305,15 @@ def dataset_config(directory: Path, name: str | None = None) -> dict[str, Any]:
     name: the name of the spec; by default the dataset's own. DataError: there is no such spec, or
     no dataset.
     """
-    folder = read_tfds_folder(directory)
-    spec, config = dataset_spec(name or folder.name), defaults().to_dict()
+    folder = read_tfds_folder(version_folder(directory, name or directory.name))
+    spec, config = dataset_spec(name or folder.name, directory), defaults().to_dict()
     config["data"] |= {
-        "directory": str(directory),
+        "directory": str(folder.path),
         "dataset": spec.name,
         "cameras": tuple(role for role, _ in spec.cameras),
         "train_split": "train" if "train" in folder.splits else next(iter(folder.splits)),
         "unlabelled": "blank",
+        "not_finite": "drop_steps",
     }
     config["model"]["expert"]["action_dim"] = len(spec.action.dims)
     config["model"]["proprio_dim"] = len(spec.state.dims)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from imagewam_jax.data.datasets import Dataset
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import (
     Policy,
@@ -45,7 +46,11 @@ def evaluate_closed_loop(
 ) -> tuple[dict[str, Success], dict[str, RolloutResult], SimulatorSpec]:
     """Plays the same episodes with five policy variants (see their names above) in a simulator.
 
-    Returns success and rollouts by variant, and the description of the simulator.
+    Without a second instruction there is no variant with another one, and without demonstrations
+    of every instruction none that replays them.
+
+    Returns success and rollouts by variant, and the description of the simulator. ConfigError: the
+    policy does not fit it. CheckpointError: the policy does not know an instruction.
     """
     execute_steps = policy.config["acting"]["execute_steps"]
     simulators = workers * SIMULATORS_PER_WORKER
@@ -54,21 +59,26 @@ def evaluate_closed_loop(
         simulator, num_simulators=simulators, num_workers=workers, options=options
     ) as pool:
         spec = pool.spec
+        _check_fit(policy, simulator, spec, execute_steps)
         tasks = list(spec.instructions)
         starts = [(tasks[i % len(tasks)], FIRST_SEED + i // len(tasks)) for i in range(episodes)]
-        instructions = list(spec.instructions.values())
-        other = dict(zip(instructions, instructions[1:] + instructions[:1], strict=True))
+        instructions = sorted(set(spec.instructions.values()))
+        policy.text_ids(instructions)  # an unknown one is an error now, and not in mid-rollout
         act = acting(policy)
+        variants: dict[str, Policy] = {POLICY: act}
+        if len(instructions) > 1:
+            other = dict(zip(instructions, instructions[1:] + instructions[:1], strict=True))
+            variants[SWAPPED] = with_instructions(act, other)
+        variants[BLANK] = with_blank_images(act)
+        variants[RANDOM] = random_policy(spec, policy.horizon)
         demonstrations = demonstrations_by_instruction(
             dataset, policy.config["data"]["train_split"]
         )
-        variants: dict[str, Policy] = {
-            POLICY: act,
-            SWAPPED: with_instructions(act, other),
-            BLANK: with_blank_images(act),
-            RANDOM: random_policy(spec, policy.horizon),
-            REPLAY: replay_policy(demonstrations, policy.horizon),
-        }
+        if set(instructions) <= set(demonstrations):
+            variants[REPLAY] = replay_policy(demonstrations, policy.horizon)
+        else:
+            missing = sorted(set(instructions) - set(demonstrations))
+            print(f"no replay: the training split has no demonstrations of {missing}")
         results = {
             name: rollout(
                 pool,
@@ -81,6 +91,26 @@ def evaluate_closed_loop(
             for name, variant in variants.items()
         }
     return {name: success_of(result) for name, result in results.items()}, results, spec
+
+
+def _check_fit(
+    policy: trained.Policy, simulator: str, spec: SimulatorSpec, execute_steps: int
+) -> None:
+    """ConfigError unless a policy sees and does what a simulator shows and takes."""
+    pairs = {
+        "cameras": (len(spec.cameras), len(policy.cameras)),
+        "dimensions of the state": (len(spec.state_names), policy.state_dim),
+        "dimensions of the action": (spec.action_dim, policy.action_dim),
+    }
+    wrong = [
+        f"{its} {name}, the policy {ours}" for name, (its, ours) in pairs.items() if its != ours
+    ]
+    if wrong:
+        raise ConfigError(f"evaluation.simulator {simulator!r} has {'; '.join(wrong)}")
+    if not 1 <= execute_steps <= policy.horizon:
+        raise ConfigError(
+            f"acting.execute_steps is {execute_steps}, expected 1 to {policy.horizon}, the horizon"
+        )
 
 
 def acting(policy: trained.Policy, seed: int = 0) -> Policy:
@@ -99,15 +129,17 @@ def acting(policy: trained.Policy, seed: int = 0) -> Policy:
 def demonstrations_by_instruction(
     dataset: Dataset, split: str
 ) -> Mapping[str, list[Float[np.ndarray, "_ a"]]]:
-    """Reads the actions of all episodes, grouped by instruction."""
+    """Reads the actions of all episodes whose actions are finite, grouped by instruction."""
     reader = dataset.reader(split)
     found: dict[str, list] = {}
-    for episode in range(*dataset.episodes(split)):
+    for episode in dataset.episodes(split).tolist():
         start = reader.split.episode_start[episode]
         stop = start + reader.standardized.episode_steps[episode]
         text_row = dataset.text_rows[reader.standardized.text_ids[start, 0]]
         instruction = dataset.instructions[text_row]
-        found.setdefault(instruction, []).append(reader.standardized.actions[start:stop])
+        actions = reader.standardized.actions[start:stop]
+        if np.isfinite(actions).all():
+            found.setdefault(instruction, []).append(actions)
     reader.close()
     return found
 

@@ -1,26 +1,56 @@
-"""`imagewam evaluate`: measures a policy and writes `evaluation.json` and `report.html`."""
+"""`imagewam evaluate`: measures a policy and writes `evaluation.json` and `report.html`.
 
+Numbers are written as soon as they are there: no picture can cost them.
+"""
+
+import contextlib
+import functools
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
-from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
-from imagewam_jax.data.datasets import Dataset, config_data
+from imagewam_jax.checkpoints.store import METRICS_FILE, is_step, read_metrics
+from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
+from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
 from imagewam_jax.evaluation.offline import (
+    TARGET,
+    Predictions,
     evaluate_offline,
+    evaluation_frames,
     predict,
     recorded_observations,
     sample_noise,
+    stored_images,
 )
+from imagewam_jax.evaluation.simulators import simulates
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import write_page
+from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.policy.policy import Policy, load_policy
 
+_LOG = logging.getLogger(__name__)
 SHOWN_SAMPLES = 6
 
 
+def _alone(function: Callable[..., Path]) -> Callable[..., Path]:
+    """`evaluate`, with a lock on its output: InUseError names another process that writes there."""
+
+    @functools.wraps(function)
+    def locked(checkpoint: Path | str, output: Path | str | None = None, **options) -> Path:
+        output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
+        with only_writer(output / LOCK_FILE, "imagewam evaluate"):
+            return function(checkpoint, output, **options)
+
+    return locked
+
+
+@_alone
 def evaluate(
     checkpoint: Path | str,
     output: Path | str | None = None,
@@ -29,74 +59,110 @@ def evaluate(
     text_table: Path | None = None,
     dataset: str | None = None,
     data_directory: str | None = None,
+    split: str | None = None,
     simulate: bool = True,
     episodes: int = 100,
     workers: int = 2,
 ) -> Path:
     """Evaluates a checkpoint on held-out episodes and in its simulator; returns the report.
 
+    A simulator that plays another dataset than the policy's is left out.
+
     output: a folder; by default `evaluation` beside the checkpoints.
     autoencoder, text_table: what a converted policy lacks (`load_policy`).
-    dataset: the one to evaluate on, if the policy was trained on several.
+    dataset: the one to evaluate on, if the policy was trained on several; of an official policy
+        any that its config names.
     data_directory: where the data is now, if it was moved since training.
+    split: the held-out episodes; by default `data.eval_split`.
+    ConfigError: a count is below 1, or the simulator does not fit the policy. DataError: there are
+        no held-out samples.
     """
+    for name, count in (("episodes", episodes), ("workers", workers)):
+        if count < 1:
+            raise ConfigError(f"{name} is {count}, expected at least 1")
     policy = load_policy(
         checkpoint, autoencoder=autoencoder, text_table=text_table, dataset=dataset
     )
     config = policy.config
+    section = config["data"] | ({"directory": data_directory} if data_directory else {})
+    split = split or section["eval_split"]
+    section = {**section, "eval_split": split}
+    opened = config_data({**config, "data": section})[policy.dataset]
+    with contextlib.suppress(DataError):  # the training episodes need not be here
+        for shared in shared_splits([opened], section | {"eval_split": split}):
+            _LOG.warning("%s", shared)
+    start_frames = evaluation_frames(opened, split)
+    simulator = config["evaluation"]["simulator"] if simulate else ""
+    if simulator and not simulates(simulator, opened.name):
+        print(f"the simulator {simulator!r} does not play {opened.name!r}: recorded data alone")
+        simulator = ""
     output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
     output.mkdir(parents=True, exist_ok=True)
-    section = config["data"] | ({"directory": data_directory} if data_directory else {})
-    opened = config_data({**config, "data": section})[policy.dataset]
-    results: dict = {"checkpoint_step": policy.step}
-    sections = []
-    simulator = config["evaluation"]["simulator"]
-    names = [f"action {i}" for i in range(policy.action_dim)]
-    if simulate and simulator:
-        success, rollouts, spec = evaluate_closed_loop(
-            policy, opened, simulator, episodes=episodes, workers=workers
-        )
-        names = list(spec.action_names)
-        results["closed_loop"] = {name: s._asdict() for name, s in success.items()}
-        sections += [
-            report.success_section(success),
-            report.episode_section(rollouts, spec.instructions),
-        ]
-    offline = evaluate_offline(policy, opened, section["eval_split"])
+    results: dict = {"checkpoint_step": policy.step, "dataset": opened.name, "split": split}
+    played = None
+    if simulator:
+        played = evaluate_closed_loop(policy, opened, simulator, episodes=episodes, workers=workers)
+        results["closed_loop"] = {name: s._asdict() for name, s in played[0].items()}
+        _write_results(output, results)
+    offline = evaluate_offline(policy, opened, split)
     results["offline"] = offline.summary()
+    _write_results(output, results)
+    print(_summary(results))
+
+    names, sections = opened.spec.action.dims, []
+    if played:
+        success, rollouts, spec = played
+        sections.append(report.success_section(success))
+        sections.append(report.episode_section(rollouts, spec.instructions))
     sections.append(report.offline_section(offline, names))
-    sections.append(report.prediction_section(policy, *_examples(policy, opened), names))
+    shown = start_frames[_spread(len(start_frames), SHOWN_SAMPLES)]
+    sections.append(report.prediction_section(*_examples(policy, opened, split, shown), names))
     metrics = read_metrics(_run_folder(Path(checkpoint)) / METRICS_FILE)
     if metrics:
         sections.append(report.training_section(metrics))
-    (output / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     title = f"{opened.name}: step {policy.step}"
-    subtitle = f"{Path(checkpoint)}; dataset {opened.index.name} {opened.index.version}"
+    subtitle = f"{Path(checkpoint)}; dataset {opened.index.name} {opened.index.version}, {split}"
     write_page(output / "report.html", title, subtitle, sections)
-    print(_summary(results))
     return output / "report.html"
 
 
-def _examples(policy: Policy, dataset: Dataset):
-    """Predictions on a few held-out samples, and what the action stream attended to in them."""
-    split = policy.config["data"]["eval_split"]
-    reader, start_frames = dataset.reader(split), dataset.start_frames(split)
-    chosen = start_frames[
-        np.linspace(0, len(start_frames) - 1, SHOWN_SAMPLES + 2)[1:-1].astype(int)
-    ]
-    batch = reader.read(chosen)
+def _write_results(output: Path, results: dict) -> None:
+    text = json.dumps(results, indent=2, allow_nan=False)
+    (output / "evaluation.json").write_text(text + "\n")
+
+
+def _spread(count: int, wanted: int) -> Int64[np.ndarray, " shown"]:
+    """Some of `count` places, spread evenly within them; all, if they are few."""
+    if count <= wanted:
+        return np.arange(count)
+    return np.linspace(0, count - 1, wanted + 2)[1:-1].astype(int)
+
+
+def _examples(
+    policy: Policy, dataset: Dataset, split: str, start_frames: Int64[np.ndarray, " shown"]
+) -> tuple[report.Pictures, Predictions]:
+    """Predictions on a few held-out samples, and their pictures."""
+    reader = dataset.reader(split)
+    batch = reader.read(start_frames)
     reader.close()
-    seeds = range(len(chosen))
+    seeds = range(len(start_frames))
     predictions = predict(policy, dataset, batch, seeds)
     observations = recorded_observations(policy, dataset, batch)
     noise = sample_noise(seeds, (policy.horizon, policy.action_dim))
-    return predictions, policy.attention_on_reference(observations, noise)
+    pictures = report.Pictures(
+        current=policy.seen(observations.images, observations.image_size),
+        future=policy.seen(*stored_images(batch, TARGET))[:, 0],
+        reconstructed=np.asarray(to_uint8(policy.decode(predictions.true_latent))),
+        imagined=np.asarray(to_uint8(policy.decode(predictions.imagined))),
+        attention=policy.attention_on_reference(observations, noise).mean(1),
+    )
+    return pictures, predictions
 
 
 def _run_folder(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint path belongs to."""
     checkpoint = checkpoint.absolute()
-    if checkpoint.name.isdigit():
+    if is_step(checkpoint):
         checkpoint = checkpoint.parent
     return checkpoint.parent if checkpoint.name == "checkpoints" else checkpoint
 
@@ -108,7 +174,12 @@ def _summary(results: dict) -> str:
     ]
     offline = results["offline"]
     for name, error in offline["action_error"].items():
-        lines.append(f"action error, {name:20s} {np.mean(error):.3f}")
-    lines.append(f"latent error, imagined             {offline['imagined_latent_error']:.3f}")
-    lines.append(f"latent error, copied current frame {offline['copied_latent_error']:.3f}")
+        lines.append(f"action error, {name:20s} {_mean(error)}")
+    for name, key in (("imagined            ", "imagined"), ("copied current frame", "copied")):
+        lines.append(f"latent error, {name} {_mean([offline[f'{key}_latent_error']])}")
     return "\n".join(lines)
+
+
+def _mean(errors: list[float | None]) -> str:
+    """The mean as it is printed; None stands for a number that is not finite."""
+    return "not finite" if None in errors else f"{np.mean(errors):.3f}"

@@ -5,25 +5,27 @@ guesses that need no model. The error of the imagined latent is compared with th
 one, taken for a prediction.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from tqdm import tqdm
 
 from imagewam_jax.data.datasets import Dataset
-from imagewam_jax.errors import DataError
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.preprocess.inputs import Observations
 
 POLICY, LAST_ACTION, MEAN_ACTION = "policy", "repeat the last action", "mean action"
+CURRENT, TARGET = 0, 1  # the moments of a sample's images
 
 
 class OfflineResult(NamedTuple):
     """Errors on held-out samples.
 
-    action_error: method -> mean absolute error per step ahead and dimension.
+    action_error: method -> mean absolute error per step ahead and dimension of the dataset's
+        actions; NaN for steps ahead that no sample has, where all episodes are shorter.
     imagined_error_n, copied_error_n: mean squared error of each sample's target latent.
     """
 
@@ -33,19 +35,27 @@ class OfflineResult(NamedTuple):
 
     def summary(self) -> dict:
         """The errors as numbers and lists, for JSON."""
+        by_step = {name: error.mean(1) for name, error in self.action_error.items()}
         return {
             "samples": len(self.imagined_error_n),
-            "action_error": {k: v.mean(0).tolist() for k, v in self.action_error.items()},
-            "action_error_by_step": {k: v.mean(1).tolist() for k, v in self.action_error.items()},
-            "imagined_latent_error": float(self.imagined_error_n.mean()),
-            "copied_latent_error": float(self.copied_error_n.mean()),
+            "action_error": {name: _numbers(mean) for name, mean in self.mean_error().items()},
+            "action_error_by_step": {name: _numbers(mean) for name, mean in by_step.items()},
+            "imagined_latent_error": _number(self.imagined_error_n.mean()),
+            "copied_latent_error": _number(self.copied_error_n.mean()),
         }
+
+    def mean_error(self) -> dict[str, Float[np.ndarray, " a"]]:
+        """The mean over the steps ahead that samples have, by method."""
+        seen = {name: ~np.isnan(error).all(1) for name, error in self.action_error.items()}
+        return {name: error[seen[name]].mean(0) for name, error in self.action_error.items()}
 
 
 class Predictions(NamedTuple):
-    """What a policy predicted for some samples, and what was recorded."""
+    """What a policy predicted for some samples, and what was recorded.
 
-    images: np.ndarray  # uint8 [n, camera, 2, h, w, 3]: current and target
+    Actions have the dimensions of the dataset, which can be fewer than the policy's.
+    """
+
     actions: Float[np.ndarray, "n horizon a"]
     true_actions: Float[np.ndarray, "n horizon a"]
     is_pad: Bool[np.ndarray, "n horizon"]
@@ -54,55 +64,60 @@ class Predictions(NamedTuple):
     current_latent: Float[np.ndarray, "n rows columns c"]
 
 
+def evaluation_frames(dataset: Dataset, split: str) -> Int64[np.ndarray, " samples"]:
+    """The frames at which the samples of an evaluation start.
+
+    Those without a last action, at the start of an episode or after one that is not finite, are
+    left out, unless there are no others. DataError: the split has no samples.
+    """
+    frames = dataset.start_frames(split)
+    later = frames[_have_last_action(dataset, split, frames)]
+    return later if len(later) else frames
+
+
+def _have_last_action(
+    dataset: Dataset, split: str, frames: Int64[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    index, standardized, _ = dataset.select(split)
+    is_first = frames == index.episode_start[index.frame_episode[frames]]
+    return ~is_first & np.isfinite(standardized.actions[frames - 1]).all(1)
+
+
 def evaluate_offline(
     policy: Policy, dataset: Dataset, split: str, *, max_samples: int = 512, batch_size: int = 64
 ) -> OfflineResult:
-    """Predicts samples spread evenly over a split.
-
-    Samples at the start of an episode are left out: they have no last action.
-    """
+    """Predicts samples spread evenly over a split, which start at `evaluation_frames`."""
     reader = dataset.reader(split)
-    start_frames = dataset.start_frames(split)
-    start_frames = start_frames[
-        start_frames != reader.split.episode_start[reader.split.frame_episode[start_frames]]
-    ]
+    start_frames = evaluation_frames(dataset, split)
+    have_last = _have_last_action(dataset, split, start_frames).all()
     spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
     start_frames = start_frames[spread]
-    actions_na = _widened(reader.standardized.actions, policy.action_dim)
-    statistics = policy.metadata["statistics"][policy.dataset]
-    mean_action = _widened(np.array(statistics["action"]["mean"])[None], policy.action_dim)[0]
+    actions_na = reader.standardized.actions
+    mean_action = np.array(policy.statistics["action"]["mean"])[: actions_na.shape[1]]
 
-    errors: dict[str, list[np.ndarray]] = {POLICY: [], LAST_ACTION: [], MEAN_ACTION: []}
+    errors: dict[str, list[np.ndarray]] = {}
     valid, imagined, copied = [], [], []
     starts = range(0, len(start_frames), batch_size)
     for start in tqdm(starts, desc="held-out samples", unit="batch"):
         chosen = start_frames[start : start + batch_size]
         p = predict(policy, dataset, reader.read(chosen), np.arange(start, start + len(chosen)))
-        guesses = {
-            POLICY: p.actions,
-            LAST_ACTION: actions_na[chosen - 1][:, None],
-            MEAN_ACTION: mean_action[None, None],
-        }
+        guesses = {POLICY: p.actions}
+        if have_last:
+            guesses[LAST_ACTION] = actions_na[chosen - 1][:, None]
+        guesses[MEAN_ACTION] = mean_action[None, None]
         for name, guess in guesses.items():
-            errors[name].append(np.abs(guess - p.true_actions))
+            errors.setdefault(name, []).append(np.abs(guess - p.true_actions))
         valid.append(~p.is_pad)
         imagined.append(np.square(p.imagined - p.true_latent).mean((1, 2, 3)))
         copied.append(np.square(p.current_latent - p.true_latent).mean((1, 2, 3)))
     reader.close()
     weight = np.concatenate(valid)[..., None]
+    count = np.where(weight.any(0), weight.sum(0), np.nan)
     return OfflineResult(
-        {
-            name: (np.concatenate(e) * weight).sum(0) / weight.sum(0).clip(1)
-            for name, e in errors.items()
-        },
+        {name: (np.concatenate(e) * weight).sum(0) / count for name, e in errors.items()},
         np.concatenate(imagined),
         np.concatenate(copied),
     )
-
-
-def _widened(actions_na: np.ndarray, width: int) -> np.ndarray:
-    """Appends zeros for the dimensions that only other datasets have, as in batches."""
-    return np.pad(actions_na, ((0, 0), (0, width - actions_na.shape[1])))
 
 
 def predict(
@@ -110,17 +125,16 @@ def predict(
 ) -> Predictions:
     """Acts and imagines on recorded samples; each sample's noise comes from its own seed."""
     observations = recorded_observations(policy, dataset, batch)
-    current, target = (stored_images(batch, moment) for moment in (0, 1))
+    dims = len(dataset.spec.action.dims)
     noise = sample_noise(seeds, (policy.horizon, policy.action_dim))
-    target_noise = sample_noise(seeds, policy.latent_shape(current)[1:])
+    target_noise = sample_noise(seeds, policy.latent_shape(observations.images)[1:])
     return Predictions(
-        images=batch["images"],
-        actions=policy.act(observations, noise),
-        true_actions=batch["actions"],
+        actions=policy.act(observations, noise)[..., :dims],
+        true_actions=batch["actions"][..., :dims],
         is_pad=batch["action_is_pad"],
         imagined=policy.imagine(observations, target_noise),
-        true_latent=policy.encode(target),
-        current_latent=policy.encode(current),
+        true_latent=policy.encode(*stored_images(batch, TARGET)),
+        current_latent=policy.encode(*stored_images(batch, CURRENT)),
     )
 
 
@@ -129,22 +143,28 @@ def recorded_observations(
 ) -> Observations:
     """Turns the current moment of recorded samples into what a policy acts on."""
     instructions = [dataset.instructions[row] for row in batch["text_id"]]
-    return Observations(stored_images(batch, 0), batch["proprio"], policy.text_ids(instructions))
+    images, image_size = stored_images(batch, CURRENT)
+    return Observations(images, batch["proprio"], policy.text_ids(instructions), image_size)
 
 
-def stored_images(batch: dict[str, np.ndarray], moment: int) -> UInt8[np.ndarray, "n camera h w 3"]:
-    """Cuts the images of a batch at its current (0) or target (1) moment out of their buffer.
-
-    DataError: they are of several sizes.
-    """
-    sizes = np.unique(batch["image_size"].reshape(-1, 2), axis=0)
-    if len(sizes) > 1:
-        raise DataError(f"evaluation needs images of one size, these are of {sizes.tolist()}")
-    height, width = sizes[0]
-    return batch["images"][:, :, moment, :height, :width]
+def stored_images(
+    batch: dict[str, np.ndarray], moment: int
+) -> tuple[UInt8[np.ndarray, "n camera h w 3"], Int[np.ndarray, "n camera 2"] | None]:
+    """The images of a batch at one moment, in their buffer, and their sizes unless all fill it."""
+    images, sizes = batch["images"][:, :, moment], batch["image_size"]
+    return images, None if (sizes == images.shape[2:4]).all() else sizes
 
 
 def sample_noise(seeds: Sequence, shape: tuple[int, ...]) -> Float[np.ndarray, "n ..."]:
     """Draws standard normal noise that depends on each sample's own seed, not on its batch."""
     rows = [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds]
     return np.stack(rows)
+
+
+def _numbers(values: Float[np.ndarray, " n"]) -> list[float | None]:
+    return [_number(value) for value in values]
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it, where one that is not finite is null."""
+    return float(value) if math.isfinite(value) else None

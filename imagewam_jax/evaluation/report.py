@@ -1,6 +1,7 @@
 """The sections of a page about a trained policy, and the pictures in them."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,8 +21,22 @@ from imagewam_jax.html.page import (
     image_png,
     picture,
 )
-from imagewam_jax.models.autoencoders import to_uint8
-from imagewam_jax.policy.policy import Policy
+
+
+class Pictures(NamedTuple):
+    """The images of some samples, all of the size in which the policy sees them.
+
+    current: what the policy saw: one mosaic, or each camera.
+    future, reconstructed, imagined: the first of them (or the mosaic) at the end of the chunk: as
+        recorded, the same through the autoencoder, and as the policy imagined it.
+    attention: shares of the cells of the first current image, averaged over layers.
+    """
+
+    current: UInt8[np.ndarray, "n reference h w 3"]
+    future: UInt8[np.ndarray, "n h w 3"]
+    reconstructed: UInt8[np.ndarray, "n h w 3"]
+    imagined: UInt8[np.ndarray, "n h w 3"]
+    attention: Float[np.ndarray, "n rows columns"]
 
 
 def success_section(success: Mapping[str, Success]) -> Section:
@@ -52,21 +67,22 @@ def episode_section(
     """Film strips of what the policy saw."""
     pictures = []
     for name in (POLICY, SWAPPED):
+        if name not in results:
+            continue
         result = results[name]
         for episode, frames in result.frames.items():
             task, _ = result.episodes[episode]
             outcome = "success" if result.success[episode] else "no success"
             caption = f"{name}: task '{instructions[task]}', {outcome} in {result.steps[episode]}"
-            pictures.append(picture(film_strip(frames[:, 0]), f"{caption} steps"))
+            one_above_another = np.concatenate(frames.swapaxes(0, 1), axis=1)  # the cameras
+            pictures.append(picture(film_strip(one_above_another), f"{caption} steps"))
     return Section("Episodes", pictures=pictures)
 
 
 def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Section:
     """Errors on held-out demonstrations."""
     rows = [("mean absolute error", *action_names)]
-    rows += [
-        (name, *(f"{x:.3f}" for x in error.mean(0))) for name, error in result.action_error.items()
-    ]
+    rows += [(name, *(f"{x:.3f}" for x in error)) for name, error in result.mean_error().items()]
     imagined, copied = result.imagined_error_n.mean(), result.copied_error_n.mean()
     text = (
         f"{len(result.imagined_error_n)} held-out samples, actions in real units. Error of the "
@@ -78,18 +94,16 @@ def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Secti
 
 
 def prediction_section(
-    policy: Policy, predictions: Predictions, attention: np.ndarray, action_names: Sequence[str]
+    pictures: Pictures, predictions: Predictions, action_names: Sequence[str]
 ) -> Section:
-    """What the policy imagined, did and attended to, sample by sample.
-
-    attention: shares of the first reference's cells [n, layer, rows, columns].
-    """
-    imagined = np.asarray(to_uint8(policy.decode(predictions.imagined)))
-    reconstructed = np.asarray(to_uint8(policy.decode(predictions.true_latent)))
-    rows = []
-    for i, pair in enumerate(predictions.images[:, 0]):
-        seen = overlay(pair[0], attention[i].mean(0))
-        rows.append([pair[0], pair[1], reconstructed[i], imagined[i], seen])
+    """What the policy saw, imagined, attended to and did, sample by sample."""
+    rows = [
+        [*current, future, reconstructed, imagined, overlay(current[0], attention)]
+        for current, future, reconstructed, imagined, attention in zip(*pictures, strict=True)
+    ]
+    cameras = pictures.current.shape[1]
+    shown = "current image" if cameras == 1 else f"current images of the {cameras} cameras"
+    first = "" if cameras == 1 else " of the first camera"
     # Nothing was recorded beyond an episode's end: a line that went on would look like an error.
     recorded = np.where(predictions.is_pad[..., None], np.nan, predictions.true_actions)
     chunks = action_chunks(predictions.actions, recorded, action_names)
@@ -98,9 +112,9 @@ def prediction_section(
         pictures=[
             picture(
                 image_grid(rows),
-                "Columns: current image; true image at the end of the chunk; the same through "
+                f"Columns: {shown}; true image{first} at the end of the chunk; the same through "
                 "the autoencoder, which is the best that can be imagined; the imagined image; "
-                "where the action stream attends in the current image",
+                f"where the action stream attends in the current image{first}",
             ),
             picture(chunks, "Predicted and recorded action chunks of the same samples"),
         ],
@@ -117,7 +131,7 @@ def training_curves(rows: Sequence[Mapping]) -> bytes:
     figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), constrained_layout=True)
     for axis, name in zip(axes, ("target_loss", "action_loss"), strict=True):
         for kind, color in (("train", MUTED), ("validation", ACCENT)):
-            points = [(r["step"], r[name]) for r in rows if r["kind"] == kind]
+            points = [(r["step"], r[name]) for r in rows if r["kind"] == kind and r.get(name)]
             if points:
                 axis.plot(*zip(*points, strict=True), color=color, label=kind)
         axis.set(title=name.replace("_", " "), xlabel="step", yscale="log")
@@ -139,7 +153,7 @@ def success_bars(rates: Mapping[str, tuple[float, float, float]]) -> bytes:
 def action_errors(errors: Mapping[str, Float[np.ndarray, "horizon a"]]) -> bytes:
     """Plots the mean absolute error of each method over the steps ahead."""
     figure, axis = plt.subplots(figsize=(6, 2.8), constrained_layout=True)
-    for (name, error), color in zip(errors.items(), (ACCENT, SECOND, MUTED), strict=True):
+    for (name, error), color in zip(errors.items(), (ACCENT, SECOND, MUTED), strict=False):
         axis.plot(range(1, len(error) + 1), error.mean(1), color=color, label=name)
     axis.set(xlabel="steps ahead", ylabel="mean absolute error", ylim=(0, None))
     axis.legend(frameon=False)

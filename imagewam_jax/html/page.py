@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 ACCENT, MUTED, SECOND = "#2563eb", "#9ca3af", "#ea580c"
-_PIXEL_SCALE = 2  # small camera images are shown larger
+_SMALL = 128  # images of fewer rows are shown at twice their size
 
 
 class Picture(NamedTuple):
@@ -56,13 +56,14 @@ def image_grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> bytes:
         )
         for row in rows
     ]
-    return image_png(np.concatenate(padded, axis=0))
+    return image_png(np.concatenate(padded, axis=0), _scale(rows[0][0]))
 
 
-def image_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Enlarges an image, its pixels kept sharp, as a PNG file."""
+def image_png(image: UInt8[np.ndarray, "h w 3"], scale: int | None = None) -> bytes:
+    """Enlarges an image, its pixels kept sharp, as a PNG file; by default only if it is small."""
     height, width, _ = image.shape
-    size = (width * _PIXEL_SCALE, height * _PIXEL_SCALE)
+    scale = scale or _scale(image)
+    size = (width * scale, height * scale)
     buffer = io.BytesIO()
     Image.fromarray(image).resize(size, Image.Resampling.NEAREST).save(buffer, "PNG")
     return buffer.getvalue()
@@ -74,3 +75,7 @@ def figure_png(figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
     return buffer.getvalue()
+
+
+def _scale(image: UInt8[np.ndarray, "h w 3"]) -> int:
+    return 2 if len(image) <= _SMALL else 1

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.parity.cases import KINDS
 from imagewam_jax.parity.cases.base import Kind, NotChecked, Output
-from imagewam_jax.parity.cases.folder import Folder, read_folder, recorded_folders
+from imagewam_jax.parity.cases.folder import Folder, read_folder, recorded_folders, recorded_name
 from imagewam_jax.parity.cases.limits import ABSOLUTE, LARGEST, Limit
 from imagewam_jax.parity.cases.loaded import Loaded
 
@@ -173,7 +173,7 @@ def _outputs(
 
 def _expected(folder: Folder, default: str, output: Output) -> tuple[str, np.ndarray] | None:
     """The recorded tensor and its file; None if the recording lacks it."""
-    file = output.file or Path(default).name
+    file = output.file or recorded_name(Path(default))
     if output.expected is not None:
         return file, output.expected
     tensors = folder.files.get(file)

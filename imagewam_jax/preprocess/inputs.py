@@ -38,11 +38,20 @@ class PolicyAssets:
 
 
 class Observations(NamedTuple):
-    """A batch of what robots see and are told; `text_id` is a row of `PolicyAssets.text`."""
+    """A batch of what robots see and are told.
+
+    images: RGB, the cameras in the order of `data.cameras`, of any height and width: they are
+        resized as the stored images were in training.
+    state: in the units of the dataset.
+    text_id: rows of `PolicyAssets.text`.
+    image_size: rows and columns of each image, where images of several sizes lie in the top left
+        corners of one buffer; None: all images fill it.
+    """
 
     images: UInt8[Array, "b camera h w 3"]
     state: Float[Array, "b p"]
     text_id: Int[Array, " b"]
+    image_size: Int[Array, "b camera 2"] | None = None
 
 
 def make_sample(
@@ -80,7 +89,8 @@ def make_context(
     dataset_id: Int[Array, "*b"] | int = 0,
 ) -> Context:
     """What the policy acts on. States are in the units of the dataset that `dataset_id` numbers."""
-    latents = encode_images(assets, spec, observations.images[:, :, None])
+    images = observations.images[:, :, None]
+    latents = encode_images(assets, spec, images, observations.image_size)
     return _context(assets, latents[:, 0], observations.text_id, observations.state, dataset_id)
 
 

@@ -100,10 +100,12 @@ def _range(statistics: FieldStatistics, mode: str) -> tuple[np.ndarray, np.ndarr
 def _constants(mode: str) -> tuple[float, float]:
     try:
         low, high = (float(number) for number in mode.split("/"))
+        if not -np.inf < low < high < np.inf:
+            raise ValueError
     except ValueError:
         raise DataError(
             f"normalisation mode {mode!r}; expected z-score, {', '.join(_RANGES)}, or 'low/high' "
-            "numbers"
+            "numbers, such as -1/1"
         ) from None
     return low, high
 

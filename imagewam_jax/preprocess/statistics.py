@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import written_whole
+from imagewam_jax.files import space_advice, written_whole
 
 # "min", "max", "mean", "std", "q01", "q99": float64 [..., dim]
 FieldStatistics = dict[str, np.ndarray]
@@ -35,13 +35,17 @@ def write_statistics(path: Path, statistics: dict) -> None:
     DataError: the file is there already with other statistics, or cannot be written.
     """
     path, content = Path(path), statistics_to_json(statistics)
-    if path.exists() and statistics_to_json(read_statistics(path)) != content:
+    try:
+        there = statistics_to_json(read_statistics(path)) if path.exists() else content
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is there already, and holds no statistics: {error}") from error
+    if there != content:
         raise DataError(f"{path}: holds other statistics; they are never changed, remove the file")
     try:
         with written_whole(path) as file:
             file.write(json.dumps(content, indent=2).encode())
     except OSError as error:
-        raise DataError(f"{path}: could not be written: {error}") from error
+        raise DataError(f"{path}: could not be written: {error}{space_advice(error)}") from error
 
 
 def read_statistics(path: Path) -> dict:

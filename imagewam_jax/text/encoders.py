@@ -58,19 +58,73 @@ def encode_text(
     features are not of width `text_dim` (None: any).
     """
     prompts = [make_prompt(section["template"], instruction) for instruction in instructions]
-    if section["table"]:
-        file = open_text_table(section["table"])
-        check_encoder(section, file)
-        check_width(text_dim, file.channels)
-        table = file.select(prompts)
+    source = text_source(section, text_dim)
+    bucket = text_bucket(section, source, prompts)
+    if isinstance(source, TextTableFile):
+        table = source.select(prompts)
     else:
-        encoder = make_text_encoder(section)
-        check_width(text_dim, encoder.feature_dim)
-        table = _encode_prompts(encoder, prompts, section)
-    bucket = bucket_length(int(table.lengths.max()), section["buckets"])
+        table = _encode_prompts(source, prompts, section)
     features = table.features[:, :bucket]
     padding = ((0, 0), (0, bucket - features.shape[1]), (0, 0))
     return TextTable(table.prompts, np.pad(features, padding), table.lengths, table.encoder)
+
+
+def text_source(
+    section: Mapping[str, Any], text_dim: int | None = None
+) -> TextTableFile | TextEncoder:
+    """Where a config's text features come from: its table, or else its encoder. No weights are
+    read.
+
+    DataError, ConfigError, CheckpointError: there is none, it is of another encoder than the
+    config's, or its features are not of width `text_dim` (None: any).
+    """
+    if not section["table"]:
+        encoder = make_text_encoder(section)
+        check_width(text_dim, encoder.feature_dim)
+        return encoder
+    file = open_text_table(section["table"])
+    check_encoder(section, file)
+    check_width(text_dim, file.channels)
+    return file
+
+
+LONGEST_PROMPT = 4096  # tokens, of those that are measured
+_MEASURED = 1000  # prompts at a time
+
+
+def text_bucket(
+    section: Mapping[str, Any], source: TextTableFile | TextEncoder, prompts: Sequence[str]
+) -> int:
+    """The smallest of `text.buckets` that holds all prompts; no feature is read or computed.
+
+    DataError: a prompt is longer than every bucket, or not in the table.
+    """
+    if isinstance(source, TextTableFile):
+        source.check_prompts(prompts)
+        known = dict(zip(source.prompts, source.lengths.tolist(), strict=True))
+        lengths = [known[prompt] for prompt in prompts]
+    else:
+        lengths = _token_counts(source, prompts)
+    longest, buckets = max(lengths), section["buckets"]
+    if longest > max(buckets):
+        count = sum(length > max(buckets) for length in lengths)
+        raise DataError(
+            f"text.buckets {tuple(buckets)}: prompt {prompts[lengths.index(longest)]!r} is "
+            f"{longest} tokens long, at most {max(buckets)} fit ({count} of {len(prompts)} prompts "
+            f"are longer); add a bucket of at least {longest}"
+        )
+    return bucket_length(longest, buckets)
+
+
+def _token_counts(encoder: TextEncoder, prompts: Sequence[str]) -> list[int]:
+    counts: list[int] = []
+    for start in range(0, len(prompts), _MEASURED):
+        try:
+            tokens = encoder.tokenize(prompts[start : start + _MEASURED], LONGEST_PROMPT)
+        except PromptTooLong as error:
+            raise DataError(f"text.buckets: {error}") from error
+        counts += tokens.length.tolist()
+    return counts
 
 
 def _encode_prompts(

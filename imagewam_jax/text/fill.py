@@ -12,6 +12,7 @@ from typing import Any
 
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import DataError
+from imagewam_jax.files import lock_beside, only_writer
 from imagewam_jax.models.text_encoders.base import TextEncoder, Tokens
 from imagewam_jax.text.encoders import (
     check_width,
@@ -28,28 +29,30 @@ def fill_text_table(
     """Encodes those of some instructions that a table lacks; its other prompts stay in it.
 
     DataError: `path`, or what a killed run left beside it, is not a table of the config's encoder.
-    ConfigError: the config's model cannot read the features of this encoder.
+    ConfigError: the config's model cannot read the features of this encoder. InUseError: another
+    process fills it.
     """
     section = config["text"]
     encoder = make_text_encoder(section)
     check_width(policy_config(config["model"]).backbone.text_dim, encoder.feature_dim)
     prompts = sorted({make_prompt(section["template"], each) for each in instructions})
-    parts = path.with_name(f"{path.name}.parts")
-    left = sorted(parts.glob("*.safetensors"))  # by a run that was killed
-    tables = [open_text_table(file) for file in (path, *left) if file.exists()]
-    for table in tables:
-        table.check_encoder(encoder.identity)
-    known = {prompt for table in tables for prompt in table.prompts}
-    missing = [prompt for prompt in prompts if prompt not in known]
-    print(f"{len(prompts)} prompts, {len(prompts) - len(missing)} of them encoded before")
-    if missing:
-        tokens = tokenize_prompts(encoder, missing, section)
-        first = int(left[-1].stem) + 1 if left else 0
-        tables += _encode(encoder, missing, tokens, parts, first)
-    if missing or left:
-        _merge(tables, path)
-    shutil.rmtree(parts, ignore_errors=True)
-    return open_text_table(path)
+    with only_writer(lock_beside(path), "imagewam encode-text"):
+        parts = path.with_name(f"{path.name}.parts")
+        left = sorted(parts.glob("*.safetensors"))  # by a run that was killed
+        tables = [open_text_table(file) for file in (path, *left) if file.exists()]
+        for table in tables:
+            table.check_encoder(encoder.identity)
+        known = {prompt for table in tables for prompt in table.prompts}
+        missing = [prompt for prompt in prompts if prompt not in known]
+        print(f"{len(prompts)} prompts, {len(prompts) - len(missing)} of them encoded before")
+        if missing:
+            tokens = tokenize_prompts(encoder, missing, section)
+            first = int(left[-1].stem) + 1 if left else 0
+            tables += _encode(encoder, missing, tokens, parts, first)
+        if missing or left:
+            _merge(tables, path)
+        shutil.rmtree(parts, ignore_errors=True)
+        return open_text_table(path)
 
 
 def read_instructions(path: Path) -> list[str]:

@@ -85,13 +85,17 @@ class TextTableFile:
 
         Raises DataError, naming the command that encodes prompts, when one is missing.
         """
+        self.check_prompts(prompts)
+        return text_table(prompts, list(self.rows(prompts)), self.encoder)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """DataError, naming the command that encodes prompts, when one is missing."""
         known = set(self.prompts)
         if missing := [prompt for prompt in prompts if prompt not in known]:
             raise DataError(
                 f"{self.path}: {len(missing)} of {len(prompts)} prompts are not in the text "
                 f"table, first {missing[0]!r}; add them with: {encode_command(self.path)}"
             )
-        return text_table(prompts, list(self.rows(prompts)), self.encoder)
 
     def rows(self, prompts: Iterable[str]) -> Iterator[Float[np.ndarray, "_ channel"]]:
         """Reads the features of some prompts, all of which the table must have."""

@@ -50,7 +50,7 @@ def abstract_assets(
     """The policy assets of one dataset, replicated on every device; the autoencoder is float32."""
     everywhere = replicated(mesh)
     tokens, width = inputs.text_tokens, policy.backbone.text_dim
-    action, state = policy.expert.action_dim, policy.proprio_dim
+    action, state = policy.expert.action_dim, policy.proprio_dim or 0
     dtype = DTYPES[config["train"]["compute_dtype"]]
 
     def normalizer(dim: int) -> Normalizer:
@@ -77,7 +77,7 @@ def abstract_batch(
         "images": ((cameras, 2, *inputs.image_size, 3), jnp.uint8),
         "aug_seed": ((), jnp.uint32),
         "text_id": ((), jnp.int32),
-        "proprio": ((policy.proprio_dim,), jnp.float32),
+        "proprio": ((policy.proprio_dim or 0,), jnp.float32),
         "actions": ((horizon, action), jnp.float32),
         "action_is_pad": ((horizon,), jnp.bool_),
         "action_dim_mask": ((action,), jnp.bool_),
@@ -97,7 +97,7 @@ def abstract_observations(
     cameras, sharding = len(config["data"]["cameras"]), batch_sharding(mesh)
     return Observations(
         images=shaped((batch, cameras, *inputs.image_size, 3), jnp.uint8, sharding),
-        state=shaped((batch, policy.proprio_dim), jnp.float32, sharding),
+        state=shaped((batch, policy.proprio_dim or 0), jnp.float32, sharding),
         text_id=shaped((batch,), jnp.int32, sharding),
     )
 

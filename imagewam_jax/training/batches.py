@@ -1,5 +1,6 @@
 """What a run reads: its training stream, its held-out batches, and both on the devices."""
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Int64
 
-from imagewam_jax.data.datasets import Data
+from imagewam_jax.data.datasets import Data, shared_splits
 from imagewam_jax.data.loading.loader import Source, TrainIterator
 from imagewam_jax.data.loading.samples import Batch
+
+_LOG = logging.getLogger(__name__)
 
 # The arrays of a batch that the train step takes; the others say where samples come from.
 MODEL_KEYS = (
@@ -53,18 +56,29 @@ def validation_batches(
     config: Mapping[str, Any], data: Data, rows: Int64[np.ndarray, " rows"]
 ) -> list[dict[str, Any]]:
     """Full batches of held-out samples, mixed as in training; this host reads `rows` of each."""
-    train, section = config["train"], config["data"]
-    if not train["validate_every"] or not train["validation_samples"]:
+    train = config["train"]
+    if not validates(config):
         return []
-    size = train["batch_size"]
-    count = max(1, train["validation_samples"] // size)
-    sources = data.sources(section["eval_split"])
-    stream = TrainIterator(
-        sources, global_batch=size, rows=rows, seed=0, bad_share=section["bad_frames"]
-    )
+    for shared in shared_splits(data.datasets, config["data"]):
+        _LOG.warning("%s", shared)
+    count = max(1, train["validation_samples"] // train["batch_size"])
+    stream = validation_stream(config, data.sources(config["data"]["eval_split"]), rows)
     batches = [next(stream) for _ in range(count)]
     stream.close()
     return batches
+
+
+def validates(config: Mapping[str, Any]) -> bool:
+    """Whether a run looks at held-out samples."""
+    return bool(config["train"]["validate_every"] and config["train"]["validation_samples"])
+
+
+def validation_stream(
+    config: Mapping[str, Any], sources: Sequence[Source], rows: Int64[np.ndarray, " rows"]
+) -> TrainIterator:
+    """The stream of held-out samples. DataError: there are none."""
+    size, share = config["train"]["batch_size"], config["data"]["bad_frames"]
+    return TrainIterator(sources, global_batch=size, rows=rows, seed=0, bad_share=share)
 
 
 def put_batch(

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 
 def learning_rate(section: Mapping[str, Any], steps: int) -> optax.Schedule:
@@ -34,6 +34,11 @@ def make_optimizer(section: Mapping[str, Any], steps: int) -> optax.GradientTran
             weight_decay=section["weight_decay"],
         ),
     )
+
+
+def updates_made(state: optax.OptState) -> Shaped[Array, ""]:
+    """How many updates an optimizer has made: one for each step that was not skipped."""
+    return optax.tree.get_all_with_path(state, "count")[0][1]
 
 
 def update_ema(ema: Any, params: Any, step: Int[Array, ""] | int, decay: float) -> Any:

@@ -1,5 +1,6 @@
-"""Preemption: SIGTERM announces that the machine is about to be taken away."""
+"""Preemption: SIGTERM announces that the machine is about to be taken away; Ctrl-C is the same."""
 
+import os
 import signal
 import threading
 
@@ -16,26 +17,29 @@ class Preempted(BaseException):
 
 
 class PreemptionNotice:
-    """Notices SIGTERM while it is entered: before the first step it ends the run at once, as there
-    is nothing to save.
+    """Notices SIGTERM and SIGINT (Ctrl-C) while it is entered: before the first step they end the
+    run at once, as there is nothing to save. A second SIGINT ends the process at once.
 
     On several hosts all of them save after the same step, whichever was told: JAX's coordination
-    service hears the signal and agrees on one.
+    service hears SIGTERM and agrees on one.
     """
 
     def __init__(self):
         self._stepping = self._told = False
-        self._before = None
+        self._before = {}
 
     def __enter__(self) -> "PreemptionNotice":
         # Python only lets the main thread listen; a run in another one is told nothing.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._hear)
+        if threading.current_thread() is threading.main_thread():
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a background job
+                self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+            if jax.process_count() == 1:
+                self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._hear)
         return self
 
     def __exit__(self, *_) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def stops_after(self, step: int) -> bool:
         """Whether this step is the last; to be asked after every one, on every host."""
@@ -43,6 +47,15 @@ class PreemptionNotice:
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._told
+
+    def _interrupt(self, *_) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # Not printed: the signal may have come while something else was.
+        os.write(2, b"\nCtrl-C: the run saves and ends; a second one ends it without saving\n")
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._hear()
 
     def _hear(self, *_) -> None:
         self._told = True

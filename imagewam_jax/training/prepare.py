@@ -9,13 +9,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from imagewam_jax.checkpoints.assets import autoencoder_from_tree, new_autoencoder, read_autoencoder
+from imagewam_jax.checkpoints.assets import (
+    autoencoder_from_tree,
+    check_autoencoder,
+    new_autoencoder,
+    read_autoencoder,
+)
 from imagewam_jax.checkpoints.initial_weights import initial_weights
+from imagewam_jax.config.fields import check_fields
 from imagewam_jax.config.schema import DTYPES, choose, policy_config
 from imagewam_jax.data.datasets import Data, Dataset
 from imagewam_jax.data.loading.samples import empty_batch
 from imagewam_jax.data.statistics.exact import statistics_by_dataset
-from imagewam_jax.errors import ConfigError
+from imagewam_jax.errors import ConfigError, UserError, collecting, raise_all
 from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, abstract_params
@@ -32,37 +38,50 @@ FIT_BATCH = 100  # frames that are in memory at a time, in the size in which the
 
 
 def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
-    """ConfigError or DataError if a count is below 1 or the images do not fit the policy."""
-    train = config["train"]
-    for name in (
-        "steps",
-        "batch_size",
-        "accumulate",
-        "log_every",
-        "checkpoint_every",
-        "keep_checkpoints",
-    ):
-        if train[name] < 1:
-            raise ConfigError(f"train.{name} is {train[name]}, expected at least 1")
-    autoencoder = jax.eval_shape(lambda: new_autoencoder(config["autoencoder"]))
-    if autoencoder.channels != policy.backbone.in_channels:
+    """ConfigError for each field of a wrong type or beyond its range; where there is none,
+    ConfigError or DataError for each way in which images and autoencoder do not fit the policy."""
+    check_fields(config)
+    errors: list[UserError] = []
+    with collecting(errors):
+        check_channels(config, policy)
+    with collecting(errors):
+        check_grid(config)
+    raise_all(errors)
+
+
+def check_channels(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
+    """ConfigError: the autoencoder's latents are not what the backbone reads."""
+    channels = _abstract_autoencoder(config).channels
+    if channels != policy.backbone.in_channels:
         raise ConfigError(
             f"model.backbone.in_channels is {policy.backbone.in_channels}, the autoencoder has "
-            f"{autoencoder.channels} channels"
+            f"{channels} channels"
         )
-    data = config["data"]
+
+
+def check_grid(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of the latent that all cameras become, or each of them as a reference.
+
+    DataError: the cameras are not those of the layout. ConfigError: the autoencoder cannot divide
+    the image.
+    """
+    data, factor = config["data"], _abstract_autoencoder(config).factor
     shape = (1, len(data["cameras"]), 1, *data["image_size"], 3)
     images = jax.eval_shape(
         lambda images: prepare_images(images, None, image_spec(data), None),
         jax.ShapeDtypeStruct(shape, jnp.uint8),
     )
     try:
-        latent_grid(images.shape[-3:], autoencoder.factor)
+        return latent_grid(images.shape[-3:], factor)
     except ValueError as error:
         raise ConfigError(
             f"data.image_size {tuple(data['image_size'])} in layout {data['layout']!r}: {error}, "
             "the autoencoder's factor"
         ) from error
+
+
+def _abstract_autoencoder(config: Mapping[str, Any]) -> nnx.Module:
+    return jax.eval_shape(lambda: new_autoencoder(config["autoencoder"]))
 
 
 def starting_weights(
@@ -103,7 +122,7 @@ def make_assets(config: Mapping[str, Any], data: Data) -> tuple[PolicyAssets, di
         text=jnp.asarray(text.features, dtype),
         text_length=jnp.asarray(text.lengths),
         actions=normalizer("action", policy.expert.action_dim),
-        state=normalizer("state", policy.proprio_dim),
+        state=normalizer("state", policy.proprio_dim or 0),
     )
     metadata = {
         "datasets": list(statistics),  # in the order of their numbers
@@ -122,13 +141,20 @@ def make_autoencoder(config: Mapping[str, Any], data: Data) -> nnx.Module:
     section = config["autoencoder"]
     if section["weights"]:
         return autoencoder_from_tree(read_autoencoder(section["weights"], section), section)
-    if section["name"] != "patch":
+    check_autoencoder_source(section)
+    frames = [_some_frames(d, config) for d in data.datasets]
+    return patch.fit(np.concatenate(frames), section["factor"], section["channels"])
+
+
+def check_autoencoder_source(section: Mapping[str, Any]) -> None:
+    """ConfigError, CheckpointError: the autoencoder can be neither read nor fitted to the data."""
+    if section["weights"]:
+        check_autoencoder(section["weights"], section)
+    elif section.get("name") != "patch":
         raise ConfigError(
             f"autoencoder.weights must name a checkpoint with the autoencoder {section['name']!r} "
             "(imagewam convert makes one): only 'patch' is fitted to the data"
         )
-    frames = [_some_frames(d, config) for d in data.datasets]
-    return patch.fit(np.concatenate(frames), section["factor"], section["channels"])
 
 
 def _some_frames(dataset: Dataset, config: Mapping[str, Any]) -> UInt8[np.ndarray, "n h w 3"]:

@@ -32,7 +32,12 @@ from imagewam_jax.models.parameters import (
 from imagewam_jax.models.partitioning import constrain, partition_spec
 from imagewam_jax.preprocess.images import ImageSpec
 from imagewam_jax.preprocess.inputs import PolicyAssets, image_spec, make_sample, target_weights
-from imagewam_jax.training.optimizer import learning_rate, make_optimizer, update_ema
+from imagewam_jax.training.optimizer import (
+    learning_rate,
+    make_optimizer,
+    update_ema,
+    updates_made,
+)
 from imagewam_jax.training.sharding import (
     optimizer_shardings,
     param_shardings,
@@ -52,6 +57,7 @@ class StepSettings:
 
     trained: dotted paths of the parameters that the optimizer changes.
     accumulate: parts of a batch that run one after another.
+    skip_not_finite: whether a step with a loss or gradient that is not finite changes nothing.
     mask_padded_targets: whether targets beyond the end of an episode have no loss.
     compiler_options: options of XLA for the compiled step, (name, value) each.
     """
@@ -65,6 +71,7 @@ class StepSettings:
     compute_dtype: jnp.dtype
     seed: int
     accumulate: int
+    skip_not_finite: bool
     mask_padded_targets: bool
     compiler_options: tuple[tuple[str, str], ...]
 
@@ -86,6 +93,7 @@ def step_settings(config: Mapping[str, Any], policy: ImageWAMConfig) -> StepSett
         compute_dtype=choose(DTYPES, train["compute_dtype"], "train.compute_dtype"),
         seed=config["seed"],
         accumulate=train["accumulate"],
+        skip_not_finite=train["skip_not_finite"] > 0,
         mask_padded_targets=train["mask_padded_targets"],
         compiler_options=compiler_options(train["compiler_options"]),
     )
@@ -141,21 +149,28 @@ def train_step(
     batch, draws = prepare_batch(settings, batch, assets, key)
     losses, grads = batch_gradients(settings, state, batch, draws, assets)
 
+    # The learning rate and the moving average go by updates: a skipped step is none.
+    made = updates_made(state.optimizer)
     updates, optimizer = settings.optimizer.update(grads, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
-        ema = update_ema(ema, params, state.step, settings.ema_decay)
+        ema = update_ema(ema, params, made, settings.ema_decay)
 
     metrics = {
         **losses,
         "grad_norm": optax.tree.norm(grads),
         "grad_norm_backbone": optax.tree.norm(_component(grads, "backbone")),
         "grad_norm_expert": optax.tree.norm(_component(grads, "expert")),
-        "learning_rate": settings.learning_rate(state.step),
+        "learning_rate": settings.learning_rate(made),
     }
-    state = TrainState(state.step + 1, params, state.frozen_params, ema, optimizer)
-    return state, {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    after = TrainState(state.step + 1, params, state.frozen_params, ema, optimizer)
+    if settings.skip_not_finite:
+        finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
+        kept = jax.tree.map(partial(jnp.where, finite), after, state)
+        after = kept._replace(step=after.step, frozen_params=state.frozen_params)
+    return after, metrics
 
 
 def validation_losses(

@@ -1,9 +1,10 @@
 """The training run: from a config to a folder of checkpoints and metrics."""
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from ml_collections import ConfigDict
 
 from imagewam_jax.checkpoints.store import Checkpoints, check_space, tree_bytes
 from imagewam_jax.config.schema import policy_config
-from imagewam_jax.data.datasets import config_data
+from imagewam_jax.data.datasets import config_data, resolve_widths
 from imagewam_jax.data.loading.loader import BadFrames, Source
 from imagewam_jax.errors import CheckpointError
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.training.batches import (
     DevicePrefetch,
@@ -26,8 +28,10 @@ from imagewam_jax.training.batches import (
     validation_batches,
 )
 from imagewam_jax.training.distributed import first_alone, from_first, is_first, replicate
+from imagewam_jax.training.finite import FiniteSteps
 from imagewam_jax.training.metrics.watch import Watch, check_watch
 from imagewam_jax.training.metrics.work import step_work
+from imagewam_jax.training.optimizer import updates_made
 from imagewam_jax.training.preemption import Preempted, PreemptionNotice
 from imagewam_jax.training.prepare import check_fits, make_assets, starting_weights
 from imagewam_jax.training.resume import resume as resume_run
@@ -60,18 +64,31 @@ def train(
     `resume` continues from the newest checkpoint that can be read and repeats exactly what an
     uninterrupted run would have done; where there is none, the run begins. Everything that can be
     wrong with config, devices, data, disk or the folder is an error before the first step.
-    Preempted: the run was told to stop, and saved where it is. `began` is the
-    `time.perf_counter()` at which the start-up did, if not now.
+    Preempted: the run was told to stop, and saved where it is. InUseError: another run writes
+    there. `began` is the `time.perf_counter()` at which the start-up did, if not now.
     """
     began = time.perf_counter() if began is None else began
-    with PreemptionNotice() as notice:
+    with PreemptionNotice() as notice, only_run(Path(workdir)):
         return _train(json.loads(config.to_json()), Path(workdir), resume, began, notice)
+
+
+@contextlib.contextmanager
+def only_run(workdir: Path) -> Iterator[None]:
+    """Holds the lock of a run's folder, in the process that writes.
+
+    InUseError names another run that is writing there. WriteError: it cannot be made.
+    """
+    with contextlib.ExitStack() as stack:
+        if is_first():
+            stack.enter_context(only_writer(workdir / LOCK_FILE, "imagewam train"))
+        yield
 
 
 def _train(
     config: dict[str, Any], workdir: Path, resume: bool, began: float, notice: PreemptionNotice
 ) -> Path:
     # What can be wrong with the config and the devices.
+    config = resolve_widths(config)
     policy = policy_config(config["model"])
     check_fits(config, policy)
     check_watch(config["watch"])
@@ -148,9 +165,12 @@ def run_steps(
 ) -> None:
     """Take all steps that are left; log, validate and save as often as the config says.
 
-    Preempted: the run was told to stop, and has saved.
+    Preempted: the run was told to stop, and has saved. NotFiniteError: a loss, a gradient or a
+    weight is not finite; the last checkpoint is from before.
     """
     config, steps = run.config, run.config["steps"]
+    skipped = int(state.step) - int(updates_made(state.optimizer))
+    finite = FiniteSteps(config["skip_not_finite"], skipped)
     validate = jax.jit(validation_losses, static_argnums=0, out_shardings=replicated(run.mesh))
     stop = False
     for done in watch.steps(steps):
@@ -158,16 +178,20 @@ def run_steps(
             batch = next(batches)
         state, metrics = step(state, batch, run.assets)
         watch.dispatched(metrics)
+        finite.dispatched(done, metrics)
         last = done == steps
         stop = notice.stops_after(done) and not last
         if done % config["log_every"] == 0 or last or stop:
             watch.log(done, {"bad_frames": len(bad_frames)})
         if run.validation and (done % config["validate_every"] == 0 or last):
             with watch.pause("validation"):
+                finite.check()
                 losses = jax.block_until_ready(_validate(run, validate, state))
             watch.write("validation", done, losses)
+            finite.check_validation(done, losses)
         if done % config["checkpoint_every"] == 0 or last or stop:
             with watch.pause("checkpoints"):
+                finite.check()
                 position = batches.get_state()
                 save(run.checkpoints, done, state, run.assets, run.metadata, position)
             watch.account(done)
@@ -210,14 +234,23 @@ def _open_checkpoints(
     """
     keep = config["train"]["keep_checkpoints"]
     checkpoints = Checkpoints(workdir / "checkpoints", keep=keep, placement=replicated(mesh))
-    if checkpoints.steps and not resume:
-        raise CheckpointError(
-            f"{workdir} has checkpoints up to step {checkpoints.steps[-1]}: resume it or choose "
-            "another folder"
-        )
-    needed = tree_bytes(state_trees(abstract))
-    check_space(workdir, needed, copies=max(1, keep + 1 - len(checkpoints.steps)))
+    check_new_or_resumed(workdir, checkpoints.steps, resume)
+    check_room(config, workdir, abstract, kept=len(checkpoints.steps))
     return checkpoints
+
+
+def check_new_or_resumed(workdir: Path, steps: Sequence[int], resume: bool) -> None:
+    """CheckpointError: the folder has checkpoints of these steps, and the run is a new one."""
+    if steps and not resume:
+        raise CheckpointError(
+            f"{workdir} has checkpoints up to step {steps[-1]}: resume it or choose another folder"
+        )
+
+
+def check_room(config: Mapping[str, Any], workdir: Path, abstract: TrainState, kept: int) -> None:
+    """CheckpointError: the disk is too small for the checkpoints of a run that are not there."""
+    copies = max(1, config["train"]["keep_checkpoints"] + 1 - kept)
+    check_space(workdir, tree_bytes(state_trees(abstract)), copies=copies)
 
 
 def _first_state(

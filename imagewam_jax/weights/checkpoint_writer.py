@@ -9,14 +9,17 @@ Orbax's public interface saves only whole arrays from memory, and TensorStore's 
 metadata files and the atomic step to code of our own; so this is a type handler inside Orbax. It
 relies on these names, which are not part of the documented interface and pin a minor version:
 `type_handlers.create_type_handler_registry`, `TypeHandler.serialize` and `ParamInfo` (with
-`await_path_creation`, `is_ocdbt_checkpoint` and `ts_context`), `get_json_tspec_write`, and
-`future.CommitFutureAwaitingContractedSignals`.
+`await_path_creation`, `is_ocdbt_checkpoint` and `ts_context`), `get_json_tspec_write`,
+`future.CommitFutureAwaitingContractedSignals`, and `finalize` of a handler, which Orbax calls when
+all items are written and before the step gets its name.
 """
 
 import asyncio
+import json
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,8 @@ import tensorstore as ts
 from orbax.checkpoint import future, type_handlers
 from tqdm import tqdm
 
-from imagewam_jax.checkpoints.store import FORMAT, check_space, tree_bytes
+from imagewam_jax.checkpoints.checksums import checksum, joined
+from imagewam_jax.checkpoints.store import FORMAT, check_space, is_step, step_folders, tree_bytes
 from imagewam_jax.errors import CheckpointError, ConversionError
 from imagewam_jax.models.parameters import flatten
 from imagewam_jax.weights.layouts.mapping import Piece
@@ -49,6 +53,8 @@ class Stream:
     abstract: Mapping[str, Any]
     stacked: frozenset[str]
     pieces: Callable[[], Iterable[Piece]]
+    # Of each array, by its dotted path; a sum over the pieces that have been written.
+    checksums: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
 def stream_of(tree: Mapping[str, Any]) -> Stream:
@@ -92,6 +98,8 @@ def write_streams(
     for name, value in {"metadata": {"format": FORMAT, **metadata}, **json_items}.items():
         items[name] = ocp.args.JsonSave(dict(value))
         handlers[name] = ocp.JsonCheckpointHandler()
+    items["checksums"] = _ChecksumsOf(streams)
+    handlers["checksums"] = _ChecksumsHandler()
     try:
         with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
             manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -105,11 +113,23 @@ def write_streams(
 
 
 def check_absent(directory: Path, step: int) -> None:
-    """CheckpointError: the step is there already, or is no step of training."""
+    """CheckpointError: a checkpoint cannot be written to this folder, or would not be the one that
+    is found there, or the step is no step of training."""
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{directory}: {step!r} is no step of training")
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file, expected a folder to write a checkpoint in")
     if (directory / str(step)).exists():
         raise CheckpointError(f"{directory} has a checkpoint of step {step} already")
+    # A folder is opened at its newest step, and a run's folder at that of its `checkpoints`.
+    there = [str(number) for number in step_folders(directory)]
+    there += ["a run"] if (directory / "checkpoints").is_dir() else []
+    there += ["the items of a step"] if is_step(directory) else []
+    if there:
+        raise CheckpointError(
+            f"{directory} has other checkpoints ({', '.join(there)}), and a folder that is named "
+            f"without a step stands for its newest: write step {step} to another folder"
+        )
 
 
 @dataclass(frozen=True)
@@ -129,6 +149,24 @@ def _save_args(stream: Stream, tree: str) -> ocp.args.PyTreeSave:
         return _Leaf(tree, path, x.shape, np.dtype(x.dtype), stream)
 
     return ocp.args.PyTreeSave(jax.tree.map_with_path(leaf, dict(stream.abstract)))
+
+
+class _ChecksumsHandler(ocp.JsonCheckpointHandler):
+    """Writes the checksums of streams, which are known once all of their pieces are written."""
+
+    async def async_save(self, directory, item=None, args=None):
+        self._streams = args.streams
+        return []
+
+    def finalize(self, directory):
+        checksums = {name: dict(stream.checksums) for name, stream in self._streams.items()}
+        (directory / self._filename).write_text(json.dumps(checksums))
+
+
+@ocp.args.register_with_handler(_ChecksumsHandler, for_save=True, for_restore=True)
+@dataclass
+class _ChecksumsOf(ocp.args.CheckpointArgs):
+    streams: Mapping[str, Stream]
 
 
 class _StreamHandler(type_handlers.TypeHandler):
@@ -167,6 +205,8 @@ async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInf
             if (piece.path, piece.layer) not in missing or target.shape != piece.array.shape:
                 raise ValueError(f"unexpected {piece.path}, layer {piece.layer}")
             missing.remove((piece.path, piece.layer))
+            checksums = leaves[0].stream.checksums
+            checksums[piece.path] = joined(checksums[piece.path], checksum(piece.array))
             write = target.write(piece.array, can_reference_source_data_indefinitely=True)
             writing[write.commit] = piece.array.nbytes
             while sum(writing.values()) > PENDING_BYTES:

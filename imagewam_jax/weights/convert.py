@@ -1,6 +1,5 @@
 """Converts foreign weights to a checkpoint: recognize them, check everything, then stream them."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,10 @@ from typing import Any
 import jax
 
 import imagewam_jax
+from imagewam_jax.checkpoints.assets import normalizer_tree
 from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.errors import ConversionError
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten, unflatten
 from imagewam_jax.preprocess.normalization import make_normalizer, stack_normalizers
@@ -18,6 +19,8 @@ from imagewam_jax.weights.checkpoint_writer import Stream, check_absent, stream_
 from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.converted_config import merged_config
 from imagewam_jax.weights.io.files import file_checksums
+from imagewam_jax.weights.io.zeros import refuse_zero_end
+from imagewam_jax.weights.layouts.imagewam_settings import check_settings
 from imagewam_jax.weights.layouts.mapping import Piece, pieces, stacked_paths
 from imagewam_jax.weights.layouts.metadata import find
 from imagewam_jax.weights.official import global_statistics
@@ -39,6 +42,7 @@ def convert(
     dtype: str | None = None,
     expert: str | None = None,
     config: Mapping[str, Any] | None = None,
+    statistics: Path | None = None,
 ) -> None:
     """Convert weights to one checkpoint in the folder `to`, and print what they are.
 
@@ -47,6 +51,7 @@ def convert(
     expert: "official" or "aligned": also make the first weights of an action expert, from those of
         a transformer.
     config: a whole config, for the sections that weights say nothing about: data, text, evaluation.
+    statistics: a policy's `dataset_stats.json`; None looks for it beside the weights.
 
     ConversionError, CheckpointError: the weights cannot be converted; nothing that could be taken
     for a checkpoint is left in `to`.
@@ -54,11 +59,15 @@ def convert(
     if dtype is not None:
         choose(DTYPES, dtype, "--dtype")
     overrides = dict(overrides or {})
-    found = [recognize_source(path, overrides) for path in sources]
+    found = [recognize_source(path, overrides, statistics) for path in sources]
+    notes = [note for f in found for note in _check_settings(f)]
     conversions = plan(found, expert)
     print(describe(found, conversions))
+    print("".join(f"{note}\n" for note in notes), end="")
     source_of = {f.layout.component: f for f in found}
     official = source_of.get("policy")
+    if statistics and not official:
+        raise ConversionError(f"--statistics {statistics}: no policy is among the weights")
     sections = [COMPONENTS[c.component].section(c.config) for c in conversions]
     metadata: dict[str, Any] = {
         "config": merged_config(sections, official.metadata if official else {}, config)
@@ -76,6 +85,10 @@ def convert(
         json_items["tokenizer"] = source_of["text_encoder"].sidecar.tokenizer
     step = _step(official)
     check_absent(to, step)
+    for file in {spec.file for f in found for spec in f.tensors.specs.values()}:
+        if Path(file).suffix == ".safetensors":
+            refuse_zero_end(Path(file))
+    lock = (to.parent if to.absolute().name == "checkpoints" else to) / LOCK_FILE  # a run's, there
     metadata["provenance"] = {
         "imagewam_jax": imagewam_jax.__version__,
         "sources": [
@@ -88,14 +101,33 @@ def convert(
         "dtype": dtype or "as in the sources",
         "carried": {name: value for f in found for name, value in _carried(f).items()},
     }
-    write_streams(to, step, streams, metadata, **json_items)
+    with only_writer(lock, "imagewam convert"):
+        write_streams(to, step, streams, metadata, **json_items)
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
+
+
+def _check_settings(f: RecognizedSource) -> list[str]:
+    """Check the training config beside a policy, and return what is to be said of it."""
+    if f.layout.component != "policy" or not f.sidecar.configs:
+        return []
+    files = " and ".join(map(str, f.sidecar.configs))
+    try:
+        notes = check_settings(f.sidecar.metadata, f.metadata.overrides)
+    except ConversionError as error:
+        raise ConversionError(f"{files}: {error}") from error
+    return [f"{files}: {note}" for note in notes]
 
 
 OFFICIAL = "official"  # the dataset's name, for a checkpoint that does not give it
 NO_CONFIG = (
     "without --config (such as configs/libero.py:4b) the policy is one for a single camera and no "
     "known dataset: what cameras it sees, and how, is not in weights"
+)
+
+
+NO_STATISTICS = (
+    f"no {STATISTICS_FILE} lies beside the policy: without the statistics of its training it "
+    "cannot act in real units; put the file there, or give it as --statistics FILE"
 )
 
 
@@ -146,13 +178,14 @@ def _statistics(
     sidecar = f.sidecar
     metadata["official"] = {"config": sidecar.metadata, "statistics": sidecar.statistics}
     if sidecar.statistics is None:
+        print(NO_STATISTICS)
         return {}
     embodiment = find(f.metadata, "embodiment")
     dims = {"action": policy.expert.action_dim, "state": policy.proprio_dim}
-    statistics = global_statistics(sidecar.statistics, embodiment, dims)
+    statistics = global_statistics(sidecar.statistics, embodiment, dims, sidecar.metadata)
     name = metadata["config"]["data"]["dataset"] or embodiment or OFFICIAL
     metadata["datasets"] = [name]
-    source = {"file": STATISTICS_FILE, "official": True}
+    source = {"file": sidecar.statistics_file.name, "official": True}
     metadata["statistics"] = {name: {"source": source, **statistics_to_json(statistics)}}
     mode = metadata["config"]["data"]["normalization"]
     if not mode:
@@ -162,8 +195,9 @@ def _statistics(
             "real units"
         )
         return {}
-    tree = {}
-    for name, field in (("actions", "action"), ("state", "state")):
-        n = make_normalizer(statistics[field], mode)
-        tree[name] = dataclasses.asdict(stack_normalizers([n], dims[field] or len(n.scale)))
-    return {"normalizers": stream_of(tree)}
+    both = (make_normalizer(statistics[field], mode) for field in ("action", "state"))
+    stacked = [
+        stack_normalizers([n], dim or len(n.scale))
+        for n, dim in zip(both, dims.values(), strict=True)
+    ]
+    return {"normalizers": stream_of(normalizer_tree(*stacked))}

@@ -8,6 +8,7 @@ both files are written for an export.
 import dataclasses
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ from imagewam_jax.preprocess.statistics import (
     select_statistics,
     statistics_from_json,
 )
-from imagewam_jax.weights.converted_config import RUN_TIME, find_below
+from imagewam_jax.weights.converted_config import RUN_TIME
 from imagewam_jax.weights.layouts.imagewam import BACKBONE, imagewam_config
 from imagewam_jax.weights.layouts.imagewam_checkpoint import (
     MIXED_PRECISION,
     official_settings,
     without_lora,
 )
+from imagewam_jax.weights.layouts.imagewam_settings import MODES, key_order, setting
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs
 from imagewam_jax.weights.sidecar import STATISTICS_FILE
 
@@ -36,12 +38,16 @@ FIELDS = ("action", "state")
 
 
 def global_statistics(
-    official: Mapping[str, Any], embodiment: str | None, dims: Mapping[str, int | None]
+    official: Mapping[str, Any],
+    embodiment: str | None,
+    dims: Mapping[str, int | None],
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, FieldStatistics]:
     """{"action": ..., "state": ...} from a `dataset_stats.json`, with all keys of a field joined.
 
     `embodiment` chooses from a per-embodiment file; `dims` has the policy's widths, None for no
-    state. ConversionError: the file lacks something, or has other widths.
+    state; `settings` is the training config, which has the order of the keys. ConversionError: the
+    file lacks something, or has other widths or keys.
     """
     if official.get("type") == "per_embodiment":
         choices = official.get("embodiments")
@@ -57,7 +63,7 @@ def global_statistics(
         if not isinstance(official.get(field), Mapping):
             raise ConversionError(f"dataset_stats.json has no {field!r}; it has {sorted(official)}")
         try:
-            found[field] = _joined(official[field])
+            found[field] = _joined(_in_order(official[field], key_order(settings, field)))
         except (AttributeError, DataError, TypeError, ValueError) as error:
             raise ConversionError(f"dataset_stats.json: {field}: {error}") from error
         width = len(found[field]["min"])
@@ -66,6 +72,15 @@ def global_statistics(
                 f"dataset_stats.json has {width} {field} dimensions, the weights have {dims[field]}"
             )
     return found
+
+
+def _in_order(keys: Mapping[str, Any], order: list[str] | None) -> Mapping[str, Any]:
+    """The keys of a field in the order of the training config, which need not be the file's."""
+    if order is None or list(keys) == order:
+        return keys
+    if sorted(keys) != sorted(order):
+        raise ValueError(f"has the keys {list(keys)}, shape_meta of the training config {order}")
+    return {key: keys[key] for key in order}
 
 
 def _joined(keys: Mapping[str, Any]) -> FieldStatistics:
@@ -93,9 +108,28 @@ def settings(config: ImageWAMConfig, metadata: Mapping[str, Any], specs: Specs) 
     if imagewam_config(specs, chosen).coordinate_dtype != config.coordinate_dtype:
         chosen["coordinate_dtype"] = config.coordinate_dtype
     mode = metadata["config"].get("data", {}).get("normalization")
-    if mode and mode != find_below(chosen, "default_mode"):
+    if mode and not stored:
+        chosen["data"] = {"train": _data_settings(config, metadata["config"]["data"])}
+    elif mode and mode != setting(chosen, *MODES):
         chosen["normalization"] = mode
     return chosen
+
+
+def _data_settings(config: ImageWAMConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `data.train` of an official training config, as far as it decides numbers."""
+    return {
+        "num_frames": config.horizon + 1,
+        "global_sample_stride": data.get("stride", 1),
+        "endpoint_frames_only": True,
+        "action_video_freq_ratio": 1,
+        "processor": {
+            "action_output_dim": config.expert.action_dim,
+            "proprio_output_dim": config.proprio_dim,
+            "use_stepwise_action_norm": False,
+            "norm_default_mode": data["normalization"],
+            "norm_exception_mode": None,
+        },
+    }
 
 
 def statistics(metadata: Mapping[str, Any], horizon: int) -> dict[str, Any] | None:

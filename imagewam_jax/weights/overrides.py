@@ -39,6 +39,9 @@ OVERRIDES = {
         str, "of actions and states: min/max, z-score, q01/q99 or low/high numbers"
     ),
     "embodiment": Override(str, "of per-embodiment statistics, the one to take"),
+    "weights": Override(
+        str, "of several sets of weights in a file, the prefix of that to take; . for no prefix"
+    ),
 }
 
 

@@ -23,11 +23,13 @@ from imagewam_jax.weights.layouts.mapping import (
     Rule,
     TreeReader,
     check,
+    mixed_arrays,
     tree_dtypes,
     under,
 )
 from imagewam_jax.weights.layouts.metadata import SourceMetadata
-from imagewam_jax.weights.layouts.registry import Layout, recognize
+from imagewam_jax.weights.layouts.registry import LAYOUTS, Layout
+from imagewam_jax.weights.layouts.sets import find_weights, unwrapped
 from imagewam_jax.weights.sidecar import Sidecar, read_sidecar
 
 # Public models, recognized by the sizes that shapes give.
@@ -36,8 +38,12 @@ PUBLIC = {"klein 4B": KLEIN_4B, "klein 9B": KLEIN_9B, "Qwen3-4B": QWEN3_4B, "Qwe
 
 @dataclasses.dataclass(frozen=True)
 class RecognizedSource:
-    """A source whose layout is known: `tensors` have the layout's names, `values` are what the file
-    holds besides."""
+    """A source whose layout is known.
+
+    tensors: those of the file under the layout's names, without those that the user left out.
+    values: what the file holds besides tensors.
+    notes: for the terminal, what was passed over, and how the names were read.
+    """
 
     path: Path
     layout: Layout
@@ -45,6 +51,7 @@ class RecognizedSource:
     values: Mapping[str, Any]
     metadata: SourceMetadata
     sidecar: Sidecar
+    notes: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +69,25 @@ class Conversion:
     abstract: Mapping[str, Any]  # in the dtypes of the source
 
 
-def recognize_source(path: Path, overrides: Mapping[str, Any]) -> RecognizedSource:
-    """Open a source and recognize its layout. ConversionError: it is not known."""
+def recognize_source(
+    path: Path, overrides: Mapping[str, Any], statistics: Path | None = None
+) -> RecognizedSource:
+    """Open a source and recognize its layout; `statistics` is a policy's file of statistics, which
+    is otherwise looked for beside it. ConversionError: the layout is not known."""
     opened = open_weights(path)
-    layout, tensors = recognize(opened, str(path))
-    values = getattr(opened, "values", {})
-    sidecar = read_sidecar(path)
+    found = find_weights(opened, LAYOUTS, str(path), overrides.get("weights"))
+    policy = found.layout.component == "policy"
+    sidecar = read_sidecar(path, with_statistics=policy, statistics=statistics)
+    # Those at the top of the file win over those of the same name beside the weights.
+    values = {unwrapped(k).removeprefix(found.prefix): v for k, v in opened.values.items()}
+    values |= opened.values
     metadata = SourceMetadata({**values, **sidecar.metadata}, overrides)
-    return RecognizedSource(path, layout, tensors, values, metadata, sidecar)
+    if found.fits_choice:
+        metadata.used.add("weights")
+    notes = opened.notes + found.notes
+    if sidecar.statistics_file:
+        notes += (f"statistics: {sidecar.statistics_file.name}",)
+    return RecognizedSource(path, found.layout, found.tensors, values, metadata, sidecar, notes)
 
 
 def plan(found: Sequence[RecognizedSource], recipe: str | None) -> list[Conversion]:
@@ -180,11 +198,17 @@ def describe(found: Sequence[RecognizedSource], conversions: Sequence[Conversion
         state = f.layout.state(f.tensors.specs)
         state = f" ({state})" if state else ""
         lines.append(f"{f.path}: {f.layout.name}, {len(f.tensors.specs)} tensors{state}")
+        lines += [f"  {note}" for note in f.notes]
     for c in conversions:
         leaves = flatten(c.abstract).values()
         numbers = sum(int(np.prod(leaf.shape)) for leaf in leaves)
         dtypes = dtype_name({np.dtype(leaf.dtype) for leaf in leaves})
         lines.append(f"  {c.component}: {sizes(c.config)}; {numbers:,} numbers in {dtypes}")
+        if mixed := mixed_arrays(c.rules, c.source.specs):
+            lines.append(
+                f"  {len(mixed)} arrays have layers of several dtypes, such as {mixed[0]}: all of "
+                "their layers are read as float32, which changes no number"
+            )
     return "\n".join(lines)
 
 

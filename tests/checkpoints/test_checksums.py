@@ -6,8 +6,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from imagewam_jax.checkpoints.store import Checkpoints, array_checksums, differing
+from imagewam_jax.checkpoints.layer_reader import SavedTree
+from imagewam_jax.checkpoints.store import (
+    Checkpoints,
+    array_checksums,
+    differing,
+    open_checkpoint,
+)
 from imagewam_jax.errors import CheckpointError, Unreadable
+from imagewam_jax.weights.checkpoint_writer import Stream, stream_of, write_streams
+from imagewam_jax.weights.layouts.mapping import Piece
 
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.int32, np.uint8, np.bool_]
 
@@ -68,13 +76,55 @@ def test_flips_on_disk(tmp_path):
     checkpoints.close()
 
 
-def test_another_dtype_cannot_be_told(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, {"params": {"w": jnp.linspace(0, 1, 50)}}, {})
-    checkpoints.wait()
-    abstract = {"params": {"w": jax.ShapeDtypeStruct((50,), jnp.bfloat16)}}
-    assert checkpoints.restore(1, abstract)["params"]["w"].dtype == jnp.bfloat16
+@pytest.mark.parametrize(
+    ("saved", "wanted"),
+    [
+        ("bfloat16", "float32"),  # compared after the bits were widened
+        ("float16", "float32"),  # cast after they were compared
+        ("float32", "bfloat16"),
+    ],
+)
+def test_an_array_in_another_dtype_is_compared(tmp_path, saved, wanted):
+    """Training reads converted weights in float32; -0 and the smallest numbers are among them."""
+    values = np.random.default_rng(3).normal(size=50).astype(saved)
+    values[:2] = -0.0, np.finfo(np.float16).tiny / 4
+    write_streams(tmp_path, 0, {"params": stream_of({"w": values})}, {"config": {}})
+    abstract = {"params": {"w": jax.ShapeDtypeStruct((50,), wanted)}}
+    checkpoints, step = open_checkpoint(tmp_path)
+    restored = checkpoints.restore(step, abstract)["params"]["w"]
+    assert restored.dtype == wanted
+    np.testing.assert_array_equal(restored, values.astype(wanted))
+    flip_a_bit(tmp_path / "0" / "params")
+    with pytest.raises(Unreadable, match=r"/0: 1 arrays of params are not .* such as w"):
+        checkpoints.restore(step, abstract)
+    with pytest.raises(Unreadable, match="/0/params: w is not what was saved"):
+        SavedTree(checkpoints, step, "params")("w", None)
     checkpoints.close()
+
+
+def test_layers_are_compared_when_all_of_them_were_read(tmp_path):
+    layers = np.random.default_rng(4).normal(size=(3, 40)).astype(np.float32)
+    pieces = [Piece("w", i, layer) for i, layer in enumerate(layers)]
+    abstract = {"w": jax.ShapeDtypeStruct(layers.shape, layers.dtype)}
+    stream = Stream(abstract, frozenset({"w"}), lambda: pieces)
+    write_streams(tmp_path, 0, {"params": stream}, {"config": {}})
+    checkpoints, step = open_checkpoint(tmp_path)
+    assert checkpoints.checksums(step)["params"] == array_checksums({"w": layers})
+    flip_a_bit(tmp_path / "0" / "params")
+    saved = SavedTree(checkpoints, step, "params")
+    checkpoints.close()
+    for layer in (2, 0, 2):
+        saved("w", layer)
+    with pytest.raises(Unreadable, match="params: w is not what was saved"):
+        saved("w", 1)
+
+
+def flip_a_bit(tree):
+    """In a file of an array that a conversion wrote, which holds the numbers as they are."""
+    file = max((p for p in tree.rglob("*") if p.name[0].isdigit()), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
 
 
 def test_the_array_is_named(tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 """Checkpoints: complete or absent, on a full disk too, and found by any of their paths."""
 
 import json
-import os
-import subprocess
 from types import SimpleNamespace
 
 import jax
@@ -11,8 +9,8 @@ import numpy as np
 import pytest
 
 from imagewam_jax.checkpoints import store as checkpoint
-from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
-from imagewam_jax.errors import CheckpointError, Unreadable
+from imagewam_jax.checkpoints.store import Checkpoints, is_step, not_finite, open_checkpoint
+from imagewam_jax.errors import CheckpointError, NotFiniteError, Unreadable
 
 TREES = ("params", "ema", "optimizer", "autoencoder")
 
@@ -57,20 +55,6 @@ def test_a_full_disk_is_noticed_before_writing(tmp_path, monkeypatch):
     check_restored(tmp_path, 1, 100)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MB."""
-    if os.getuid() != 0:
-        pytest.skip("only root can mount a file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("file systems cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_disk_that_fills_up_while_writing(small_disk, monkeypatch):
     """Something else takes the space between the check and the writing."""
     checkpoints = Checkpoints(small_disk / "checkpoints")
@@ -78,7 +62,9 @@ def test_a_disk_that_fills_up_while_writing(small_disk, monkeypatch):
     checkpoints.wait()
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", free(10**12))
     save(checkpoints, 2, 10**6)
-    with pytest.raises(CheckpointError, match=r"newest complete one is of step 1: .*No space"):
+    with pytest.raises(
+        CheckpointError, match=r"newest complete one is of step 1: .*No space.*; free some"
+    ):
         checkpoints.wait()
     checkpoints.close()
     check_restored(small_disk / "checkpoints", 1, 100)
@@ -113,11 +99,37 @@ def test_paths_that_do_not(run, tmp_path):
         (run / "checkpoints/1", r"no checkpoint of step 1; it has \[2, 3\]"),
         (tmp_path / "nothing", "nothing: no such directory, expected a run or a checkpoint"),
         (tmp_path / "notes", r"notes: no checkpoint; it has \[\]"),
-        (tmp_path / "numbers", "numbers/12: metadata cannot be read"),
-        (tmp_path / "numbers/12", "numbers/12: metadata cannot be read"),
+        (tmp_path / "numbers", r"numbers: no checkpoint; it has \[\]"),
+        (tmp_path / "numbers/12", r"numbers/12: no checkpoint; it has \[\]"),
+        (run / "notes", "notes: no such directory, expected a run"),
     ):
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(path)
+
+
+def test_a_folder_with_a_number_as_its_name(tmp_path):
+    """It is a run, or what was converted into it; a step is a number with a step's items in it."""
+    run, converted = tmp_path / "20260601", tmp_path / "2027"
+    for folder, step in ((run / "checkpoints", 7), (converted, 0)):
+        checkpoints = Checkpoints(folder)
+        save(checkpoints, step, 10)
+        checkpoints.wait()
+        checkpoints.close()
+    (converted / "20260601" / "notes").mkdir(parents=True)  # another folder of the user's
+    for path, expected in (
+        (run, 7),
+        (run / "checkpoints", 7),
+        (run / "checkpoints" / "7", 7),
+        (converted, 0),
+        (converted / "0", 0),
+    ):
+        checkpoints, step = open_checkpoint(path)
+        assert step == expected and is_step(checkpoints.directory / str(step))
+        checkpoints.close()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 8; it has \[7\]"):
+        open_checkpoint(run / "checkpoints" / "8")
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: no checkpoint; it has"):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "\x00\x00"])
@@ -165,3 +177,34 @@ def test_a_checkpoint_of_another_version(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="checkpoint format 2, this version reads 3"):
         open_checkpoint(tmp_path)
+
+
+def test_arrays_that_are_not_finite_are_neither_saved_nor_restored(tmp_path, monkeypatch):
+    """A version that did not look has saved them."""
+    good = trees(10)
+    bad = {**good, "ema": {"w": good["ema"]["w"].at[3].set(jnp.nan)}}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, good, {})
+    message = r"after step 2, 1 arrays \(ema\.w\) hold NaNs or .* not saved; step 1 is kept"
+    with pytest.raises(NotFiniteError, match=message):
+        checkpoints.save(2, bad, {})
+    assert checkpoints.steps == [1]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "not_finite", lambda tree: [])
+        checkpoints.save(2, bad, {})
+        checkpoints.wait()
+    abstract = jax.eval_shape(lambda: trees_like(10))
+    with pytest.raises(Unreadable, match=r"/2: 1 arrays \(ema\.w\) hold NaNs or infinities"):
+        checkpoints.restore(2, abstract)
+    checkpoints.restore(2, {"params": abstract["params"]})
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32])
+def test_which_arrays_are_not_finite(dtype):
+    values = jnp.arange(6).astype(dtype)
+    tree = {"b": {"c": values}, "a": values}
+    assert not_finite(tree) == []
+    if dtype != jnp.int32:
+        tree["b"]["c"] = values.at[5].set(jnp.inf)
+        assert not_finite(tree | {"d": -tree["b"]["c"], "e": values * jnp.nan}) == ["b.c", "d", "e"]

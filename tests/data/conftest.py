@@ -12,6 +12,7 @@ import pytest
 
 from imagewam_jax.data.index.build import build_index
 from imagewam_jax.data.index.dataset_index import open_index
+from tests.shared_folder import shared
 
 
 class ToySet(NamedTuple):
@@ -30,10 +31,19 @@ class LayoutSet(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def rlds_folder(tmp_path_factory) -> Path:
-    """The folder that write_rlds.py writes, in a process of its own."""
+def rlds_folder() -> Path:
+    """The folder that write_rlds.py writes, and an index of `toy_arm`."""
     pytest.importorskip("tensorflow_datasets", reason="writes RLDS with TFDS")
-    folder = tmp_path_factory.mktemp("rlds")
+
+    def make(folder: Path) -> None:
+        write_rlds(folder)
+        build_index(folder / "toy_arm" / "1.0.0", progress=False)
+
+    return shared("rlds", make)
+
+
+def write_rlds(folder: Path) -> None:
+    """Run write_rlds.py in a process of its own: it imports TensorFlow."""
     script = Path(__file__).with_name("write_rlds.py")
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
@@ -45,7 +55,6 @@ def rlds_folder(tmp_path_factory) -> Path:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +63,7 @@ def toy(rlds_folder) -> ToySet:
         pickle.loads((rlds_folder / f"{name}.pickle").read_bytes())
         for name in ("truth", "examples")
     )
-    dataset_dir = rlds_folder / "toy_arm" / "1.0.0"
-    build_index(dataset_dir, progress=False)
-    return ToySet(dataset_dir, truth, examples)
+    return ToySet(rlds_folder / "toy_arm" / "1.0.0", truth, examples)
 
 
 @pytest.fixture(scope="session")

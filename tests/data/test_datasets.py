@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from imagewam_jax.data.datasets import resolve_widths, shared_splits
 from imagewam_jax.data.index.dataset_index import open_index
 from imagewam_jax.errors import DataError
 from tests.data.toy import TOY_ROW, toy_data
@@ -106,10 +107,29 @@ def test_mixtures_that_do_not_fit(root, tmp_path):
         mixture(root, cameras=("primary",))
     with pytest.raises(DataError, match="configured action_dim is 7"):
         mixture(root, action_dim=7)
-    with pytest.raises(DataError, match=r"toy_arm: \[\] are its versions with a features.json"):
+    with pytest.raises(DataError, match=r"no dataset 'toy_arm' there; it holds \[\]"):
         mixture(tmp_path)
     with pytest.raises(DataError, match=r"no mixture 'soup', .*'libero', 'mine', 'oxe_ma"):
         mixture(root, mixture="soup")
+
+
+def model(**expert) -> dict:
+    return {"expert": {"dim": 16, **expert}, "proprio_dim": -1}
+
+
+def test_widths_are_those_of_the_rows():
+    rows = {"toy_arm": TOY_ROW, "other": OTHER_ROW}
+    section = {"dataset": "other", "mixture": "", "mixtures": {"mine": ENTRIES}, "rows": rows}
+    section["directory"] = ""
+    one = resolve_widths({"data": section, "model": model(action_dim=-1)})
+    assert one["model"] == {"expert": {"dim": 16, "action_dim": 2}, "proprio_dim": 5}
+    both = section | {"dataset": "", "mixture": "mine"}
+    assert resolve_widths({"data": both, "model": model()})["model"]["expert"]["action_dim"] == 4
+    given = {"data": section, "model": model(action_dim=9)}
+    assert resolve_widths(given)["model"] == {**model(action_dim=9), "proprio_dim": 5}
+    assert given["model"]["proprio_dim"] == -1  # what is given stays as it is
+    with pytest.raises(DataError, match="no dataset 'none' in the registry"):
+        resolve_widths({"data": section | {"dataset": "none"}, "model": model()})
 
 
 def test_an_index_elsewhere(toy, tmp_path):
@@ -121,3 +141,28 @@ def test_an_index_elsewhere(toy, tmp_path):
     found = open_index(folder, tmp_path / "indexes" / "toy_arm")
     assert found.checksum == open_index(toy.dataset_dir).checksum
     assert len(data.datasets[0].start_frames("train")) == 138
+
+
+def test_versions_and_builder_configs_of_a_mixture(toy, tmp_path):
+    """An entry names them, or has the newest; one dataset is found from any folder above it."""
+    for path in ("toy_arm/1.0.0", "toy_arm/10.0.0", "toy_arm/9.0.0", "other/joints/1.0.0"):
+        shutil.copytree(toy.dataset_dir, tmp_path / path)
+    entries = [ENTRIES[0] | {"version": "9.0.0"}, ENTRIES[1] | {"config": "joints"}]
+    named = mixture(tmp_path, entries=entries)
+    assert [d.index_folder.parent.relative_to(tmp_path).as_posix() for d in named.datasets] == [
+        "toy_arm/9.0.0",
+        "other/joints/1.0.0",
+    ]
+    for folder in (tmp_path, tmp_path / "toy_arm", tmp_path / "toy_arm" / "10.0.0"):
+        (dataset,) = toy_data(folder).datasets
+        assert dataset.index_folder.parent == tmp_path / "toy_arm" / "10.0.0"
+    with pytest.raises(DataError, match=r"no version '2.0.0' of 'toy_arm' there; it holds"):
+        mixture(tmp_path, entries=[ENTRIES[0] | {"version": "2.0.0"}])
+
+
+def test_episodes_in_both_splits_are_told(toy):
+    held_out = {"train_split": "train[:80%]", "eval_split": "train[70%:]+val"}
+    data = toy_data(toy.dataset_dir, **held_out)
+    (told,) = shared_splits(data.datasets, held_out)
+    assert told.startswith(r"toy_arm: 1 of the 6 episodes of data.eval_split='train[70%:]+val' are")
+    assert not shared_splits(data.datasets, held_out | {"eval_split": "train[80%:]+val"})

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from imagewam_jax import cli
+from imagewam_jax.config.loading import load_config
 from imagewam_jax.data.datasets import config_data
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.evaluation import closed_loop
 from imagewam_jax.evaluation.closed_loop import (
     BLANK,
@@ -15,6 +17,7 @@ from imagewam_jax.evaluation.closed_loop import (
     RANDOM,
     REPLAY,
     SWAPPED,
+    _check_fit,
     acting,
     demonstrations_by_instruction,
     evaluate_closed_loop,
@@ -22,11 +25,13 @@ from imagewam_jax.evaluation.closed_loop import (
 )
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import PolicyInput, RolloutResult, wilson_interval
+from imagewam_jax.evaluation.simulators import simulates
 from imagewam_jax.policy.policy import load_policy
 from imagewam_jax.preprocess.inputs import Observations
 from tests.evaluation.fake_simulator import NAME as FAKE
+from tests.evaluation.fake_simulator import FakeSimulator
 from tests.evaluation.opengl import require_metaworld
-from tests.training.tiny import INSTRUCTIONS, trained_run
+from tests.training.tiny import INSTRUCTIONS, ROOT, trained_run
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def dataset(policy):
 class StandIn:
     """A policy for the fake simulator, which moves by its instruction where it sees anything."""
 
-    horizon, action_dim = 4, 1
+    horizon, action_dim, state_dim, cameras = 4, 1, 1, ("primary", "secondary")
 
     def __init__(self):
         self.config = {
@@ -87,6 +92,26 @@ def test_every_policy_variant(monkeypatch):
     assert {r.episodes for r in results.values()} == {results[POLICY].episodes}
     assert [seed for _, seed in results[POLICY].episodes] == [4, 4, 5, 5, 6, 6]
     assert set(results[POLICY].frames) == set(range(4)) and not results[BLANK].frames
+
+
+def test_a_policy_that_does_not_fit_the_simulator():
+    other = StandIn()
+    other.cameras, other.state_dim, other.action_dim = ("primary",), 4, 7
+    message = (
+        "simulator 'fake' has 2 cameras, the policy 1; 1 dimensions of the state, the policy 4; "
+        "1 dimensions of the action, the policy 7"
+    )
+    with pytest.raises(ConfigError, match=message):
+        _check_fit(other, "fake", FakeSimulator.spec, 4)
+    with pytest.raises(ConfigError, match="execute_steps is 5, expected 1 to 4, the horizon"):
+        _check_fit(StandIn(), "fake", FakeSimulator.spec, 5)
+
+
+def test_a_registered_simulator_plays_its_own_dataset():
+    quickstart = load_config(str(ROOT / "configs" / "quickstart.py"), [])
+    simulator = quickstart.evaluation.simulator
+    assert simulator and simulates(simulator, quickstart.data.dataset)
+    assert not simulates(simulator, "toy_arm") and simulates(FAKE, "toy_arm")
 
 
 def test_acting_gives_the_policy_what_the_simulator_shows(policy):
@@ -159,5 +184,5 @@ def test_evaluation_in_the_simulator(with_simulator, tmp_path):
     assert set(results["closed_loop"]) == {POLICY, SWAPPED, BLANK, RANDOM, REPLAY}
     assert all(s["episodes"] == 2 for s in results["closed_loop"].values())
     page = html.unescape((tmp_path / "report.html").read_text())
-    for words in ("Success in the simulator", "delta_x", "task 'open the faucet'"):
+    for words in ("Success in the simulator", "gripper", "task 'open the faucet'"):
         assert words in page

@@ -1,9 +1,12 @@
 """Errors on recorded episodes, against the same sums written out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from imagewam_jax.data.datasets import config_data
+from imagewam_jax.errors import DataError
 from imagewam_jax.evaluation import offline
 from imagewam_jax.evaluation.offline import LAST_ACTION, MEAN_ACTION, POLICY, evaluate_offline
 from imagewam_jax.policy.policy import load_policy
@@ -88,6 +91,37 @@ def test_the_policy(policy, dataset, result, start_frames):
     np.testing.assert_allclose(result.action_error[POLICY], expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(result.imagined_error_n, imagined, rtol=1e-3)
     np.testing.assert_allclose(result.copied_error_n, copied, rtol=1e-4, atol=1e-7)
+
+
+def test_a_split_without_samples(dataset):
+    with pytest.raises(DataError, match=r"'val\[:0\]' has no "):
+        offline.evaluation_frames(dataset, "val[:0]")
+
+
+def test_first_steps_alone(policy, dataset, monkeypatch):
+    """Nothing came before them that could be repeated, and all of them are in the sums."""
+    firsts = dataclasses.replace(dataset, every=10_000)
+    starts = dataset.index.split("val").episode_start[:-1]
+    assert offline.evaluation_frames(firsts, "val").tolist() == starts.tolist()
+
+    def predict(policy, dataset, batch, seeds):
+        latent = np.zeros((len(seeds), 1, 1, 1), np.float32)
+        true = batch["actions"]
+        return offline.Predictions(0 * true, true, batch["action_is_pad"], latent, latent, latent)
+
+    monkeypatch.setattr(offline, "predict", predict)
+    errors = evaluate_offline(policy, firsts, "val").action_error
+    assert set(errors) == {POLICY, MEAN_ACTION}
+    actions = dataset.index.split("val").steps["action"][:]
+    np.testing.assert_allclose(errors[POLICY][0], np.abs(actions[starts]).mean(0), rtol=1e-5)
+
+
+def test_numbers_that_are_not_there_are_null():
+    error = np.array([[1.0, 2.0], [3.0, 4.0], [np.nan, np.nan]])
+    summary = offline.OfflineResult({POLICY: error}, np.array([np.inf]), np.ones(1)).summary()
+    assert summary["action_error"] == {POLICY: [2.0, 3.0]}
+    assert summary["action_error_by_step"] == {POLICY: [1.5, 3.5, None]}
+    assert summary["imagined_latent_error"] is None and summary["copied_latent_error"] == 1.0
 
 
 def test_summary(result):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagewam_jax.errors import CheckpointError
+from imagewam_jax.errors import CheckpointError, InUseError
 from imagewam_jax.evaluation.closed_loop import BLANK, POLICY, RANDOM, REPLAY, SWAPPED, Success
 from imagewam_jax.evaluation.evaluate import evaluate
 from imagewam_jax.evaluation.report import episode_section, film_strip, overlay, success_section
 from imagewam_jax.evaluation.rollout import RolloutResult
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import image_grid, write_page
 from tests.training.tiny import trained_run
 
@@ -82,6 +83,18 @@ def test_evaluation_without_a_simulator(report):
         row = page.cells.index(name)
         assert page.cells[row + 1 : row + 5] == [f"{x:.3f}" for x in error]
     assert len(page.pictures) == 4
+
+
+def test_a_report_that_another_process_writes(report):
+    before = report.read_bytes()
+    with (
+        only_writer(report.parent / LOCK_FILE, "imagewam evaluate"),
+        pytest.raises(
+            InUseError, match=rf"^{report.parent} is in use by process .* evaluate, since"
+        ),
+    ):
+        evaluate(report.parent.parent, simulate=False)
+    assert report.read_bytes() == before
 
 
 def test_no_checkpoint_is_an_error_that_leaves_nothing_behind(tmp_path):

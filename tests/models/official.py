@@ -14,20 +14,17 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from imagewam_jax.models.action_expert import ActionExpertConfig
-from imagewam_jax.models.backbones.flux2 import Flux2, Flux2Config
+from imagewam_jax.models.backbones.flux2 import Flux2Config
 from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
 from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.weights.io.tensors import ArraySource
-from imagewam_jax.weights.layouts.flux2 import flux2_rules
 from imagewam_jax.weights.layouts.imagewam import imagewam_rules, imagewam_source
-from imagewam_jax.weights.layouts.mapping import to_foreign
 from tests.weights.foreign import to_tree
 
 training_loss = jax.jit(ImageWAM.training_loss)
 velocities = jax.jit(ImageWAM.velocities)
 prefill = jax.jit(ImageWAM.prefill)
 act = jax.jit(ImageWAM.act)
-imagine = jax.jit(ImageWAM.imagine)
 
 
 def config_of(folder: Path) -> dict:
@@ -61,14 +58,6 @@ def with_parameters(make, tree_of) -> nnx.Module:
     graph, state = nnx.split(abstract)
     nnx.replace_by_pure_dict(state, tree_of(module_tree(abstract)))
     return nnx.merge(graph, state)
-
-
-def load_flux2(folder: Path, weights: dict[str, np.ndarray]) -> Flux2:
-    config = flux2_config(config_of(folder)["flux2_params"])
-    return with_parameters(
-        lambda: Flux2(config, rngs=nnx.Rngs(0)),
-        lambda like: to_tree(flux2_rules(config), weights, like, str(folder)),
-    )
 
 
 @functools.cache
@@ -121,22 +110,3 @@ def train_case(folder: Path) -> tuple[dict[str, np.ndarray], Sample, Draws]:
         as_grid(io["noise_video"], folder), io["u_video"], io["noise_action"], io["u_action"]
     )
     return io, sample, draws
-
-
-def infer_case(folder: Path, index: int = 0) -> tuple[dict[str, np.ndarray], Context]:
-    prefix = f"infer{index}."
-    io = load_file(folder / "infer.safetensors")
-    io = {k.removeprefix(prefix): v for k, v in io.items()}
-    context = Context(
-        text=io["text_hidden_states"],
-        text_length=io["text_attention_mask"].sum(-1),
-        references=as_grid(io["ref_tokens"], folder)[:, None],
-        proprio=io["proprio"][:, 0] if "proprio" in io else None,
-    )
-    return io, context
-
-
-def in_foreign_layout(config: ImageWAMConfig, tree: dict) -> dict[str, np.ndarray]:
-    """Our tree under the official names, without the name of the joint model before them."""
-    tensors = to_foreign(imagewam_rules(config), tree)
-    return {name.removeprefix("mot."): tensor for name, tensor in tensors.items()}

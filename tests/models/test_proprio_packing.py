@@ -17,17 +17,6 @@ def packed(policy, io, case):
 
 
 @pytest.mark.parametrize("case", ["right_padded", "full", "one_empty"])
-def test_the_token_stands_behind_the_valid_text(case):
-    folder = golden("imagewam_flux2")
-    io = load_file(folder / "proprio_pack.safetensors")
-    text, layout = packed(official.load_policy(folder), io, case)
-    expected, valid = io[f"{case}.pack_true.context"], io[f"{case}.pack_true.mask"]
-    np.testing.assert_allclose(np.asarray(text)[valid], expected[valid], atol=2e-6, rtol=0)
-    references = 4
-    np.testing.assert_array_equal(layout.context_length_b, references + valid.sum(-1))
-
-
-@pytest.mark.parametrize("case", ["right_padded", "full", "one_empty"])
 def test_the_token_at_a_fixed_position(case):
     """The unpacked official variant: the token is the last row, whatever the text's length.
 

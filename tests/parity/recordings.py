@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from imagewam_jax.weights.convert import convert
 from tests.goldens import golden
+from tests.shared_folder import shared
 
 # The file that the official code wrote; without PyTorch, one with the same tensors.
 MODEL = "model.pt" if importlib.util.find_spec("torch") else "model.safetensors"
@@ -31,19 +32,11 @@ SOURCES = {
 }
 
 
-class Converted:
-    """The folders of these checkpoints; each is converted when it is asked for first."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __call__(self, name: str) -> Path:
-        out = self.folder / name
-        if not out.exists():
-            sources, options = SOURCES[name]
-            files = [golden(Path(source).parent.name) / Path(source).name for source in sources]
-            convert(files, out, **options)
-        return out
+def converted(name: str) -> Path:
+    """The checkpoint of this name, which tests must not change."""
+    sources, options = SOURCES[name]
+    files = [golden(Path(source).parent.name) / Path(source).name for source in sources]
+    return shared(f"converted/{name}", lambda folder: convert(files, folder, **options))
 
 
 def copy_of(case: str, folder: Path, *, without: tuple[str, ...] = ()) -> Path:

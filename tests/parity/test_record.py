@@ -1,6 +1,7 @@
 """`imagewam record`: recordings of our side, which hold what those of the official code hold."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from imagewam_jax.parity.record import record
 from imagewam_jax.parity.verify import verify
 from imagewam_jax.weights.convert import convert
 from tests.goldens import golden
-from tests.parity.recordings import Converted, edit
+from tests.parity.recordings import converted, edit
 from tests.weights.foreign import copy_case
 
 # For each checkpoint, the folder that it is recorded in.
@@ -25,31 +26,29 @@ FOLDERS = {
 }
 
 
-class Recorded(Converted):
-    """Converted checkpoints, and recordings of them that are made when they are first asked for."""
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Recordings of checkpoints, each made when it is first asked for."""
+    parent = tmp_path_factory.mktemp("recorded")
 
-    def of(self, name, **options):
-        to = self.folder / "recorded" / name
-        if not to.exists():
-            record(self(name), to, **options)
-        return to
+    def recorded(name: str, **options) -> Path:
+        if not (parent / name).exists():
+            record(converted(name), parent / name, **options)
+        return parent / name
+
+    return recorded
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    return Recorded(tmp_path_factory.mktemp("recorded"))
-
-
-@pytest.fixture(scope="module")
-def policy(converted):
+def policy(recorded):
     """The recording of a policy and its autoencoder."""
-    return converted.of("imagewam_flux2", sizes=Sizes(gradients=True))
+    return recorded("imagewam_flux2", sizes=Sizes(gradients=True))
 
 
 @pytest.mark.parametrize("case", sorted(FOLDERS))
-def test_it_passes_and_holds_what_official_recordings_hold(case, converted, policy):
+def test_it_passes_and_holds_what_official_recordings_hold(case, recorded, policy):
     """Under the same names, in the same types and numbers of axes."""
-    folder = converted.of(case)
+    folder = recorded(case)
     report = verify(converted(case), folder)
     assert report.passed
     official, ours = golden(case), folder / FOLDERS[case]
@@ -120,7 +119,7 @@ def test_the_numbers_of_a_policy_belong_together(policy):
         assert norms[name] == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
 
 
-def test_other_weights_fail(converted, policy, tmp_path):
+def test_other_weights_fail(policy, tmp_path):
     """The recording of one policy, with a policy that differs in one number."""
     source = copy_case(golden("imagewam_flux2"), tmp_path / "source", "model.safetensors")
 
@@ -136,10 +135,10 @@ def test_other_weights_fail(converted, policy, tmp_path):
 
 
 @pytest.mark.slow(minutes=1)
-def test_a_policy_without_a_robot_state_and_autoencoder(converted):
+def test_a_policy_without_a_robot_state_and_autoencoder(recorded):
     """Random latents; no gradients unless they are asked for."""
     sizes = Sizes(batch=1, grid=(2, 2), text_tokens=5)
-    folder = converted.of("policy_alone", sizes=sizes) / "policy"
+    folder = recorded("policy_alone", sizes=sizes) / "policy"
     assert verify(converted("policy_alone"), folder).passed
     train = load_file(folder / "train.safetensors")
     assert "video" not in train and "proprio" not in train
@@ -153,7 +152,7 @@ def test_a_policy_without_a_robot_state_and_autoencoder(converted):
 
 
 @pytest.mark.slow(minutes=1)
-def test_the_backbone_of_a_policy(converted, tmp_path):
+def test_the_backbone_of_a_policy(tmp_path):
     """A transformer's recording, repeated by a policy that has that transformer."""
     prefix = "mot.mixtures.video.transformer."
     tensors = load_file(golden("imagewam_flux2") / "model.safetensors")
@@ -170,7 +169,7 @@ def test_the_backbone_of_a_policy(converted, tmp_path):
     assert {"pred_with_ref", "denoise_cfg.final"} < {check.name for check in report.checks}
 
 
-def test_the_command_line(converted, tmp_path, capsys):
+def test_the_command_line(tmp_path, capsys):
     path, to = converted("text_qwen3"), tmp_path / "recorded"
     arguments = ["record", str(path), f"--to={to}", "--batch=3", "--text-tokens=5"]
     assert cli.main([*arguments, "--seed=1"]) == 0
@@ -190,7 +189,7 @@ def test_the_command_line(converted, tmp_path, capsys):
 
 
 @pytest.mark.slow(minutes=1)
-def test_in_bfloat16(converted, tmp_path, capsys):
+def test_in_bfloat16(tmp_path, capsys):
     """Computed in it, and said to be where it is compared in another dtype."""
     path, to = converted("flux2_transformer"), tmp_path / "recorded"
     record(path, to, dtype="bfloat16")
@@ -200,7 +199,7 @@ def test_in_bfloat16(converted, tmp_path, capsys):
     assert "recorded in bfloat16, whose rounding shows below" in capsys.readouterr().out
 
 
-def test_nothing_is_left_of_a_recording_that_failed(converted, tmp_path):
+def test_nothing_is_left_of_a_recording_that_failed(tmp_path):
     with pytest.raises(ConfigError, match="at least 1"):
         record(converted("text_qwen3"), tmp_path / "recorded", sizes=Sizes(batch=0))
     with pytest.raises(CheckpointError, match="no 'ema' in it"):

@@ -16,13 +16,8 @@ from imagewam_jax.parity.verify import verify
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.io.files import open_weights
 from tests.goldens import golden
-from tests.parity.recordings import Converted, copy_of, edit
+from tests.parity.recordings import converted, copy_of, edit
 from tests.weights.foreign import copy_case
-
-
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory):
-    return Converted(tmp_path_factory.mktemp("converted"))
 
 
 def names_of(report, passed=True):
@@ -42,11 +37,8 @@ def reasons(report):
     return {n.what: n.why for n in report.not_checked}
 
 
-@pytest.mark.parametrize(
-    "case",
-    ["imagewam_flux2", pytest.param("imagewam_flux2_noproprio", marks=pytest.mark.slow(minutes=1))],
-)
-def test_a_whole_policy(case, converted):
+@pytest.mark.parametrize("case", ["imagewam_flux2", "imagewam_flux2_noproprio"])
+def test_a_whole_policy(case):
     """Every recorded tensor is an input, is compared, or is listed with the reason why not."""
     report = verify(converted(case), golden(case))
     assert report.passed and not names_of(report, passed=False)
@@ -69,7 +61,7 @@ def test_a_whole_policy(case, converted):
         assert {"holes.pack_*", "left_padded.pack_*"} < why_not.keys()
 
 
-def test_a_transformer(converted):
+def test_a_transformer():
     report = verify(converted("flux2_transformer"), golden("flux2_transformer"))
     assert report.passed
     io = recorded("flux2_transformer", "io.safetensors") - names_of(report)
@@ -82,14 +74,14 @@ def test_a_transformer(converted):
     assert len(tables) == 3 and tables["pe_bfloat16_ids"].equal
 
 
-def test_an_autoencoder(converted):
+def test_an_autoencoder():
     report = verify(converted("flux2_autoencoder"), golden("flux2_autoencoder"))
     assert report.passed
     outputs = recorded("flux2_autoencoder", "io.safetensors") - names_of(report)
     assert outputs == {"io.safetensors: image", "io.safetensors: decode_in"}
 
 
-def test_a_text_encoder(converted):
+def test_a_text_encoder():
     report = verify(converted("text_qwen3"), golden("text_qwen3"))
     assert report.passed
     layers = {f"io.safetensors: hidden_states.{n}" for n in (0, 1, 2, 9, 18, 27)}
@@ -98,7 +90,7 @@ def test_a_text_encoder(converted):
 
 
 @pytest.mark.parametrize("case", ["lora", "lora_alpha"])
-def test_merged_adapters(case, converted):
+def test_merged_adapters(case):
     report = verify(converted(case), golden(case))
     assert report.passed
     found, merged = names_of(report), recorded(case, "lora_merged.safetensors")
@@ -158,7 +150,7 @@ def test_the_aligned_first_weights_are_not_those_recorded(tmp_path):
     assert "aligned first weights" in reasons(report)["action_init_narrow.safetensors"]
 
 
-def test_each_tensor_that_is_off_fails_alone(converted, tmp_path):
+def test_each_tensor_that_is_off_fails_alone(tmp_path):
     """A recording in which one number of many tensors is three limits away."""
     off = {
         "train.safetensors": {"pred_video": 1.5e-4, "loss_total": 2e-4, "weight_action": 1e-5},
@@ -188,7 +180,7 @@ def test_each_tensor_that_is_off_fails_alone(converted, tmp_path):
     }
 
 
-def test_one_wrong_weight_fails(converted, tmp_path, capsys):
+def test_one_wrong_weight_fails(tmp_path, capsys):
     """Through the command line: exit code 1 for a checkpoint whose weights differ in one number."""
     arguments = ["verify", str(converted("flux2_transformer"))]
     references = copy_of("flux2_transformer", tmp_path / "case")
@@ -217,7 +209,7 @@ def test_one_wrong_weight_fails(converted, tmp_path, capsys):
     assert result["not_checked"][0]["why"]
 
 
-def test_a_part_that_the_checkpoint_lacks(converted):
+def test_a_part_that_the_checkpoint_lacks():
     """A policy by itself: what needs the autoencoder is listed, the rest is compared."""
     report = verify(converted("policy_alone"), golden("imagewam_flux2_noproprio"))
     assert report.passed
@@ -227,7 +219,7 @@ def test_a_part_that_the_checkpoint_lacks(converted):
     assert not {check.kind for check in report.checks} & reasons(report).keys()
 
 
-def test_a_part_that_the_policy_was_recorded_with(converted):
+def test_a_part_that_the_policy_was_recorded_with():
     """The autoencoder by itself, on the images of a policy's recording."""
     report = verify(converted("flux2_autoencoder"), golden("imagewam_flux2"))
     assert report.passed
@@ -262,7 +254,7 @@ def test_a_part_that_the_policy_was_recorded_with(converted):
         ("flux2_transformer", "no_such_case", r"no such folder of recorded tensors"),
     ],
 )
-def test_a_recording_of_something_else(checkpoint, case, message, converted, capsys):
+def test_a_recording_of_something_else(checkpoint, case, message, capsys):
     """One line that says what does not fit, and an exit code that is not that of a pass."""
     path = converted(checkpoint)
     references = golden("lora").parent / case
@@ -274,7 +266,7 @@ def test_a_recording_of_something_else(checkpoint, case, message, converted, cap
     assert "all pass" not in out
 
 
-def test_a_recording_that_is_damaged(converted, tmp_path):
+def test_a_recording_that_is_damaged(tmp_path):
     def not_a_number(tensors):
         tensors["pred_with_ref"][0, 0, 0] = np.nan
 
@@ -310,7 +302,7 @@ def test_a_recording_that_is_damaged(converted, tmp_path):
         verify(converted("flux2_transformer"), tmp_path / "empty")
 
 
-def test_a_tensor_of_another_shape_fails(converted, tmp_path):
+def test_a_tensor_of_another_shape_fails(tmp_path):
     def cut(tensors):
         tensors["pred_without_ref"] = tensors["pred_without_ref"][:, :3]
         tensors["pred_new"] = tensors["pred_without_ref"][:0]
@@ -325,7 +317,7 @@ def test_a_tensor_of_another_shape_fails(converted, tmp_path):
     assert reasons(report)["io.safetensors: pred_new"] == "nothing here repeats it"
 
 
-def test_weights_in_bfloat16(converted):
+def test_weights_in_bfloat16():
     """The report says so: rounded weights are not those that the recording was made with."""
     report = verify(converted("bfloat16"), golden("flux2_transformer"))
     assert (report.saved_in, report.computed_in) == ("bfloat16", "float32")
@@ -334,7 +326,7 @@ def test_weights_in_bfloat16(converted):
     assert "weights.safetensors: img_in.weight" in failed
 
 
-def test_the_average_of_a_training_run(converted, tmp_path):
+def test_the_average_of_a_training_run(tmp_path):
     """Verification takes the average where there is one, as `imagewam export` does."""
     checkpoints, step = open_checkpoint(converted("flux2_transformer"))
     metadata = checkpoints.restore_json(step, "metadata")
@@ -352,7 +344,7 @@ def test_the_average_of_a_training_run(converted, tmp_path):
         verify(converted("flux2_transformer"), references, weights="ema")
 
 
-def test_padding_before_valid_text(converted, tmp_path):
+def test_padding_before_valid_text(tmp_path):
     def turned(tensors):
         tensors["attention_mask"] = tensors["attention_mask"][:, ::-1].copy()
 
@@ -374,8 +366,89 @@ def test_limits():
         assert np.isnan(limits.Limit(0.1, kind).error(np.array([np.nan, 2.0]), two))
 
 
-def test_where_the_result_cannot_be_written(converted, tmp_path, capsys):
+def test_where_the_result_cannot_be_written(tmp_path, capsys):
     path, references = converted("flux2_transformer"), golden("flux2_transformer")
     file = tmp_path / "absent" / "result.json"
     assert cli.main(["verify", str(path), str(references), "--json", str(file)]) == 1
     assert "no such folder to write it in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [(".safetensors", "float32"), (".npz", "float64"), (".pt", "float32")],
+)
+def test_a_state_without_steps_in_any_file(suffix, dtype, converted, tmp_path):
+    """As a policy in use records it: one state for each sample, and one sample here."""
+    folder = acting_alone(tmp_path)
+    edit(folder / "infer.safetensors", lambda t: t | {STATE: t[STATE][:, 0].copy()})
+    as_recorded(folder / "infer.safetensors", suffix, dtype)
+    report = verify(converted("imagewam_flux2"), folder)
+    assert report.passed
+    assert "infer.safetensors: infer0.action" in names_of(report)
+
+
+STATE = "infer0.proprio"
+
+
+def acting_alone(folder):
+    """A copy of the recording of one decision."""
+    folder = copy_of("imagewam_flux2", folder / "copy", without=("model.pt", "model.safetensors"))
+    for path in folder.glob("*.safetensors"):
+        if path.name != "infer.safetensors":
+            path.unlink()
+    (folder / "grad_norms.json").unlink()
+    edit(
+        folder / "infer.safetensors",
+        lambda t: {name: x for name, x in t.items() if name.startswith("infer0.")},
+    )
+    return folder
+
+
+def as_recorded(path, suffix, dtype):
+    """The same tensors in a file of another kind, numbers in another dtype."""
+    tensors = {
+        n: x.astype(dtype) if x.dtype == np.float32 else x for n, x in load_file(path).items()
+    }
+    path.unlink()
+    if suffix == ".pt":
+        torch = pytest.importorskip("torch")
+        torch.save({n: torch.from_numpy(x) for n, x in tensors.items()}, path.with_suffix(suffix))
+    else:
+        save = np.savez if suffix == ".npz" else lambda path, **tensors: save_file(tensors, path)
+        save(path.with_suffix(suffix), **tensors)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        (
+            STATE,
+            lambda x: x[0, 0],
+            r"has shape \[8\], expected \[batch, steps, dims\] or \[batch, dims",
+        ),
+        (STATE, lambda x: x[0], "has 4 samples, the text 1"),
+        (STATE, lambda x: x[None], r"has shape \[1, 1, 4, 8\], expected"),
+        ("infer0.text_attention_mask", lambda x: x[:, None], r"expected \[batch, tokens\]"),
+        ("infer0.text_hidden_states", lambda x: x[0], r"expected \[batch, tokens, channels\]"),
+        ("infer0.ref_img_ids", lambda x: x[0], r"expected \[batch, tokens, 4\]"),
+    ],
+)
+def test_axes_that_a_recording_cannot_have(name, change, problem, converted, tmp_path):
+    folder = acting_alone(tmp_path)
+    edit(folder / "infer.safetensors", lambda t: t | {name: change(t[name]).copy()})
+    with pytest.raises(ConversionError, match=rf"infer\.safetensors: {name} .*{problem}"):
+        verify(converted("imagewam_flux2"), folder)
+
+
+def test_files_that_hold_no_recording(converted, tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(
+        ConversionError, match=r"no recording in it .* files of \.safetensors, \.npz"
+    ):
+        verify(converted("imagewam_flux2"), tmp_path)
+    np.savez(tmp_path / "io.npz", a=np.array(["text"]))
+    with pytest.raises(ConversionError, match=r"io.npz: a is of <U4, expected numbers"):
+        verify(converted("imagewam_flux2"), tmp_path)
+    (tmp_path / "io.npz").write_bytes(b"x")
+    with pytest.raises(ConversionError, match=r"io.npz: cannot be read"):
+        verify(converted("imagewam_flux2"), tmp_path)

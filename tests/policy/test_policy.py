@@ -13,18 +13,19 @@ import pytest
 from imagewam_jax.checkpoints.assets import restore_assets
 from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.config.schema import policy_config
-from imagewam_jax.errors import CheckpointError, DataError
+from imagewam_jax.errors import CheckpointError, DataError, InputError
 from imagewam_jax.models.parameters import abstract_params, policy_builder
-from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.policy.policy import _dataset, load_policy
 from imagewam_jax.preprocess.images import ImageSpec
 from imagewam_jax.preprocess.inputs import Observations, make_context
+from imagewam_jax.preprocess.resize import resize
 from imagewam_jax.text.tables import write_text_table
 from tests.training.tiny import INSTRUCTIONS, trained_run
 
 BATCH = 3
 ACT = """
 import pickle, sys
-from imagewam_jax.policy.policy import load_policy
+from imagewam_jax.policy.policy import _dataset, load_policy
 from imagewam_jax.preprocess.inputs import Observations
 path, inputs, outputs = sys.argv[1:]
 images, state, instructions, noise = pickle.load(open(inputs, "rb"))
@@ -124,6 +125,61 @@ def test_actions_are_those_of_the_model_in_units_of_the_dataset(policy, case):
     np.testing.assert_allclose(policy.act(*case), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_every_way_in_is_checked(policy, case):
+    """Nothing is computed from what does not fit."""
+    observations, noise = case
+    wide = observations._replace(state=observations.state[:, :1])
+    latent = np.zeros((BATCH, 4, 4, 8), np.float32)
+    for call, message in (
+        (lambda: policy.act(wide, noise), r"state: .* = \[3, 4\], found \[3, 1\]"),
+        (lambda: policy.act(observations, noise[:, :2]), r"noise: .* = \[3, 4, 4\], found \[3, 2"),
+        (lambda: policy.act(observations, noise[:1]), r"noise: .* found \[1, 4, 4\]"),
+        (lambda: policy.act(observations, noise * np.nan), "noise: expected finite numbers"),
+        (lambda: policy.act(observations, noise, euler_steps=0), "euler_steps: .* found 0"),
+        (lambda: policy.imagine(wide, latent), "state: expected"),
+        (lambda: policy.imagine(observations, latent[:, :2]), r"= \[3, 4, 4, 8\], found \[3, 2"),
+        (lambda: policy.imagine(observations, latent, euler_steps=2.5), "euler_steps: .* 2.5"),
+        (lambda: policy.attention_on_reference(observations, noise, time=2), "time: .* found 2"),
+        (lambda: policy.attention_on_reference(observations, noise[:1]), "noise: expected"),
+        (lambda: policy.decode(latent[..., :4]), r"latent: .* = \[any, 4, 4, 8\], found \[3, 4"),
+        (lambda: policy.encode(observations.images[:, :, :0]), "images: .* no axis may be empty"),
+        (lambda: policy.latent_shape(observations.images[:0]), "images: .* no axis may be empty"),
+        (lambda: policy.seen(observations.images, np.ones((3, 1, 2), int) * 65), "image_size: "),
+        (lambda: policy.text_ids("open the faucet"), "instructions: .* found one text"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_images_of_any_size_are_seen_as_training_saw_them(policy, case):
+    """Alone, or in the corner of a larger buffer whose other pixels are never looked at."""
+    observations, noise = case
+    images = observations.images[:, :, :37, :61]
+    buffer = np.full((BATCH, 1, 50, 64, 3), 99, np.uint8)
+    buffer[:, :, :37, :61] = images
+    sizes = np.broadcast_to([37, 61], (BATCH, 1, 2))
+    seen = policy.seen(buffer, sizes)
+    assert seen.shape == (BATCH, 1, 64, 64, 3)
+    stretched = resize(images[:, 0] / np.float32(255), (64, 64))
+    np.testing.assert_allclose(seen[:, 0], 255 * np.asarray(stretched), atol=0.51)
+    np.testing.assert_array_equal(seen, policy.seen(images))
+    np.testing.assert_allclose(policy.encode(buffer, sizes), policy.encode(images), atol=1e-5)
+    packed = policy.act(observations._replace(images=buffer, image_size=sizes), noise)
+    resized = policy.act(observations._replace(images=seen), noise)  # rounded to uint8
+    np.testing.assert_allclose(packed, resized, atol=1e-3)
+    assert np.abs(packed - policy.act(observations, noise)).max() > 1e-2
+
+
+def test_a_state_far_outside_the_data_is_logged_once(case, caplog):
+    observations, noise = case
+    policy = load_policy(trained_run())
+    far = observations._replace(state=observations.state + np.array([0, 1e3, 0, 0], np.float32))
+    for _ in range(2):
+        policy.act(far, noise)
+    (record,) = [r for r in caplog.records if r.name == "imagewam_jax.policy.policy"]
+    assert "state dimensions [1] are so far outside the data" in record.getMessage()
+
+
 def test_an_instruction_that_is_not_known(policy):
     assert policy.text_ids(INSTRUCTIONS).tolist() == [0, 1]
     with pytest.raises(CheckpointError, match=r"no text features of \['wash the faucet'\]; it k"):
@@ -172,3 +228,13 @@ def test_attention_on_the_reference_is_a_share(policy, case):
 def test_the_average_and_the_last_weights_are_different_policies(policy, case):
     last = load_policy(trained_run() / "checkpoints" / "40", average=False)
     assert np.abs(last.act(*case) - policy.act(*case)).max() > 1e-4
+
+
+def test_official_statistics_are_those_of_every_dataset():
+    """A trained policy has its own for each, and refuses the names of others."""
+    official = {"official": {"source": {"file": "dataset_stats.json", "official": True}}}
+    metadata = {"config": {"data": {}}, "datasets": ["official"], "statistics": official}
+    assert _dataset(metadata, "libero_goal_no_noops") == ("libero_goal_no_noops", 0)
+    assert _dataset(metadata, None) == ("official", 0)
+    with pytest.raises(CheckpointError, match=r"trained on \['official'\]; .* not 'toy'"):
+        _dataset(metadata | {"statistics": {"official": {}}}, "toy")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from imagewam_jax.data.datasets import config_data
-from imagewam_jax.errors import ConfigError, DataError
+from imagewam_jax.errors import ConfigError, DataError, InUseError
+from imagewam_jax.files import lock_beside, only_writer
 from imagewam_jax.models.text_encoders.base import batches
 from imagewam_jax.text import fill as text_table
 from imagewam_jax.text.encoders import encode_text, make_text_encoder
@@ -197,3 +198,14 @@ def test_training_takes_the_table_of_a_converted_qwen3(tmp_path):
             assets.text[row, :length], in_training.features[row, :length].astype(np.float32)
         )
     assert assets.text_length.tolist() == in_training.lengths.tolist()
+
+
+def test_a_table_that_another_process_fills(tmp_path):
+    path = tmp_path / "table.safetensors"
+    with (
+        only_writer(lock_beside(path), "imagewam encode-text"),
+        pytest.raises(InUseError, match=rf"^{path} is in use by process .* encode-text, since"),
+    ):
+        fill_text_table(config(), INSTRUCTIONS, path)
+    fill_text_table(config(), INSTRUCTIONS, path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -12,7 +12,11 @@ _CACHE = {
 }
 # Runs the command, then tells which of the large libraries it has imported.
 _MAIN = """
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job lacks
+
 from imagewam_jax.cli import main
 status = main()
 print("imported:", sorted({"jax", "tensorflow", "torch"} & set(sys.modules)))
@@ -20,14 +24,16 @@ sys.exit(status)
 """
 
 
-def start(*arguments: str, cache: Path) -> subprocess.Popen:
-    """`imagewam ...`; `cache` is a folder for compiled functions."""
+def start(*arguments: str, cache: Path, new_session: bool = False) -> subprocess.Popen:
+    """`imagewam ...`; `cache` is a folder for compiled functions. In a new session, its processes
+    can be signalled together, as a terminal does."""
     return subprocess.Popen(
         [sys.executable, "-c", _MAIN, *arguments],
         env={**os.environ, **_CACHE, "JAX_COMPILATION_CACHE_DIR": str(cache)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=new_session,
     )
 
 

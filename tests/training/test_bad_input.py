@@ -36,7 +36,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def train(dataset, tmp_path, capsys):
-    """Runs `imagewam train` and returns its one line of error."""
+    """Runs `imagewam train` and returns its error: a line for each thing that is wrong."""
     config = tmp_path / "config.py"
     config.write_text(
         "from tests.training.tiny import tiny_config\n"
@@ -46,8 +46,7 @@ def train(dataset, tmp_path, capsys):
     def run(*arguments: str, config: str = str(config), workdir: Path = tmp_path / "run") -> str:
         status = cli.main(["train", f"--config={config}", f"--workdir={workdir}", *arguments])
         assert status == 1
-        lines = capsys.readouterr().err.splitlines()
-        return next(line for line in lines if line.startswith("imagewam train: "))
+        return "imagewam train: " + capsys.readouterr().err.split("imagewam train: ")[1]
 
     return run
 
@@ -56,9 +55,17 @@ def train(dataset, tmp_path, capsys):
     ("override", "message"),
     [
         ("data.cameras=('wrist',)", "no dataset has a camera 'wrist'; they have {'metaworld"),
-        ("data.train_split=test", "no split 'test', it has ['train', 'val']"),
+        (
+            "data.train_split=test",
+            "train_split is 'test': metaworld_faucet has no split 'test';",
+        ),
         ("data.image_size=(30, 64)", "height 30 is not a multiple of 16, the autoencoder's factor"),
         ("data.mixture=soup", "either data.dataset, one dataset, or data.mixture, several"),
+        ("data.train_split=train[-1000:]", "train[-1000:]' reaches beyond the "),
+        (
+            "data.not_finite=drop",
+            "not_finite is 'drop', expected one of ['error', 'drop_st",
+        ),
         ("data.unlabelled=keep", "unlabelled is 'keep', expected one of ['error', 'drop'"),
         ("data.bad_frames=2.0", "the share of bad frames is 2.0, expected 0 to 1"),
         ("data.train_split=train[x]", "split 'train[x]'; expected such as 'train', 'train[:95%]'"),

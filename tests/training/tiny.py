@@ -1,9 +1,6 @@
 """A run that compiles in seconds: a tiny policy on the episodes that ship with the project."""
 
-import atexit
-import functools
 import shutil
-import tempfile
 from pathlib import Path
 
 import jax
@@ -13,6 +10,7 @@ from ml_collections import ConfigDict
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.training.sharding import make_mesh
 from imagewam_jax.training.train import train
+from tests.shared_folder import shared
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "data" / "metaworld_faucet" / "sample" / "metaworld_faucet" / "1.0.0"
@@ -66,16 +64,16 @@ def one_device() -> Mesh:
     return make_mesh(defaults().mesh.to_dict(), jax.devices()[:1])
 
 
-@functools.cache
 def trained_run() -> Path:
-    """The folder of a finished run, shared by all tests, which must not change it. Beside it is
-    its dataset."""
-    folder = Path(tempfile.mkdtemp(prefix="imagewam-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    config = tiny_config(copy_sample(folder))
-    config.train.steps = 40
-    config.train.validate_every = 10
-    config.train.checkpoint_every = 20
-    config.train.validation_samples = 40
-    train(config, folder / "run")
-    return folder / "run"
+    """The folder of a finished run, which all tests share and must not change. Beside it is its
+    dataset."""
+
+    def make(folder: Path) -> None:
+        config = tiny_config(copy_sample(folder))
+        config.train.steps = 40
+        config.train.validate_every = 10
+        config.train.checkpoint_every = 20
+        config.train.validation_samples = 40
+        train(config, folder / "run")
+
+    return shared("trained", make) / "run"

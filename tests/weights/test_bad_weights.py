@@ -84,11 +84,6 @@ def test_a_dtype_that_no_weight_has(source, refused, dtype):
     assert message in refused(source)
 
 
-def test_layers_of_several_dtypes(source, refused):
-    change(source, lambda t: t | {NAME: t[NAME].astype(np.float16)})
-    assert f"{NAME} is of float16, other layers of it are of float32" in refused(source)
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_numbers_that_are_none(source, refused, bad, dtype):
@@ -106,19 +101,71 @@ def test_numbers_that_are_none(source, refused, bad, dtype):
     assert f"{source}: {NAME} holds 1 numbers that are NaN or infinite" in refused(source)
 
 
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        (NAME, slice(None)),
+        (NAME, slice(144, 216)),  # the values of attention alone
+        ("double_blocks.1.txt_attn.norm.key_norm.scale", slice(None)),
+    ],
+)
+def test_weights_that_are_zero(source, refused, name, part):
+    def spoil(tensors):
+        tensors[name][part] = -0.0
+        return tensors
+
+    change(source, spoil)
+    assert f"{source}: {name} is zero in all of its numbers: a download that" in refused(source)
+
+
+def test_a_download_that_stopped_in_a_file_of_its_full_size(source, refused):
+    """Its end is zero, from within the last matrix."""
+    content = source.read_bytes()
+    source.write_bytes(content[:-5000] + bytes(5000))
+    assert f"{source}: ends in zeros, from within txt_in.weight: a download" in refused(source)
+
+
+def test_what_may_be_zero(tmp_path):
+    """Biases, means and LoRA's B; but not its A, nor what it is added to."""
+    source = copy_case(golden("lora"), tmp_path / "source", "lora_unmerged.safetensors")
+    layer = "double_blocks.0.img_attn.qkv"
+    whole = load_file(source)
+    save_file(whole | {f"{layer}.lora_B": np.zeros_like(whole[f"{layer}.lora_B"])}, source)
+    convert([source], tmp_path / "lora")
+    for part in (".lora_A", ".base.weight"):
+        save_file(whole | {layer + part: np.zeros_like(whole[layer + part])}, source)
+        with pytest.raises(ConversionError, match=f"{layer}{part} is zero in all of its numbers"):
+            convert([source], tmp_path / "out")
+    autoencoder = copy_case(golden("flux2_autoencoder"), tmp_path / "autoencoder")
+    zero = ("bn.running_mean", "encoder.conv_in.bias")
+    change(autoencoder, lambda t: t | {name: np.zeros_like(t[name]) for name in zero})
+    convert([autoencoder], tmp_path / "zero")
+    tree = converted(tmp_path / "zero")[1]["autoencoder"]
+    assert not np.any(tree["encoder"]["conv_in"]["bias"])
+    change(autoencoder, lambda t: t | {"bn.running_var": np.zeros_like(t["bn.running_var"])})
+    with pytest.raises(ConversionError, match=r"bn.running_var is zero"):
+        convert([autoencoder], tmp_path / "out")
+
+
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.001, 0.0])
 def test_a_truncated_file(source, refused, keep):
     data = source.read_bytes()
     source.write_bytes(data[: int(keep * len(data))])
-    assert f"{source}: not a whole safetensors file" in refused(source)
+    expected = "not a whole safetensors file: " if keep else "is an empty file: download it again"
+    assert f"{source}: {expected}" in refused(source)
+    if keep >= 0.5:
+        assert f"cut off, {int(keep * len(data)):,} of {len(data):,} bytes" in refused(source)
 
 
 def test_a_file_of_something_else(tmp_path, refused):
     (tmp_path / "notes.txt").write_text("weights? none.")
-    assert "not a whole safetensors file" in refused(tmp_path / "notes.txt")
+    message = "notes.txt: is a text that begins with 'weights? none.', not weights"
+    assert message in refused(tmp_path / "notes.txt")
     assert "no such file or folder" in refused(tmp_path / "gone.safetensors")
     (tmp_path / "empty").mkdir()
-    assert "no safetensors file in it; found []" in refused(tmp_path / "empty")
+    assert "no safetensors or PyTorch file of weights in it; found []" in refused(
+        tmp_path / "empty"
+    )
 
 
 def test_an_index_that_names_an_absent_shard(source, tmp_path, refused):
@@ -143,7 +190,7 @@ def test_an_index_that_does_not_fit_its_files(source, tmp_path, refused):
         folder
     )
     path.write_text("{")
-    assert "not an index of safetensors files" in refused(folder)
+    assert "not an index of files of weights" in refused(folder)
 
 
 def test_one_tensor_in_two_files(source, tmp_path, refused):
@@ -301,7 +348,7 @@ def test_a_pt_file_that_is_no_dictionary(tmp_path, refused):
     torch.save({"mot": {"a": torch.zeros(3, dtype=torch.complex64)}}, tmp_path / "complex.pt")
     assert "mot.a is of complex64, which no weight is" in refused(tmp_path / "complex.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "list.pt").read_bytes()[:-40])
-    assert "PyTorch cannot read it" in refused(tmp_path / "cut.pt")
+    assert "is cut off: a .pt file (or another zip archive) without" in refused(tmp_path / "cut.pt")
 
 
 @pytest.mark.parametrize(
@@ -403,7 +450,7 @@ def test_normalisation_that_is_unknown_or_contradicts(tmp_path):
     path = source.parent / "config.json"
     facts = json.loads(path.read_text()) | {"processor": {"default_mode": "z-score"}}
     path.write_text(json.dumps(facts))
-    message = "data.normalization='min/max', the training config .* default_mode='z-score'"
+    message = "data.normalization='min/max', the training .* processor.default_mode='z-score'"
     with pytest.raises(ConversionError, match=message):
         convert([source], tmp_path / "out", config=config)
     given = {"normalization": "min/max"}

@@ -242,3 +242,22 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout) < 200
+
+
+def test_a_folder_that_has_other_checkpoints(tmp_path):
+    """They would be found in place of this one, or this one in place of them."""
+    write_streams(tmp_path / "weights", 500, {"params": stream()}, {"config": {}})
+    with pytest.raises(CheckpointError, match=r"weights has other checkpoints \(500\)"):
+        write_streams(tmp_path / "weights", 7, {"params": stream()}, {"config": {}})
+    assert [p.name for p in (tmp_path / "weights").iterdir()] == ["500"]
+    with pytest.raises(CheckpointError, match=r"500 has other .* \(the items of a step\)"):
+        write_streams(tmp_path / "weights" / "500", 7, {"params": stream()}, {"config": {}})
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"run has other checkpoints \(a run\)"):
+        write_streams(tmp_path / "run", 7, {"params": stream()}, {"config": {}})
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="file is a file, expected a folder"):
+        write_streams(tmp_path / "file", 7, {"params": stream()}, {"config": {}})
+    with pytest.raises(CheckpointError, match="below: the checkpoint could not"):
+        write_streams(tmp_path / "file" / "below", 7, {"params": stream()}, {"config": {}})
+    assert (tmp_path / "file").read_text() == "x"

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from imagewam_jax import cli
 from imagewam_jax.checkpoints.store import open_checkpoint
-from imagewam_jax.errors import CheckpointError, ConversionError
+from imagewam_jax.errors import CheckpointError, ConversionError, InUseError
+from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.layouts.action_init import FRESH
@@ -385,3 +386,15 @@ def test_nothing_is_written_twice(tmp_path):
     convert([source], tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"out has a checkpoint of step 0 already"):
         convert([source], tmp_path / "out")
+
+
+@pytest.mark.parametrize("to", ["run", "run/checkpoints"])
+def test_a_folder_that_another_process_writes(to, tmp_path):
+    """Also the checkpoints of a run, whose lock is in the run's folder."""
+    source = golden("flux2_autoencoder") / "weights.safetensors"
+    with only_writer(tmp_path / "run" / LOCK_FILE, "imagewam train"):
+        with pytest.raises(InUseError, match=rf"^{tmp_path / 'run'} is in use by process .* train"):
+            convert([source], tmp_path / to)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+    convert([source], tmp_path / to)
+    assert [path.name for path in (tmp_path / to).iterdir()] == ["0"]

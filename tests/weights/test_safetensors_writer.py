@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.weights.io.files import SafetensorsFolder
+from imagewam_jax.weights.io.files import open_weights
 from imagewam_jax.weights.io.safetensors_writer import write_safetensors, write_sharded
 from imagewam_jax.weights.io.tensors import ArraySource, TensorSpec, source_bytes
 
@@ -88,7 +88,7 @@ def test_shards(tensors, tmp_path, max_bytes, files):
         assert {index["weight_map"][name] for name in part} == {path.name}
         found |= part
     assert_same_bits(found, tensors)
-    folder = SafetensorsFolder(tmp_path)
+    folder = open_weights(tmp_path)
     assert_same_bits({name: folder.read(name) for name in folder.specs}, tensors)
 
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagewam_jax.data.index.build import explain_write_error, finish_index
+from imagewam_jax.data.index.build import explain_write_error, finish_index, only_builder
 from imagewam_jax.data.index.dataset_index import DatasetIndex, default_index_dir
 from imagewam_jax.data.index.features import Features
 from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
@@ -44,27 +44,28 @@ def build_index_with_beam(
     parts_dir = index_dir / PARTS_DIR
     shards = [path for split in folder.splits.values() for path in split.shards]
     work = functools.partial(_index_one, features=folder.features, parts_dir=str(parts_dir))
-    try:
-        parts_dir.mkdir(parents=True, exist_ok=True)
-        with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-            _ = (
-                pipeline
-                | "shards" >> beam.Create([str(path) for path in shards])
-                # Without this Beam fuses the two steps and one worker gets all shards.
-                | "spread" >> beam.Reshuffle()
-                | "index" >> beam.Map(work)
+    with only_builder(folder, index_dir):
+        try:
+            parts_dir.mkdir(parents=True, exist_ok=True)
+            with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+                _ = (
+                    pipeline
+                    | "shards" >> beam.Create([str(path) for path in shards])
+                    # Without this Beam fuses the two steps and one worker gets all shards.
+                    | "spread" >> beam.Reshuffle()
+                    | "index" >> beam.Map(work)
+                )
+        except OSError as error:
+            raise explain_write_error(error, folder, parts_dir) from error
+        except (DataError, RuntimeError) as error:
+            raise DataError(f"{folder.path}: indexing with Beam failed: {error}") from error
+        lost = [path.name for path in shards if not part_file(parts_dir, path).is_file()]
+        if lost:
+            raise DataError(
+                f"{parts_dir}: {len(lost)} of {len(shards)} parts are not there ({lost[0]}, ...): "
+                "do the workers of the pipeline mount this folder?"
             )
-    except OSError as error:
-        raise explain_write_error(error, folder, parts_dir) from error
-    except (DataError, RuntimeError) as error:
-        raise DataError(f"{folder.path}: indexing with Beam failed: {error}") from error
-    lost = [path.name for path in shards if not part_file(parts_dir, path).is_file()]
-    if lost:
-        raise DataError(
-            f"{parts_dir}: {len(lost)} of {len(shards)} parts are not there ({lost[0]}, ...): do "
-            "the workers of the pipeline mount this folder?"
-        )
-    return finish_index(folder, index_dir)
+        return finish_index(folder, index_dir)
 
 
 def _index_one(shard: str, features: Features, parts_dir: str) -> str:

@@ -2,25 +2,30 @@
 
 import concurrent.futures
 import concurrent.futures.process
-import errno
+import contextlib
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from imagewam_jax.data.index.dataset_index import DatasetIndex, default_index_dir, open_index
+from imagewam_jax.data.index.dataset_index import (
+    META_FILE,
+    DatasetIndex,
+    default_index_dir,
+    open_index,
+)
 from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.index.tfds_folder import TfdsFolder, check_shards, read_tfds_folder
 from imagewam_jax.data.index.writer import write_index
-from imagewam_jax.errors import DataError
-from imagewam_jax.files import elsewhere, partial_path
+from imagewam_jax.errors import DISK_FULL, DataError, WriteError
+from imagewam_jax.files import elsewhere, lock_beside, only_writer, partial_path
 
 # Starting a process takes about as long as indexing this many bytes.
 _BYTES_PER_WORKER = 2**30
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def build_index(
@@ -30,6 +35,7 @@ def build_index(
     workers: int | None = None,
     progress: bool = True,
     available_shards: bool = False,
+    if_absent: bool = False,
 ) -> DatasetIndex:
     """Indexes a TFDS version folder, replaces an index that is there, and opens the new one.
 
@@ -37,19 +43,39 @@ def build_index(
     `parts` until the index is complete, and a build that was stopped goes on from them. The index
     appears under its name only when it is complete. `workers` is the number of processes; by
     default one per GiB, at most one per core. `available_shards` leaves out shards that are not
-    there, which the index then names in `left_out`. Raises DataError when the folder is not RLDS,
-    a shard is missing, the index cannot be written, or a record is corrupt or disagrees with
-    features.json.
+    there, which the index then names in `left_out`. With `if_absent`, an index that another process
+    is building is waited for and taken. Raises DataError when the folder is not RLDS, a shard is
+    missing, the index cannot be written, or a record is corrupt or disagrees with features.json;
+    InUseError when another process builds it.
     """
     folder = check_shards(read_tfds_folder(Path(dataset_dir)), available_shards)
     index_dir = Path(index_dir) if index_dir else default_index_dir(folder.path)
     parts_dir = index_dir / PARTS_DIR
-    try:
-        parts_dir.mkdir(parents=True, exist_ok=True)
-        _make_parts(folder, parts_dir, workers, progress)
-    except OSError as error:
-        raise explain_write_error(error, folder, parts_dir) from error
-    return finish_index(folder, index_dir)
+    with only_builder(folder, index_dir, wait=if_absent):
+        if if_absent and (index_dir / META_FILE).is_file():
+            return open_index(folder.path, index_dir)
+        try:
+            parts_dir.mkdir(parents=True, exist_ok=True)
+            _make_parts(folder, parts_dir, workers, progress)
+        except OSError as error:
+            raise explain_write_error(error, folder, parts_dir) from error
+        return finish_index(folder, index_dir)
+
+
+@contextlib.contextmanager
+def only_builder(folder: TfdsFolder, index_dir: Path, *, wait: bool = False) -> Iterator[None]:
+    """Holds the lock of an index; it lies beside the index, which is replaced as a whole.
+
+    InUseError names another process that builds it; with `wait` this one waits. DataError: nothing
+    can be written there.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            what = f"indexing {folder.name}"
+            stack.enter_context(only_writer(lock_beside(index_dir), what, wait=wait))
+        except WriteError as error:
+            raise explain_write_error(error.__cause__, folder, index_dir / PARTS_DIR) from error
+        yield
 
 
 def finish_index(folder: TfdsFolder, index_dir: Path) -> DatasetIndex:
@@ -74,7 +100,7 @@ def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> 
     missing = ""
     if remedy := elsewhere(error):
         return DataError(f"could not write the index {parts_dir.parent}: {error}{remedy}")
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         missing = "; free some space there"
         if done:
             held = sum(parts[i].stat().st_size for i in done)
@@ -115,10 +141,12 @@ def run_over_shards(
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
             try:  # a process can die before all jobs are given out
-                futures = {pool.submit(function, *job): number for number, job in enumerate(jobs)}
-                for future in concurrent.futures.as_completed(futures):
-                    yield futures[future], future.result()
-                    bar.update(sizes[futures[future]])
+                with ended_when_left():
+                    with without_interrupts():
+                        futures = {pool.submit(function, *job): n for n, job in enumerate(jobs)}
+                    for future in concurrent.futures.as_completed(futures):
+                        yield futures[future], future.result()
+                        bar.update(sizes[futures[future]])
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise DataError(
                     f"a process ({what}) died: out of memory, or the calling program cannot be "
@@ -126,6 +154,30 @@ def run_over_shards(
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the end, and processes that are started within never hear it: a terminal
+    sends it to all of them, and one of them alone is to say so."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def ended_when_left() -> Iterator[None]:
+    """Ends the processes that are started within on Ctrl-C, or when a generator that started them
+    is left: a pool would wait for their jobs."""
+    others = set(multiprocessing.active_children())
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
 
 
 def _replace_folder(new: Path, target: Path) -> None:

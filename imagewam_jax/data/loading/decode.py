@@ -83,24 +83,30 @@ def decode_frame(
     """Decodes one frame of a camera into `out` and returns the image's height and width.
 
     `out` is a contiguous buffer. The upright RGB image fills its top left, the rest becomes black.
+    Where no image is stored, of zero bytes, all is black, as for a camera that is missing, and the
+    size is that of the episode's images, or of the buffer if it has none.
 
     Raises BadFrameError, naming the file, episode and step, when the stored bytes differ from their
     checksum, are neither JPEG nor PNG, or the image has another size than its episode's first.
     """
     column = split.images[camera.key]
     episode = int(split.frame_episode[frame])
+    expected = tuple(column.size_ehw[episode].tolist())
     shard, offset = int(split.episode_shard[episode]), int(column.offset[frame])
     length = int(column.length[frame])
+    if not length:
+        out[:] = 0
+        return expected if all(expected) else out.shape[:2]
     if split.file_format == ARRAY_RECORD:
         try:
             record = files.read_record(shard, split.record_number(episode))
         except OSError as error:
-            raise _bad_frame(split, camera.key, frame, f"its record: {error}") from error
+            raise bad_frame(split, camera.key, frame, f"its record: {error}") from error
         encoded = record[offset : offset + length]
     else:
         encoded = files.read(shard, offset, length)
     if google_crc32c.value(encoded) != column.crc32c[frame]:
-        raise _bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
+        raise bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
     kind, decode = ("PNG", _decode_png) if encoded.startswith(PNG_START) else ("JPEG", _decode_jpeg)
     try:
         if column.encoding:
@@ -111,11 +117,10 @@ def decode_frame(
     # Pillow raises all of these, the decoder of tensors a DataError.
     except (ValueError, OSError, SyntaxError, DataError) as error:
         what = f"cannot be decoded as {kind}: {error}"
-        raise _bad_frame(split, camera.key, frame, what) from error
-    expected = tuple(column.size_ehw[episode].tolist())
+        raise bad_frame(split, camera.key, frame, what) from error
     if (height, width) != expected:  # the size of an image is taken from its episode
         what = f"is {height}x{width}, its episode's first image {expected[0]}x{expected[1]}"
-        raise _bad_frame(split, camera.key, frame, what)
+        raise bad_frame(split, camera.key, frame, what)
     out[height:] = 0
     out[:height, width:] = 0
     return height, width
@@ -174,7 +179,8 @@ def _check_size(height: int, width: int, out: np.ndarray) -> None:
         raise ValueError(f"{height}x{width}, expected at most {out.shape[0]}x{out.shape[1]}")
 
 
-def _bad_frame(split: SplitIndex, key: str, frame: int, what: str) -> BadFrameError:
+def bad_frame(split: SplitIndex, key: str, frame: int, what: str) -> BadFrameError:
+    """An error about the image of a camera at a frame, which says where it is stored."""
     where = split.describe_frame(frame)
     return BadFrameError(
         f"bad image {key!r} in {where}, byte {split.images[key].offset[frame]}: {what}"

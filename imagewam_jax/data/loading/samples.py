@@ -16,11 +16,12 @@ from jaxtyping import Int, Int32, Int64, UInt8, UInt32
 
 from imagewam_jax.data.dataset_spec import Camera, DatasetSpec
 from imagewam_jax.data.index.dataset_index import SplitIndex
-from imagewam_jax.data.loading.decode import ShardFiles, decode_frame
+from imagewam_jax.data.loading.decode import ShardFiles, bad_frame, decode_frame
 from imagewam_jax.data.transforms.standardize import StandardizedSplit
 from imagewam_jax.errors import BadFrameError, DataError
 
 Batch = dict[str, np.ndarray]
+NO_IMAGE = "it has no bytes, and no other camera has an image there"
 UNREADABLE = 128  # the value of every pixel of an image that cannot be read
 
 
@@ -115,7 +116,7 @@ class SampleReader:
     ) -> list[BadImage]:
         """Reads samples into some rows of a batch, whose images may hold anything before.
 
-        Returns the images that could not be read; they become grey.
+        Returns the images that could not be read, which become grey, and where no camera has one.
         """
         episode = self.split.frame_episode[start_frames]
         first = self.split.episode_start[episode]
@@ -174,7 +175,7 @@ class SampleReader:
         current: Int64[np.ndarray, " n"],
         target: Int64[np.ndarray, " n"],
     ) -> list[BadImage]:
-        bad = []
+        bad = self._without_images(rows, current, target)
         for row, *pair in zip(rows.tolist(), current.tolist(), target.tolist(), strict=True):
             images, sizes = batch["images"][row], batch["image_size"][row]
             for number, camera in enumerate(self._cameras):
@@ -188,6 +189,23 @@ class SampleReader:
                     except BadFrameError as error:
                         image[:] = UNREADABLE
                         bad.append(BadImage(row, number, moment, error))
+        return bad
+
+    def _without_images(
+        self,
+        rows: Int[np.ndarray, " n"],
+        current: Int64[np.ndarray, " n"],
+        target: Int64[np.ndarray, " n"],
+    ) -> list[BadImage]:
+        """The moments of samples at which no camera has an image: they show nothing."""
+        there = [(n, camera) for n, camera in enumerate(self._cameras) if camera is not None]
+        bad = []
+        for moment, frames in enumerate((current, target)) if there else ():
+            lengths = [self.split.images[camera.key].length[frames] for _, camera in there]
+            for n in np.flatnonzero(~np.any(lengths, axis=0)):
+                number, camera = there[0]
+                error = bad_frame(self.split, camera.key, int(frames[n]), NO_IMAGE)
+                bad.append(BadImage(int(rows[n]), number, moment, error))
         return bad
 
 

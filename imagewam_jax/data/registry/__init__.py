@@ -4,7 +4,10 @@ A new public dataset is one more spec, and a transform where the general ones do
 own dataset is a spec in their config (`data.rows`, see `config.py`) and needs no edit here.
 """
 
+import difflib
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from imagewam_jax.data.dataset_spec import DatasetSpec
@@ -16,8 +19,18 @@ REGISTRY: Mapping[str, DatasetSpec] = MappingProxyType(
 )
 
 
-def dataset_spec(name: str) -> DatasetSpec:
-    """The registered dataset spec of that name. DataError names the known ones if there is none."""
+def dataset_spec(name: str, folder: Path | str = "") -> DatasetSpec:
+    """The registered dataset spec of that name.
+
+    folder: of the dataset. DataError: there is none; it names similar ones, and the command that
+    suggests one for the dataset in this folder.
+    """
     if name not in REGISTRY:
-        raise DataError(f"no dataset {name!r} in the registry, which has {sorted(REGISTRY)}")
+        similar = difflib.get_close_matches(name, REGISTRY, n=3)
+        raise DataError(
+            f"no dataset {name!r} in the registry or in data.rows"
+            + (f", but {similar}" if similar else "")
+            + "; to see what is in it, and a row to paste: "
+            f"imagewam data describe {shlex.quote(str(folder)) if str(folder) else 'DIR'}"
+        )
     return REGISTRY[name]

@@ -16,11 +16,17 @@ from imagewam_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One dataset of a mixture. blank_language: its instructions are replaced by empty ones."""
+    """One dataset of a mixture.
+
+    blank_language: its instructions are replaced by empty ones.
+    version, config: its version and its builder config; by default those that TFDS would take.
+    """
 
     dataset: str
     weight: float
     blank_language: bool = False
+    version: str = ""
+    config: str = ""
 
     def __post_init__(self):
         if not (math.isfinite(self.weight) and self.weight > 0):
@@ -67,7 +73,8 @@ def shares(
 def mixture_from_config(section: Iterable[Mapping[str, Any]]) -> Mixture:
     """A user's mixture: [{"dataset": ..., "weight": ..., "blank_language": ...}, ...].
 
-    blank_language may be left out. DataError names the entry and what is wrong with it.
+    Of the fields of `Entry` only dataset and weight must be there. DataError names the entry and
+    what is wrong with it.
     """
     if isinstance(section, str | Mapping):
         raise DataError(f"mixture is {section!r}, expected a list of entries")
@@ -78,7 +85,7 @@ def _entry(item: Any, number: int) -> Entry:
     where = f"mixture: entry {number}"
     if not isinstance(item, Mapping):
         raise DataError(f"{where} is {item!r}, expected a dataset and its weight")
-    unknown = sorted(set(item) - {"dataset", "weight", "blank_language"})
+    unknown = sorted(set(item) - {field.name for field in dataclasses.fields(Entry)})
     missing = [field for field in ("dataset", "weight") if field not in item]
     if unknown or missing:
         raise DataError(f"{where} {dict(item)}: unknown fields {unknown}, missing {missing}")
@@ -89,7 +96,11 @@ def _entry(item: Any, number: int) -> Entry:
         raise DataError(f"{where}: the weight of {name!r} is {weight!r}, expected a number above 0")
     if not isinstance(blank, bool):
         raise DataError(f"{where}: blank_language is {blank!r}, expected true or false")
-    return Entry(name, float(weight), blank)
+    names = {field: item.get(field, "") for field in ("version", "config")}
+    for field, value in names.items():
+        if not isinstance(value, str):
+            raise DataError(f"{where}: the {field} of {name!r} is {value!r}, expected a name")
+    return Entry(name, float(weight), blank, **names)
 
 
 FRACTAL, KUKA = 0.54087122203, 0.8341046294  # as published

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Num
 
+from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.datasets import Data, Dataset
-from imagewam_jax.data.loading.start_frames import parse_split
+from imagewam_jax.data.loading.splits import selected_ranges, selected_steps
 from imagewam_jax.errors import DataError
 from imagewam_jax.preprocess.statistics import (
     STATISTICS,
@@ -31,17 +32,12 @@ def dataset_statistics(datasets: Sequence[Dataset], split: str) -> dict:
     """{"source": what was measured, "action": ..., "state": ...} of the standardized episodes.
 
     Use only training episodes. Every step counts once, also steps that `filters` leave out, but not
-    those that `drop_filters` drop. The result is kept beside the first dataset's index, under a
-    digest of "source": the indexed bytes, the specs with their transforms, the episodes. DataError:
-    there are no episodes, or the datasets' actions or states have different encodings.
+    those that `drop_filters` drop, nor those with numbers that are not finite. The result is kept
+    beside the first dataset's index, under a digest of "source": the indexed bytes, the specs with
+    their transforms, the episodes. DataError: there are no steps, or the datasets' actions or
+    states have different encodings.
     """
-    for field in ("action", "state"):
-        encodings = {d.name: getattr(d.spec, field) for d in datasets}
-        if len(set(encodings.values())) > 1:
-            kinds = {name: encoding.name for name, encoding in encodings.items()}
-            raise DataError(
-                f"{field}s of different encodings have no statistics in common: {kinds}"
-            )
+    check_same_encodings([dataset.spec for dataset in datasets])
     sources = {dataset.name: _source(dataset, split) for dataset in datasets}
     totals = {
         name: sum(source[name] for source in sources.values()) for name in ("episodes", "frames")
@@ -61,20 +57,36 @@ def dataset_statistics(datasets: Sequence[Dataset], split: str) -> dict:
     return found
 
 
+def check_same_encodings(specs: Sequence[DatasetSpec]) -> None:
+    """DataError: the numbers of these datasets mean different things."""
+    for field in ("action", "state"):
+        encodings = {spec.name: getattr(spec, field) for spec in specs}
+        if len(set(encodings.values())) > 1:
+            kinds = {name: encoding.name for name, encoding in encodings.items()}
+            raise DataError(
+                f"{field}s of different encodings have no statistics in common: {kinds}"
+            )
+
+
 def _source(dataset: Dataset, split: str) -> dict[str, Any]:
     """What decides the statistics of one dataset; the keys are in the files of older runs too."""
-    name = parse_split(split).name
-    first, last = dataset.episodes(split)
-    if first == last:
-        raise DataError(f"{dataset.name}: {split!r} has no episodes")
+    selected = dataset.select(split)
+    ranges, rows = selected_ranges(selected), selected_steps(selected)
+    if not len(rows):
+        raise DataError(
+            f"{dataset.name}: the {len(selected.episodes)} episodes of {split!r} have no steps"
+        )
+    steps = int(selected.standardized.episode_steps[selected.episodes].sum())
     return {
         "dataset": f"{dataset.index.name}/{dataset.index.version}",
         "index": dataset.index.checksum,
         "standard": dataset.standardized.digest,
-        "split": name,
-        "first_episode": first,
-        "episodes": last - first,
-        "frames": int(dataset.standardized.splits[name].episode_steps[first:last].sum()),
+        "split": selected.split.name,
+        "first_episode": ranges[0][0],
+        "episodes": len(selected.episodes),
+        "frames": len(rows),
+        **({"ranges": [list(r) for r in ranges]} if len(ranges) > 1 else {}),
+        **({"not_finite": steps - len(rows)} if steps > len(rows) else {}),
     }
 
 
@@ -82,13 +94,9 @@ def _steps(
     dataset: Dataset, split: str
 ) -> tuple[Float32[np.ndarray, "n a"], Float32[np.ndarray, "n p"]]:
     """Actions and states of all steps of the split's episodes."""
-    name = parse_split(split).name
-    index, standardized = dataset.index.split(name), dataset.standardized.splits[name]
-    first, last = dataset.episodes(split)
-    frames = np.arange(index.episode_start[first], index.episode_start[last])
-    episode = index.frame_episode[frames]
-    there = frames[frames - index.episode_start[episode] < standardized.episode_steps[episode]]
-    return standardized.actions[there], standardized.states[there]
+    selected = dataset.select(split)
+    rows = selected_steps(selected)
+    return selected.standardized.actions[rows], selected.standardized.states[rows]
 
 
 def exact_statistics(values: Num[np.ndarray, "n d"]) -> FieldStatistics:

@@ -28,10 +28,18 @@ class Episode(NamedTuple):
 def standardized_episodes(
     split: SplitIndex, standardized: StandardizedSplit, episodes: Iterable[int]
 ) -> Iterator[Episode]:
-    """Yields standardized episodes of a split, under the key "default"."""
+    """Yields standardized episodes of a split, under the key "default".
+
+    DataError: an episode has numbers that are not finite.
+    """
     for number in episodes:
         start = int(split.episode_start[number])
         steps = slice(start, start + int(standardized.episode_steps[number]))
+        if (split.frame_episode[standardized.not_finite] == number).any():
+            raise DataError(
+                f"{split.describe_frame(start)}: numbers that are not finite are in every window; "
+                'leave out such episodes with data.not_finite="drop_episodes"'
+            )
         yield Episode(
             {"default": standardized.actions[steps]}, {"default": standardized.states[steps]}
         )

@@ -44,6 +44,7 @@ BAD = {
 ODD = {
     "left out": "shards that are not there, and that the index leaves out",
     "all-zero image": "images that are all zero",
+    "no image": "steps at which a camera has no image",
     "empty instruction": "steps with an empty instruction",
     "not UTF-8": "steps with an instruction that is not UTF-8",
     "length": "episodes of an unusual length",
@@ -339,6 +340,9 @@ class _ShardChecker:
         # All images of an episode must have the declared size, or else that of the first one.
         first = None
         for step, (start, length) in enumerate(ranges.tolist()):
+            if not length:
+                self.note("no image", feature.key, number, step, "no bytes")
+                continue
             encoded = data[start : start + length]
             self.images += 1
             size = feature.shape[:2] if feature.raw else image_size(encoded)

@@ -1,7 +1,7 @@
 """Writes a page to look at a dataset or a mixture with."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from imagewam_jax.data.datasets import Data, Dataset
 from imagewam_jax.data.loading.loader import Source
-from imagewam_jax.data.loading.start_frames import parse_split
+from imagewam_jax.data.loading.splits import selected_steps
 from imagewam_jax.data.statistics.exact import dataset_statistics, statistics_by_dataset
+from imagewam_jax.data.statistics.oddities import Oddity, find_oddities
 from imagewam_jax.data.tools import show_pictures
 from imagewam_jax.data.transforms.standardize import NO_TEXT
 from imagewam_jax.html.page import Section, picture, write_page
@@ -40,7 +41,8 @@ def write_data_page(
             field: make_normalizer(statistics[dataset.name][field], normalization)
             for field in ("action", "state")
         }
-        sections += _dataset(dataset, source, split, episodes, normalizers)
+        oddities = find_oddities(dataset, split, statistics[dataset.name], normalization)
+        sections += _dataset(dataset, source, split, episodes, normalizers, oddities)
         source.reader.close()
     names = ", ".join(dataset.name for dataset in data.datasets)
     write_page(output, names, f"{split} of each, normalised by {normalization}", sections)
@@ -71,8 +73,12 @@ def _dataset(
     split: str,
     episodes: int,
     normalizers: Mapping[str, Normalizer],
+    oddities: Sequence[Oddity],
 ) -> Iterator[Section]:
     yield _description(dataset, source, split)
+    if oddities:
+        rows = [("", ""), *(str(oddity).split(": ", 1) for oddity in oddities)]
+        yield Section(f"{dataset.name}: oddities of the numbers", "", rows)
     yield _sheets(dataset, source, split, episodes)
     yield _instructions(dataset, source)
     yield from _numbers(dataset, source, split, episodes, normalizers)
@@ -80,8 +86,8 @@ def _dataset(
 
 def _description(dataset: Dataset, source: Source, split: str) -> Section:
     spec, indexed = dataset.spec, source.reader.split
-    first, last = dataset.episodes(split)
-    steps = dataset.standardized.splits[parse_split(split).name].episode_steps[first:last]
+    selected = dataset.select(split)
+    steps = selected.standardized.episode_steps[selected.episodes]
     sizes = {
         role: np.unique(indexed.images[camera.key].size_ehw, axis=0).tolist()
         for role, camera in spec.cameras
@@ -92,7 +98,7 @@ def _description(dataset: Dataset, source: Source, split: str) -> Section:
         ("folder", str(indexed.shards[0].parent)),
         ("version", f"{dataset.index.name} {dataset.index.version}"),
         ("index", dataset.index.checksum),
-        ("episodes", f"{last - first:,}"),
+        ("episodes", f"{len(steps):,}"),
         ("steps", f"{steps.sum():,}"),
         ("samples", f"{len(source.start_frames):,}"),
         ("control rate", f"{spec.control_hz:g} Hz"),
@@ -120,10 +126,8 @@ def _description(dataset: Dataset, source: Source, split: str) -> Section:
 
 def _chosen(dataset: Dataset, split: str, count: int) -> list[tuple[int, int, int]]:
     """Chooses episodes spread over a split, without empty ones: (number, first frame, steps)."""
-    name = parse_split(split).name
-    standardized = dataset.standardized.splits[name]
-    start = dataset.index.split(name).episode_start
-    numbers = np.arange(*dataset.episodes(split))
+    indexed, standardized, numbers = dataset.select(split)
+    start = indexed.episode_start
     numbers = numbers[standardized.episode_steps[numbers] > 0]
     spread = np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int))
     return [(int(n), int(start[n]), int(standardized.episode_steps[n])) for n in numbers[spread]]
@@ -171,8 +175,7 @@ def _numbers(
     normalization."""
     standardized = source.reader.standardized
     statistics = dataset_statistics([dataset], split)
-    chosen, every = (_chosen(dataset, split, count) for count in (episodes, 10**9))
-    frames = np.concatenate([start + np.arange(steps) for _, start, steps in every])
+    chosen, frames = _chosen(dataset, split, episodes), selected_steps(dataset.select(split))
     frames = frames[:: -(-len(frames) // HISTOGRAM_STEPS)]
     can_start = [standardized.can_start[start : start + steps] for _, start, steps in chosen]
     for field, values in (("action", standardized.actions), ("state", standardized.states)):

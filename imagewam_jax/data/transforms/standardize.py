@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float32, Int32, Int64
 from tqdm import tqdm
 
 from imagewam_jax.data.dataset_spec import DatasetSpec
-from imagewam_jax.data.index.columns import Coded, Column, Text
 from imagewam_jax.data.index.dataset_index import DatasetIndex, SplitIndex
 from imagewam_jax.data.transforms import (
     EpisodeFeatures,
@@ -27,12 +26,18 @@ from imagewam_jax.data.transforms import (
     find_transform,
     spec_identity,
 )
+from imagewam_jax.data.transforms.language import NO_TEXT, step_texts
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import check_open_files, elsewhere, partial_path, write_file_checksums
+from imagewam_jax.files import (
+    check_open_files,
+    elsewhere,
+    partial_path,
+    space_advice,
+    write_file_checksums,
+)
 
 CACHE_DIR = "standardized"
 FORMAT_VERSION = 1
-NO_TEXT = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,7 @@ class StandardizedSplit:
     frames: the frame of the index that each step was made of.
     can_start: whether a sample may start at a step; False behind an episode's last step.
     text_ids: per step, rows of `instructions` that are alternative wordings, then -1.
+    not_finite: the rows of steps whose action or state has a NaN or an infinite number.
     """
 
     actions: Float32[np.ndarray, "frames a"]
@@ -55,6 +61,7 @@ class StandardizedSplit:
     frames: Int64[np.ndarray, " frames"]
     can_start: Bool[np.ndarray, " frames"]
     text_ids: Int32[np.ndarray, "frames k"]
+    not_finite: Int64[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +79,8 @@ def standardize(
     """Opens the standardized episodes of an indexed dataset, and makes them if they are not there.
 
     They are cached below `folder`, the folder of the index. DataError: the dataset is not what its
-    spec says (a key is missing, a transform's result has other dimensions or holds a number that is
-    not finite), or the result cannot be written.
+    spec says (a key is missing, a transform's result has other dimensions), or the result cannot be
+    written.
     """
     digest = standardized_digest(index, spec)
     target = folder / CACHE_DIR / f"{spec.name}-{digest}"
@@ -87,7 +94,8 @@ def standardize(
             with contextlib.suppress(OSError):
                 os.rename(partial, target)
         except OSError as error:
-            raise DataError(f"{target}: could not be written: {error}{elsewhere(error)}") from error
+            advice = elsewhere(error) or space_advice(error)
+            raise DataError(f"{target}: could not be written: {error}{advice}") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return _open(index, target, digest)
@@ -100,7 +108,7 @@ def standardized_digest(index: DatasetIndex, spec: DatasetSpec) -> str:
 
 
 def _write(index: DatasetIndex, spec: DatasetSpec, folder: Path, progress: bool) -> None:
-    texts = {name: _texts(index, split, spec) for name, split in index.splits.items()}
+    texts = {name: step_texts(index, split, spec) for name, split in index.splits.items()}
     instructions = sorted({text for ids_texts in texts.values() for text in ids_texts[1]})
     total = sum(split.num_episodes for split in index.splits.values())
     bar = tqdm(total=total, desc=f"standardizing {spec.name}", disable=not progress)
@@ -132,6 +140,7 @@ def _write_split(
     frames = column("frames", np.int64, count)
     can_start = column("can_start", np.bool_, count)
     lengths = column("episode_steps", np.int32, split.num_episodes)
+    not_finite = [np.empty(0, np.int64)]
     for episode in range(split.num_episodes):
         start = int(split.episode_start[episode])
         if start == split.episode_start[episode + 1]:
@@ -143,9 +152,12 @@ def _write_split(
         actions[start:end], states[start:end] = action[kept], state[kept]
         can_start[start:end], frames[start:end] = starts[kept], start + kept
         lengths[episode] = len(kept)
+        finite = np.isfinite(action[kept]).all(1) & np.isfinite(state[kept]).all(1)
+        not_finite.append(start + np.flatnonzero(~finite))
         bar.update()
     for array in (actions, states, frames, can_start, lengths):
         array.flush()
+    np.save(folder / "not_finite.npy", np.concatenate(not_finite))
     return frames
 
 
@@ -158,82 +170,28 @@ def _episode(
     where = split.describe_frame(start)
     steps = EpisodeFeatures(split.steps, split.episodes, slice(start, stop), episode, where)
     try:
-        action, state = find_transform(spec.transform)(steps, spec)
-        for found, encoding in ((action, spec.action), (state, spec.state)):
-            if found.ndim != 2 or found.shape[1] != len(encoding.dims) or len(found) > stop - start:
-                raise DataError(
-                    f"transform {spec.transform!r} made {found.shape} of {encoding.name}, "
-                    f"expected at most {stop - start} steps of {len(encoding.dims)}"
-                )
-            bad = np.flatnonzero(~np.isfinite(found).all(1))
-            if len(bad):
-                raise DataError(
-                    f"{encoding.name} at step {bad[0]} is not finite, {found[bad[0]].tolist()} "
-                    f"({len(bad)} such steps in this episode)"
-                )
-        if len(action) != len(state):
-            raise DataError(f"{len(action)} actions and {len(state)} states")
-        can_start, kept = np.ones((2, len(action)), bool)
-        for names, allowed in ((spec.filters, can_start), (spec.drop_filters, kept)):
-            for name in names:
-                allowed &= find_filter(name)(steps, spec, action, state)
+        # NaN and infinite numbers go on: whoever selects episodes refuses or leaves them out.
+        with np.errstate(invalid="ignore", over="ignore"):
+            action, state = find_transform(spec.transform)(steps, spec)
+            _check_shapes(action, state, spec, stop - start)
+            can_start, kept = np.ones((2, len(action)), bool)
+            for names, allowed in ((spec.filters, can_start), (spec.drop_filters, kept)):
+                for name in names:
+                    allowed &= find_filter(name)(steps, spec, action, state)
     except DataError as error:
         raise DataError(f"{spec.name}: {where}: {error}") from error
     return action, state, can_start, np.flatnonzero(kept)
 
 
-def _texts(
-    index: DatasetIndex, split: SplitIndex, spec: DatasetSpec
-) -> tuple[Int32[np.ndarray, "frames k"], tuple[str, ...]]:
-    """Each step's instructions as rows of a table, and the table. Without language all are ""."""
-    if not spec.language:
-        return np.zeros((split.num_frames, 1), np.int32), ("",)
-    rows: dict[str, int] = {}
-    columns = []
-    for key in spec.language:
-        ids, texts = _decoded(index, split, key, spec)
-        # A text of white space counts as no instruction.
-        table = [rows.setdefault(t, len(rows)) if t.strip() else NO_TEXT for t in texts]
-        columns.append(np.array([*table, NO_TEXT], np.int32)[ids])
-    ids = np.stack(columns, 1)
-    # Instructions come first, gaps last.
-    return np.take_along_axis(ids, np.argsort(ids == NO_TEXT, 1, kind="stable"), 1), tuple(rows)
-
-
-def text_of_codes(codes: Int32[np.ndarray, "n width"]) -> np.ndarray:
-    """UTF-8 texts, an object array of bytes [n], from rows of Unicode code points that end in 0.
-
-    Language-Table stores its instructions so, as int32[512].
-    """
-    texts = np.empty(len(codes), object)
-    for number, row in enumerate(codes):
-        length = int(np.argmax(row == 0)) if (row == 0).any() else len(row)
-        texts[number] = "".join(map(chr, row[:length].tolist())).encode()
-    return texts
-
-
-def _decoded(
-    index: DatasetIndex, split: SplitIndex, key: str, spec: DatasetSpec
-) -> tuple[Int32[np.ndarray, " frames"], list[str]]:
-    """The text of each step as a row of a table, and the table, from a step or episode feature."""
-    column: Column | None = split.steps.get(key)
-    of_frame: np.ndarray | slice = slice(None)
-    if column is None:
-        column, of_frame = split.episodes.get(key), split.frame_episode
-    if column is None:
-        known = [k for k, c in {**split.steps, **split.episodes}.items() if isinstance(c, Text)]
-        raise DataError(
-            f"{index.name}: the spec {spec.name!r} has its language in {key!r}, which is not "
-            f"there; texts are {sorted(known)}"
-        )
-    try:
-        if isinstance(column, Text):
-            return column.ids[of_frame], [text.decode() for text in column.texts]
-        if not isinstance(column, Coded) or column.rows.dtype.kind not in "iu":
-            raise DataError(f"{index.name}: {key!r} is neither text nor codes of text")
-        return column.ids[of_frame], [text.decode() for text in text_of_codes(column.rows)]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{index.name}: an instruction in {key!r} is not UTF-8: {error}") from error
+def _check_shapes(action: np.ndarray, state: np.ndarray, spec: DatasetSpec, steps: int) -> None:
+    for found, encoding in ((action, spec.action), (state, spec.state)):
+        if found.ndim != 2 or found.shape[1] != len(encoding.dims) or len(found) > steps:
+            raise DataError(
+                f"transform {spec.transform!r} made {found.shape} of {encoding.name}, "
+                f"expected at most {steps} steps of {len(encoding.dims)}"
+            )
+    if len(action) != len(state):
+        raise DataError(f"{len(action)} actions and {len(state)} states")
 
 
 def _global_rows(
@@ -246,16 +204,20 @@ def _global_rows(
 def _open(index: DatasetIndex, folder: Path, digest: str) -> StandardizedDataset:
     try:
         instructions = json.loads((folder / "instructions.json").read_text(encoding="utf-8"))
-        splits = {
-            name: StandardizedSplit(
-                **{
-                    field.name: np.load(folder / name / f"{field.name}.npy", mmap_mode="r")
-                    for field in dataclasses.fields(StandardizedSplit)
-                }
-            )
-            for name in index.splits
-        }
+        splits = {name: _open_split(folder / name) for name in index.splits}
     except (OSError, ValueError) as error:
         check_open_files(error)
         raise DataError(f"{folder}: cannot be read ({error}); remove it to have it made") from error
     return StandardizedDataset(digest, tuple(instructions), splits)
+
+
+def _open_split(folder: Path) -> StandardizedSplit:
+    arrays = {}
+    for field in dataclasses.fields(StandardizedSplit):
+        file = folder / f"{field.name}.npy"
+        # A version that refused numbers that are not finite wrote no list of them.
+        none = field.name == "not_finite" and not file.exists()
+        arrays[field.name] = np.empty(0, np.int64) if none else np.load(file, mmap_mode="r")
+    if arrays["text_ids"].ndim != 2:  # as a version wrote tensors of texts, and could not use them
+        raise ValueError(f"text_ids of {folder.name} are {arrays['text_ids'].shape}")
+    return StandardizedSplit(**arrays)

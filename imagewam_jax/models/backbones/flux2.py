@@ -62,6 +62,11 @@ class Flux2Config:
         return self.dim // self.heads
 
     @property
+    def rope_periods(self) -> tuple[float, ...]:
+        """The positions on each axis after which its slowest rotation has come round."""
+        return tuple(2 * np.pi * self.rope_theta ** (1 - 2 / n) for n in self.rope_axes)
+
+    @property
     def mlp_dim(self) -> int:
         """`dim * mlp_ratio`, rounded down as officially; not if a rounding error is missing."""
         return int(self.dim * self.mlp_ratio + 1e-6)

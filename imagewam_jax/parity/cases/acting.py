@@ -15,6 +15,7 @@ from imagewam_jax.parity.cases.base import (
     NotChecked,
     Output,
     Sizes,
+    check_axes,
     having,
     normal,
     run_once,
@@ -36,6 +37,8 @@ SIGNATURE = ("infer0.text_hidden_states", "infer0.noise")
 IMAGINING_SIGNATURE = ("infer_video.noise",)
 # Inputs of a training step that are named the same here.
 SAME = ("text_hidden_states", "text_attention_mask", "ref_img_ids", "proprio")
+
+_NOISE = ("batch", "steps", "dims")
 
 _prefill = run_once(ImageWAM.prefill)
 _act = run_once(ImageWAM.act)
@@ -69,7 +72,7 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
         cache = _prefill(policy, context)
         yield from _prefix(policy, context, cache, prefix)
 
-        noise = io[f"{prefix}noise"]
+        noise = check_axes(io.file, f"{prefix}noise", io[f"{prefix}noise"], *_NOISE)
         action, trajectory = _act(policy, cache, noise, schedule)
         yield Output(f"{prefix}timesteps_unit", schedule.time, limits.TIME)
         yield Output(f"{prefix}velocity_per_step", trajectory.velocity[:, 0], limits.VELOCITY)

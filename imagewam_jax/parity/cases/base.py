@@ -124,7 +124,7 @@ def valid_lengths(io: Tensors, name: str) -> Int[np.ndarray, " b"]:
 
     ConversionError: padding stands before valid tokens.
     """
-    mask = io[name]
+    mask = check_axes(io.file, name, io[name], "batch", "tokens")
     if not is_right_padded(mask):
         raise ConversionError(
             f"{io.file}: {name} has padding before valid text; text of ours is padded behind it"
@@ -134,6 +134,18 @@ def valid_lengths(io: Tensors, name: str) -> Int[np.ndarray, " b"]:
 
 def is_right_padded(mask: Shaped[np.ndarray, "b t"]) -> bool:
     return bool((np.diff(mask.astype(int), axis=-1) <= 0).all())
+
+
+def check_axes(
+    file: str, name: str, array: Shaped[np.ndarray, "..."], *axes: str
+) -> Shaped[np.ndarray, "..."]:
+    """The array. ConversionError unless it has as many axes as are named: others would be broadcast
+    or taken for each other."""
+    if array.ndim != len(axes):
+        raise ConversionError(
+            f"{file}: {name} has shape {list(array.shape)}, expected [{', '.join(axes)}]"
+        )
+    return array
 
 
 def check_width(file: str, name: str, found: int, expected: int | None, what: str) -> None:

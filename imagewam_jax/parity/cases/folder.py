@@ -1,6 +1,6 @@
 """A folder of recorded tensors, on disk or still in memory."""
 
-import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.weights.io.files import SafetensorsFile
+from imagewam_jax.weights.io.files import open_weights
 from imagewam_jax.weights.io.tensors import ArraySource, TensorSource, read_checked
+from imagewam_jax.weights.io.text_files import read_json
 from imagewam_jax.weights.layouts.metadata import find
 
 CONFIG = "config.json"
@@ -76,15 +77,17 @@ class Folder:
         return value
 
 
+# What recordings are saved in, best first: a folder's recording is in the first that it has.
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+
+
 def read_folder(path: Path) -> Folder:
     """ConversionError: something in it cannot be read."""
-    files = {
-        p.name: Tensors(str(p), SafetensorsFile(p)) for p in sorted(path.glob("*.safetensors"))
-    }
+    files = {recorded_name(p): Tensors(str(p), _open(p)) for p in _recordings(path)}
     if (path / NORMS).is_file():
-        norms = {name: np.float64(norm) for name, norm in _read_json(path / NORMS).items()}
+        norms = {name: np.float64(norm) for name, norm in read_json(path / NORMS).items()}
         files[NORMS] = Tensors(str(path / NORMS), ArraySource(norms, str(path / NORMS)))
-    config = _read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+    config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
     return Folder(path, files, config)
 
 
@@ -92,19 +95,40 @@ def recorded_folders(path: Path) -> list[Path]:
     """The folder itself, or those in it. ConversionError: there are no tensors in either."""
     if not path.is_dir():
         raise ConversionError(f"{path}: no such folder of recorded tensors")
-    if any(path.glob("*.safetensors")):
+    if _recordings(path):
         return [path]
-    folders = sorted({p.parent for p in path.glob("*/*.safetensors")})
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and _recordings(p))
     if not folders:
-        raise ConversionError(f"{path}: no .safetensors file in it or in the folders below it")
+        raise ConversionError(
+            f"{path}: no recording in it or in the folders below it, expected files of "
+            f"{', '.join(SUFFIXES)}"
+        )
     return folders
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def recorded_name(path: Path) -> str:
+    """What a file of a recording is called, whatever it is saved in."""
+    return path.with_suffix(SUFFIXES[0]).name
+
+
+def _recordings(path: Path) -> list[Path]:
+    found = (sorted(path.glob(f"*{suffix}")) for suffix in SUFFIXES)
+    return next((paths for paths in found if paths), [])
+
+
+def _open(path: Path) -> TensorSource:
+    return _read_npz(path) if path.suffix == ".npz" else open_weights(path)
+
+
+def _read_npz(path: Path) -> ArraySource:
     try:
-        read = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ConversionError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise ConversionError(f"{path}: holds a {type(read).__name__}, expected a dictionary")
-    return read
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise ConversionError(
+                f"{path}: {name} is of {array.dtype}, expected numbers; save bfloat16 as float32"
+            )
+    return ArraySource(arrays, str(path))

@@ -16,12 +16,25 @@ from imagewam_jax.errors import ConversionError
 from imagewam_jax.models import flow_matching
 from imagewam_jax.models.flow_matching import Noised
 from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
-from imagewam_jax.parity.cases.base import check_width, run_once, valid_lengths
+from imagewam_jax.parity.cases.base import check_axes, check_width, run_once, valid_lengths
 from imagewam_jax.parity.cases.folder import Folder, Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
 
 STACK = "flux2"  # what the official code calls this family
 TRAINING = ("text_hidden_states", "noise_video", "u_video", "noise_action", "u_action")
+
+_TOKENS, _STEPS = ("batch", "tokens", "channels"), ("batch", "steps", "dims")
+_STATE = "[batch, steps, dims] or [batch, dims]"
+_TRAINING_AXES = {
+    "target_latent": _TOKENS,
+    "noise_video": _TOKENS,
+    "u_video": ("batch",),
+    "action": _STEPS,
+    "noise_action": _STEPS,
+    "u_action": ("batch",),
+    "action_is_pad": ("batch", "steps"),
+    "action_dim_is_pad": ("batch", "dims"),
+}
 
 
 class TextLayout(NamedTuple):
@@ -88,6 +101,9 @@ def training_case(loaded: Loaded, folder: Folder) -> TrainingCase:
     cannot repeat."""
     io, config = folder.need(*TRAINING), loaded.config("policy")
     check_stack(folder)
+    for name, axes in _TRAINING_AXES.items():
+        if name in io:
+            check_axes(io.file, name, io[name], *axes)
     context = recorded_context(config, io, tokens="ref_image_latents")
     action = io["action"]
     check_width(io.file, "action", action.shape[-1], config.expert.action_dim, "policy")
@@ -144,15 +160,31 @@ def recorded_context(
         ("text_hidden_states", text, config.backbone.text_dim),
         (tokens, references, config.backbone.in_channels),
     ):
+        check_axes(io.file, prefix + name, tensor, *_TOKENS)
         check_width(io.file, prefix + name, tensor.shape[-1], expected, "policy")
     if (proprio is None) is not (config.proprio_dim is None):
         has = "no robot state" if proprio is None else "a robot state"
         raise ConversionError(f"{io.file}: has {has}, unlike the checkpoint's policy")
     if proprio is not None:
         check_width(io.file, f"{prefix}proprio", proprio.shape[-1], config.proprio_dim, "policy")
-        proprio = proprio[:, 0]
+        proprio = first_step(io.file, f"{prefix}proprio", proprio)
+        if len(proprio) != len(text):
+            raise ConversionError(
+                f"{io.file}: {prefix}proprio has {len(proprio)} samples, the text {len(text)}: "
+                f"expected {_STATE}"
+            )
     references = as_grid(references, grid_of(io, f"{prefix}ref_img_ids"))[:, None]
     return Context(text, length_b, references, proprio)
+
+
+def first_step(file: str, name: str, state: Float[np.ndarray, "..."]) -> Float[np.ndarray, "b p"]:
+    """The current robot state: the first step of a recorded one, which can lack the axis of steps.
+
+    ConversionError: it has other axes.
+    """
+    if state.ndim not in (2, 3):
+        raise ConversionError(f"{file}: {name} has shape {list(state.shape)}, expected {_STATE}")
+    return state if state.ndim == 2 else state[:, 0]
 
 
 def recorded_samples(io: Tensors) -> Iterator[str]:
@@ -168,7 +200,7 @@ def check_stack(folder: Folder) -> None:
 
 def grid_of(io: Tensors, ids: str) -> tuple[int, int]:
     """Rows and columns of an image, from the positions [b, n, 4] of its tokens."""
-    positions = io[ids]
+    positions = check_axes(io.file, ids, io[ids], "batch", "tokens", "4")
     rows, columns = (int(positions[..., axis].max()) + 1 for axis in (1, 2))
     if rows * columns != positions.shape[1]:
         raise ConversionError(f"{io.file}: {ids} are not those of one whole image")

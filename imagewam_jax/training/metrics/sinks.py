@@ -26,6 +26,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.files import writing
 
 WANDB_ID_FILE = "wandb_run_id"
 
@@ -59,7 +60,8 @@ class MetricsWriter:
     ) -> None:
         """Writes the means of `rows`, which the device may still be computing, and `extra`.
 
-        Raises what went wrong with an earlier row.
+        Rows with a number that is not finite are counted, as `not_finite`, and left out of the
+        means as long as there are others. Raises what went wrong with an earlier row.
         """
         for done in [future for future in self._writing if future.done()]:
             self._writing.remove(done)
@@ -78,6 +80,10 @@ class MetricsWriter:
 
     def _write(self, kind, step, rows, extra) -> None:
         rows = jax.device_get(list(rows))
+        finite = [row for row in rows if np.isfinite(list(row.values())).all()]
+        if len(finite) < len(rows):
+            extra = {"not_finite": len(rows) - len(finite), **extra}
+        rows = finite or rows
         names = rows[0] if rows else ()
         values = {name: float(np.mean([row[name] for row in rows])) for name in names} | extra
         for sink in self._sinks:
@@ -95,15 +101,19 @@ class JsonLines:
         self.kept = [row for row in rows if row["step"] <= first_step]
         self.dropped = [row for row in rows if row["step"] > first_step]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in self.kept))
-        temporary.replace(path)
-        self._file = path.open("a", buffering=1)
+        self._path = path
+        with writing(path):
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.kept))
+            temporary.replace(path)
+            self._file = path.open("a", buffering=1)
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        with writing(self._path):
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
 class EventFile:
@@ -114,21 +124,25 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, *, first_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter((folder / name).open("wb"))
-        self._add(file_version="brain.Event:2")
-        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+        self._path = folder / name
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._records = RecordWriter(self._path.open("wb"))
+            self._add(file_version="brain.Event:2")
+            self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Adds a scalar <kind>/<name> for each value, which TensorBoard can show at once."""
-        for name, value in values.items():
-            scalar = Summary.Value(tag=f"{kind}/{name}", simple_value=value)
-            self._add(step=step, summary=Summary(value=[scalar]))
-        self._records.flush()
+        with writing(self._path):
+            for name, value in values.items():
+                scalar = Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+                self._add(step=step, summary=Summary(value=[scalar]))
+            self._records.flush()
 
     def close(self) -> None:
-        self._records.close()
+        with writing(self._path):
+            self._records.close()
 
     def _add(self, **fields: Any) -> None:
         self._records.write(Event(wall_time=time.time(), **fields).SerializeToString())

@@ -8,7 +8,7 @@ import numpy as np
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.files import SAFETENSORS_DTYPES, stream_safetensors
-from imagewam_jax.weights.io.files import INDEX
+from imagewam_jax.weights.io.folders import INDEX
 from imagewam_jax.weights.io.tensors import (
     Progress,
     TensorSource,

@@ -16,6 +16,10 @@ from imagewam_jax.errors import ConversionError
 
 # The dtypes of weights. Integers and 8-bit numbers would need scales, which are stored elsewhere.
 DTYPES = {np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)}
+QUANTISED = (
+    "these weights are quantised, and are not read, since they need scales that every format "
+    "stores in its own way; take those in bfloat16, float16 or float32"
+)
 
 Progress = Callable[[int], object]  # called with the number of bytes that were just written
 

@@ -14,6 +14,7 @@ import numpy as np
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.parameters import flatten
 from imagewam_jax.weights.io.tensors import (
+    QUANTISED,
     Progress,
     TensorSource,
     TensorSpec,
@@ -28,13 +29,19 @@ ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\x0a"
 OLDEST = (2, 10)
 # How many bytes are read before a file is mapped anew, since mapped pages count as resident.
 KEPT_MAPPED = 2**30
+# The entries of a checkpoint in which trainers keep what they need to go on, as they name them.
+_TRAINING = re.compile(
+    r"(optim|opt_|lr_sched|sched|scaler|grad_scaler|amp_|loss_scaler|callbacks|loops|dataloader"
+    r"|random_state|(cuda_|torch_|np_|numpy_|python_)?rng)|(opt|amp)$"
+)
 
 
 class TorchFile:
     """A `.pt` file that holds a dictionary of tensors, which can be nested.
 
     Names are joined by dots. `values` has the entries that are no tensors, such as the training
-    step. The file is read without running code from it. Needs PyTorch.
+    step; the state of an optimizer and the like is passed over, which `notes` say. The file is read
+    without running code from it. Needs PyTorch.
     """
 
     def __init__(self, path: Path):
@@ -45,16 +52,30 @@ class TorchFile:
         self._mapped, self._read_bytes = None, 0
         self.specs: dict[str, TensorSpec] = {}
         self.values: dict[str, Any] = {}
+        self._passed_over: dict[str, int] = {}
         for name, value in self._contents(0).items():
             if _is_tensor(value):
                 self.specs[name] = self._spec(name, value)
-            elif _holds_tensors(value):
+            elif _count_tensors(value):
+                advice = (
+                    "; this is how a moving average (EMA) is stored apart from its model: copy it "
+                    "into the model and save that one's state_dict()"
+                    if re.search(r"(^|[._])(shadow|ema)", name)
+                    else ""
+                )
                 raise ConversionError(
                     f"{path}: {name} is a {type(value).__name__} with tensors in it, which have no "
-                    "names"
+                    f"names{advice}"
                 )
             else:
                 self.values[name] = value
+        named = ", ".join(f"{key} ({count} tensors)" for key, count in self._passed_over.items())
+        self.notes = (f"not read: {named}",) if named else ()
+        if named and not self.specs:
+            raise ConversionError(
+                f"{path}: holds no weights but the state of a training run: {named}; the weights "
+                "are in another file of that run"
+            )
 
     def read(self, name: str) -> np.ndarray:
         """ConversionError: the file changed since it was opened."""
@@ -82,8 +103,15 @@ class TorchFile:
             raise ConversionError(
                 f"{self.path}: holds a {type(whole).__name__}, expected a dictionary of tensors"
             )
+        kept = {}
+        for key, value in whole.items():
+            count = _count_tensors(value) if _TRAINING.match(str(key).lower()) else 0
+            if count:
+                self._passed_over[key] = count
+            else:
+                kept[key] = value
         try:
-            return flatten(whole)
+            return flatten(kept)
         except RecursionError:
             raise ConversionError(f"{self.path}: its dictionaries are nested without end") from None
         except ConversionError as error:
@@ -154,28 +182,75 @@ def _filled(contents: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str
 
 
 _NAMES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "uint8", "int8", "bool")
+_NAMES += ("float8_e4m3fn", "float8_e5m2")
 _TORCH_DTYPES = {name: np.dtype(name) for name in _NAMES}
+_LOADING = threading.Lock()  # the globals that PyTorch lets a file ask for are those of the process
+
+
+class Placeholder:
+    """Stands for an object beside the weights, such as an argparse.Namespace, whose class is not
+    wanted. It keeps what it is made of, and runs nothing."""
+
+    def __new__(cls, *arguments):
+        made = object.__new__(cls)
+        made.contents = [arguments]
+        return made
+
+    def __init__(self, *arguments):
+        pass
+
+    def __setstate__(self, state):
+        self.contents.append(state)
 
 
 def _load(path: Path) -> Any:
     """The contents of a file, memory-mapped. ConversionError: PyTorch refuses it, for instance
-    because it asks to run code."""
+    because its tensors are of classes of their own."""
     torch = _torch()
+    with path.open("rb") as file:
+        if file.read(len(LEGACY)) == LEGACY:
+            raise ConversionError(
+                f"{path}: is in the format that PyTorch had before 1.6, which is not read here; "
+                "save it again with PyTorch 1.6 or newer"
+            )
+    asked = []
     try:
-        with path.open("rb") as file:
-            legacy = file.read(len(LEGACY)) == LEGACY
-        if not legacy:
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if not any(map(_makes_tensors, asked)):
+            placeholders = [(type(name, (Placeholder,), {}), name) for name in asked]
+            with _LOADING, torch.serialization.safe_globals(placeholders):
+                return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # PyTorch's own, pickle's or the zip reader's
         # Without the cause: PyTorch's message advises to run the code.
-        raise ConversionError(
-            f"{path}: PyTorch cannot read it as weights alone, without running code from "
-            f"it{_reason(str(error))}"
-        ) from None
-    raise ConversionError(
-        f"{path}: is in the format that PyTorch had before 1.6, which is not read here; save it "
-        "again with PyTorch 1.6 or newer"
-    )
+        reason = _reason(str(error))
+        if asked and not reason:
+            reason = f": it asks for {', '.join(asked[:3])}; save its state_dict() alone"
+        raise ConversionError(f"{path}: {_REFUSED}{reason}") from None
+    name = next(filter(_makes_tensors, asked))
+    raise ConversionError(f"{path}: {_REFUSED}: it asks for {name}{_advice(name)}")
+
+
+_REFUSED = "PyTorch cannot read it as weights alone, without running code from it"
+_TENSOR_CLASSES = {
+    "torch.distributed": "a shard of distributed weights (FSDP, DTensor): gather the full "
+    "state_dict() and save that",
+    "torch.nn": "a whole module: save its state_dict()",
+    "torch.fx": "a whole program: save the state_dict() of its module",
+    "torchao": QUANTISED,
+    "bitsandbytes": QUANTISED,
+    "optimum": QUANTISED,
+}
+
+
+def _makes_tensors(name: str) -> bool:
+    """Whether a global is PyTorch's, or one that makes tensors of another class than the plain one,
+    so that no placeholder may stand for it."""
+    return name.partition(".")[0] in ("torch", "torchao", "bitsandbytes", "optimum")
+
+
+def _advice(name: str) -> str:
+    kind = next((kind for start, kind in _TENSOR_CLASSES.items() if name.startswith(start)), "")
+    return f", {kind}" if kind else ""
 
 
 def _reason(message: str) -> str:
@@ -200,21 +275,23 @@ def _special(tensor: Any) -> str | None:
         return f"quantised ({tensor.dtype})"
     if tensor.is_meta:
         return "without numbers (meta)"
-    plain = type(tensor) in (_torch().Tensor, _torch().nn.Parameter)
-    return None if plain else f"a {type(tensor).__name__}"
+    if type(tensor) in (_torch().Tensor, _torch().nn.Parameter):
+        return None
+    return f"a {type(tensor).__name__}{_advice(type(tensor).__module__)}"
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Whether a value contains tensors that no path of dictionary keys leads to."""
-    torch, seen, open_ = _torch(), set(), [value]
+def _count_tensors(value: Any) -> int:
+    """The count of tensors in a value, wherever in it they are."""
+    torch, seen, open_, count = _torch(), set(), [value], 0
     while open_:
         value = open_.pop()
-        if isinstance(value, (torch.Tensor, torch.TypedStorage, torch.UntypedStorage)):
-            return True
+        count += isinstance(value, (torch.Tensor, torch.TypedStorage, torch.UntypedStorage))
+        if isinstance(value, Placeholder):
+            value = value.contents
         if id(value) not in seen and isinstance(value, (Mapping, list, tuple, set, frozenset)):
             seen.add(id(value))
             open_ += value.values() if isinstance(value, Mapping) else value
-    return False
+    return count
 
 
 def _torch():

@@ -17,16 +17,27 @@ from imagewam_jax.weights.layouts import lora
 from imagewam_jax.weights.layouts.flux2 import (
     TRANSPOSE,
     action_expert_rules,
+    exact_ratio,
     expert_config,
     flux2_config,
     flux2_rules,
 )
+from imagewam_jax.weights.layouts.imagewam_settings import frames_horizon, setting
 from imagewam_jax.weights.layouts.lora import BASE, FACTOR_A, FACTOR_B
 from imagewam_jax.weights.layouts.mapping import Rule, rule, under
-from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, find, section, size
+from imagewam_jax.weights.layouts.metadata import (
+    Metadata,
+    SourceMetadata,
+    Specs,
+    agree,
+    find,
+    section,
+    size,
+)
 
-BACKBONE = "mot.mixtures.video.transformer."
-EXPERT = "mot.mixtures.action."
+MOT = "mot."
+BACKBONE = f"{MOT}mixtures.video.transformer."
+EXPERT = f"{MOT}mixtures.action."
 PROPRIO = "proprio_encoder."
 _ALIAS = re.compile(r"mot\.mixtures\.video\.((?:double|single)_blocks\..*)")
 
@@ -58,14 +69,33 @@ def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
     expert = expert_config(_below(specs, EXPERT), metadata)
     given = section(metadata, "model.action_dit_config", "action_dit_config")
     sizes = {"action_dim": expert.action_dim, "hidden_dim": expert.dim}
-    agree(sizes, {name: given.get(name) for name in sizes}, "action_dit_config")
+    sizes |= {
+        "num_heads": backbone.heads,
+        "attn_head_dim": backbone.head_dim,
+        "num_layers_double": backbone.double_layers,
+        "num_layers_single": backbone.single_layers,
+        "mlp_ratio": expert.mlp_ratio,
+    }
+    found = {name: given.get(name) for name in sizes}
+    found["mlp_ratio"] = exact_ratio(found["mlp_ratio"], expert.mlp_dim, expert.dim)
+    agree(sizes, found, "action_dit_config")
     has_proprio = f"{PROPRIO}weight" in specs
+    proprio_dim = size(specs, f"{PROPRIO}weight", 1) if has_proprio else None
+    widths = {
+        "action_output_dim": expert.action_dim,
+        "proprio_output_dim": proprio_dim,
+        "proprio_dim": proprio_dim,
+    }
+    files = metadata.files if isinstance(metadata, SourceMetadata) else metadata
+    if not has_proprio:  # the policy then ignores what the processor puts out
+        del widths["proprio_output_dim"]
+    agree(widths, {name: setting(files, name) for name in widths}, "the training config")
     fields = {
-        "proprio_dim": size(specs, f"{PROPRIO}weight", 1) if has_proprio else None,
+        "proprio_dim": proprio_dim,
         "proprio_position": _proprio_position(metadata),
         "target_flow": _flow(metadata, "video"),
         "action_flow": _flow(metadata, "action"),
-        "horizon": _setting(metadata, min(ImageWAMConfig.horizon, expert.max_horizon), *_HORIZON),
+        "horizon": _horizon(metadata, files, min(ImageWAMConfig.horizon, expert.max_horizon)),
         "coordinate_dtype": _coordinate_dtype(specs, metadata),
     }
     for name, key in (("target_loss_weight", "video"), ("action_loss_weight", "action")):
@@ -136,6 +166,18 @@ def _base_name(name: str, trained: Specs) -> str | None:
 _HORIZON = ("horizon", "action_horizon")
 
 
+def _horizon(metadata: Metadata, files: Mapping[str, Any], default: int) -> int:
+    """The length of a chunk. ConversionError: the config's frames say another than its actions."""
+    horizon, by_frames = _setting(metadata, None, *_HORIZON), frames_horizon(files)
+    if None not in (horizon, by_frames) and horizon != by_frames:
+        raise ConversionError(
+            f"chunks of {horizon} actions contradict num_frames={by_frames + 1} of the training "
+            f"config, which means chunks of {by_frames}"
+        )
+    given = by_frames if horizon is None else horizon
+    return default if given is None else given
+
+
 def _setting(metadata: Metadata, default: Any, *keys: str) -> Any:
     """A value of the official training config, which can have it in a section `model`."""
     value = find(metadata, *keys, *(f"model.{key}" for key in keys))
@@ -172,18 +214,31 @@ def _coordinate_dtype(specs: Specs, metadata: Metadata) -> str:
     """The dtype of positions and times, which officially is the parameters' dtype in training; the
     file can hold the parameters in another one."""
     named = find(metadata, "coordinate_dtype")
-    if named is None:
-        named = _PRECISION.get(find(metadata, "torch_dtype", "mixed_precision"))
-    if named is None:
-        named = dtype_name({specs[f"{EXPERT}action_encoder.weight"].dtype})
-    return named if named == "bfloat16" else "float32"
+    if named is not None:
+        return named
+    stated = {name: find(metadata, name) for name in ("torch_dtype", "mixed_precision")}
+    stated = {name: value for name, value in stated.items() if value is not None}
+    found = {_PRECISION.get(value) for value in stated.values()}
+    if len(found) > 1 or None in found:
+        said = " and ".join(f"{name}={value}" for name, value in stated.items())
+        raise ConversionError(
+            f"{_file(specs)}: {said}: the policy was trained in bfloat16 or in float32; give the "
+            "right one as --set coordinate_dtype=..."
+        )
+    if found:
+        return found.pop()
+    dtype = dtype_name({specs[f"{EXPERT}action_encoder.weight"].dtype})
+    return dtype if dtype == "bfloat16" else "float32"
 
 
 _PRECISION = {
     "torch.bfloat16": "bfloat16",
     "torch.float32": "float32",
+    "bfloat16": "bfloat16",
+    "float32": "float32",
     "bf16": "bfloat16",
     "no": "float32",
+    False: "float32",  # as YAML reads "no" without quotes
 }
 
 

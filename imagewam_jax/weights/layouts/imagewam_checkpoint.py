@@ -14,10 +14,9 @@ import numpy as np
 from imagewam_jax.models.flow_matching import TIMESTEPS, FlowConfig
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.weights.io.torch_files import TensorName
-from imagewam_jax.weights.layouts.imagewam import BACKBONE, EXPERT, PROPRIO, alias_names
+from imagewam_jax.weights.layouts.imagewam import BACKBONE, EXPERT, MOT, PROPRIO, alias_names
 from imagewam_jax.weights.layouts.metadata import Specs
 
-MOT = "mot."
 # The official names for the dtype of parameters, positions and times.
 MIXED_PRECISION = {"bfloat16": "bf16", "float32": "no"}
 _MODULES = {

@@ -17,6 +17,7 @@ from imagewam_jax.weights.io.tensors import (
     dtype_name,
     read_checked,
 )
+from imagewam_jax.weights.io.zeros import refuse_zeros
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs, find, size
 
 BASE, FACTOR_A, FACTOR_B = ".base.weight", ".lora_A", ".lora_B"
@@ -97,6 +98,8 @@ class MergedLora:
         if layer + BASE not in self._source.specs:
             return self._source.read(name)
         base, a, b = (read_checked(self._source, layer + end) for end in (BASE, FACTOR_A, FACTOR_B))
+        for part, array in ((BASE, base), (FACTOR_A, a)):  # B starts at zero
+            refuse_zeros(array, layer + part, self._source.specs[layer + part].file)
         update = (self._alpha / a.shape[0]) * (b.astype(np.float32) @ a.astype(np.float32))
         return (base.astype(np.float32) + update).astype(base.dtype)
 

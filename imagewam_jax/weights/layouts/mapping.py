@@ -24,9 +24,13 @@ from imagewam_jax.weights.io.tensors import (
     dtype_name,
     read_checked,
 )
+from imagewam_jax.weights.io.zeros import refuse_zeros
 
 # How many tensors are read and transposed ahead: more would cost memory and gain little speed.
 AHEAD = 2
+# The arrays, by the ends of their paths, that a trained model can have zero as a whole: none of the
+# layouts has a matrix that starts at zero, besides LoRA's B, which is merged before.
+MAY_BE_ZERO = ("bias", "mean")
 LAYER = "{i}"  # stands for the layer index in the names of tensors that are stacked
 
 
@@ -149,29 +153,38 @@ def check(
             raise ConversionError(
                 f"{spec.file}: {name} is of {spec.dtype}, expected {dtype_name(DTYPES)}"
             )
-    tree_dtypes(rules, specs)
 
 
 def tree_dtypes(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> dict[str, np.dtype]:
-    """The dtype of each array of our tree. ConversionError: an array would have several."""
-    dtypes: dict[str, np.dtype] = {}
+    """The dtype of each array of our tree: that of its layers, or float32, which has all numbers of
+    the other `DTYPES`, if they differ."""
+    return {
+        path: found.pop() if len(found) == 1 else np.dtype(np.float32)
+        for path, found in _layer_dtypes(rules, specs).items()
+    }
+
+
+def mixed_arrays(rules: Sequence[Rule], specs: Mapping[str, TensorSpec]) -> list[str]:
+    """The paths of the arrays whose layers are of several dtypes."""
+    return [path for path, found in _layer_dtypes(rules, specs).items() if len(found) > 1]
+
+
+def _layer_dtypes(
+    rules: Sequence[Rule], specs: Mapping[str, TensorSpec]
+) -> dict[str, set[np.dtype]]:
+    dtypes: dict[str, set[np.dtype]] = {}
     for r in rules:
         for s in r.slices:
-            for name in r.names():
-                found = np.dtype(specs[name].dtype)
-                if dtypes.setdefault(s.path, found) != found:
-                    raise ConversionError(
-                        f"{specs[name].file}: {name} is of {found}, other layers of it are of "
-                        f"{dtypes[s.path]}"
-                    )
+            dtypes.setdefault(s.path, set()).update(np.dtype(specs[n].dtype) for n in r.names())
     return dtypes
 
 
 def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
     """Yield our arrays layer by layer; each foreign tensor is read once and then dropped.
 
-    Threads make the next pieces while one is in use. The source must have passed `check`. Errors
-    are those of `read_checked`.
+    Layers are in the dtypes of the source, which `tree_dtypes` joins. Threads make the next pieces
+    while one is in use. The source must have passed `check`. Errors are those of `read_checked`; a
+    ConversionError also if a piece is zero that no trained model has zero.
     """
     names = [
         (r, None if r.layers is None else i, n) for r in rules for i, n in enumerate(r.names())
@@ -180,10 +193,14 @@ def pieces(rules: Sequence[Rule], source: TensorSource) -> Iterator[Piece]:
     def make(number: int) -> list[Piece]:
         r, layer, name = names[number]
         slices = r.split(read_checked(source, name))
-        return [
+        made = [
             Piece(s.path, layer, contiguous(s.ours(foreign)))
             for s, foreign in zip(r.slices, slices, strict=True)
         ]
+        for piece in made:
+            if piece.path.rpartition(".")[2] not in MAY_BE_ZERO:
+                refuse_zeros(piece.array, name, source.specs[name].file)
+        return made
 
     with ThreadPoolExecutor(AHEAD) as pool:
         making = deque(pool.submit(make, number) for number in range(min(AHEAD, len(names))))
@@ -208,11 +225,13 @@ class TreeReader:
     def __init__(self, rules: Sequence[Rule], source: TensorSource):
         self._source = source
         self._rules = {s.path: (r, i) for r in rules for i, s in enumerate(r.slices)}
+        self._dtypes = tree_dtypes(rules, source.specs)
 
     def __call__(self, path: str, layer: int | None) -> np.ndarray:
         r, index = self._rules[path]
         name = r.name if layer is None else r.name.replace(LAYER, str(layer))
-        return r.slices[index].ours(r.split(read_checked(self._source, name))[index])
+        array = r.slices[index].ours(r.split(read_checked(self._source, name))[index])
+        return array.astype(self._dtypes[path], copy=False)
 
 
 class ForeignView:

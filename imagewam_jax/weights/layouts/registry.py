@@ -1,11 +1,6 @@
 """The foreign layouts, each recognized by its tensors. A new one is a file and an entry here."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from imagewam_jax.errors import ConversionError
-from imagewam_jax.weights.io.tensors import Renamed, TensorSource
+from imagewam_jax.weights.io.tensors import TensorSource
 from imagewam_jax.weights.layouts import (
     action_init,
     flux2,
@@ -16,41 +11,8 @@ from imagewam_jax.weights.layouts import (
     lora,
     qwen3,
 )
-from imagewam_jax.weights.layouts.mapping import Rule
-from imagewam_jax.weights.layouts.metadata import Metadata, Specs
-
-PREFIX = "model.diffusion_model."  # precedes all names in some single-file exports of FLUX.2
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How others store one kind of model.
-
-    component: what it is of a policy, one of `weights.components.COMPONENTS`.
-    signature: tensors that every file of this layout has and that no other layout has together.
-    config: makes the sizes from shapes and metadata.
-    rules: makes the mapping from the sizes.
-    source: makes the tensors that the rules map, from those of the file, the metadata, and the base
-        weights (for files that store differences from them).
-    carried: tensors that no model of ours has; their values are kept, to write the layout again.
-    original: the layout that the official recipes are about, if this is another one of that model.
-    initial_expert: makes the first weights of an action expert.
-    state: says in a few words what the tensors of a file are, such as LoRA factors.
-    """
-
-    name: str
-    component: str
-    signature: tuple[str, ...]
-    config: Callable[[Specs, Metadata], Any]
-    rules: Callable[[Any], list[Rule]]
-    source: Callable[[TensorSource, Metadata, TensorSource | None], TensorSource] = (
-        lambda source, metadata, base: source
-    )
-    carried: tuple[str, ...] = ()
-    original: "Layout | None" = None
-    initial_expert: Callable[..., action_init.Initial] | None = None
-    state: Callable[[Specs], str] = lambda specs: ""
-
+from imagewam_jax.weights.layouts.layout import Layout
+from imagewam_jax.weights.layouts.sets import find_weights
 
 FLUX2 = Layout(
     name="FLUX.2 transformer, original layout",
@@ -94,6 +56,7 @@ QWEN3 = Layout(
     config=qwen3.qwen3_config,
     rules=qwen3.qwen3_rules,
     source=lambda source, metadata, base: qwen3.used(source, metadata),
+    modules=(("model.", r"(embed_tokens|layers|norm)\."), ("lm_head.", "weight$")),
 )
 IMAGEWAM_FLUX2 = Layout(
     name="ImageWAM on FLUX.2, official checkpoint",
@@ -102,6 +65,8 @@ IMAGEWAM_FLUX2 = Layout(
     config=imagewam.imagewam_config,
     rules=imagewam.imagewam_rules,
     source=imagewam.imagewam_source,
+    modules=((imagewam.MOT, r"mixtures\."), (imagewam.PROPRIO, "(weight|bias)$")),
+    contains=(imagewam.BACKBONE,),
     state=imagewam.state,
 )
 
@@ -118,15 +83,7 @@ LAYOUTS = (
 def recognize(source: TensorSource, where: str) -> tuple[Layout, TensorSource]:
     """Return the layout of some tensors, and the tensors under its names.
 
-    ConversionError: the layout is not known.
+    ConversionError: the layout is not known, or the tensors are no whole weights of it.
     """
-    for prefix in ("", PREFIX):
-        renamed = Renamed(source, lambda n, p=prefix: n.removeprefix(p) if n.startswith(p) else n)
-        for layout in LAYOUTS:
-            if all(name in renamed.specs for name in layout.signature):
-                return layout, renamed if prefix else source
-    known = "; ".join(layout.name for layout in LAYOUTS)
-    some = ", ".join(sorted(source.specs)[:4])
-    raise ConversionError(
-        f"{where}: {len(source.specs)} tensors ({some}, ...) of no known layout; known are: {known}"
-    )
+    found = find_weights(source, LAYOUTS, where)
+    return found.layout, found.tensors

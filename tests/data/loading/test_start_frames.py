@@ -1,11 +1,11 @@
-"""The steps at which samples start, and the notation for episodes of a split."""
+"""The steps at which samples start."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from imagewam_jax.data.loading.start_frames import find_start_frames, parse_split
+from imagewam_jax.data.loading.start_frames import find_start_frames
 from imagewam_jax.errors import DataError
 from tests.data.toy import toy_data
 
@@ -53,28 +53,7 @@ def test_steps_that_a_filter_left_out_and_steps_without_an_instruction(split, st
         find_start_frames(split, changed, unlabelled="keep")
 
 
-@pytest.mark.parametrize(
-    ("text", "episodes"),
-    [
-        ("train", (0, 9)),
-        ("train[:]", (0, 9)),
-        ("train[2:5]", (2, 5)),
-        ("train[7:]", (7, 9)),
-        ("train[:50%]", (0, 4)),  # 4.5, rounded to even
-        ("train[50%:]", (4, 9)),
-        ("train[:95%]", (0, 9)),  # 8.55
-        ("train[3:100]", (3, 9)),
-        ("train[5:2]", (5, 5)),
-    ],
-)
-def test_some_episodes_of_a_split(dataset, split, text, episodes):
-    spec = parse_split(text)
-    assert (spec.name, spec.episodes(9)) == ("train", episodes)
-    start, stop = (split.episode_start[episode] for episode in episodes)
-    np.testing.assert_array_equal(dataset.start_frames(text), np.arange(start, stop))
-
-
-@pytest.mark.parametrize("text", ["", "train[", "train[1:2", "train[-1:]", "train[a:b]", "a b"])
-def test_what_is_no_split(text):
-    with pytest.raises(DataError, match="expected such as 'train', 'train"):
-        parse_split(text)
+def test_some_episodes(split, standardized):
+    expected = [frame for e in (1, 4) for frame in range(*split.episode_start[e : e + 2].tolist())]
+    found = find_start_frames(split, standardized, episodes=np.array([1, 4]))
+    np.testing.assert_array_equal(found, expected)

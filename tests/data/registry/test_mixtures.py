@@ -110,6 +110,7 @@ def test_a_users_mixture():
         ([{"dataset": "a", "weight": True}], "the weight of 'a' is True"),
         ([{"dataset": "a", "weight": -1}], "'a' has the weight -1"),
         ([{"dataset": "a", "weight": 1, "blank_language": "no"}], "blank_language is 'no'"),
+        ([{"dataset": "a", "weight": 1, "version": 2}], "the version of 'a' is 2, expected a name"),
         ([{"dataset": 3, "weight": 1}], "there is no dataset 3"),
         ([{"dataset": "a", "weight": 1}] * 2, r"\['a'\] occur more than once"),
     ],

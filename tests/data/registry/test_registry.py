@@ -30,8 +30,10 @@ MINE = {
 def test_specs_are_found_by_name():
     for name in REGISTRY:
         assert dataset_spec(name).name == name
-    with pytest.raises(DataError, match=r"no dataset 'x' in the registry, which has \['aloha_mob"):
+    with pytest.raises(DataError, match=r"no dataset 'x' .*: imagewam data describe DIR$"):
         dataset_spec("x")
+    with pytest.raises(DataError, match=r"but \['bridge.*: imagewam data describe '/my sets/b'$"):
+        dataset_spec("bridge_datasets", "/my sets/b")
 
 
 def test_every_spec_has_a_known_layout_and_mixtures_hold_only_known_datasets():

@@ -46,6 +46,14 @@ def episode(steps, **changes):
     return {f"steps/{key}": value for key, value in (values | changes).items()}
 
 
+def test_images_of_no_bytes_are_no_fault(tmp_path):
+    images = bytes_list(jpeg(50), b"", jpeg(60))
+    folder = write_set(tmp_path, FEATURES, [[episode(3), episode(3, image=images)]])
+    report = check(folder)
+    assert not report.bad and report.images == 5
+    assert found(report)["no image", "image"] == [(1, 1)]
+
+
 def test_sets_as_tfds_writes_them_are_good(layouts, toy):
     for name, cameras in (("bridge", 4), ("fractal", 1), ("libero", 2), ("odd", 3)):
         report = check(layouts[name].dataset_dir)

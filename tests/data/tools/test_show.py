@@ -147,15 +147,20 @@ def test_a_mixture_with_a_set_that_has_neither_state_nor_language(toy, tmp_path)
     assert "<h2>toy_arm: state</h2>" in page and "<h2>other: state</h2>" not in page
 
 
-def test_of_a_folder_alone(tmp_path):
+def test_of_a_folder_alone(tmp_path, capsys):
     """The registry has its name: all cameras are shown, and no config is needed."""
     folder, page = copy_sample(tmp_path), tmp_path / "page.html"
     assert cli.main(["data", "show", str(folder), f"--output={page}", "--episodes=1"]) == 0
     assert "metaworld_faucet: episodes" in page.read_text()
+    note = "metaworld_faucet: action 'gripper' is 1 at every step: acting returns about that number"
+    assert rows_of(page.read_text())["note"] == [note]
+    assert f"note: {note}" in capsys.readouterr().out
 
 
 def test_of_nothing_and_of_what_is_in_no_row(toy, tmp_path, capsys):
     assert cli.main(["data", "show"]) == 1
     assert "give either DIR, of one dataset, or --config" in capsys.readouterr().err
     assert cli.main(["data", "show", str(toy.dataset_dir)]) == 1
-    assert "no dataset 'toy_arm' in the registry" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no dataset 'toy_arm' in the registry" in error
+    assert error.endswith(f"imagewam data describe {toy.dataset_dir}\n")

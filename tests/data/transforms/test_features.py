@@ -8,7 +8,6 @@ import pytest
 from imagewam_jax.data.registry import dataset_spec
 from imagewam_jax.data.transforms import EpisodeFeatures
 from imagewam_jax.data.transforms.columns import kuka
-from imagewam_jax.data.transforms.standardize import text_of_codes
 from imagewam_jax.errors import DataError
 
 
@@ -63,11 +62,3 @@ def test_kuka_with_plain_and_with_compressed_states():
         np.testing.assert_array_equal(got, expected)
     with pytest.raises(DataError, match="'observation/gripper_closed' is not zlib-compressed"):
         kuka(_kuka_steps(poses, np.array([b"no", b"no"], object)), spec)
-
-
-def test_text_of_code_points():
-    codes = np.zeros((4, 8), np.int32)
-    for row, text in enumerate(("push", "größer", "", "full row")):
-        codes[row, : len(text)] = [ord(letter) for letter in text]
-    codes[0, 6] = ord("x")  # after the end
-    assert text_of_codes(codes).tolist() == [b"push", "größer".encode(), b"", b"full row"]

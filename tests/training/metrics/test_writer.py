@@ -85,3 +85,14 @@ def test_lines_behind_the_first_step_are_dropped(tmp_path):
     assert [json.loads(line) for line in written] == read_metrics(tmp_path / METRICS_FILE)
     assert read_metrics(tmp_path / METRICS_FILE)[-1]["loss"] == 9.0
     lines.close()
+
+
+def test_rows_that_are_not_finite_are_counted_and_are_not_in_the_means():
+    sink = Kept()
+    writer = MetricsWriter([sink])
+    rows = [{"loss": jnp.float32(x), "norm": jnp.float32(y)} for x, y in ((1, 2), (5, "inf"))]
+    writer.write("train", 2, rows, {"mfu": 0.5})
+    writer.write("train", 4, rows[1:])
+    writer.close()
+    assert sink.rows[0] == ("train", 2, {"loss": 1.0, "norm": 2.0, "not_finite": 1, "mfu": 0.5})
+    assert sink.rows[1] == ("train", 4, {"loss": 5.0, "norm": float("inf"), "not_finite": 1})

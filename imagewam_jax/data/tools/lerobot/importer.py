@@ -5,14 +5,12 @@ killed and is started again goes on with the jobs that are not done; if the sour
 have changed since, it starts over. The version folder appears by one rename, when it is complete.
 """
 
-import contextlib
-import fcntl
 import importlib.util
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,6 +29,7 @@ from imagewam_jax.data.tools.lerobot.layout import Layout, plan_layout
 from imagewam_jax.data.tools.lerobot.shards import Shard, publish, rlds_features
 from imagewam_jax.data.tools.lerobot.suggested_spec import describe_spec
 from imagewam_jax.errors import DataError
+from imagewam_jax.files import lock_beside, only_writer
 
 _SMALL = 1024  # bytes; a pointer to a file is shorter
 
@@ -88,7 +87,7 @@ def import_lerobot(
         unused_frames=allow_unused_frames,
     )
     files = _files(chosen)
-    with _only_one_import(target.parent, version):
+    with only_writer(lock_beside(target), "imagewam data import-lerobot"):
         prepare_folder(work, fingerprint(task, chosen, files), report)
         _check_numbers(task, chosen, allow_not_finite, progress, report)
         started = time.monotonic()
@@ -194,23 +193,6 @@ def _files(episodes: Collection[Episode]) -> list[Path]:
     return sorted(files)
 
 
-@contextlib.contextmanager
-def _only_one_import(parent: Path, version: str) -> Iterator[None]:
-    """Holds a lock that ends with the process, so that a killed import does not block the next."""
-    file = parent / f".{version}.lock"
-    with contextlib.ExitStack() as stack:
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(file, "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"{parent / version}: another import is writing it now") from error
-        except OSError as error:
-            raise DataError(f"could not write below {parent}: {error}") from error
-        yield
-        file.unlink(missing_ok=True)
-
-
 def _check_numbers(
     task: Task,
     episodes: Collection[Episode],
@@ -233,7 +215,7 @@ def _check_numbers(
         found = f"{count} numbers of {key!r} are NaN or infinite, first in episode {first[key]}"
         if not allow_not_finite:
             raise DataError(f"{task.folder.path}: {found}; allow_not_finite keeps them")
-        report(f"{found}; they are kept")
+        report(f"{found}; they are kept: train with data.not_finite='drop_steps'")
 
 
 def _report(

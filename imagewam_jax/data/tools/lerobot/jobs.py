@@ -23,6 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from imagewam_jax.data.index.build import ended_when_left, without_interrupts
 from imagewam_jax.data.tools.lerobot.folder import Episode, LeRobotFolder
 from imagewam_jax.data.tools.lerobot.layout import Layout
 from imagewam_jax.data.tools.lerobot.shards import Shard, ShardWriter, rlds_features
@@ -138,17 +139,19 @@ def _run_in_processes(task: Task, jobs: list[Job], workers: int, bar: tqdm) -> N
     with concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_process, initargs=(task, steps, stop)
     ) as pool:
-        futures = {pool.submit(_run_in_process, job) for job in jobs}
         try:
-            while futures:
-                done, futures = concurrent.futures.wait(
-                    futures, timeout=0.2, return_when="FIRST_COMPLETED"
-                )
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        bar.update(steps.get_nowait())
-                for future in done:
-                    future.result()
+            with ended_when_left():
+                with without_interrupts():
+                    futures = {pool.submit(_run_in_process, job) for job in jobs}
+                while futures:
+                    done, futures = concurrent.futures.wait(
+                        futures, timeout=0.2, return_when="FIRST_COMPLETED"
+                    )
+                    with contextlib.suppress(queue.Empty):
+                        while True:
+                            bar.update(steps.get_nowait())
+                    for future in done:
+                        future.result()
         except concurrent.futures.process.BrokenProcessPool as error:
             raise DataError(
                 "a converting process died, out of memory? Fewer workers need less; started "

@@ -1,14 +1,11 @@
 """The dataset spec that reads an imported dataset, as far as a LeRobot folder tells it."""
 
 import pprint
-import re
-from collections.abc import Mapping
 from typing import Any
 
+from imagewam_jax.data.tools.camera_roles import camera_roles
 from imagewam_jax.data.tools.lerobot.folder import LeRobotFolder
 from imagewam_jax.data.tools.lerobot.layout import Layout
-
-_ON_THE_HAND = re.compile(r"wrist|hand|gripper")
 
 
 def suggested_spec(folder: LeRobotFolder, layout: Layout) -> dict[str, Any]:
@@ -21,7 +18,7 @@ def suggested_spec(folder: LeRobotFolder, layout: Layout) -> dict[str, Any]:
     state = _vector_keys(layout, "observation/state")
     dims = _dims(layout, action)
     return {
-        "cameras": _roles(layout.cameras),
+        "cameras": camera_roles(layout.cameras.values()),
         "action": {"name": "as_recorded", "dims": dims, "relative": [False] * len(dims)},
         "state": {"name": "as_recorded", "dims": _dims(layout, state)},
         "action_keys": [layout.copied[key] for key in action],
@@ -44,21 +41,6 @@ def describe_spec(folder: LeRobotFolder, layout: Layout, name: str) -> str:
     body = pprint.pformat({name: spec}, width=96, sort_dicts=False, compact=True)
     lines = [f"config.data.dataset = {name!r}", f"config.data.rows = {body}"]
     return "\n".join([*lines, *(f"# {note}" for note in notes)])
-
-
-def _roles(cameras: Mapping[str, str]) -> dict[str, str]:
-    roles: dict[str, str] = {}
-    for target in cameras.values():
-        name = target.removeprefix("observation/").lower()
-        if _ON_THE_HAND.search(name):
-            side = next((s for s in ("left", "right") if s in name), "")
-            wanted = (f"{side}_wrist",) if side else ("wrist",)
-        else:
-            wanted = ("primary", "secondary")
-        role = next((role for role in wanted if role not in roles), None)
-        if role is not None:
-            roles[role] = target
-    return roles
 
 
 def _vector_keys(layout: Layout, key: str) -> list[str]:
