@@ -326,7 +326,7 @@ def check_space(directory: Path, needed: int, copies: int = 1) -> None:
     if free < copies * needed:
         raise CheckpointError(
             f"{directory}: {copies} checkpoint(s) of {needed / 1e6:.0f} MB do not fit: "
-            f"{free / 1e6:.0f} MB are free"
+            f"{free / 1e6:.0f} MB are free; free some space there"
         )
 
 

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Each verb imports what it needs when it runs, so that the help needs no JAX.
     """
-    logging.set_verbosity(logging.ERROR)  # Orbax warns about things that are intended here
+    # Orbax warns about things that are intended here, and logs errors that it also raises.
+    logging.set_verbosity(logging.FATAL)
     parser = argparse.ArgumentParser(prog="imagewam", description=__doc__, epilog=EXIT_CODES)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     for add_verb in VERBS:

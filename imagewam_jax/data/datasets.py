@@ -180,10 +180,10 @@ def _open_one(
 
 def dataset_folders(section: Mapping[str, Any], entry: Entry) -> tuple[Path, Path]:
     """The folders of an entry's dataset and of its index. DataError: the first is not there."""
-    root = Path(section["directory"])
+    root = Path(section["directory"]).expanduser()
     folder = version_folder(root, entry.dataset, entry.version, entry.config)
     if section["index_directory"]:  # for datasets that lie where nothing can be written
-        return folder, Path(section["index_directory"]) / entry.dataset
+        return folder, Path(section["index_directory"]).expanduser() / entry.dataset
     return folder, default_index_dir(folder)
 
 

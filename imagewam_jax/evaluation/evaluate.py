@@ -25,6 +25,7 @@ from imagewam_jax.evaluation.offline import (
     evaluate_offline,
     evaluation_frames,
     predict,
+    read_samples,
     recorded_observations,
     sample_noise,
     stored_images,
@@ -90,7 +91,7 @@ def evaluate(
     section = {**section, "eval_split": split}
     opened = config_data({**config, "data": section})[policy.dataset]
     with contextlib.suppress(DataError):  # the training episodes need not be here
-        for shared in shared_splits([opened], section | {"eval_split": split}):
+        for shared in shared_splits([opened], section):
             _LOG.warning("%s", shared)
     start_frames = evaluation_frames(opened, split)
     simulator = config["evaluation"]["simulator"] if simulate else ""
@@ -117,7 +118,8 @@ def evaluate(
         sections.append(report.episode_section(rollouts, spec.instructions))
     sections.append(report.offline_section(offline, names))
     shown = start_frames[_spread(len(start_frames), SHOWN_SAMPLES)]
-    sections.append(report.prediction_section(*_examples(policy, opened, split, shown), names))
+    if examples := _examples(policy, opened, split, shown):
+        sections.append(report.prediction_section(*examples, names))
     metrics = read_metrics(_run_folder(Path(checkpoint)) / METRICS_FILE)
     if metrics:
         sections.append(report.training_section(metrics))
@@ -141,12 +143,13 @@ def _spread(count: int, wanted: int) -> Int64[np.ndarray, " shown"]:
 
 def _examples(
     policy: Policy, dataset: Dataset, split: str, start_frames: Int64[np.ndarray, " shown"]
-) -> tuple[report.Pictures, Predictions]:
-    """Predictions on a few held-out samples, and their pictures."""
-    reader = dataset.reader(split)
-    batch = reader.read(start_frames)
-    reader.close()
-    seeds = range(len(start_frames))
+) -> tuple[report.Pictures, Predictions] | None:
+    """Predictions on a few held-out samples, and their pictures; None if no image can be read."""
+    with contextlib.closing(dataset.reader(split)) as reader:
+        batch, good = read_samples(reader, start_frames, skip_bad=True)
+    if not good.any():
+        return None
+    seeds = range(good.sum())
     predictions = predict(policy, dataset, batch, seeds)
     observations = recorded_observations(policy, dataset, batch)
     noise = sample_noise(seeds, (policy.horizon, policy.action_dim))

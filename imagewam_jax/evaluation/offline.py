@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int, Int64, UInt8
 from tqdm import tqdm
 
 from imagewam_jax.data.datasets import Dataset
+from imagewam_jax.data.loading.samples import SampleReader, empty_batch
+from imagewam_jax.errors import DataError
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.preprocess.inputs import Observations
 
@@ -27,17 +29,20 @@ class OfflineResult(NamedTuple):
     action_error: method -> mean absolute error per step ahead and dimension of the dataset's
         actions; NaN for steps ahead that no sample has, where all episodes are shorter.
     imagined_error_n, copied_error_n: mean squared error of each sample's target latent.
+    left_out: samples with an image that cannot be read.
     """
 
     action_error: dict[str, Float[np.ndarray, "horizon a"]]
     imagined_error_n: Float[np.ndarray, " n"]
     copied_error_n: Float[np.ndarray, " n"]
+    left_out: int = 0
 
     def summary(self) -> dict:
         """The errors as numbers and lists, for JSON."""
         by_step = {name: error.mean(1) for name, error in self.action_error.items()}
         return {
             "samples": len(self.imagined_error_n),
+            "left_out": self.left_out,
             "action_error": {name: _numbers(mean) for name, mean in self.mean_error().items()},
             "action_error_by_step": {name: _numbers(mean) for name, mean in by_step.items()},
             "imagined_latent_error": _number(self.imagined_error_n.mean()),
@@ -86,8 +91,12 @@ def _have_last_action(
 def evaluate_offline(
     policy: Policy, dataset: Dataset, split: str, *, max_samples: int = 512, batch_size: int = 64
 ) -> OfflineResult:
-    """Predicts samples spread evenly over a split, which start at `evaluation_frames`."""
+    """Predicts samples spread evenly over a split, which start at `evaluation_frames`.
+
+    BadFrameError: an image cannot be read, and `data.bad_frames` allows none.
+    """
     reader = dataset.reader(split)
+    skip_bad = policy.config["data"]["bad_frames"] > 0
     start_frames = evaluation_frames(dataset, split)
     have_last = _have_last_action(dataset, split, start_frames).all()
     spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
@@ -99,8 +108,13 @@ def evaluate_offline(
     valid, imagined, copied = [], [], []
     starts = range(0, len(start_frames), batch_size)
     for start in tqdm(starts, desc="held-out samples", unit="batch"):
-        chosen = start_frames[start : start + batch_size]
-        p = predict(policy, dataset, reader.read(chosen), np.arange(start, start + len(chosen)))
+        rows = np.arange(start, min(start + batch_size, len(start_frames)))
+        batch, good = read_samples(reader, start_frames[rows], skip_bad)
+        if not good.any():
+            continue
+        rows = rows[good]
+        chosen = start_frames[rows]
+        p = predict(policy, dataset, batch, rows)
         guesses = {POLICY: p.actions}
         if have_last:
             guesses[LAST_ACTION] = actions_na[chosen - 1][:, None]
@@ -111,13 +125,31 @@ def evaluate_offline(
         imagined.append(np.square(p.imagined - p.true_latent).mean((1, 2, 3)))
         copied.append(np.square(p.current_latent - p.true_latent).mean((1, 2, 3)))
     reader.close()
+    if not valid:
+        raise DataError(f"{dataset.name}: no image of the samples of {split!r} can be read")
     weight = np.concatenate(valid)[..., None]
     count = np.where(weight.any(0), weight.sum(0), np.nan)
     return OfflineResult(
         {name: (np.concatenate(e) * weight).sum(0) / count for name, e in errors.items()},
         np.concatenate(imagined),
         np.concatenate(copied),
+        len(start_frames) - len(weight),
     )
+
+
+def read_samples(
+    reader: SampleReader, start_frames: Int64[np.ndarray, " n"], skip_bad: bool
+) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " n"]]:
+    """The batch of the samples whose images can be read, and which of all those are.
+
+    BadFrameError: one cannot be read, and it is not to be skipped.
+    """
+    batch = empty_batch(len(start_frames), reader.sample)
+    bad = reader.fill(batch, np.arange(len(start_frames)), start_frames)
+    if bad and not skip_bad:
+        raise bad[0].error
+    good = ~np.isin(np.arange(len(start_frames)), [image.row for image in bad])
+    return {key: values[good] for key, values in batch.items()}, good
 
 
 def predict(

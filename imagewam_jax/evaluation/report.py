@@ -84,10 +84,12 @@ def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Secti
     rows = [("mean absolute error", *action_names)]
     rows += [(name, *(f"{x:.3f}" for x in error)) for name, error in result.mean_error().items()]
     imagined, copied = result.imagined_error_n.mean(), result.copied_error_n.mean()
+    unreadable = f" ({result.left_out} more cannot be read)" if result.left_out else ""
+    ratio = f" (ratio {imagined / copied:.2f})" if copied > 0 else ""
     text = (
-        f"{len(result.imagined_error_n)} held-out samples, actions in real units. Error of the "
-        f"imagined latent {imagined:.3f}, of copying the current frame {copied:.3f} "
-        f"(ratio {imagined / copied:.2f})."
+        f"{len(result.imagined_error_n)} held-out samples{unreadable}, actions in real units. "
+        f"Error of the imagined latent {imagined:.3f}, of copying the current frame {copied:.3f}"
+        f"{ratio}."
     )
     pictures = [picture(action_errors(result.action_error))]
     return Section("Held-out demonstrations", text, rows, pictures)

@@ -42,17 +42,15 @@ def check_observations(
     )
 
 
-def check_images(
-    given: Any, cameras: Sequence[str], field: str = "images"
-) -> UInt8[jax.Array, "b camera h w 3"]:
+def check_images(given: Any, cameras: Sequence[str]) -> UInt8[jax.Array, "b camera h w 3"]:
     """Images of every camera: uint8, channels last."""
-    images = given if isinstance(given, jax.Array) else _array(given, field)
+    images = given if isinstance(given, jax.Array) else _array(given, "images")
     shape, is_uint8 = images.shape, images.dtype == np.uint8
     right = len(shape) == 5 and shape[1] == len(cameras) and shape[-1] == 3 and 0 not in shape
     if not (right and is_uint8):
         of_cameras = f"{len(cameras)} (cameras: {', '.join(cameras)})"
         raise _unlike(
-            field,
+            "images",
             f"uint8 RGB [batch, {of_cameras}, height, width, 3]",
             f"{images.dtype} {list(shape)}",
             _to_shape(shape) if is_uint8 else _to_uint8(images.dtype),

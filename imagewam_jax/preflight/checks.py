@@ -40,6 +40,7 @@ TRAINING: Mapping[str, tuple[Check, ...]] = MappingProxyType(
             data.room_for_the_index,
             data.datasets,
             data.stored_images,
+            data.stored_keys,
             data.split_names,
             data.training_samples,
             data.validation_samples,

@@ -38,8 +38,9 @@ from imagewam_jax.preflight.run import NotChecked, Run, about
 from imagewam_jax.training.batches import validates
 
 SMALL_BYTES = 2**29  # of all shards: indexed within some seconds
-# What an index and the standardized episodes took of the shards of sets of several kinds, at most.
-INDEX_SHARE = 0.1
+# The size of an index with standardized episodes beside the shards': it is that of the sample that
+# ships with the project, whose pictures are small, and less where they are larger.
+INDEX_SHARE = 0.08
 
 
 class Folder(NamedTuple):
@@ -221,11 +222,44 @@ def training_samples(run: Run) -> list[Source]:
         return _sources(run, "train_split")
 
 
-def split_names(run: Run) -> None:
-    """The splits are there: what can be said of sets that are not opened."""
-    found, outcome = run.of(folders), run.outcome(datasets)
+def stored_keys(run: Run) -> None:
+    """The features that the rows name are declared, of datasets that are not opened."""
     errors: list[UserError] = []
-    for field in SPLIT_FIELDS if isinstance(outcome, NotChecked) else ():
+    for folder in _not_opened(run):
+        features = folder.tfds.features
+        images = {f.key for f in features.steps if f.kind == "image"}
+        others = {f.key for f in (*features.steps, *features.episodes)} - images
+        spec = folder.spec
+        cameras_used = {
+            camera.key
+            for role, camera in spec.cameras
+            if not run.usable("data.cameras") or role in run.config()["data"]["cameras"]
+        }
+        texts_and_numbers = {*spec.language, *spec.action_keys, *spec.state_keys}
+        for what, named, there in (
+            ("image", cameras_used, images),
+            ("feature", texts_and_numbers, others),
+        ):
+            if missing := sorted(named - there):
+                error = (
+                    f"{folder.tfds.path}: the row {spec.name!r} names {missing}, its {what}s are "
+                    f"{sorted(there)}"
+                )
+                errors.append(DataError(error))
+    raise_all(errors)
+
+
+def _not_opened(run: Run) -> list[Folder]:
+    """The datasets of which only the description is read."""
+    found = run.of(folders)
+    return found if isinstance(run.outcome(datasets), NotChecked) else []
+
+
+def split_names(run: Run) -> None:
+    """The splits are declared, of datasets that are not opened."""
+    found = _not_opened(run)
+    errors: list[UserError] = []
+    for field in SPLIT_FIELDS if found else ():
         with collecting(errors), about(f"data.{field}"):
             text = run.config(f"data.{field}")["data"][field]
             names = {term.name for term in parse_split(text)} - {"all"}

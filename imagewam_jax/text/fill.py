@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagewam_jax.config.schema import policy_config
+from imagewam_jax.config.schema import named_config
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import lock_beside, only_writer
+from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.text_encoders.base import TextEncoder, Tokens
 from imagewam_jax.text.encoders import (
     check_width,
@@ -34,7 +35,8 @@ def fill_text_table(
     """
     section = config["text"]
     encoder = make_text_encoder(section)
-    check_width(policy_config(config["model"]).backbone.text_dim, encoder.feature_dim)
+    backbone = named_config(config["model"]["backbone"], BACKBONES, "model.backbone")
+    check_width(backbone.text_dim, encoder.feature_dim)
     prompts = sorted({make_prompt(section["template"], each) for each in instructions})
     with only_writer(lock_beside(path), "imagewam encode-text"):
         parts = path.with_name(f"{path.name}.parts")

@@ -15,10 +15,13 @@ all items are written and before the step gets its name.
 """
 
 import asyncio
+import contextlib
 import json
 import shutil
+import signal
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,8 +84,9 @@ def write_streams(
     directory = Path(directory).absolute()
     check_absent(directory, step)
     check_space(directory, sum(tree_bytes(stream.abstract) for stream in streams.values()))
+    interrupted = threading.Event()
     registry = type_handlers.create_type_handler_registry(
-        (_Leaf, _StreamHandler()), (jax.Array, type_handlers.ArrayHandler())
+        (_Leaf, _StreamHandler(interrupted)), (jax.Array, type_handlers.ArrayHandler())
     )
     options = ocp.CheckpointManagerOptions(
         create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
@@ -102,11 +106,16 @@ def write_streams(
     items["checksums"] = _ChecksumsOf(streams)
     handlers["checksums"] = _ChecksumsHandler()
     try:
-        with ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager:
+        with (
+            _set_by_an_interrupt(interrupted),
+            ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager,
+        ):
             manager.save(step, args=ocp.args.Composite(**items), force=True)
     except BaseException as error:
         for unfinished in directory.glob(f"{step}.*tmp*"):
             shutil.rmtree(unfinished, ignore_errors=True)
+        if interrupted.is_set():
+            raise KeyboardInterrupt from None
         if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConversionError):
             message = f"{directory}: the checkpoint could not be written: {error}"
             raise CheckpointError(message) from error
@@ -131,6 +140,27 @@ def check_absent(directory: Path, step: int) -> None:
             f"{directory} has other checkpoints ({', '.join(there)}), and a folder that is named "
             f"without a step stands for its newest: write step {step} to another folder"
         )
+
+
+@contextlib.contextmanager
+def _set_by_an_interrupt(event: threading.Event) -> Iterator[None]:
+    """A first Ctrl-C within sets an event. It would end the main thread alone, while threads still
+    write what is to be removed."""
+
+    def hear(*_: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.getsignal(signal.SIGINT)
+    # Only the main thread may change handlers, and a background job does not hear Ctrl-C.
+    hears = threading.current_thread() is threading.main_thread() and callable(before)
+    if hears:
+        signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    finally:
+        if hears:
+            signal.signal(signal.SIGINT, before)
 
 
 @dataclass(frozen=True)
@@ -173,6 +203,9 @@ class _ChecksumsOf(ocp.args.CheckpointArgs):
 class _StreamHandler(type_handlers.TypeHandler):
     """Writes the pieces of a stream where Orbax expects whole arrays. It cannot read."""
 
+    def __init__(self, interrupted: threading.Event):
+        self._interrupted = interrupted
+
     def typestr(self) -> str:
         return type_handlers.NumpyHandler().typestr()  # the handler that restores these arrays
 
@@ -188,11 +221,13 @@ class _StreamHandler(type_handlers.TypeHandler):
         infos: Sequence[type_handlers.ParamInfo],
         args: Sequence[type_handlers.SaveArgs] | None = None,
     ) -> Sequence[future.Future]:
-        work = _write(values, infos)
+        work = _write(values, infos, self._interrupted)
         return [future.CommitFutureAwaitingContractedSignals(work, name="stream")]
 
 
-async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInfo]) -> None:
+async def _write(
+    leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInfo], interrupted: threading.Event
+) -> None:
     created = await asyncio.gather(*map(_create, leaves, infos))
     arrays = dict(zip((leaf.path for leaf in leaves), created, strict=True))
     missing = {(leaf.path, layer) for leaf in leaves for layer in _layers(leaf)}
@@ -201,6 +236,8 @@ async def _write(leaves: Sequence[_Leaf], infos: Sequence[type_handlers.ParamInf
     bar = tqdm(total=total, unit="B", unit_scale=True, desc=f"writing {leaves[0].tree}")
     try:
         for piece in leaves[0].stream.pieces():
+            if interrupted.is_set():
+                raise asyncio.CancelledError  # which Orbax does not log as an error
             array = arrays[piece.path]
             target = array if piece.layer is None else array[piece.layer]
             if (piece.path, piece.layer) not in missing or target.shape != piece.array.shape:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -136,6 +137,27 @@ def test_every_layout(robotwin_set, name, tmp_path, monkeypatch, capsys):
     page = report.read_text()
     assert "left_gripper" in page  # actions have the names of the dataset's row
     assert ("current images of the 2 cameras" in page) == (current == 2)
+
+
+def test_a_dataset_with_less_than_others_of_its_mixture(robotwin_set, tmp_path):
+    """Fewer dimensions and cameras, smaller images: what it lacks is not measured."""
+    folder = tmp_path / "sets"
+    write_public_set(folder / "metaworld_faucet" / "1.0.0", "metaworld_faucet", [(16, 24)], LENGTHS)
+    shutil.copytree(robotwin_set, folder / "robotwin" / "1.0.0")
+    layout, cameras, size, *_ = LAYOUTS["references"]
+    config = config_of(folder, layout, cameras, size)
+    config.data.dataset, config.data.mixture = "", "both"
+    sets = [{"dataset": name, "weight": 1.0} for name in ("robotwin", "metaworld_faucet")]
+    config.data.mixtures = {"both": sets}
+    run = untrained_run(config, tmp_path / "run")
+    report = evaluate(run, dataset="metaworld_faucet", simulate=False)
+    errors = results_of(report)["offline"]["action_error"]
+    assert {name: len(error) for name, error in errors.items()} == dict.fromkeys(
+        (POLICY, LAST_ACTION, MEAN_ACTION), 4
+    )
+    now, lacking, future, *_ = columns_of(report, *size, scale=2)
+    for image, color in ((now, RED), (lacking, BLACK), (future, RED)):
+        check_colors(image, ((0, 32, 0, 48), color))
 
 
 @pytest.fixture(scope="module")

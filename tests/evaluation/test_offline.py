@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from imagewam_jax.data.datasets import config_data
-from imagewam_jax.errors import DataError
+from imagewam_jax.data.loading import samples
+from imagewam_jax.errors import BadFrameError, DataError
 from imagewam_jax.evaluation import offline
 from imagewam_jax.evaluation.offline import LAST_ACTION, MEAN_ACTION, POLICY, evaluate_offline
 from imagewam_jax.policy.policy import load_policy
@@ -114,6 +115,28 @@ def test_first_steps_alone(policy, dataset, monkeypatch):
     assert set(errors) == {POLICY, MEAN_ACTION}
     actions = dataset.index.split("val").steps["action"][:]
     np.testing.assert_allclose(errors[POLICY][0], np.abs(actions[starts]).mean(0), rtol=1e-5)
+
+
+def test_samples_whose_images_cannot_be_read(dataset, monkeypatch):
+    """They are an error, or are left out if training was allowed to."""
+    reader = dataset.reader("val")
+    frames = np.arange(1, 5)
+    whole = reader.read(frames)
+    decode = samples.decode_frame
+
+    def damaged(split, files, camera, frame, image):
+        if frame == 3:
+            raise BadFrameError("damaged")
+        return decode(split, files, camera, frame, image)
+
+    monkeypatch.setattr(samples, "decode_frame", damaged)
+    with pytest.raises(BadFrameError, match="damaged"):
+        offline.read_samples(reader, frames, skip_bad=False)
+    batch, good = offline.read_samples(reader, frames, skip_bad=True)
+    assert good.tolist() == [True, True, False, True]
+    for key, values in batch.items():
+        np.testing.assert_array_equal(values, whole[key][good])
+    reader.close()
 
 
 def test_numbers_that_are_not_there_are_null():

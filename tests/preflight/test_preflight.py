@@ -299,9 +299,16 @@ def test_the_recipes_on_tiny_sets(tmp_path, recipe, names, samples):
 def test_a_large_set_without_an_index_is_not_indexed(check, dataset, monkeypatch):
     shutil.rmtree(default_index_dir(dataset), ignore_errors=True)
     monkeypatch.setattr(data_checks, "SMALL_BYTES", 1000)
-    report = check("mesh.tensor=2", "data.cameras=('wrist',)", "data.train_split=test[:9]")
+    report = check(
+        "mesh.tensor=2",
+        "data.cameras=('wrist',)",
+        "data.train_split=test[:9]",
+        lines="config.data.rows = {'metaworld_faucet': {'like': 'metaworld_faucet', "
+        "'language': ['words']}}",
+    )
     found(
         report,
+        ("data", f"{dataset}: the row 'metaworld_faucet' names ['words'], its features are ['"),
         ("data", f"data.train_split: {dataset} has no split 'test', it has ['train', 'val']"),
         ("data", "no dataset has a camera 'wrist'"),
         ("devices", "is not one of 1 devices"),

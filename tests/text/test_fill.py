@@ -169,6 +169,8 @@ def test_files_of_instructions(tmp_path):
     path = tmp_path / "instructions.txt"
     path.write_text("  open it \n\nöffne\r\nopen it\n", encoding="utf-8")
     assert read_instructions(path) == ["open it", "öffne", "open it"]
+    path.write_bytes("open\u2028it\r\nclose\x85it".encode())
+    assert read_instructions(path) == ["open\u2028it", "close\x85it"]
     for content, message in ((b"\n \n", "no instruction in it"), (b"\xff\xfe\x00", "no file of ")):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):

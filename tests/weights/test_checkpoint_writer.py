@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -242,6 +243,27 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout) < 200
+
+
+def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path):
+    """The threads that write end first, so that nothing appears behind what is removed."""
+    parts = stream().pieces()
+
+    def pieces():
+        yield parts[0]
+        os.kill(os.getpid(), signal.SIGINT)
+        while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            time.sleep(0.001)  # until the main thread has heard it
+        yield from parts[1:]
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_streams(tmp_path, 0, {"params": stream(pieces)}, {})
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_has_other_checkpoints(tmp_path):

@@ -430,3 +430,12 @@ def test_a_layer_with_two_weights():
     source = adapter(**{"x.weight": np.zeros((6, 5), np.float32)})
     with pytest.raises(ConversionError, match=r"file: has both x\.base\.weight and x\.weight"):
         MergedLora(source, 4.0)
+
+
+def test_a_file_that_is_gone_before_it_is_read(opened, torch, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_files, "KEPT_MAPPED", 1)
+    file = opened({"a": torch.zeros(2), "b": torch.zeros(3)})
+    file.read("a")
+    (tmp_path / "model.pt").unlink()
+    with pytest.raises(ConversionError, match=r"model\.pt: PyTorch cannot read it .*No such file"):
+        file.read("b")

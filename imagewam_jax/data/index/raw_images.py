@@ -6,7 +6,6 @@ import zlib
 import numpy as np
 from jaxtyping import UInt8
 
-from imagewam_jax.data.index.tf_example import decode_ints
 from imagewam_jax.errors import DataError
 
 
@@ -20,10 +19,7 @@ def decode_pixels(
     """
     size = math.prod(shape)
     if encoding == "list":
-        numbers = decode_ints(encoded)
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < 256:
-            raise DataError(f"its numbers reach from {numbers.min()} to {numbers.max()}")
-        pixels = numbers.astype(np.uint8)
+        pixels = _unpack(np.frombuffer(encoded, np.uint8))
     elif encoding == "zlib":
         pixels = np.frombuffer(_inflate(encoded, size), np.uint8)
     else:
@@ -31,6 +27,18 @@ def decode_pixels(
     if len(pixels) != size:
         raise DataError(f"{len(pixels)} numbers, expected the shape {shape}")
     return pixels.reshape(shape)
+
+
+def _unpack(packed: UInt8[np.ndarray, " bytes"]) -> UInt8[np.ndarray, " n"]:
+    """Numbers from packed varints: below 128 a byte, and otherwise one of the low bits and a 1."""
+    goes_on = packed >= 0x80
+    first = np.ones(len(packed), bool)
+    first[1:] = ~goes_on[:-1]
+    if goes_on[-1:].any():
+        raise DataError("it ends inside of a number")
+    if (packed[~first] != 1).any():
+        raise DataError("a number of it is not one of 0 to 255")
+    return packed[first] & 0x7F | goes_on[first].astype(np.uint8) << 7
 
 
 def _inflate(encoded: bytes, size: int) -> bytes:

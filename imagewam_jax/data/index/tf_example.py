@@ -95,11 +95,6 @@ def cut_ints(record: bytes, start: int, length: int, numbers: int) -> Int64[np.n
     return np.stack([start + starts, stops - starts], 1).astype(np.int64)
 
 
-def decode_ints(packed: bytes) -> Int64[np.ndarray, " n"]:
-    """The numbers of a packed list of integers. Raises DataError when it ends inside of one."""
-    return _decode_varints(packed, 0, len(packed))
-
-
 def _parse_list(record: bytes, field: int, start: int, end: int) -> ExampleFeature:
     kind = _KINDS.get(field)
     if kind == "bytes":

@@ -60,14 +60,18 @@ def read_tfds_folder(path: Path) -> TfdsFolder:
         features = read_features(top, lambda feature: _images_per_step(feature, shards))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    name, version = (str(info[key]) for key in ("name", "version"))
-    return TfdsFolder(path, name, version, features, splits)
+    version = str(info.get("version") or path.resolve().name)
+    return TfdsFolder(path, str(info["name"]), version, features, splits)
 
 
 def _read_json(path: Path, name: str) -> Any:
     file = path / name
     if not file.is_file():
         found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else "no such folder"
+        if versions := sorted(p.parent.name for p in path.glob(f"*/{_INFO}")):
+            raise DataError(
+                f"{path}: holds the versions {versions}; give the folder of one of them"
+            )
         before = _WRITE_FEATURES if name == _FEATURES and (path / _INFO).is_file() else ""
         raise DataError(f"{path}: not a TFDS version folder: no {name}; found {found}{before}")
     if instead := file_stand_in(file):
@@ -80,9 +84,8 @@ def _read_json(path: Path, name: str) -> Any:
 
 def _splits(path: Path, info: Any, file_format: str) -> dict[str, Split]:
     """The splits that have records."""
-    for key in ("name", "version"):
-        if not isinstance(info, dict) or not info.get(key):
-            raise DataError(f"{_INFO} has no {key!r}")
+    if not isinstance(info, dict) or not info.get("name"):
+        raise DataError(f"{_INFO} has no 'name'")
     filled = [split for split in info.get("splits", []) if split.get("shardLengths")]
     if not filled:
         raise DataError(f"{_INFO} lists no split with records")

@@ -16,7 +16,7 @@ import numpy as np
 from imagewam_jax.data.index import dataset_index as index_format
 from imagewam_jax.data.index.columns import pack_texts, unpack_texts
 from imagewam_jax.data.index.features import Feature, Features, column_kind
-from imagewam_jax.data.index.records import GET_IT_AGAIN
+from imagewam_jax.data.index.records import GET_IT_AGAIN, TFRECORD
 from imagewam_jax.data.index.shard_columns import Arrays
 from imagewam_jax.data.index.shard_parts import part_file, read_header, read_part
 from imagewam_jax.data.index.tfds_folder import TfdsFolder
@@ -67,6 +67,9 @@ def write_index(folder: TfdsFolder, parts_dir: Path, target: Path) -> None:
                         f"{part_file(parts_dir, path)}: what was kept of an unfinished build is "
                         f"damaged ({error}) and was removed; the same command makes it again"
                     ) from error
+        formats = {path.name: headers[path].pinned.get("format", TFRECORD) for path in split.shards}
+        if len(set(formats.values())) > 1:
+            raise DataError(f"{folder.path}: the shards of {name!r} differ in format: {formats}")
         meta["splits"][name] = {
             "shards": [headers[path].pinned for path in split.shards],
             "episodes": sum(headers[path].episodes for path in split.shards),

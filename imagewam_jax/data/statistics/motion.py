@@ -10,7 +10,7 @@ MOST_LAG = 8
 # A correlation below this says nothing; among few steps chance alone makes larger ones.
 LEAST_CORRELATION = 0.5
 LEAST_STEPS = 50
-ROBOT_DELAY = 0.25  # seconds that a robot may take to follow
+ROBOT_DELAY = 0.4  # seconds that a robot may take to follow; the rate is often a guess
 EXACT = 0.98  # a correlation from which on no robot was between action and motion
 
 
@@ -107,9 +107,9 @@ def find_shift(
 
     pairs: the state dimension that belongs to each action dimension; None: whichever correlates
       best.
-    A robot that follows its commands late is no fault of the data: a lead counts from a quarter of
-    a second on, or if action and motion agree so exactly that no robot was between them. None: no
-    shift, or nothing comparable.
+    A robot that follows its commands late is no fault of the data: a lead counts from `ROBOT_DELAY`
+    on, or if action and motion agree so exactly that no robot was between them. None: no shift, or
+    nothing comparable.
     """
     found = lagged_correlations(episodes, relative)
     if found is None or not found.values.size:

@@ -1,6 +1,7 @@
 """Instructions of a dataset: text features of steps or episodes as rows of a table of texts."""
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def decoded_text(stored: bytes | np.ndarray) -> str:
 def _fixed(column: Column) -> tuple[np.ndarray | None, Any]:
     """Rows of a table [n, k] and the table, of as many texts in each row; None: it is no text."""
     if isinstance(column, Text):
-        return np.asarray(column.ids).reshape(len(column), -1), column.texts
+        return _flat_rows(column.ids), column.texts
     values = column.rows if isinstance(column, Coded) else column.values
     if values.dtype.kind not in "iu" or values.ndim != 2 or not values.shape[1]:
         return None, ()
@@ -108,13 +109,13 @@ def _padded(column: Ragged) -> tuple[np.ndarray | None, Any]:
     """
     starts = np.asarray(column.row_start)
     if isinstance(column.values, Text):
-        items = np.asarray(column.values.ids)
-        items = items.reshape(len(items), -1)
+        items = _flat_rows(column.values.ids)
         counts = np.diff(starts)
-        ids = np.full((len(counts), max(1, counts.max(initial=0)), items.shape[1]), NO_TEXT)
+        shape = (len(counts), max(1, int(counts.max(initial=0))), items.shape[1])
+        ids = np.full(shape, NO_TEXT, np.int32)
         there = np.arange(ids.shape[1]) < counts[:, None]
         ids[there] = items[starts[0] : starts[-1]]
-        return ids.reshape(len(counts), -1).astype(np.int32), column.values.texts
+        return _flat_rows(ids), column.values.texts
     values = column.values.values
     if values.dtype.kind not in "iu" or values.ndim != 1:
         return None, ()
@@ -122,6 +123,11 @@ def _padded(column: Ragged) -> tuple[np.ndarray | None, Any]:
     lists = (np.asarray(values[a:b]) for a, b in itertools.pairwise(starts))
     ids = np.array([rows.setdefault(row.tobytes(), len(rows)) for row in lists], np.int32)
     return ids[:, None], [np.frombuffer(row, values.dtype) for row in rows]
+
+
+def _flat_rows(ids: Int32[np.ndarray, "rows ..."]) -> Int32[np.ndarray, "rows k"]:
+    """All texts of a row side by side, also where there are no rows."""
+    return np.asarray(ids).reshape(len(ids), math.prod(ids.shape[1:]))
 
 
 def _text_of_row(row: np.ndarray) -> str:

@@ -207,19 +207,21 @@ def _load(path: Path) -> Any:
     """The contents of a file, memory-mapped. ConversionError: PyTorch refuses it, for instance
     because its tensors are of classes of their own."""
     torch = _torch()
-    with path.open("rb") as file:
-        if file.read(len(LEGACY)) == LEGACY:
-            raise ConversionError(
-                f"{path}: is in the format that PyTorch had before 1.6, which is not read here; "
-                "save it again with PyTorch 1.6 or newer"
-            )
     asked = []
     try:
+        with path.open("rb") as file:
+            if file.read(len(LEGACY)) == LEGACY:
+                raise ConversionError(
+                    f"{path}: is in the format that PyTorch had before 1.6, which is not read "
+                    "here; save it again with PyTorch 1.6 or newer"
+                )
         asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if not any(map(_makes_tensors, asked)):
             placeholders = [(type(name, (Placeholder,), {}), name) for name in asked]
             with _LOADING, torch.serialization.safe_globals(placeholders):
                 return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except ConversionError:
+        raise
     except Exception as error:  # PyTorch's own, pickle's or the zip reader's
         # Without the cause: PyTorch's message advises to run the code.
         reason = _reason(str(error))
@@ -227,7 +229,8 @@ def _load(path: Path) -> Any:
             reason = f": it asks for {', '.join(asked[:3])}; save its state_dict() alone"
         raise ConversionError(f"{path}: {_REFUSED}{reason}") from None
     name = next(filter(_makes_tensors, asked))
-    raise ConversionError(f"{path}: {_REFUSED}: it asks for {name}{_advice(name)}")
+    advice = _advice(name) or "; save its state_dict() alone"
+    raise ConversionError(f"{path}: {_REFUSED}: it asks for {name}{advice}")
 
 
 _REFUSED = "PyTorch cannot read it as weights alone, without running code from it"

@@ -96,7 +96,17 @@ def test_a_folder_without_features_json_or_with_a_pointer(tmp_path):
     with pytest.raises(DataError, match=r"dataset_info.json has no 'name'"):
         read_tfds_folder(tmp_path)
     split = {"name": "train", "shardLengths": ["1"], "filepathTemplate": "{ABSENT}"}
-    info = {"name": "x", "version": "1.0.0", "splits": [split]}
+    info = {"name": "x", "splits": [split]}
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
     with pytest.raises(DataError, match=r"'train' has .*'{ABSENT}', from which no names of shards"):
+        read_tfds_folder(tmp_path)
+
+
+def test_a_folder_of_versions_names_them(tmp_path):
+    for version in ("1.0.0", "1.1.0"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "dataset_info.json").write_text("{}")
+    with pytest.raises(
+        DataError, match=r"holds the versions \['1.0.0', '1.1.0'\]; give the folder"
+    ):
         read_tfds_folder(tmp_path)

@@ -66,9 +66,10 @@ def test_a_list_of_pixels_is_cut_into_images_without_being_decoded():
 @pytest.mark.parametrize(
     ("encoded", "encoding", "complaint"),
     [
-        (b"\x05\xac\x02", "list", "its numbers reach from 5 to 300"),
+        (b"\x05\xac\x02", "list", "not one of 0 to 255"),
         (b"\x05", "list", "1 numbers, expected the shape"),
-        (b"\x05\xff", "list", "ends inside a number"),
+        (b"\x05\xff", "list", "ends inside of a number"),
+        (b"\xff\xff\x01\x05", "list", "not one of 0 to 255"),
         (b"abc", "bytes", "3 numbers, expected the shape"),
         (b"abc", "zlib", "not zlib"),
         (zlib.compress(b"ab")[:-3], "zlib", "cut off"),

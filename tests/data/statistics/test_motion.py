@@ -41,7 +41,7 @@ def test_a_shift_is_found_and_measured(late, absolute):
         assert shift.best > 0.99 > shift.own
 
 
-def test_a_robot_s_own_delay_is_no_shift_but_a_quarter_of_a_second_is():
+def test_a_robot_s_own_delay_is_no_shift_but_a_long_one_is():
     slow = walks(delay=0.7)
     assert find_shift(slow, [True] * 3, [0, 1, 2], control_hz=80.0) is None
     late = [Episode(e.actions[:-4], e.states[4:]) for e in slow]  # and recorded late

@@ -1,5 +1,6 @@
 """Describing datasets that nobody registered, and rows that read them."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -145,8 +146,9 @@ def test_public_layouts_are_read_as_the_registry_reads_them(layouts, name, capsy
 def test_what_cannot_be_an_action_is_said(layouts, capsys, tmp_path):
     folder = Path(shutil.copytree(layouts["odd"].dataset_dir, tmp_path / "1.0.0"))
     out = described(folder, capsys)
-    assert "No row can be suggested: nothing looks like an action\n" in out
-    assert row(out, "ragged [any, 2] float32") or "ragged" in out
+    assert "No row can be suggested: nothing looks like an action among the numbers\n" in out
+    assert re.search(r"\n  ragged +\[any, 2\] +float32", out)
+    assert re.search(r"\n  pair +\[2\] +text +'x', '\d'\n", out)
     assert "  8 x 10" in out.replace("observation/rgb", "") and "8 x 11 (" in out
     assert row(out, "steps/tree a sequence of sequences is not read")
 
@@ -162,6 +164,7 @@ def test_a_registered_set_is_said_to_be_and_its_index_can_lie_elsewhere(tmp_path
     assert "Displacement of the hand in centimetres (x, y, z), force" in out  # from features.json
     spec = pasted(out).data.rows.metaworld_faucet
     assert spec.action.relative == [True, True, True, False]  # measured
+    assert spec.control_hz == 80
 
 
 def test_the_folder_above(tmp_path):

@@ -54,6 +54,13 @@ def test_lists_of_texts(read, toy_index):
     assert found == [["open", "please open"], ["öffne"]] * 26 and width == 2
 
 
+def test_lists_that_are_empty_through_a_split(read):
+    none = Ragged(Text(np.empty((0,), np.int32), ()), np.zeros(FRAMES + 1, np.int64))
+    assert read({"words": none}) == ([[]] * FRAMES, 1)
+    other = Text(np.zeros(FRAMES, np.int32), TABLE)
+    assert read({"words": none, "other": other}) == ([["open"]] * FRAMES, 1)
+
+
 def test_alternatives_of_several_keys(read, toy_index):
     """Those of steps and of episodes, in tensors, in lists and alone."""
     one = Text(np.full(FRAMES, 2, np.int32), TABLE)

@@ -6,6 +6,7 @@ import numpy as np
 
 from imagewam_jax.data.index.columns import Dense
 from imagewam_jax.data.index.dataset_index import SplitIndex
+from imagewam_jax.data.registry import REGISTRY
 from imagewam_jax.data.tools.describe.folder import Opened
 
 ASSUMED = 10.0
@@ -22,8 +23,13 @@ _PLAUSIBLE = (0.5, 250.0)
 def control_rate(opened: Opened) -> tuple[float, str]:
     """Steps per second, and where that stands. `ASSUMED` if nothing says so."""
     split = max(opened.index.splits.values(), key=lambda split: split.num_frames)
-    found = _feature(split) or _stated(opened) or _measured(split)
+    found = _feature(split) or _stated(opened) or _measured(split) or _registered(opened)
     return found or (ASSUMED, "nothing in the dataset states it: put the steps per second here")
+
+
+def _registered(opened: Opened) -> tuple[float, str] | None:
+    spec = REGISTRY.get(opened.folder.name)
+    return (spec.control_hz, "the registry says so of a dataset of this name") if spec else None
 
 
 def _feature(split: SplitIndex) -> tuple[float, str] | None:

@@ -172,14 +172,9 @@ def _suggestion(
     cameras = guess_cameras(pictures)
     yield ""
     if action is None or cameras is None:
-        numbers = sorted(usable_numbers(split))
-        missing = "action" if action is None else "camera"
-        yield (
-            f"No row can be suggested: nothing looks like an {missing}"
-            if missing == "action"
-            else "No row can be suggested: no picture looks like a camera"
-        )
-        yield f"among the numbers {numbers} and the pictures {sorted(pictures)}."
+        missing = "an action" if action is None else "a camera"
+        yield f"No row can be suggested: nothing looks like {missing} among the numbers"
+        yield f"{sorted(usable_numbers(split))} and the pictures {sorted(pictures)}."
         yield "docs/data.md says how a row and a transform of your own read what is there."
         return
     if name in REGISTRY:

@@ -10,8 +10,8 @@ meta/episodes/chunk-000/file-000.parquet says for each episode where its rows (d
 data/file_index, dataset_from_index, dataset_to_index) and its frames (videos/<key>/chunk_index,
 file_index, from_timestamp, to_timestamp) are; meta/tasks.parquet has the instructions as the
 table's index. Features of dtype "video" are in videos, those of dtype "image" in parquet as
-{bytes, path}; a shape of (1,) is a plain number there. Row i of an episode goes with the frame at
-i / fps, plus from_timestamp in v3.0.
+{bytes, path}, and arrays of uint8 in parquet may be images as well; a shape of (1,) is a plain
+number there. Row i of an episode goes with the frame at i / fps, plus from_timestamp in v3.0.
 
 Sources, for these facts: the repository huggingface/lerobot, src/lerobot/datasets/ (utils.py,
 io_utils.py, feature_utils.py, dataset_metadata.py, dataset_writer.py, dataset_reader.py) and

@@ -2,7 +2,7 @@
 
 | LeRobot | RLDS step |
 |---|---|
-| image or video `observation.images.K`, `observation.image`, `K` | `observation/K` |
+| image, video or uint8 array `observation.images.K`, `observation.image`, `K` | `observation/K` |
 | `observation.state`, `state` | `observation/state` |
 | `observation.X` | `observation/X` |
 | `action`, `actions` | `action` |
