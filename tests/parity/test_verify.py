@@ -298,7 +298,7 @@ def test_a_recording_that_is_damaged(tmp_path):
     with pytest.raises(ConversionError, match=r"config.json: cannot be read"):
         verify(converted("flux2_transformer"), references)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConversionError, match=r"no .safetensors file in it"):
+    with pytest.raises(ConversionError, match=r"no recording in it or in the folders"):
         verify(converted("flux2_transformer"), tmp_path / "empty")
 
 
@@ -377,7 +377,7 @@ def test_where_the_result_cannot_be_written(tmp_path, capsys):
     ("suffix", "dtype"),
     [(".safetensors", "float32"), (".npz", "float64"), (".pt", "float32")],
 )
-def test_a_state_without_steps_in_any_file(suffix, dtype, converted, tmp_path):
+def test_a_state_without_steps_in_any_file(suffix, dtype, tmp_path):
     """As a policy in use records it: one state for each sample, and one sample here."""
     folder = acting_alone(tmp_path)
     edit(folder / "infer.safetensors", lambda t: t | {STATE: t[STATE][:, 0].copy()})
@@ -433,14 +433,14 @@ def as_recorded(path, suffix, dtype):
         ("infer0.ref_img_ids", lambda x: x[0], r"expected \[batch, tokens, 4\]"),
     ],
 )
-def test_axes_that_a_recording_cannot_have(name, change, problem, converted, tmp_path):
+def test_axes_that_a_recording_cannot_have(name, change, problem, tmp_path):
     folder = acting_alone(tmp_path)
     edit(folder / "infer.safetensors", lambda t: t | {name: change(t[name]).copy()})
     with pytest.raises(ConversionError, match=rf"infer\.safetensors: {name} .*{problem}"):
         verify(converted("imagewam_flux2"), folder)
 
 
-def test_files_that_hold_no_recording(converted, tmp_path):
+def test_files_that_hold_no_recording(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(
         ConversionError, match=r"no recording in it .* files of \.safetensors, \.npz"
