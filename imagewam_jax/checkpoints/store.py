@@ -17,19 +17,25 @@ renames it at the end.
 import contextlib
 import itertools
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
-from jaxtyping import Array, Bool, Shaped, UInt32
 
+from imagewam_jax.checkpoints.checksums import (
+    array_checksums,
+    by_path,
+    differing,
+    dotted,
+    keeps_bits,
+    not_finite,
+)
+from imagewam_jax.checkpoints.steps import is_step, names_a_step, step_folders
 from imagewam_jax.errors import DISK_FULL, CheckpointError, NotFiniteError, Unreadable
 
 FORMAT = 4
@@ -177,9 +183,9 @@ class Checkpoints:
         saved = {name: by_path(self.abstract(step, name)) for name in abstract}
 
         def checkable(path: Any, wanted: Any) -> Any:
-            tree, array = path[0].key, _dotted(path[1:])
+            tree, array = path[0].key, dotted(path[1:])
             dtype = saved[tree][array].dtype if array in saved[tree] else wanted.dtype
-            return wanted if _keeps_bits(dtype, wanted.dtype) else _with_dtype(wanted, dtype)
+            return wanted if keeps_bits(dtype, wanted.dtype) else _with_dtype(wanted, dtype)
 
         abstract = dict(abstract)
         as_checked = jax.tree.map_with_path(checkable, abstract)
@@ -225,7 +231,7 @@ class Checkpoints:
         folder, checksums = self.directory / str(step), self.checksums(step)
         for name, tree in restored.items():
             saved = {path: x.dtype for path, x in by_path(self.abstract(step, name)).items()}
-            arrays = {p: x for p, x in by_path(tree).items() if _keeps_bits(saved[p], x.dtype)}
+            arrays = {p: x for p, x in by_path(tree).items() if keeps_bits(saved[p], x.dtype)}
             damaged = differing(arrays, checksums.get(name, {}), saved)
             if damaged:
                 raise Unreadable(
@@ -283,7 +289,7 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
     """
     path = Path(path).absolute()
     step = None
-    gone = _NUMBER.fullmatch(path.name) and not path.exists() and step_folders(path.parent)
+    gone = names_a_step(path) and not path.exists() and step_folders(path.parent)
     if is_step(path) or gone:
         path, step = path.parent, int(path.name)
     elif (path / "checkpoints").is_dir():
@@ -302,26 +308,6 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
         checkpoints.close()
         raise
     return checkpoints, chosen
-
-
-def is_step(path: Path) -> bool:
-    """Whether a folder is one step of a checkpoint, by its name and by what is in it: a run or a
-    converted checkpoint can have a number as its name, too."""
-    return _NUMBER.fullmatch(path.name) is not None and any(
-        (path / item).exists() for item in _IN_A_STEP
-    )
-
-
-def step_folders(directory: Path) -> list[int]:
-    """The steps in a folder, in order; none if it is not there."""
-    found = directory.iterdir() if directory.is_dir() else ()
-    return sorted(int(path.name) for path in found if is_step(path))
-
-
-# How Orbax writes the number of a step.
-_NUMBER = re.compile(r"0|[1-9][0-9]*")
-# What Orbax puts beside the items of a step, and items of which every step has one.
-_IN_A_STEP = ("_CHECKPOINT_METADATA", "metadata", "about", "params")
 
 
 def _means_full(error: Exception) -> bool:
@@ -360,84 +346,13 @@ def check_arrays(wanted: Any, saved: Any, where: str) -> None:
         )
 
 
-def array_checksums(tree: Any) -> dict[str, int]:
-    """The checksum of each array by its dotted path, computed on the devices that hold the arrays.
-
-    A checksum is the sum of the bits of all elements as unsigned integers, modulo 2**32. File
-    systems and Orbax notice missing data, but not changed data; a single flipped bit always changes
-    the sum. It does not depend on order, sharding or the number of hosts, so it can be computed
-    wherever an array is.
-    """
-    return {path: int(value) for path, value in jax.device_get(_checksums(by_path(tree))).items()}
-
-
-def differing(
-    arrays: Mapping[str, Array], saved: Mapping[str, int], dtypes: Mapping[str, Any] | None = None
-) -> list[str]:
-    """The paths of arrays whose checksum is not the saved one; those without a saved one pass.
-
-    `dtypes` has those that were saved, where an array can have been widened since.
-    """
-    same = {path: x for path, x in arrays.items() if x.dtype == (dtypes or {}).get(path, x.dtype)}
-    widened = {path: x for path, x in arrays.items() if path not in same}
-    found = jax.device_get(_checksums(same) | _widened_checksums(widened))
-    return [path for path in sorted(found) if saved.get(path, found[path]) != found[path]]
-
-
-def not_finite(tree: Any) -> list[str]:
-    """The paths of arrays that hold a NaN or an infinity, computed where the arrays are."""
-    finite = jax.device_get(_all_finite(by_path(tree)))
-    return [path for path in sorted(finite) if not finite[path]]
-
-
 def _shown(paths: Sequence[str]) -> str:
     """How many arrays these are, and some of their names, for messages."""
     return f"{len(paths)} arrays ({', '.join(paths[:4])}{', ...' if len(paths) > 4 else ''})"
 
 
-def by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of any kind of tree, by their dotted paths."""
-    return {_dotted(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _dotted(path: Any) -> str:
-    """The path of a leaf as JAX has it, as names between dots."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-@jax.jit
-def _checksums(arrays: Mapping[str, Array]) -> dict[str, UInt32[Array, ""]]:
-    return jax.tree.map(_checksum, dict(arrays))
-
-
-@jax.jit
-def _widened_checksums(arrays: Mapping[str, Array]) -> dict[str, UInt32[Array, ""]]:
-    """The checksums that float32 arrays had in bfloat16, whose bits are the upper half of theirs.
-
-    Bits are shifted and not numbers converted, since devices may flush small numbers to zero.
-    """
-    bits = jax.tree.map(lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32), dict(arrays))
-    return jax.tree.map(lambda x: jnp.sum(x >> 16, dtype=jnp.uint32), bits)
-
-
-def _keeps_bits(saved: Any, restored: Any) -> bool:
-    """Whether the bits of an array that was saved in a dtype can be told after it was restored."""
-    return saved == restored or (saved == jnp.bfloat16 and restored == jnp.float32)
-
-
 def _with_dtype(x: Any, dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
-
-
-@jax.jit
-def _all_finite(arrays: Mapping[str, Array]) -> dict[str, Bool[Array, ""]]:
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), dict(arrays))
-
-
-def _checksum(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
-    bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
-    return jnp.sum(bits, dtype=jnp.uint32)
 
 
 METRICS_FILE = "metrics.jsonl"

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from imagewam_jax.checkpoints.store import METRICS_FILE, is_step, read_metrics
+from imagewam_jax.checkpoints.steps import is_step
+from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation import report

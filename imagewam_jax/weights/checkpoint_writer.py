@@ -34,7 +34,8 @@ from orbax.checkpoint import future, type_handlers
 from tqdm import tqdm
 
 from imagewam_jax.checkpoints.checksums import checksum, joined
-from imagewam_jax.checkpoints.store import FORMAT, check_space, is_step, step_folders, tree_bytes
+from imagewam_jax.checkpoints.steps import is_step, step_folders
+from imagewam_jax.checkpoints.store import FORMAT, check_space, tree_bytes
 from imagewam_jax.errors import CheckpointError, ConversionError
 from imagewam_jax.models.parameters import flatten
 from imagewam_jax.weights.layouts.mapping import Piece

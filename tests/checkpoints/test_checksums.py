@@ -6,13 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from imagewam_jax.checkpoints.checksums import array_checksums, differing
 from imagewam_jax.checkpoints.layer_reader import SavedTree
-from imagewam_jax.checkpoints.store import (
-    Checkpoints,
-    array_checksums,
-    differing,
-    open_checkpoint,
-)
+from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
 from imagewam_jax.errors import CheckpointError, Unreadable
 from imagewam_jax.weights.checkpoint_writer import Stream, stream_of, write_streams
 from imagewam_jax.weights.layouts.mapping import Piece

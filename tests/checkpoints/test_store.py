@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from imagewam_jax.checkpoints import store as checkpoint
-from imagewam_jax.checkpoints.store import Checkpoints, is_step, not_finite, open_checkpoint
+from imagewam_jax.checkpoints.checksums import not_finite
+from imagewam_jax.checkpoints.steps import is_step
+from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
 from imagewam_jax.errors import CheckpointError, NotFiniteError, Unreadable
 
 TREES = ("params", "ema", "optimizer", "autoencoder")

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagewam_jax.checkpoints.store import METRICS_FILE, not_finite, read_metrics
+from imagewam_jax.checkpoints.checksums import not_finite
+from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import NotFiniteError
 from imagewam_jax.training import train as loop
