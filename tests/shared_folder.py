@@ -19,8 +19,9 @@ def begin() -> Path:
 
 
 def end() -> None:
-    """Delete the folder of this test run."""
-    shutil.rmtree(os.environ[_VARIABLE], ignore_errors=True)
+    """Delete the folder of this test run, if there is one."""
+    if folder := os.environ.get(_VARIABLE):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def shared(name: str, make: Callable[[Path], object]) -> Path:

@@ -65,6 +65,8 @@ class Checkpoints:
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
+            # Processes would wait for each other, and one of them may read alone.
+            save_root_metadata=not read_only,
         )
         try:
             self._manager = ocp.CheckpointManager(self.directory, options=options)

@@ -87,7 +87,9 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "show",
         help="make a page to look at a dataset or a mixture",
         description="Writes a page with pictures of episodes, plots of actions and states, "
-        "instructions, and numbers before and after normalisation. " + WHICH + " Without a config "
+        "instructions, and numbers before and after normalisation, with the warnings of stats. "
+        + WHICH
+        + " Without a config "
         "it is the dataset of DIR, with all cameras of its row in the registry.",
     )
     show.add_argument("directory", type=Path, nargs="?", metavar="DIR", help="with features.json")
@@ -102,7 +104,8 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "stats",
         help="compute statistics of actions and states",
         description="Prints the statistics that normalise actions and states; training computes "
-        "the same. " + WHICH,
+        "the same. Warns of outliers, of dimensions that hardly vary, and of actions that lag or "
+        "lead the state. " + WHICH,
     )
     stats.add_argument("--config", required=True, help="a config file")
     stats.add_argument("--part", help="of each dataset; default: the config's data.train_split")

@@ -206,7 +206,7 @@ def test_rows_of_a_mixture(check):
     )
     found(
         report,
-        ("data", "data.mixture: no dataset 'none' in the registry"),
+        ("data", "no dataset 'none' in the registry or in data.rows"),
         ("data", "data.mixture: the dataset row 'mine': missing fields ['action', 'state'"),
         ("text", "text.template is 'open', without {} for the instruction"),
         ("devices", "a mesh of data 3 x fsdp -1"),
@@ -222,7 +222,7 @@ def test_a_folder_that_holds_another_run(check, monkeypatch):
         report,
         ("text", "add a bucket of at least 18"),
         ("folder", f"{folder} has checkpoints up to step 40: resume it or choose another folder"),
-        ("folder", "1 checkpoint(s) of 0 MB do not fit: 0 MB are free"),
+        ("folder", "1 checkpoint(s) of 1 MB do not fit: 0 MB are free"),
     )
     line = report.problems["folder"][0]
     assert "--resume would end with" in line and "train.steps: 40 -> 8" in line

@@ -143,13 +143,13 @@ def test_a_recipe_without_the_weights_that_it_needs(dataset):
 
 
 def test_directories_that_are_not_rlds(train, tmp_path, dataset):
-    assert "/no/set: not a TFDS version folder: no features.json; found no such folder" in train(
-        "--config.data.directory=/no/set"
-    )
+    error = train("--config.data.directory=/no/set")
+    assert "/no/set: no such folder, expected the dataset 'metaworld_faucet' there" in error
     other = tmp_path / "other"
     other.mkdir()
     (other / "image.jpg").touch()
-    assert "no features.json; found ['image.jpg']" in train(f"--config.data.directory={other}")
+    error = train(f"--config.data.directory={other}")
+    assert f"{other}: no dataset 'metaworld_faucet' there; it holds []" in error
     not_rlds = Path(shutil.copytree(dataset, tmp_path / "flat"))
     shutil.rmtree(not_rlds / "imagewam_index", ignore_errors=True)
     features = {"featuresDict": {"features": {"image": {"image": {}}}}}
