@@ -323,6 +323,7 @@ def get_config():
     config.data.layout = "row"
     config.model.backbone = {backbone}
     config.model.expert = {expert}
+    config.model.proprio_dim = 8
     config.model.horizon = 6
     config.model.coordinate_dtype = "float32"
     return config
