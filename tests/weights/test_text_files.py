@@ -65,7 +65,7 @@ def lists_of_lists(text: str) -> str:
         ("a: 1" + "0" * 9000, "cannot be read: .*digits"),
         ("a: 1\n---\nb: 2", "cannot be read: .*single document"),
         ("a: [1, 2", "cannot be read: .*line 1"),
-        ("", "it is empty"),
+        ("", "is an empty file"),
         ("- a", "holds a list, expected a dictionary"),
     ],
 )
@@ -92,7 +92,7 @@ def test_yaml_that_is_refused(tmp_path, text, problem):
         ('{"a":' * 100 + "1" + "}" * 100, "nested more than 64 deep"),
         ("[1]", "holds a list, expected a dictionary"),
         ('{"a": 1', "cannot be read"),
-        ("", "cannot be read"),
+        ("", "is an empty file"),
     ],
 )
 def test_json_that_is_refused(tmp_path, text, problem):
