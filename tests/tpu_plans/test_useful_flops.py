@@ -29,6 +29,7 @@ SIZES = Sizes(batch=2, text_tokens=64, target_grid=(14, 28), reference_grid=(14,
 @functools.cache
 def policy(size: str, rank: int = 0):
     config = klein_recipe(size)
+    config.model.expert.action_dim, config.model.proprio_dim = 7, 8
     config.model.lora = {"rank": rank, "alpha": float(rank)}
     return policy_config(config.to_dict()["model"])
 

@@ -207,7 +207,8 @@ def test_what_contradicts_the_tensors_or_itself(edit, problem):
 )
 def test_a_config_of_the_users_that_contradicts_the_training(ours, theirs, problem):
     config = official_recipe().to_dict()
-    config["model"]["backbone"] = {"name": "flux2"}
+    config["model"] |= {"backbone": {"name": "flux2"}, "proprio_dim": 8}
+    config["model"]["expert"]["action_dim"] = 7
     config["data"] |= {"cameras": ("primary", "wrist"), "layout": "row", "stride": 4} | ours
     section = {"model": json.loads(json.dumps(config["model"]))}
     files = {"norm_default_mode": "min/max", "video_size": [224, 448], "num_output_cameras": 2}
