@@ -14,6 +14,7 @@ from imagewam_jax.errors import CheckpointError
 from imagewam_jax.training.train import train
 from tests.training.tiny import copy_sample, tiny_config
 
+pytestmark = pytest.mark.slow(minutes=1)
 STEPS, HALF = 8, 4
 
 

@@ -90,6 +90,7 @@ def test_a_skipped_step_changes_nothing_and_a_good_one_what_it_always_does():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow(minutes=1)
 def test_a_run_that_diverges_stops_and_keeps_what_is_finite(tmp_path):
     config = tiny_config(copy_sample(tmp_path))
     config.train.update(checkpoint_every=1, skip_not_finite=0)

@@ -30,6 +30,7 @@ def stateless(dataset):
     return config
 
 
+@pytest.mark.slow(minutes=1)
 def test_it_trains_resumes_and_acts(tmp_path):
     """Halfway and resumed, it is number for number the run that was not."""
     config = stateless(copy_sample(tmp_path))

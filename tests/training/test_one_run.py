@@ -18,6 +18,7 @@ from tests.training.tiny import copy_sample, tiny_config
 STEPS = 100_000
 
 
+@pytest.mark.slow(minutes=1)
 def test_a_second_run_is_refused_and_an_interrupt_saves(tmp_path, capsys):
     dataset, workdir = copy_sample(tmp_path), tmp_path / "run"
     config = tmp_path / "config.py"

@@ -6,6 +6,7 @@ Both sides compute the same, in float32, and each loads what the other wrote.
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
@@ -13,12 +14,14 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from imagewam_jax.errors import ConversionError
+from imagewam_jax.models.attention import attend_xla
+from imagewam_jax.models.backbones.flux2 import Flux2
+from imagewam_jax.models.blocks import AttentionLayout
+from imagewam_jax.models.layer_runner import Stack, run_layers
 from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.export import export
 from tests.goldens import golden
-from tests.models.test_autoencoders import nhwc
-from tests.models.test_flux2 import stock_forward
 from tests.weights.foreign import assert_same, converted, copy_case
 
 torch = pytest.importorskip("torch")
@@ -26,6 +29,28 @@ diffusers = pytest.importorskip("diffusers")
 
 LIMIT = 5e-5
 SHARDS = ["10GB", "300KB"]
+
+
+def nhwc(image):
+    return np.moveaxis(image, -3, -1)
+
+
+@jax.jit
+def stock_forward(model: Flux2, images, text, positions, time):
+    """The unmasked FLUX.2 forward: every token is one that sees all others."""
+    condition = model.condition(jnp.asarray(time))
+    layout = AttentionLayout(
+        n_target=positions.shape[1],
+        n_text=text.shape[1],
+        context_length_b=None,
+        rope=model.rope_at(positions, jnp.float32),
+        attend=attend_xla,
+    )
+    target, reference = (*images, None)[:2]
+    references = None if reference is None else reference[:, None, None]
+    tokens = model.embed(target[:, None], references, text, condition, layout)
+    (x, _), _ = run_layers(Stack(model, tokens, condition, layout))
+    return model.predict(x[:, : x.shape[1] - text.shape[1]], condition)
 
 
 def randomised(model):

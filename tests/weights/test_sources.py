@@ -170,7 +170,7 @@ def test_what_pytorch_says_is_no_advice(opened, torch, tmp_path, monkeypatch):
     with pytest.raises(ConversionError) as error:
         opened({"a": collections.defaultdict(list, b=[1])})
     assert str(error.value).endswith(
-        "without running code from it: it asks for collections.defaultdict, builtins.list; save "
+        "without running code from it: it asks for builtins.list, collections.defaultdict; save "
         "its state_dict() alone"
     )
     assert error.value.__cause__ is None and error.value.__suppress_context__

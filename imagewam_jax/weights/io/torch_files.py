@@ -215,7 +215,7 @@ def _load(path: Path) -> Any:
                     f"{path}: is in the format that PyTorch had before 1.6, which is not read "
                     "here; save it again with PyTorch 1.6 or newer"
                 )
-        asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        asked = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         if not any(map(_makes_tensors, asked)):
             placeholders = [(type(name, (Placeholder,), {}), name) for name in asked]
             with _LOADING, torch.serialization.safe_globals(placeholders):
