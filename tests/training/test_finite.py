@@ -19,8 +19,7 @@ from imagewam_jax.training.resume import restore
 from imagewam_jax.training.sharding import shardings_of
 from imagewam_jax.training.step import abstract_state, step_settings
 from imagewam_jax.training.train import train
-from tests.training.test_step import Run, jit_step
-from tests.training.tiny import copy_sample, one_device, tiny_config, trained_run
+from tests.training.tiny import copy_sample, one_device, tiny_config
 
 GOOD = {
     "loss": 1.0,
@@ -67,27 +66,6 @@ def test_a_loss_of_held_out_samples():
     rows = [metrics(), metrics(target_loss=np.nan)]
     with pytest.raises(NotFiniteError, match=r"after step 4: .* target loss of held-out batch 1; "):
         finite.check_validation(4, rows)
-
-
-def test_a_skipped_step_changes_nothing_and_a_good_one_what_it_always_does():
-    run = Run(trained_run())
-    config = {**run.config, "train": {**run.config["train"], "skip_not_finite": 1}}
-    settings = step_settings(config, run.policy)
-    bad = {**run.batch, "proprio": np.full_like(run.batch["proprio"], np.nan)}
-    after, found = jit_step(settings, run.state, bad, run.assets)
-    assert np.isnan(found["loss"]) and np.isnan(found["grad_norm"])
-    assert int(after.step) == int(run.state.step) + 1
-    for a, b in zip(
-        jax.tree.leaves(after._replace(step=run.state.step)),
-        jax.tree.leaves(run.state),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
-    expected = run.step(run.state, run.batch, run.assets)[0]
-    again, _ = jit_step(settings, run.state, run.batch, run.assets)
-    assert int(updates_made(again.optimizer)) == int(updates_made(run.state.optimizer)) + 1
-    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.slow(minutes=1)

@@ -12,7 +12,7 @@ from imagewam_jax.config.schema import policy_config
 from imagewam_jax.data.datasets import config_data
 from imagewam_jax.models.imagewam import Context, ImageWAM, Sample, sample_draws
 from imagewam_jax.models.parameters import policy_builder
-from imagewam_jax.training.optimizer import learning_rate, update_ema
+from imagewam_jax.training.optimizer import learning_rate, update_ema, updates_made
 from imagewam_jax.training.resume import restore
 from imagewam_jax.training.state import all_params, flat_params
 from imagewam_jax.training.step import (
@@ -245,3 +245,23 @@ def test_an_average_is_kept_only_where_one_is_wanted(run):
         *(jax.tree.leaves(all_params(state, average=a)) for a in (True, False)), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_skipped_step_changes_nothing_and_a_good_one_what_it_always_does(run):
+    config = {**run.config, "train": {**run.config["train"], "skip_not_finite": 1}}
+    settings = step_settings(config, run.policy)
+    bad = {**run.batch, "proprio": np.full_like(run.batch["proprio"], np.nan)}
+    after, found = jit_step(settings, run.state, bad, run.assets)
+    assert np.isnan(found["loss"]) and np.isnan(found["grad_norm"])
+    assert int(after.step) == int(run.state.step) + 1
+    for a, b in zip(
+        jax.tree.leaves(after._replace(step=run.state.step)),
+        jax.tree.leaves(run.state),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    expected = run.step(run.state, run.batch, run.assets)[0]
+    again, _ = jit_step(settings, run.state, run.batch, run.assets)
+    assert int(updates_made(again.optimizer)) == int(updates_made(run.state.optimizer)) + 1
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8)
