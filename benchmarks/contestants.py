@@ -30,6 +30,7 @@ Calls = dict[str, Callable[[], np.ndarray]]
 def jax_calls(work: Workload) -> Calls:
     """`act` and `train` as `imagewam evaluate` and `imagewam train` run them."""
     metadata = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
+    metadata["statistics"] = {"random": {}}
     policy = Policy(policy_builder(work.policy)(work.params), work.assets, metadata, 0)
     settings = step_settings(work.config, work.policy)
     mesh = make_mesh(work.config["mesh"], jax.devices()[:1])
@@ -72,7 +73,8 @@ def torch_calls(work: Workload, compiled: bool) -> Calls:
 
     @torch.inference_mode()
     def act() -> np.ndarray:
-        arrays = map(torch.from_numpy, (*work.observations, work.noise))
+        o = work.observations
+        arrays = map(torch.from_numpy, (o.images, o.state, o.text_id, work.noise))
         return raw_actions(*arrays).numpy()
 
     def train() -> np.ndarray:
