@@ -72,7 +72,7 @@ def chunk_of_actions(run: Run) -> None:
 
 
 def autoencoder(run: Run) -> None:
-    """Its sizes are those of its name, and its latents are what the backbone reads."""
+    """The autoencoder's section has a known name and the sizes that this name takes."""
     config = run.config("autoencoder")
     jax.eval_shape(lambda: new_autoencoder(config["autoencoder"]))
 

@@ -119,7 +119,7 @@ def test_weights_that_are_zero(source, refused, name, part):
 
 
 def test_a_download_that_stopped_in_a_file_of_its_full_size(source, refused):
-    """Its end is zero, from within the last matrix."""
+    """The file is zero from within its last matrix to its end."""
     content = source.read_bytes()
     source.write_bytes(content[:-5000] + bytes(5000))
     assert f"{source}: ends in zeros, from within txt_in.weight: a download" in refused(source)

@@ -129,7 +129,7 @@ def ran(text):
 
 
 def test_objects_beside_the_weights(opened, torch, monkeypatch):
-    """Their classes are not needed, and nothing of them runs: what stands for them is inert."""
+    """Objects are read as inert placeholders: no class is needed, and no code of them runs."""
     monkeypatch.setattr(Wanted, "__reduce__", lambda self: (ran, ("x",)))
     others = {"args": argparse.Namespace(lr=1e-4, to=Path("x")), "x": Wanted(), "mean": np.ones(2)}
     file = opened({"w": torch.arange(3.0), "epoch": 3, **others})

@@ -222,7 +222,7 @@ def _joined_standardized(splits: Sequence[StandardizedSplit]) -> StandardizedSpl
 def selected_rows(
     selection: Selection, rows: Int64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " selected"]:
-    """Those of some rows of the standardized split that are of selected episodes."""
+    """Leave out the rows of a standardized split whose episodes are not selected."""
     return rows[np.isin(selection.split.frame_episode[rows], selection.episodes)]
 
 

@@ -164,7 +164,7 @@ def test_a_damaged_record_is_named_and_not_indexed(array_copy):
 
 
 def test_a_replaced_array_record_file_is_noticed(array_copy):
-    """Its size is the same; the hash of a record, in the header of its chunk, is another."""
+    """The new file has the size of the old one; the hash in a chunk's header differs."""
     copy, index = array_copy
     split = index.split("train")
     flip_byte(split.shards[0], int(split.record_offset[0]) + 16)

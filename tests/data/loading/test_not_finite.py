@@ -88,7 +88,8 @@ def frame(episode, step):
 
 
 def finite_starts():
-    """Of the chunk t, t + 2, t + 4 with the last step repeated, and of the state at t."""
+    """Steps t at which the state and the chunk t, t + 2, t + 4 are finite; beyond the end of an
+    episode a chunk repeats its last step."""
     for e, steps in enumerate(STEPS):
         for t in range(steps):
             chunk = {(e, min(t + STRIDE * i, steps - 1)) for i in range(HORIZON)}

@@ -117,7 +117,7 @@ def test_actions_beside_the_wrong_observation(toy, late, said):
 
 
 def test_no_false_alarm_of_the_shipped_sample(tmp_path, capsys):
-    """Its hand follows 40 ms late, and its gripper never opens."""
+    """The sample's robot follows its actions 40 ms late, and never opens its gripper."""
     folder = copy_sample(tmp_path)
     config = [f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--config.data.directory={folder}"]
     assert cli.main(["data", "stats", *config]) == 0

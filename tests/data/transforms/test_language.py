@@ -62,7 +62,7 @@ def test_lists_that_are_empty_through_a_split(read):
 
 
 def test_alternatives_of_several_keys(read, toy_index):
-    """Those of steps and of episodes, in tensors, in lists and alone."""
+    """A key can be of steps or of episodes, and hold one text, a tensor or a list of texts."""
     one = Text(np.full(FRAMES, 2, np.int32), TABLE)
     two = Text(np.tile(np.array([[2, 3]], np.int32), (FRAMES, 1)), TABLE)
     lists = Ragged(Text(np.array([0, 1], np.int32), TABLE), np.array([0, 0, 1, 2]))
@@ -83,7 +83,7 @@ def codes(*texts, dtype=np.int32, width=8):
     "rows", [codes("größer", "lift"), codes("größer".encode(), b"lift", dtype=np.uint8)]
 )
 def test_integers_that_are_text(read, rows):
-    """Of any width: as an index stores wide rows, narrow ones, and lists of all lengths."""
+    """An index stores rows of codes in several ways, by their widths and whether these vary."""
     ids = np.arange(FRAMES, dtype=np.int32) % 2
     expected = [["größer"], ["lift"]] * 26
     assert read({"words": Coded(ids, rows)}) == (expected, 1)
