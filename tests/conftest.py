@@ -41,13 +41,21 @@ def pytest_unconfigure(config):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MB."""
+def small_disk(request, tmp_path):
+    """A file system of 4 MB, or of the size that a test is parametrized with."""
     if os.getuid() != 0:
         pytest.skip("only root can mount a file system")
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    command = [
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        f"size={getattr(request, 'param', '4m')}",
+        "tmpfs",
+        str(folder),
+    ]
     if subprocess.run(command, capture_output=True).returncode != 0:
         pytest.skip("file systems cannot be mounted here")
     yield folder

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 
+from imagewam_jax.config.defaults import defaults
 from imagewam_jax.data.index.tfrecord import masked_crc32c
 
 
@@ -69,3 +70,19 @@ def write_set(folder, step_features, shards, episode_features=None, keep_shards=
         if not keep_shards:
             write_records(path, [example(episode) for episode in episodes])
     return folder
+
+
+def made_section(folder, row_cameras, **fields):
+    """The `data` section of a config for a set of `write_set` with features "action" of two numbers
+    and "state" of one; `row_cameras` are those of its row, `fields` change the section."""
+    row = {
+        "cameras": row_cameras,
+        "action": {"name": "made", "dims": ("x", "y"), "relative": (True, False)},
+        "state": {"name": "made", "dims": ("a",)},
+        "control_hz": 10.0,
+        "action_keys": ("action",),
+        "state_keys": ("state",),
+        "language": (),
+    }
+    section = defaults().data.to_dict() | {"directory": str(folder), "dataset": "made"}
+    return section | {"rows": {"made": row}} | fields

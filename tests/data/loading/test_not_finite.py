@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from imagewam_jax.config.defaults import defaults
 from imagewam_jax.data.datasets import open_data
 from imagewam_jax.data.statistics.exact import dataset_statistics
 from imagewam_jax.data.statistics.official import standardized_episodes
 from imagewam_jax.errors import BadFrameError, DataError
-from tests.data.write_records import bytes_list, float_list, write_set
+from tests.data.write_records import bytes_list, float_list, made_section, write_set
 
 STEPS = (9, 12, 7, 5)
 HORIZON, STRIDE = 3, 2
@@ -61,23 +60,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def open_set(folder):
     def open_set(not_finite="error", cameras=("primary", "wrist")):
-        row = {
-            "cameras": {"primary": "image", "wrist": "wrist"},
-            "action": {"name": "made", "dims": ("x", "y"), "relative": (True, False)},
-            "state": {"name": "made", "dims": ("a",)},
-            "control_hz": 10.0,
-            "action_keys": ("action",),
-            "state_keys": ("state",),
-            "language": (),
-        }
-        section = defaults().data.to_dict() | {
-            "directory": str(folder),
-            "dataset": "made",
-            "rows": {"made": row},
-            "cameras": cameras,
-            "not_finite": not_finite,
-            "stride": STRIDE,
-        }
+        both = {"primary": "image", "wrist": "wrist"}
+        section = made_section(folder, both, cameras=cameras, not_finite=not_finite, stride=STRIDE)
         return open_data(section, horizon=HORIZON, action_dim=2, state_dim=1).datasets[0]
 
     return open_set

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from imagewam_jax.config.defaults import defaults
 from imagewam_jax.data.datasets import open_data
 from imagewam_jax.data.index.columns import Coded, Text
 from imagewam_jax.data.loading.samples import SampleReader
@@ -21,7 +19,7 @@ from imagewam_jax.data.transforms import step_filter, transform
 from imagewam_jax.data.transforms.standardize import standardize, standardized_digest
 from imagewam_jax.errors import DataError
 from tests.data.toy import TOY, TOY_SAMPLE
-from tests.data.write_records import bytes_list, float_list, write_set
+from tests.data.write_records import bytes_list, float_list, made_section, write_set
 from tests.training.tiny import ROOT
 
 
@@ -235,20 +233,7 @@ def test_episodes_without_steps(tmp_path, lengths):
         for steps in lengths
     ]
     folder = write_set(tmp_path, {"action": tensor, "state": number, "image": image}, [episodes])
-    row = {
-        "cameras": {"primary": "image"},
-        "action": {"name": "made", "dims": ("x", "y"), "relative": (True, False)},
-        "state": {"name": "made", "dims": ("a",)},
-        "control_hz": 10.0,
-        "action_keys": ("action",),
-        "state_keys": ("state",),
-        "language": (),
-    }
-    section = defaults().data.to_dict() | {
-        "directory": str(folder),
-        "dataset": "made",
-        "rows": {"made": row},
-    }
+    section = made_section(folder, {"primary": "image"})
     data = open_data(section, horizon=4, action_dim=2, state_dim=1)
     (source,) = data.sources("train")
     assert len(source.start_frames) == 5
@@ -257,15 +242,9 @@ def test_episodes_without_steps(tmp_path, lengths):
     assert batch["proprio"][:, 0].tolist() == [t for steps in lengths for t in range(steps)]
 
 
-def test_a_full_disk(toy, tmp_path):
+@pytest.mark.parametrize("small_disk", ["16k"], indirect=True)
+def test_a_full_disk(toy, small_disk):
     """Writing through a memory map would kill the process."""
-    if os.getuid() != 0:
-        pytest.skip("only root can mount a file system")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip("file systems cannot be mounted here")
     program = f"""
         from pathlib import Path
         from imagewam_jax.errors import DataError
@@ -273,18 +252,12 @@ def test_a_full_disk(toy, tmp_path):
         from imagewam_jax.data.transforms.standardize import standardize
         from tests.data.toy import TOY
         try:
-            standardize(open_index({str(toy.dataset_dir)!r}), TOY, Path({str(disk)!r}))
+            standardize(open_index({str(toy.dataset_dir)!r}), TOY, Path({str(small_disk)!r}))
         except DataError as error:
             print(error)
     """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.returncode
     assert "could not be written: " in done.stdout and "No space left" in done.stdout
