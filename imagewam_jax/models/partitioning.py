@@ -52,17 +52,17 @@ def partition_spec(axes: Sequence[str]) -> PartitionSpec:
 
 def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."]:
     """Say how `x`, whose axes have these logical names (None: never divided), lies on the mesh."""
-    spec = PartitionSpec(*(_dividing_axes(name) or None for name in axes))
+    spec = PartitionSpec(*(dividing_axes(name) or None for name in axes))
     # Where nothing is divided nothing is said: the compiler may still choose.
     return jax.lax.with_sharding_constraint(x, spec) if any(spec) else x
 
 
 def is_divided(name: str) -> bool:
     """Whether a logical axis is spread over several devices."""
-    return bool(_dividing_axes(name))
+    return bool(dividing_axes(name))
 
 
-def _dividing_axes(name: str | None) -> tuple[str, ...]:
+def dividing_axes(name: str | None) -> tuple[str, ...]:
     """The axes of the current mesh, of more than one device, that divide a logical axis."""
     sizes = jax.sharding.get_abstract_mesh().shape
     return tuple(axis for axis in RULES.get(name, ()) if sizes.get(axis, 1) > 1)

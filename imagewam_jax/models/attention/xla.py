@@ -1,22 +1,12 @@
-"""Attention of queries over one or more segments of keys.
+"""Attention in plain JAX: it runs everywhere, takes all shapes, and can say its weights."""
 
-Who may look at whom is decided by the segments that a caller passes, never by a mask over
-queries: see `blocks.py`. Only trailing keys, where padded text stands, are masked.
-"""
-
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-
-class KV(NamedTuple):
-    """Keys and values of one segment, after norm and rotation."""
-
-    k: Float[Array, "b t n h"]
-    v: Float[Array, "b t n h"]
+from imagewam_jax.models.attention.segments import KV
 
 
 def attend_xla(
@@ -55,17 +45,3 @@ def attention_weights(
         valid = jnp.arange(logits.shape[-1]) < length_b[:, None]
         logits = jnp.where(valid[:, None, None], logits, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
-
-
-Attend = Callable[..., Float[Array, "b s n h"]]
-
-# Kernels by name, chosen in the config and never replaced silently. Another one (splash on
-# TPU, cuDNN on GPU) takes the same arguments and raises on shapes that it cannot do.
-BACKENDS: dict[str, Attend] = {"xla": attend_xla}
-
-
-def backend(name: str) -> Attend:
-    """The attention kernel called `name`; ValueError names the choices."""
-    if name not in BACKENDS:
-        raise ValueError(f"unknown attention backend {name!r}; choose from {sorted(BACKENDS)}")
-    return BACKENDS[name]
