@@ -51,6 +51,7 @@ TRAINING: Mapping[str, tuple[Check, ...]] = MappingProxyType(
             devices.mesh,
             devices.batch,
             devices.compiler,
+            devices.attention,
             devices.training_state,
             devices.metrics,
         ),

@@ -3,8 +3,10 @@
 import numpy as np
 from jax.sharding import Mesh
 
+from imagewam_jax.errors import ConfigError
+from imagewam_jax.models.attention import check_backend
 from imagewam_jax.preflight.model import compute_dtype, images, policy, trained_parts
-from imagewam_jax.preflight.run import Run
+from imagewam_jax.preflight.run import Run, about
 from imagewam_jax.training.metrics.watch import check_watch
 from imagewam_jax.training.sharding import batch_rows, make_mesh
 from imagewam_jax.training.state import TrainState
@@ -31,6 +33,18 @@ def compiler(run: Run) -> None:
     """The compiler for these devices knows its options."""
     options = run.config("train.compiler_options")["train"]["compiler_options"]
     check_compiler_options(compiler_options(options))
+
+
+def attention(run: Run) -> None:
+    """The attention kernel runs on these devices, with the policy's heads, in the run's dtype."""
+    platform = run.of(mesh).devices.flat[0].platform
+    found = run.of(policy)
+    with about("model.attention"):
+        try:
+            head_dim = found.backbone.head_dim
+            check_backend(found.attention, platform, head_dim, run.of(compute_dtype))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 def training_state(run: Run) -> TrainState:

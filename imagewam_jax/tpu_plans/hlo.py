@@ -68,6 +68,8 @@ class Module:
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+# A Pallas kernel's note about itself stands on a line of its own, within its instruction.
+_KERNEL_NOTE = re.compile(r'\n(?="xprof_metadata")|(?<=")\n(?=\}\})')
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
 _SPACE = re.compile(r"S\((\d+)\)")
 
@@ -75,7 +77,7 @@ _SPACE = re.compile(r"S\((\d+)\)")
 def parse_module(text: str) -> Module:
     """Parse the text of a compiled program, `jax.stages.Compiled.as_text()`."""
     computations, entry, name, lines, root = {}, "", "", {}, ""
-    for line in text.splitlines():
+    for line in _KERNEL_NOTE.sub("", text).splitlines():
         if head := _HEAD.match(line):
             name, lines, root = head.group(2), {}, ""
             entry = name if head.group(1) else entry

@@ -140,6 +140,19 @@ def test_lines_of_the_tpu_compiler():
     }
 
 
+def test_a_kernel_says_things_about_itself_on_lines_of_their_own():
+    kernel = """  %kernel = bf16[8]{0} custom-call(%p), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block\\": 8}"
+}}, backend_config={}
+  %p"""
+    module = parse_module(TPU.replace("  %p", kernel, 1))
+    expected = parse_module(TPU)
+    (name,) = [n for n, c in module.computations.items() if "kernel" in c.instructions]
+    instructions = module.computations[name].instructions
+    assert set(instructions) == {"kernel", *expected.computations[name].instructions}
+    assert instructions["kernel"].attributes.endswith("backend_config={}")
+
+
 def test_a_loop_that_nobody_knows_runs_once_and_is_named():
     module = parse_module(TPU.replace("constant(6)", "parameter(1)"))
     runs = count_runs(module)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from imagewam_jax.models.attention.devices import on_each_device, target_platform
+from imagewam_jax.models.attention.devices import on_each_device, pad_tokens, target_platform
 from imagewam_jax.models.attention.segments import KV, joined
 
 DTYPES = (jnp.bfloat16, jnp.float16)
@@ -39,7 +39,8 @@ def attend_cudnn(
 ) -> Float[Array, "b s n h"]:
     """As `attend_xla`, by cuDNN; keys of several segments are copied behind each other.
 
-    Softmax is float32. ValueError: as of `check_cudnn`.
+    Odd numbers of tokens are padded: padded keys are masked, padded queries cut off. Softmax is
+    float32. ValueError: as of `check_cudnn`.
     """
     check_cudnn(target_platform(), q_bsnh.shape[-1], q_bsnh.dtype)
     k, v = joined(segments)
@@ -50,10 +51,9 @@ def attend_cudnn(
 
 def _attend(q_bsnh, k_btnh, v_btnh, length_b) -> Float[Array, "b s n h"]:
     """What one device computes."""
-    return jax.nn.dot_product_attention(
-        q_bsnh,
-        k_btnh,
-        v_btnh,
-        key_value_seq_lengths=length_b.astype(jnp.int32),
-        implementation="cudnn",
+    # JAX refuses gradients for odd token counts, as cuDNN does where there is a bias.
+    q, k, v = (pad_tokens(x, 2) for x in (q_bsnh, k_btnh, v_btnh))
+    attended = jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=length_b.astype(jnp.int32), implementation="cudnn"
     )
+    return attended[:, : q_bsnh.shape[1]]
