@@ -38,11 +38,10 @@ from imagewam_jax.checkpoints.checksums import (
 from imagewam_jax.checkpoints.steps import is_step, names_a_step, step_folders
 from imagewam_jax.errors import DISK_FULL, CheckpointError, NotFiniteError, Unreadable
 
-FORMAT = 4
+# Formats before 5 had kernels of three axes, and another order of the channels of heads.
+FORMAT = 5
 JSON_ITEMS = ("metadata", "data", "tokenizer", "checksums")
-# Format 3 differs from 4 only in the names of these items.
-READABLE_FORMATS = (3, FORMAT)
-_NAMES_IN_FORMAT_3 = {"metadata": "about", "checksums": "sums"}
+_METADATA_IN_FORMAT_3 = "about"
 
 
 class Checkpoints:
@@ -262,18 +261,19 @@ class Checkpoints:
             found = ocp.JsonCheckpointHandler().restore(self._item(step, name))
         except (KeyError, OSError, ValueError) as error:
             raise Unreadable(f"{where}: {name} cannot be read: {error}") from error
-        if name == "metadata" and found.get("format") not in READABLE_FORMATS:
+        if name == "metadata" and found.get("format") != FORMAT:
             raise CheckpointError(
-                f"{where}: checkpoint format {found.get('format')}, this version reads "
-                f"{' and '.join(map(str, READABLE_FORMATS))}"
+                f"{where}: checkpoint format {found.get('format')}, this version reads {FORMAT}; "
+                "with the version that wrote it, run `imagewam export --format official`, and "
+                "`imagewam convert` the result with this one"
             )
         return found
 
     def _item(self, step: int, name: str) -> Path:
         """The folder of one of JSON_ITEMS, under the name that it was saved with."""
         folder = self.directory / str(step)
-        earlier = folder / _NAMES_IN_FORMAT_3.get(name, name)
-        return earlier if earlier.is_dir() else folder / name
+        earlier = folder / _METADATA_IN_FORMAT_3
+        return earlier if name == "metadata" and earlier.is_dir() else folder / name
 
     def close(self) -> None:
         """Wait until everything is on disk. CheckpointError: it could not be written."""

@@ -19,10 +19,12 @@ from imagewam_jax.models.blocks import (
     attend_action,
 )
 from imagewam_jax.models.layers import (
+    Axis,
     Linear,
     Modulation,
     ModulationHead,
     OutputHead,
+    ShiftScale,
     TimeEmbedding,
     stacked,
 )
@@ -48,7 +50,7 @@ class ActionCondition(NamedTuple):
 
     double: tuple[Modulation, Modulation]
     single: tuple[Modulation]
-    head: Float[Array, "b 1 2 d"]
+    head: ShiftScale
 
 
 class _ActionLayer:
@@ -93,7 +95,9 @@ class ActionExpert(nnx.Module):
         self.config = config
         dim, sizes = config.dim, (config.dim, heads, head_dim, config.mlp_dim)
         double, single = group_sizes
-        self.action_in = Linear({"action": config.action_dim}, {"embed": dim}, bias=True, rngs=rngs)
+        self.action_in = Linear(
+            Axis("action", config.action_dim), Axis("embed", dim), bias=True, rngs=rngs
+        )
         self.time_in = TimeEmbedding(dim, rngs=rngs)
         self.double_modulation = ModulationHead(dim, 2, rngs=rngs)
         self.single_modulation = ModulationHead(dim, 1, rngs=rngs)
@@ -103,7 +107,7 @@ class ActionExpert(nnx.Module):
         self.single_layers = stacked(
             lambda rngs: ParallelActionLayer(*sizes, rngs=rngs), single, rngs
         )
-        self.head = OutputHead(dim, {"action": config.action_dim}, rngs=rngs)
+        self.head = OutputHead(dim, Axis("action", config.action_dim), rngs=rngs)
 
     @property
     def groups(self) -> tuple[nnx.Module, nnx.Module]:

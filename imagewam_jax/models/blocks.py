@@ -13,12 +13,24 @@ is a slice, and the padding of the text is at its end.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.attention import KV, Attend
-from imagewam_jax.models.layers import GatedMLP, Linear, Modulation, RMSNorm, Rope, modulate, rotate
+from imagewam_jax.models.layers import (
+    Axis,
+    GatedMLP,
+    Linear,
+    Modulation,
+    RMSNorm,
+    Rope,
+    merge_heads,
+    modulate,
+    rotate,
+    split_heads,
+)
 from imagewam_jax.models.partitioning import constrain
 
 Heads = Float[Array, "b s n h"]
@@ -33,20 +45,30 @@ class _Flux2Block(nnx.Module):
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int, mlp_dim: int, *, rngs: nnx.Rngs):
-        width = {"heads": heads, "head_dim": head_dim}
-        self.q = Linear({"embed": dim}, width, rngs=rngs)
-        self.k = Linear({"embed": dim}, width, rngs=rngs)
-        self.v = Linear({"embed": dim}, width, rngs=rngs)
+        embed, width = Axis("embed", dim), Axis("heads", heads * head_dim)
+        self.head_dim = head_dim
+        self.q = Linear(embed, width, rngs=rngs)
+        self.k = Linear(embed, width, rngs=rngs)
+        self.v = Linear(embed, width, rngs=rngs)
         self.q_norm = RMSNorm(head_dim)
         self.k_norm = RMSNorm(head_dim)
-        self.out = Linear(width, {"embed": dim}, rngs=rngs)
+        self.out = Linear(width, embed, rngs=rngs)
         self.mlp = GatedMLP(dim, mlp_dim, rngs=rngs)
 
     def project(self, x: Tokens, condition: tuple[Modulation, ...]) -> tuple[Heads, Heads, Heads]:
         """Normed queries and keys, and values; not yet rotated."""
         x = constrain(x, "batch", "tokens", None)
         z = modulate(x, condition[0].shift, condition[0].scale)
-        return self.q_norm(self.q(z)), self.k_norm(self.k(z)), self.v(z)
+        q, k, v = (self._heads(linear, z) for linear in (self.q, self.k, self.v))
+        return self.q_norm(q), self.k_norm(k), v
+
+    def _heads(self, linear: Linear, z: Tokens) -> Heads:
+        y = linear(z)
+        if z.shape[0] * z.shape[1] < z.shape[2]:
+            # A TPU's compiler likes to divide the kernel into heads instead, and copies it for
+            # that. A kernel of more rows than there are tokens costs more to copy than it gains.
+            y = jax.lax.optimization_barrier(y)
+        return split_heads(y, self.head_dim)
 
 
 class SequentialBlock(_Flux2Block):
@@ -54,7 +76,7 @@ class SequentialBlock(_Flux2Block):
 
     def finish(self, x: Tokens, attended: Heads, condition: tuple[Modulation, Modulation]):
         attention, mlp = condition
-        x = x + attention.gate * self.out(attended)
+        x = x + attention.gate * self.out(merge_heads(attended))
         return x + mlp.gate * self.mlp(modulate(x, mlp.shift, mlp.scale))
 
 
@@ -65,7 +87,7 @@ class ParallelBlock(_Flux2Block):
         (both,) = condition
         # The same modulated input as in `project`; the compiler computes it once.
         z = modulate(x, both.shift, both.scale)
-        return x + both.gate * (self.out(attended) + self.mlp(z))
+        return x + both.gate * (self.out(merge_heads(attended)) + self.mlp(z))
 
 
 class AttentionLayout(NamedTuple):

@@ -26,7 +26,7 @@ from imagewam_jax.models.backbones.base import BackboneConfig
 from imagewam_jax.models.blocks import ActionLayout, AttentionLayout
 from imagewam_jax.models.flow_matching import FlowConfig, Schedule
 from imagewam_jax.models.layer_runner import REMAT_POLICIES, Layer, Stack, run_layers
-from imagewam_jax.models.layers import Linear
+from imagewam_jax.models.layers import Axis, Linear
 from imagewam_jax.models.lora import LoRAConfig, add_lora
 
 
@@ -135,8 +135,8 @@ class ImageWAM(nnx.Module):
             None
             if config.proprio_dim is None
             else Linear(
-                {"proprio": config.proprio_dim},
-                {"text": config.backbone.text_dim},
+                Axis("proprio", config.proprio_dim),
+                Axis("text", config.backbone.text_dim),
                 bias=True,
                 rngs=rngs,
             )

@@ -23,62 +23,76 @@ M = TypeVar("M", bound=nnx.Module)
 fan_in_uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+class Axis(NamedTuple):
+    """One side of a kernel: its logical name and its size.
+
+    Where several axes lie in one, such as heads and their channels, it has the name of the
+    outermost, which is the one that a mesh divides.
+    """
+
+    name: str
+    size: int
+
+
 class Linear(nnx.Module):
-    """Contracts the trailing axes of the input with a kernel `[*inputs, *outputs]`."""
+    """Multiplies the last axis of the input by a kernel `[inputs, outputs]`.
+
+    Kernels are matrices, also where their outputs are heads: with three axes a TPU has to lay them
+    out anew at every call, or at every layer of a scan.
+    """
 
     def __init__(
         self,
-        inputs: dict[str, int],
-        outputs: dict[str, int],
+        inputs: Axis,
+        outputs: Axis,
         *,
         bias: bool = False,
         init: Callable = fan_in_uniform,
         rngs: nnx.Rngs,
     ):
-        """Both dictionaries map the logical name of each axis, in order, to its size."""
-        in_shape, out_shape = tuple(inputs.values()), tuple(outputs.values())
-        # Initializers see a matrix, so that fan-in is that of the whole contraction.
-        matrix = (math.prod(in_shape), math.prod(out_shape))
-        kernel = init(rngs.params(), matrix, jnp.float32).reshape(in_shape + out_shape)
-        self.kernel = nnx.Param(kernel, axes=(*inputs, *outputs))
-        bound = 1 / math.sqrt(matrix[0])
+        kernel = init(rngs.params(), (inputs.size, outputs.size), jnp.float32)
+        self.kernel = nnx.Param(kernel, axes=(inputs.name, outputs.name))
+        bound = 1 / math.sqrt(inputs.size)
         self.bias = (
             nnx.Param(
-                jax.random.uniform(rngs.params(), out_shape, minval=-bound, maxval=bound),
-                axes=tuple(outputs),
+                jax.random.uniform(rngs.params(), (outputs.size,), minval=-bound, maxval=bound),
+                axes=(outputs.name,),
             )
             if bias
             else None
         )
-        self.n_in = len(in_shape)
         self.lora: LowRank | None = nnx.data(None)  # see `models.lora`
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
         # A product of two matrices: with more axes, the gradient of the kernel is several times
-        # slower on CPU. Of the kernel's merged axes only the first may be sharded, so q, k and v
-        # (and gate and up) have kernels of their own.
-        kernel = self.kernel[...]
-        outputs, leading = kernel.shape[self.n_in :], x.shape[: x.ndim - self.n_in]
-        matrix = kernel.reshape(math.prod(kernel.shape[: self.n_in]), -1)
-        # The input's axes likewise: tokens that are divided must not be merged with the batch.
+        # slower on CPU. Tokens that are divided must not be merged with the batch.
+        kernel, leading = self.kernel[...], x.shape[:-1]
         rows = leading if is_divided("tokens") else (-1,)
-        x = x.astype(kernel.dtype).reshape(*rows, matrix.shape[0])
-        y = x @ matrix if self.lora is None else x @ matrix + self.lora(x)
-        y = y.reshape(*leading, *outputs)
+        x = x.astype(kernel.dtype).reshape(*rows, kernel.shape[0])
+        y = x @ kernel if self.lora is None else x @ kernel + self.lora(x)
+        y = y.reshape(*leading, kernel.shape[1])
         return y if self.bias is None else y + self.bias[...]
 
 
 class LowRank(nnx.Module):
-    """An addition to a kernel `[*inputs, *outputs]`: `scale` times the product of two thin
-    matrices, `a` [*inputs, rank] and `b` [rank, *outputs]."""
+    """An addition to a kernel `[inputs, outputs]`: `scale` times the product of two thin matrices,
+    `a` [inputs, rank] and `b` [rank, outputs]."""
 
     def __init__(self, a: nnx.Param, b: nnx.Param, scale: float):
         self.a, self.b, self.scale = a, b, scale
 
     def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
-        a, b = self.a[...], self.b[...]
-        rank = a.shape[-1]
-        return self.scale * (x @ a.reshape(-1, rank) @ b.reshape(rank, -1))
+        return self.scale * (x @ self.a[...] @ self.b[...])
+
+
+def split_heads(x: Float[Array, "b s width"], head_dim: int) -> Float[Array, "b s n h"]:
+    """What a kernel gives for all heads, head by head."""
+    return x.reshape(*x.shape[:-1], -1, head_dim)
+
+
+def merge_heads(x: Float[Array, "b s n h"]) -> Float[Array, "b s width"]:
+    """The inverse of `split_heads`."""
+    return x.reshape(*x.shape[:-2], -1)
 
 
 def layer_norm(x: Float[Array, "... d"], eps: float = 1e-6) -> Float[Array, "... d"]:
@@ -106,9 +120,10 @@ class GatedMLP(nnx.Module):
     """`W_out (silu(W_gate x) * W_up x)`."""
 
     def __init__(self, dim: int, hidden: int, *, rngs: nnx.Rngs):
-        self.gate = Linear({"embed": dim}, {"mlp": hidden}, rngs=rngs)
-        self.up = Linear({"embed": dim}, {"mlp": hidden}, rngs=rngs)
-        self.out = Linear({"mlp": hidden}, {"embed": dim}, rngs=rngs)
+        embed, inner = Axis("embed", dim), Axis("mlp", hidden)
+        self.gate = Linear(embed, inner, rngs=rngs)
+        self.up = Linear(embed, inner, rngs=rngs)
+        self.out = Linear(inner, embed, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
         hidden = jax.nn.silu(self.gate(x)) * self.up(x)
@@ -121,8 +136,8 @@ class TimeEmbedding(nnx.Module):
     width = 256
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.wi = Linear({"time": self.width}, {"embed": dim}, rngs=rngs)
-        self.wo = Linear({"embed": dim}, {"modulation": dim}, rngs=rngs)
+        self.wi = Linear(Axis("time", self.width), Axis("embed", dim), rngs=rngs)
+        self.wo = Linear(Axis("embed", dim), Axis("modulation", dim), rngs=rngs)
 
     def __call__(self, time_b: Float[Array, " b"]) -> Float[Array, "b d"]:
         return self.wo(jax.nn.silu(self.wi(sinusoids(time_b, self.width))))
@@ -148,18 +163,25 @@ class Modulation(NamedTuple):
     gate: Float[Array, "b 1 d"]
 
 
+class ShiftScale(NamedTuple):
+    """The modulation of an output head, which has no residual branch to gate."""
+
+    shift: Float[Array, "b 1 d"]
+    scale: Float[Array, "b 1 d"]
+
+
 class ModulationHead(nnx.Module):
     """Maps the time embedding to `branches` modulations, which all layers of a kind share."""
 
     def __init__(self, dim: int, branches: int, *, rngs: nnx.Rngs):
-        outputs = {"branch": branches, "shift_scale_gate": 3, "modulation": dim}
-        self.linear = Linear({"embed": dim}, outputs, rngs=rngs)
+        # Shift, scale and gate of the first branch, then those of the next.
+        self.linear = Linear(Axis("embed", dim), Axis("modulation", branches * 3 * dim), rngs=rngs)
+        self.branches = branches
 
     def __call__(self, time_embedding: Float[Array, "b d"]) -> tuple[Modulation, ...]:
-        y = self.linear(jax.nn.silu(time_embedding))[:, None]
-        return tuple(
-            Modulation(y[:, :, i, 0], y[:, :, i, 1], y[:, :, i, 2]) for i in range(y.shape[2])
-        )
+        y = self.linear(jax.nn.silu(time_embedding))
+        parts = jnp.split(y[:, None], 3 * self.branches, axis=-1)
+        return tuple(Modulation(*parts[3 * i : 3 * i + 3]) for i in range(self.branches))
 
 
 def modulate(
@@ -172,23 +194,25 @@ def modulate(
 class OutputHead(nnx.Module):
     """The last, time-modulated projection of tokens to their velocity."""
 
-    def __init__(self, dim: int, out: dict[str, int], *, rngs: nnx.Rngs):
-        outputs = {"shift_scale": 2, "modulation": dim}
-        self.modulation = Linear({"embed": dim}, outputs, rngs=rngs)
-        self.linear = Linear({"embed": dim}, out, rngs=rngs)
+    def __init__(self, dim: int, out: Axis, *, rngs: nnx.Rngs):
+        self.modulation = Linear(Axis("embed", dim), Axis("modulation", 2 * dim), rngs=rngs)
+        self.linear = Linear(Axis("embed", dim), out, rngs=rngs)
 
-    def condition(self, time_embedding: Float[Array, "b d"]) -> Float[Array, "b 1 2 d"]:
-        """Shift and scale; not part of `__call__`, so that many times share one matrix product."""
-        return self.modulation(jax.nn.silu(time_embedding))[:, None]
+    def condition(self, time_embedding: Float[Array, "b d"]) -> ShiftScale:
+        """Not part of `__call__`, so that many times share one matrix product."""
+        y = self.modulation(jax.nn.silu(time_embedding))
+        return ShiftScale(*jnp.split(y[:, None], 2, axis=-1))
 
-    def __call__(
-        self, x: Float[Array, "b s d"], condition: Float[Array, "#b 1 2 d"]
-    ) -> Float[Array, "b s out"]:
-        return self.linear(modulate(x, condition[:, :, 0], condition[:, :, 1]))
+    def __call__(self, x: Float[Array, "b s d"], condition: ShiftScale) -> Float[Array, "b s out"]:
+        return self.linear(modulate(x, condition.shift, condition.scale))
 
 
 class Rope(NamedTuple):
-    """Rotation tables, each value repeated for the two channels that it turns."""
+    """Rotation tables: the first half of the channels is turned against the second (`rotate`).
+
+    cos: each value is there for both of the channels that it turns. sin: it is negative for the
+    first of them.
+    """
 
     cos: Float[Array, "#b s 1 h"]
     sin: Float[Array, "#b s 1 h"]
@@ -212,9 +236,9 @@ def rope_tables(
         table = _cos_sin(dim, theta, np.dtype(dtype))
         ids = positions[..., axis]
         parts.append(jnp.take(jnp.asarray(table), ids, axis=0, mode="fill", fill_value=jnp.nan))
-    tables = jnp.concatenate(parts, axis=-2)  # [b, s, pairs, cos/sin]
-    tables = jnp.repeat(tables, 2, axis=-2)[:, :, None]
-    return Rope(tables[..., 0], tables[..., 1])
+    tables = jnp.concatenate(parts, axis=-2)[:, :, None]  # [b, s, 1, pairs, cos/sin]
+    cos, sin = tables[..., 0], tables[..., 1]
+    return Rope(jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1))
 
 
 MAX_POSITION = 2048
@@ -233,11 +257,16 @@ def _cos_sin(dim: int, theta: float, dtype: np.dtype) -> Float[np.ndarray, "posi
 
 
 def rotate(x: Float[Array, "b s n h"], rope: Rope) -> Float[Array, "b s n h"]:
-    """Turns adjacent channel pairs, in float32: `(x0 cos - x1 sin, x1 cos + x0 sin)`."""
-    x32 = x.astype(jnp.float32)
-    even, odd = x32[..., 0::2], x32[..., 1::2]
-    swapped = jnp.stack([-odd, even], -1).reshape(x.shape)
-    return (x32 * rope.cos + swapped * rope.sin).astype(x.dtype)
+    """Turns channel i against channel i + h/2, in float32: `(a cos - b sin, b cos + a sin)`.
+
+    The official code turns adjacent channels. Taking them apart would be among the dearest
+    operations on a TPU, whose vector lanes are the channels, so the rows of q and k are in another
+    order here (see `weights.layouts.flux2.PAIRS`). Scores are sums over channels, which no order
+    changes. The halves change places before the cast, while they are half as large.
+    """
+    swapped = jnp.roll(x, x.shape[-1] // 2, axis=-1)
+    x32, swapped32 = x.astype(jnp.float32), swapped.astype(jnp.float32)
+    return (x32 * rope.cos + swapped32 * rope.sin).astype(x.dtype)
 
 
 def stacked(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:

@@ -37,30 +37,27 @@ def add_lora(layers: nnx.Module, config: LoRAConfig, rngs: nnx.Rngs) -> None:
 
 
 def _low_rank(linear: Linear, config: LoRAConfig, rngs: nnx.Rngs) -> LowRank:
-    shape, axes = linear.kernel.shape, linear.kernel.get_metadata("axes")
-    count, inputs, outputs = shape[0], shape[1 : 1 + linear.n_in], shape[1 + linear.n_in :]
-    n_in = jnp.zeros(inputs).size
+    count, inputs, outputs = linear.kernel.shape
+    layer, in_name, out_name = linear.kernel.get_metadata("axes")
     keys = jax.random.split(rngs.params(), count)
-    a = jax.vmap(lambda key: fan_in_uniform(key, (n_in, config.rank), jnp.float32))(keys)
+    a = jax.vmap(lambda key: fan_in_uniform(key, (inputs, config.rank), jnp.float32))(keys)
     return LowRank(
-        a=nnx.Param(
-            a.reshape(count, *inputs, config.rank), axes=(*axes[: 1 + linear.n_in], "rank")
-        ),
-        b=nnx.Param(
-            jnp.zeros((count, config.rank, *outputs)),
-            axes=("layer", "rank", *axes[1 + linear.n_in :]),
-        ),
+        a=nnx.Param(a, axes=(layer, in_name, "rank")),
+        b=nnx.Param(jnp.zeros((count, config.rank, outputs)), axes=(layer, "rank", out_name)),
         scale=config.alpha / config.rank,
     )
 
 
 def merged_kernel(
-    kernel: Float[Array, "*shape"], a: Float[Array, "..."], b: Float[Array, "..."], scale: float
-) -> Float[Array, "*shape"]:
+    kernel: Float[Array, "inputs outputs"],
+    a: Float[Array, "inputs rank"],
+    b: Float[Array, "rank outputs"],
+    scale: float,
+) -> Float[Array, "inputs outputs"]:
     """A layer's kernel with its low-rank addition merged in, in the kernel's dtype.
 
     Computed in float32, as officially. NumPy arrays stay NumPy arrays.
     """
-    rank, float32 = a.shape[-1], jnp.float32
-    added = a.reshape(-1, rank).astype(float32) @ b.reshape(rank, -1).astype(float32)
-    return (kernel.astype(float32) + scale * added.reshape(kernel.shape)).astype(kernel.dtype)
+    float32 = jnp.float32
+    added = a.astype(float32) @ b.astype(float32)
+    return (kernel.astype(float32) + scale * added).astype(kernel.dtype)

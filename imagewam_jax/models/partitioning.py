@@ -32,9 +32,6 @@ RULES = MappingProxyType(
         # Small, or the axis of a scan.
         "layer": (),
         "head_dim": (),
-        "branch": (),
-        "shift_scale_gate": (),
-        "shift_scale": (),
         "channels": (),
         "text": (),
         "time": (),

@@ -94,6 +94,12 @@ def batch_rows(mesh: Mesh, global_batch: int, accumulate: int) -> Int64[np.ndarr
 
 def param_shardings(mesh: Mesh, policy: ImageWAMConfig) -> dict[str, Any]:
     """The sharding of each parameter. ConfigError names one that the mesh cannot divide."""
+    # Kernels have all channels of all heads on one axis, which would be divided within a head.
+    heads, parts = policy.backbone.heads, _parts(mesh, "heads")
+    if heads % parts:
+        raise ConfigError(
+            f"the backbone has {heads} heads, which do not divide over {_shown(mesh, 'heads')}"
+        )
     axes, shapes = flatten(parameter_axes(policy)), flatten(abstract_params(policy))
     return unflatten(
         {path: _sharding(mesh, path, names, shapes[path].shape) for path, names in axes.items()}
@@ -102,13 +108,21 @@ def param_shardings(mesh: Mesh, policy: ImageWAMConfig) -> dict[str, Any]:
 
 def _sharding(mesh: Mesh, path: str, names: Sequence[str], shape: Sequence[int]) -> NamedSharding:
     for name, size in zip(names, shape, strict=True):
-        parts = math.prod(mesh.shape[axis] for axis in RULES[name])
-        if size % parts:
+        if size % _parts(mesh, name):
             raise ConfigError(
-                f"{path} has {size} {name}, which do not divide over "
-                f"{', '.join(f'mesh.{axis} {mesh.shape[axis]}' for axis in RULES[name])}"
+                f"{path} has {size} {name}, which do not divide over {_shown(mesh, name)}"
             )
     return NamedSharding(mesh, partition_spec(names))
+
+
+def _parts(mesh: Mesh, name: str) -> int:
+    """The number of parts that a mesh divides a logical axis into."""
+    return math.prod(mesh.shape[axis] for axis in RULES[name])
+
+
+def _shown(mesh: Mesh, name: str) -> str:
+    """What divides a logical axis, for messages."""
+    return ", ".join(f"mesh.{axis} {mesh.shape[axis]}" for axis in RULES[name])
 
 
 def optimizer_shardings(

@@ -25,6 +25,7 @@ from imagewam_jax.models.blocks import (
 )
 from imagewam_jax.models.imagewam import Context, ImageWAM, ImageWAMConfig, Sample, sample_draws
 from imagewam_jax.models.layers import (
+    Axis,
     Linear,
     ModulationHead,
     OutputHead,
@@ -89,7 +90,7 @@ class TwiceNetwork(nnx.Module):
         self.time_in = TimeEmbedding(dim, rngs=rngs)
         self.modulation = ModulationHead(dim, 3, rngs=rngs)
         self.layers = stacked(lambda rngs: layer(dim, sizes, rngs=rngs), sizes.layers, rngs)
-        self.head = OutputHead(dim, {"out": out}, rngs=rngs)
+        self.head = OutputHead(dim, Axis("out", out), rngs=rngs)
 
     @property
     def groups(self):
@@ -109,7 +110,9 @@ class TwiceNetwork(nnx.Module):
 class TwiceExpert(TwiceNetwork):
     def __init__(self, config, sizes, *, rngs):
         super().__init__(ActionLayer, config, config.dim, config.action_dim, sizes, rngs=rngs)
-        self.embedding = Linear({"action": config.action_dim}, {"embed": config.dim}, rngs=rngs)
+        self.embedding = Linear(
+            Axis("action", config.action_dim), Axis("embed", config.dim), rngs=rngs
+        )
 
     def action_in(self, actions):
         return self.embedding(actions)
@@ -118,8 +121,9 @@ class TwiceExpert(TwiceNetwork):
 class Twice(TwiceNetwork):
     def __init__(self, config, *, rngs):
         super().__init__(ContextLayer, config, config.dim, config.in_channels, config, rngs=rngs)
-        self.image_in = Linear({"channels": config.in_channels}, {"embed": config.dim}, rngs=rngs)
-        self.text_in = Linear({"text": config.text_dim}, {"embed": config.dim}, rngs=rngs)
+        embed = Axis("embed", config.dim)
+        self.image_in = Linear(Axis("channels", config.in_channels), embed, rngs=rngs)
+        self.text_in = Linear(Axis("text", config.text_dim), embed, rngs=rngs)
         sizes = (config.dim, config.heads, config.head_dim, 8)
         self.refiner = ParallelBlock(*sizes, rngs=rngs)
 

@@ -31,6 +31,7 @@ def test_axis_names_have_one_size_each():
         for path, parameter in nnx.iter_graph(part):
             if isinstance(parameter, nnx.Param):
                 for name, size in zip(parameter.get_metadata("axes"), parameter.shape, strict=True):
-                    group = path[0] if name in ("layer", "branch") else ""
+                    # Modulations are as long as their branches are many: multiples of one width.
+                    group = path[0] if name in ("layer", "modulation") else ""
                     sizes.setdefault(f"{group}{name}", set()).add(size)
         assert {name: s for name, s in sizes.items() if len(s) > 1} == {}

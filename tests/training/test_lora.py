@@ -15,7 +15,7 @@ from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B
 from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
-from imagewam_jax.models.layers import Linear
+from imagewam_jax.models.layers import Axis, Linear
 from imagewam_jax.models.lora import LoRAConfig, add_lora
 from imagewam_jax.models.parameters import abstract_params, flatten, initial_params, policy_builder
 from imagewam_jax.training.state import trained_paths
@@ -52,7 +52,7 @@ def test_the_official_layers_and_no_others_have_additions():
 
 def test_a_layer_adds_its_scaled_product():
     layers = jax.vmap(
-        lambda key: Linear({"embed": 3}, {"heads": 2, "head_dim": 4}, rngs=nnx.Rngs(params=key))
+        lambda key: Linear(Axis("embed", 3), Axis("heads", 8), rngs=nnx.Rngs(params=key))
     )(jax.random.split(jax.random.key(0), 5))
     for _, variable in nnx.iter_graph(layers):
         if isinstance(variable, nnx.Param):
@@ -61,10 +61,10 @@ def test_a_layer_adds_its_scaled_product():
     add_lora(layers, LoRAConfig(RANK, ALPHA), nnx.Rngs(1))
     x = jax.random.normal(jax.random.key(2), (5, 7, 3))
     apply = jax.vmap(lambda layer, x: layer(x))
-    np.testing.assert_allclose(apply(layers, x), jnp.einsum("lbi,linh->lbnh", x, plain), atol=1e-5)
+    np.testing.assert_allclose(apply(layers, x), jnp.einsum("lbi,lio->lbo", x, plain), atol=1e-5)
     layers.lora.b[...] = jax.random.normal(jax.random.key(3), layers.lora.b.shape)
-    added = jnp.einsum("lir,lrnh->linh", layers.lora.a[...], layers.lora.b[...])
-    expected = jnp.einsum("lbi,linh->lbnh", x, plain + ALPHA / RANK * added)
+    added = jnp.einsum("lir,lro->lio", layers.lora.a[...], layers.lora.b[...])
+    expected = jnp.einsum("lbi,lio->lbo", x, plain + ALPHA / RANK * added)
     np.testing.assert_allclose(apply(layers, x), expected, rtol=1e-5, atol=1e-5)
 
 

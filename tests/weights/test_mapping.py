@@ -30,12 +30,12 @@ from imagewam_jax.weights.layouts.mapping import (
 from imagewam_jax.weights.layouts.metadata import count, fill_from_preset, find
 from tests.weights.foreign import to_tree
 
-# Fused on either axis, stacked or not, split over heads, flipped, and permuted.
+# Fused on either axis, stacked or not, in another order of heads, exchanged, and permuted.
 RULES = [
     Rule(
         "block.{i}.fused",
         (
-            TensorSlice("stack.q", "(n h) i -> i n h", {"n": 2, "h": 3}, width=6),
+            TensorSlice("stack.q", "(n h) i -> i (h n)", {"n": 2, "h": 3}, width=6),
             TensorSlice("stack.up", "o i -> i o", width=4),
         ),
         layers=3,
@@ -43,13 +43,13 @@ RULES = [
     Rule(
         "block.{i}.out",
         (
-            TensorSlice("stack.out", "o (n h) -> n h o", {"n": 2, "h": 3}, width=6),
+            TensorSlice("stack.out", "o (n h) -> (h n) o", {"n": 2, "h": 3}, width=6),
             TensorSlice("stack.down", "o i -> i o", width=4),
         ),
         axis=1,
         layers=3,
     ),
-    Rule("halves", (TensorSlice("halves", "(two o) i -> i two o", {"two": 2}, flip=1),)),
+    Rule("halves", (TensorSlice("halves", "o i -> i o", exchange=1),)),
     rule("conv", "conv", "o i y x -> y x i o"),
     rule("bias", "bias", "o -> o"),
 ]
@@ -64,8 +64,8 @@ def foreign() -> dict[str, np.ndarray]:
 
 def like() -> dict:
     shapes = {
-        "stack": {"q": (3, 5, 2, 3), "up": (3, 5, 4), "out": (3, 2, 3, 5), "down": (3, 4, 5)},
-        "halves": (5, 2, 4),
+        "stack": {"q": (3, 5, 6), "up": (3, 5, 4), "out": (3, 6, 5), "down": (3, 4, 5)},
+        "halves": (5, 8),
         "conv": (3, 3, 2, 4),
         "bias": (7,),
     }
@@ -79,12 +79,13 @@ def test_each_number_goes_where_the_table_says():
     tree = to_tree(RULES, tensors, like(), "file")
     for i in range(3):
         fused, out = tensors[f"block.{i}.fused"], tensors[f"block.{i}.out"]
-        np.testing.assert_array_equal(tree["stack"]["q"][i], fused[:6].T.reshape(5, 2, 3))
+        order = [0, 3, 1, 4, 2, 5]
+        np.testing.assert_array_equal(tree["stack"]["q"][i], fused[order].T)
         np.testing.assert_array_equal(tree["stack"]["up"][i], fused[6:].T)
-        np.testing.assert_array_equal(tree["stack"]["out"][i], out[:, :6].T.reshape(2, 3, 5))
+        np.testing.assert_array_equal(tree["stack"]["out"][i], out[:, order].T)
         np.testing.assert_array_equal(tree["stack"]["down"][i], out[:, 6:].T)
-    np.testing.assert_array_equal(tree["halves"][:, 0], tensors["halves"][4:].T)
-    np.testing.assert_array_equal(tree["halves"][:, 1], tensors["halves"][:4].T)
+    np.testing.assert_array_equal(tree["halves"][:, :4], tensors["halves"][4:].T)
+    np.testing.assert_array_equal(tree["halves"][:, 4:], tensors["halves"][:4].T)
     assert tree["conv"][1, 2, 0, 3] == tensors["conv"][3, 0, 1, 2]
 
 
@@ -104,17 +105,17 @@ def test_shapes_of_both_sides_agree():
 def test_one_layout_seen_as_another():
     """A source in one layout is read in another, a tensor at a time, with neither in memory."""
     apart = [
-        rule("q.{i}", "stack.q", "o p i -> i o p", layers=3),
+        rule("q.{i}", "stack.q", "(o p) i -> i (o p)", layers=3, p=3),
         rule("up.{i}", "stack.up", "o i -> i o", layers=3),
-        rule("out.{i}", "stack.out", "a b c -> a b c", layers=3),
+        rule("out.{i}", "stack.out", "(a b) c -> (b a) c", layers=3, a=2),
         rule("down.{i}", "stack.down", "i o -> i o", layers=3),
         *RULES[2:],
     ]
     tensors = foreign()
     view = ForeignView(apart, like(), TreeReader(RULES, ArraySource(tensors, "file")), "file")
     tree = to_tree(RULES, tensors, like(), "file")
-    assert view.specs["q.1"].shape == (2, 3, 5)
-    np.testing.assert_array_equal(view.read("q.1"), np.moveaxis(tree["stack"]["q"][1], 0, -1))
+    assert view.specs["q.1"].shape == (6, 5)
+    np.testing.assert_array_equal(view.read("q.1"), tree["stack"]["q"][1].T)
     again = to_tree(apart, view, like(), "view")
     jax.tree.map(np.testing.assert_array_equal, again, tree)
 

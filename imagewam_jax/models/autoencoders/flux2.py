@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from imagewam_jax.models.autoencoders.base import latent_grid
-from imagewam_jax.models.layers import Linear
+from imagewam_jax.models.layers import Axis, Linear
 
 PATCH = 2  # latent cells per side of a token
 STATISTICS_EPS = 1e-4
@@ -226,7 +226,7 @@ def _conv(
 
 def _pointwise(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> Linear:
     """A 1 x 1 convolution."""
-    return Linear({"channels_in": inputs}, {"channels": outputs}, bias=True, rngs=rngs)
+    return Linear(Axis("channels_in", inputs), Axis("channels", outputs), bias=True, rngs=rngs)
 
 
 def _norm(width: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:

@@ -23,11 +23,13 @@ from imagewam_jax.models.blocks import (
     attend_streams,
 )
 from imagewam_jax.models.layers import (
+    Axis,
     Linear,
     Modulation,
     ModulationHead,
     OutputHead,
     Rope,
+    ShiftScale,
     TimeEmbedding,
     rope_tables,
     stacked,
@@ -91,7 +93,7 @@ class Flux2Condition(NamedTuple):
 
     double: tuple[tuple[Modulation, ...], tuple[Modulation, ...]]  # image, text
     single: tuple[Modulation, ...]
-    head: Float[Array, "b 1 2 d"]
+    head: ShiftScale
 
 
 class DoubleLayer(nnx.Module):
@@ -153,8 +155,8 @@ class Flux2(nnx.Module):
     def __init__(self, config: Flux2Config, *, rngs: nnx.Rngs):
         self.config = config
         dim = config.dim
-        self.image_in = Linear({"channels": config.in_channels}, {"embed": dim}, rngs=rngs)
-        self.text_in = Linear({"text": config.text_dim}, {"embed": dim}, rngs=rngs)
+        self.image_in = Linear(Axis("channels", config.in_channels), Axis("embed", dim), rngs=rngs)
+        self.text_in = Linear(Axis("text", config.text_dim), Axis("embed", dim), rngs=rngs)
         self.time_in = TimeEmbedding(dim, rngs=rngs)
         self.double_modulation_image = ModulationHead(dim, 2, rngs=rngs)
         self.double_modulation_text = ModulationHead(dim, 2, rngs=rngs)
@@ -165,7 +167,7 @@ class Flux2(nnx.Module):
         self.single_layers = stacked(
             lambda rngs: SingleLayer(config, rngs=rngs), config.single_layers, rngs
         )
-        self.head = OutputHead(dim, {"channels": config.in_channels}, rngs=rngs)
+        self.head = OutputHead(dim, Axis("channels", config.in_channels), rngs=rngs)
 
     @property
     def groups(self) -> tuple[nnx.Module, nnx.Module]:

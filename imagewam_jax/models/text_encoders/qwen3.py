@@ -16,7 +16,15 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from imagewam_jax.models.layers import GatedMLP, Linear, RMSNorm, stacked
+from imagewam_jax.models.layers import (
+    Axis,
+    GatedMLP,
+    Linear,
+    RMSNorm,
+    merge_heads,
+    split_heads,
+    stacked,
+)
 from imagewam_jax.models.text_encoders.base import TextEncoder, Tokens, pad_tokens
 
 
@@ -67,11 +75,12 @@ class Qwen3Layer(nnx.Module):
     """Causal grouped-query attention, then a gated MLP."""
 
     def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
-        embed = {"embed": config.dim}
-        heads = {"heads": config.heads, "head_dim": config.head_dim}
-        kv_heads = {"kv_heads": config.kv_heads, "head_dim": config.head_dim}
+        embed = Axis("embed", config.dim)
+        heads = Axis("heads", config.heads * config.head_dim)
+        kv_heads = Axis("kv_heads", config.kv_heads * config.head_dim)
+        self.head_dim = config.head_dim
 
-        def linear(inputs: dict[str, int], outputs: dict[str, int]) -> Linear:
+        def linear(inputs: Axis, outputs: Axis) -> Linear:
             return Linear(inputs, outputs, init=_attention_init, rngs=rngs)
 
         self.attention_norm = RMSNorm(config.dim, axis="embed")
@@ -90,14 +99,15 @@ class Qwen3Layer(nnx.Module):
     ) -> Float[Array, "b s d"]:
         """The residual stream after this layer."""
         z = self.attention_norm(x)
+        q, k, v = (split_heads(linear(z), self.head_dim) for linear in (self.q, self.k, self.v))
         attended = jax.nn.dot_product_attention(
-            _rotate(self.q_norm(self.q(z)), cos, sin),
-            _rotate(self.k_norm(self.k(z)), cos, sin),
-            self.v(z),
+            _rotate(self.q_norm(q), cos, sin),
+            _rotate(self.k_norm(k), cos, sin),
+            v,
             is_causal=True,
             key_value_seq_lengths=length_b,
         )
-        x = x + self.out(attended)
+        x = x + self.out(merge_heads(attended))
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -152,7 +162,7 @@ def _rope_tables(
 def _rotate(
     x: Float[Array, "b s n h"], cos: Float[Array, "s 1 half"], sin: Float[Array, "s 1 half"]
 ) -> Float[Array, "b s n h"]:
-    """Turns channel i against channel i + h/2 (unlike `layers.rotate`), in the dtype of `x`."""
+    """Turns channel i against channel i + h/2, in the dtype of `x` (`layers.rotate`: float32)."""
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from imagewam_jax.models.flow_matching import sampling_schedule
@@ -85,7 +86,9 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
 def _prefix(
     policy: ImageWAM, context: Context, cache: Cache, prefix: str
 ) -> Iterator[Output | NotChecked]:
-    """Keys and values of every layer, heads side by side, and the tokens after the last one."""
+    """Keys and values of every layer, heads side by side, and the tokens after the last one.
+
+    Officially the channels of a key are in adjacent pairs, those that a rotation turns."""
     layout = text_layout(policy.config, context.text.shape[1], context.text_length)
     rows, columns = context.references.shape[2:4]
 
@@ -95,8 +98,12 @@ def _prefix(
 
     for kind, group in zip(("double", "single"), cache.groups, strict=True):
         for layer, (k, v) in enumerate(zip(*map(np.asarray, group), strict=True)):
-            for part, tokens in (("k", k), ("v", v)):
-                text, reference = official(tokens.reshape(*tokens.shape[:2], -1))
+            side_by_side = {
+                "k": rearrange(k, "b s n (two pair) -> b s (n pair two)", two=2),
+                "v": rearrange(v, "b s n h -> b s (n h)"),
+            }
+            for part, tokens in side_by_side.items():
+                text, reference = official(tokens)
                 tokens = np.concatenate([text, reference], axis=1)
                 valid = with_images(layout.valid, reference)
                 yield Output(f"{prefix}kv.{kind}.{layer}.{part}", tokens, limits.CACHE, valid)

@@ -172,7 +172,8 @@ def _rotation_inputs(
 
 def rotation_matrices(rope: Rope) -> Float[np.ndarray, "b s pairs 2 2"]:
     """Our rotation tables in the form that the official code keeps them in."""
-    cos, sin = (np.asarray(table)[:, :, 0, ::2] for table in rope)
+    # Both halves hold all angles; the sine is negative in the first.
+    cos, sin = (np.split(np.asarray(table)[:, :, 0], 2, axis=-1)[1] for table in rope)
     return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
 
 

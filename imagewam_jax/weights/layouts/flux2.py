@@ -1,6 +1,7 @@
 """FLUX.2 and expert tensors in the original layout (docs/spec/imagewam_flux2.md, 1.11 and 4.2).
 
-Linear weights are `[out, in]` in this layout and `[in, ...out]` in our tree.
+Linear weights are `[out, in]` in this layout and `[in, out]` in our tree. The channels of each head
+of q and k, and of their norms, have another order there (`PAIRS`).
 """
 
 import math
@@ -10,7 +11,7 @@ from typing import Any
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B, Flux2Config
-from imagewam_jax.weights.layouts.mapping import Rule, TensorSlice, rule
+from imagewam_jax.weights.layouts.mapping import TRANSPOSE, Rule, TensorSlice, rule
 from imagewam_jax.weights.layouts.metadata import (
     Metadata,
     Specs,
@@ -21,8 +22,6 @@ from imagewam_jax.weights.layouts.metadata import (
     section,
     size,
 )
-
-TRANSPOSE = "o i -> i o"
 
 
 def flux2_config(specs: Specs, metadata: Metadata) -> Flux2Config:
@@ -121,7 +120,7 @@ def _in_official_config(name: str) -> tuple[str, str]:
 
 def flux2_rules(config: Flux2Config) -> list[Rule]:
     """Map original FLUX.2 names to the tree of `models.backbones.flux2.Flux2`."""
-    sizes = {"n": config.heads, "h": config.head_dim}
+    sizes = head_sizes(config)
     double, single = config.group_sizes
     rules = [
         rule("img_in.weight", "image_in.kernel", TRANSPOSE),
@@ -139,7 +138,7 @@ def flux2_rules(config: Flux2Config) -> list[Rule]:
 
 def action_expert_rules(config: ActionExpertConfig, backbone: Flux2Config) -> list[Rule]:
     """Map official expert names to the tree of `models.action_expert.ActionExpert`."""
-    sizes = {"n": backbone.heads, "h": backbone.head_dim}
+    sizes = head_sizes(backbone)
     double, single = backbone.group_sizes
     return [
         rule("action_encoder.weight", "action_in.kernel", TRANSPOSE),
@@ -161,20 +160,27 @@ def _time_rules() -> list[Rule]:
 
 
 def modulation_rule(name: str, path: str, branches: int) -> Rule:
-    pattern = "(branch three o) i -> i branch three o"
+    pattern = "(branch three o) i -> i (branch three o)"
     return rule(name, f"{path}.linear.kernel", pattern, branch=branches, three=3)
 
 
 def _head_rules(name: str) -> list[Rule]:
-    pattern = "(two o) i -> i two o"
+    pattern = "(two o) i -> i (two o)"
     return [
         rule(f"{name}.adaLN_modulation.1.weight", "head.modulation.kernel", pattern, two=2),
         rule(f"{name}.linear.weight", "head.linear.kernel", TRANSPOSE),
     ]
 
 
-HEADS = "(n h) i -> i n h"
-OUT = "o (n h) -> n h o"
+# Officially the channels of a head are turned in adjacent pairs; `layers.rotate` turns the first
+# half of them against the second.
+PAIRS = "(n pair two) i -> i (n two pair)"
+NORM_PAIRS = "(pair two) -> (two pair)"
+
+
+def head_sizes(config: Flux2Config) -> dict[str, int]:
+    """The sizes of the axes of `PAIRS`: heads, pairs of channels in one, and two."""
+    return {"n": config.heads, "pair": config.head_dim // 2, "two": 2}
 
 
 def _sequential(short: str, path: str, layers: int, sizes: dict[str, int], mlp: int) -> list[Rule]:
@@ -182,7 +188,7 @@ def _sequential(short: str, path: str, layers: int, sizes: dict[str, int], mlp: 
     return [
         Rule(f"{block}_attn.qkv.weight", qkv_slices(path, sizes), layers=layers),
         *_norms(f"{block}_attn.norm", path, layers),
-        rule(f"{block}_attn.proj.weight", f"{path}.out.kernel", OUT, layers=layers, **sizes),
+        rule(f"{block}_attn.proj.weight", f"{path}.out.kernel", TRANSPOSE, layers=layers),
         Rule(f"{block}_mlp.0.weight", gate_up_slices(path, mlp), layers=layers),
         rule(f"{block}_mlp.2.weight", f"{path}.mlp.out.kernel", TRANSPOSE, layers=layers),
     ]
@@ -204,14 +210,18 @@ def _parallel(path: str, layers: int, sizes: dict[str, int], mlp: int) -> list[R
 
 
 def qkv_slices(path: str, sizes: dict[str, int]) -> tuple[TensorSlice, ...]:
-    width = sizes["n"] * sizes["h"]
-    return tuple(TensorSlice(f"{path}.{name}.kernel", HEADS, sizes, width) for name in "qkv")
+    width = math.prod(sizes.values())
+    return (
+        TensorSlice(f"{path}.q.kernel", PAIRS, sizes, width),
+        TensorSlice(f"{path}.k.kernel", PAIRS, sizes, width),
+        TensorSlice(f"{path}.v.kernel", TRANSPOSE, width=width),
+    )
 
 
 def out_slices(path: str, sizes: dict[str, int], mlp: int) -> tuple[TensorSlice, TensorSlice]:
     """The columns of a parallel block's two outputs: attention, then MLP."""
     return (
-        TensorSlice(f"{path}.out.kernel", OUT, sizes, width=sizes["n"] * sizes["h"]),
+        TensorSlice(f"{path}.out.kernel", TRANSPOSE, width=math.prod(sizes.values())),
         TensorSlice(f"{path}.mlp.out.kernel", TRANSPOSE, width=mlp),
     )
 
@@ -223,6 +233,11 @@ def gate_up_slices(path: str, mlp: int) -> tuple[TensorSlice, ...]:
 
 def _norms(name: str, path: str, layers: int) -> list[Rule]:
     return [
-        rule(f"{name}.query_norm.scale", f"{path}.q_norm.scale", "h -> h", layers=layers),
-        rule(f"{name}.key_norm.scale", f"{path}.k_norm.scale", "h -> h", layers=layers),
+        norm_rule(f"{name}.query_norm.scale", f"{path}.q_norm.scale", layers),
+        norm_rule(f"{name}.key_norm.scale", f"{path}.k_norm.scale", layers),
     ]
+
+
+def norm_rule(name: str, path: str, layers: int) -> Rule:
+    """The scale of the norm of q or k."""
+    return rule(name, path, NORM_PAIRS, layers=layers, two=2)

@@ -10,18 +10,18 @@ from typing import Any
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.backbones.flux2 import Flux2Config
 from imagewam_jax.weights.layouts.flux2 import (
-    HEADS,
-    OUT,
-    TRANSPOSE,
+    PAIRS,
     exact_ratio,
     gate_up_slices,
+    head_sizes,
     mlp_ratio,
     modulation_rule,
+    norm_rule,
     out_slices,
     qkv_slices,
     with_klein_rope,
 )
-from imagewam_jax.weights.layouts.mapping import Rule, TensorSlice, rule
+from imagewam_jax.weights.layouts.mapping import TRANSPOSE, Rule, TensorSlice, rule
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, count, find, size
 
 CLASS = "Flux2Transformer2DModel"
@@ -68,10 +68,10 @@ def flux2_diffusers_config(specs: Specs, metadata: Metadata) -> Flux2Config:
 
 def flux2_diffusers_rules(config: Flux2Config) -> list[Rule]:
     """Map names of diffusers to the tree of `models.backbones.flux2.Flux2`."""
-    sizes, mlp = {"n": config.heads, "h": config.head_dim}, config.mlp_dim
+    sizes, mlp = head_sizes(config), config.mlp_dim
     double, single = config.group_sizes
     embedder = f"{_TIME}.timestep_embedder"
-    halves = TensorSlice("head.modulation.kernel", "(two o) i -> i two o", {"two": 2}, flip=1)
+    exchanged = TensorSlice("head.modulation.kernel", TRANSPOSE, exchange=1)
     return [
         rule("x_embedder.weight", "image_in.kernel", TRANSPOSE),
         rule("context_embedder.weight", "text_in.kernel", TRANSPOSE),
@@ -80,7 +80,7 @@ def flux2_diffusers_rules(config: Flux2Config) -> list[Rule]:
         modulation_rule("double_stream_modulation_img.linear.weight", "double_modulation_image", 2),
         modulation_rule("double_stream_modulation_txt.linear.weight", "double_modulation_text", 2),
         modulation_rule("single_stream_modulation.linear.weight", "single_modulation", 1),
-        Rule("norm_out.linear.weight", (halves,)),
+        Rule("norm_out.linear.weight", (exchanged,)),
         rule("proj_out.weight", "head.linear.kernel", TRANSPOSE),
         *_double("image", ("to_{}", "norm_{}", "to_out.0"), "ff", double, sizes, mlp),
         *_double(
@@ -116,9 +116,10 @@ def _double(stream, names, mlp_name, layers, sizes, mlp) -> list[Rule]:
     block, path = f"transformer_blocks.{{i}}.{mlp_name}", f"double_layers.{stream}"
     each = partial(rule, layers=layers)
     return [
-        *(each(linear.replace("{}", x), f"{path}.{x}.kernel", HEADS, **sizes) for x in "qkv"),
-        *(each(norm.replace("{}", x), f"{path}.{x}_norm.scale", "h -> h") for x in "qk"),
-        each(out, f"{path}.out.kernel", OUT, **sizes),
+        *(each(linear.replace("{}", x), f"{path}.{x}.kernel", PAIRS, **sizes) for x in "qk"),
+        each(linear.replace("{}", "v"), f"{path}.v.kernel", TRANSPOSE),
+        *(norm_rule(norm.replace("{}", x), f"{path}.{x}_norm.scale", layers) for x in "qk"),
+        each(out, f"{path}.out.kernel", TRANSPOSE),
         Rule(f"{block}.linear_in.weight", gate_up_slices(path, mlp), layers=layers),
         each(f"{block}.linear_out.weight", f"{path}.mlp.out.kernel", TRANSPOSE),
     ]
@@ -133,6 +134,6 @@ def _single(layers, sizes, mlp) -> list[Rule]:
             layers=layers,
         ),
         Rule(f"{block}.to_out.weight", out_slices(path, sizes, mlp), axis=1, layers=layers),
-        rule(f"{block}.norm_q.weight", f"{path}.q_norm.scale", "h -> h", layers=layers),
-        rule(f"{block}.norm_k.weight", f"{path}.k_norm.scale", "h -> h", layers=layers),
+        norm_rule(f"{block}.norm_q.weight", f"{path}.q_norm.scale", layers),
+        norm_rule(f"{block}.norm_k.weight", f"{path}.k_norm.scale", layers),
     ]

@@ -34,31 +34,38 @@ MAY_BE_ZERO = ("bias", "mean")
 LAYER = "{i}"  # stands for the layer index in the names of tensors that are stacked
 
 
+TRANSPOSE = "o i -> i o"  # of a linear weight, officially `[out, in]`
+
+
 @dataclass(frozen=True)
 class TensorSlice:
     """A slice of a foreign tensor that is one array, or one layer of one, in our tree.
 
     `path` is the array's dotted path; `pattern` is an einops pattern from the foreign axes to ours,
     with the axis `sizes` that it needs; `width` is the slice's extent along the axis that the
-    foreign tensor is split on (None: all of it). `flip` is an axis of ours whose order is reversed.
+    foreign tensor is split on (None: all of it). `exchange` is an axis of ours whose two halves
+    change places.
     """
 
     path: str
     pattern: str
     sizes: Mapping[str, int] = field(default_factory=dict)
     width: int | None = None
-    flip: int | None = None
+    exchange: int | None = None
 
     def ours(self, foreign: np.ndarray) -> np.ndarray:
         """The slice in our axes."""
-        array = rearrange(foreign, self.pattern, **self.sizes)
-        return array if self.flip is None else np.flip(array, self.flip)
+        return self._exchanged(rearrange(foreign, self.pattern, **self.sizes))
 
     def foreign(self, ours: np.ndarray) -> np.ndarray:
         """The inverse of `ours`."""
-        array = ours if self.flip is None else np.flip(ours, self.flip)
         left, right = self.pattern.split(" -> ")
-        return rearrange(array, f"{right} -> {left}", **self.sizes)
+        return rearrange(self._exchanged(ours), f"{right} -> {left}", **self.sizes)
+
+    def _exchanged(self, array: np.ndarray) -> np.ndarray:
+        if self.exchange is None:
+            return array
+        return np.roll(array, array.shape[self.exchange] // 2, self.exchange)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Qwen3 tensors under their Hugging Face names (docs/spec/imagewam_flux2.md, 3.2).
 
-Linear weights are `[out, in]` in this layout and `[in, ...out]` in our tree. A checkpoint of the
+Linear weights are `[out, in]` in this layout and `[in, out]` in our tree. A checkpoint of the
 whole language model has more than the encoder: the tensors behind the last layer that features are
 taken after are left out by name, and a tensor of any other name is an error.
 """
@@ -10,7 +10,7 @@ import re
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, Qwen3Config
 from imagewam_jax.weights.io.tensors import Renamed, TensorSource
-from imagewam_jax.weights.layouts.mapping import Rule, rule
+from imagewam_jax.weights.layouts.mapping import TRANSPOSE, Rule, rule
 from imagewam_jax.weights.layouts.metadata import (
     Metadata,
     Specs,
@@ -103,29 +103,23 @@ def used(source: TensorSource, metadata: Metadata) -> TensorSource:
 
 def qwen3_rules(config: Qwen3Config) -> list[Rule]:
     """Map Hugging Face names to the tree of `models.text_encoders.qwen3.Qwen3`."""
-    heads, kv_heads = {"n": config.heads}, {"n": config.kv_heads}
-    split = "(n h) i -> i n h"
     return [
         rule("model.embed_tokens.weight", "embedding", "v d -> v d"),
         _layer("input_layernorm", "attention_norm.scale", "d -> d", config),
-        _layer("self_attn.q_proj", "q.kernel", split, config, **heads),
-        _layer("self_attn.k_proj", "k.kernel", split, config, **kv_heads),
-        _layer("self_attn.v_proj", "v.kernel", split, config, **kv_heads),
+        _layer("self_attn.q_proj", "q.kernel", TRANSPOSE, config),
+        _layer("self_attn.k_proj", "k.kernel", TRANSPOSE, config),
+        _layer("self_attn.v_proj", "v.kernel", TRANSPOSE, config),
         _layer("self_attn.q_norm", "q_norm.scale", "h -> h", config),
         _layer("self_attn.k_norm", "k_norm.scale", "h -> h", config),
-        _layer("self_attn.o_proj", "out.kernel", "o (n h) -> n h o", config, **heads),
+        _layer("self_attn.o_proj", "out.kernel", TRANSPOSE, config),
         _layer("post_attention_layernorm", "mlp_norm.scale", "d -> d", config),
-        _layer("mlp.gate_proj", "mlp.gate.kernel", "o i -> i o", config),
-        _layer("mlp.up_proj", "mlp.up.kernel", "o i -> i o", config),
-        _layer("mlp.down_proj", "mlp.out.kernel", "o i -> i o", config),
+        _layer("mlp.gate_proj", "mlp.gate.kernel", TRANSPOSE, config),
+        _layer("mlp.up_proj", "mlp.up.kernel", TRANSPOSE, config),
+        _layer("mlp.down_proj", "mlp.out.kernel", TRANSPOSE, config),
     ]
 
 
-def _layer(name: str, path: str, pattern: str, config: Qwen3Config, **sizes: int) -> Rule:
+def _layer(name: str, path: str, pattern: str, config: Qwen3Config) -> Rule:
     return rule(
-        f"model.layers.{{i}}.{name}.weight",
-        f"layers.{path}",
-        pattern,
-        layers=config.layers,
-        **sizes,
+        f"model.layers.{{i}}.{name}.weight", f"layers.{path}", pattern, layers=config.layers
     )
