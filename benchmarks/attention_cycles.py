@@ -18,12 +18,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from imagewam_jax.models.attention import BACKENDS, KV, backend
 from imagewam_jax.models.partitioning import MESH_AXES
 from imagewam_jax.tpu_plans.hlo import count_runs, fused_computations, parse_module
 from imagewam_jax.tpu_plans.topology import tpu_topology
+from imagewam_jax.training.sharding import make_mesh, replicated
 
 # LIBERO with 64 tokens of text: samples a chip, tokens of each stream, heads.
 SAMPLES, TARGET, CONTEXT, ACTION, HEADS, HEAD_DIM = 4, 392, 457, 16, 24, 128
@@ -52,10 +52,9 @@ def training_attention(attend):
 
 
 def compiled_text(name: str, topology: str) -> str:
-    device = tpu_topology(topology).devices[:1]
-    auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    mesh = jax.sharding.Mesh(np.array(device).reshape(1, 1, 1, 1), MESH_AXES, axis_types=auto)
-    here = jax.sharding.NamedSharding(mesh, jax.P())
+    one = dict.fromkeys((*MESH_AXES, "slices"), 1)
+    mesh = make_mesh(one, tpu_topology(topology).devices[:1])
+    here = replicated(mesh)
 
     def array(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=here)

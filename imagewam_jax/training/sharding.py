@@ -80,8 +80,7 @@ def batch_rows(mesh: Mesh, global_batch: int, accumulate: int) -> Int64[np.ndarr
 
     ConfigError: the batch cannot be divided over the devices and `accumulate` parts.
     """
-    parts = math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    if global_batch % (parts * accumulate):
+    if global_batch % (_parts(mesh, "batch") * accumulate):
         sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in RULES["batch"])
         raise ConfigError(
             f"train.batch_size {global_batch} does not divide over {sizes} of the mesh and "

@@ -160,6 +160,8 @@ def _time_rules() -> list[Rule]:
 
 
 def modulation_rule(name: str, path: str, branches: int) -> Rule:
+    """A modulation's kernel. The pattern is a transpose that names the bands of the rows, which
+    `action_init` keeps apart where it narrows the kernel."""
     pattern = "(branch three o) i -> i (branch three o)"
     return rule(name, f"{path}.linear.kernel", pattern, branch=branches, three=3)
 

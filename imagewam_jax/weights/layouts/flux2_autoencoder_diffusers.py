@@ -14,7 +14,7 @@ from imagewam_jax.models.autoencoders.flux2 import (
     Flux2AutoencoderConfig,
 )
 from imagewam_jax.weights.layouts.flux2_autoencoder import flux2_autoencoder_rules
-from imagewam_jax.weights.layouts.mapping import Rule, TensorSlice
+from imagewam_jax.weights.layouts.mapping import TRANSPOSE, Rule, TensorSlice
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, count, find, size
 
 CLASS = "AutoencoderKLFlux2"
@@ -95,7 +95,7 @@ def _renamed(r: Rule, last: int) -> Rule:
     name = _UP.sub(lambda m: f"decoder.up.{last - int(m[1])}.", r.name)
     slices = r.slices
     if ".mid.attn_1." in name and name.endswith("weight") and ".norm." not in name:
-        slices = (TensorSlice(slices[0].path, "o i -> i o"),)
+        slices = (TensorSlice(slices[0].path, TRANSPOSE),)
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return dataclasses.replace(r, name=name, slices=slices)

@@ -32,8 +32,6 @@ AHEAD = 2
 # layouts has a matrix that starts at zero, besides LoRA's B, which is merged before.
 MAY_BE_ZERO = ("bias", "mean")
 LAYER = "{i}"  # stands for the layer index in the names of tensors that are stacked
-
-
 TRANSPOSE = "o i -> i o"  # of a linear weight, officially `[out, in]`
 
 
