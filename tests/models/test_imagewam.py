@@ -72,7 +72,7 @@ def test_acting_from_the_cache_is_the_joint_forward(folder):
             io["noisy_action"][i : i + 1],
             schedule,
         )
-        close(steps.velocity[0, 0], joint[i], 5e-6)
+        close(steps.velocity[0, 0], joint[i], 3e-6)
 
 
 def test_the_context_does_not_see_target_or_action(folder):
