@@ -50,7 +50,12 @@ def collective_volumes(module: Module, runs: Runs) -> dict[str, Volume]:
     volumes: dict[str, Volume] = {}
     fused = fused_computations(module)
     for name, count in runs.counts.items():
-        for collective in () if name in fused else _collectives(module, name):
+        seen = set()
+        for sent in () if name in fused else sendings(module, name):
+            if sent.channel is not None and sent.channel in seen:
+                continue
+            seen |= {sent.channel} if sent.channel is not None else set()
+            collective = sent.collective
             volume = volumes.setdefault(collective.kind, Volume())
             volume.count += count
             volume.payload += count * collective.payload
@@ -60,30 +65,41 @@ def collective_volumes(module: Module, runs: Runs) -> dict[str, Volume]:
     return dict(sorted(volumes.items(), key=lambda item: -item[1].wire))
 
 
-def _collectives(module: Module, name: str) -> Iterator[Collective]:
-    """The collectives of a computation and of its fusions.
+class Sending(NamedTuple):
+    """An instruction of a computation that performs a collective or a part of one.
+
+    channel: what the parts of one collective have in common; None: the instruction is all of it, or
+    it starts what an instruction with an opcode on "-done" ends.
+    """
+
+    instruction: str
+    collective: Collective
+    channel: str | None
+
+
+def sendings(module: Module, name: str) -> Iterator[Sending]:
+    """The collectives of a computation and of its fusions, in the order of the schedule.
 
     The TPU compiler splits a collective that it overlaps with other work over several fusions. Each
     of them names the whole collective, with the same channel.
     """
-    seen = set()
     for instruction in module.computations[name].instructions.values():
         if instruction.opcode != "fusion":
             kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS:
-                yield _collective(module, name, instruction, kind)
+                collective = _collective(module, name, instruction, kind)
+                yield Sending(instruction.name, collective, None)
             continue
         fused = instruction.attribute("calls")
         for inner in module.computations[fused].instructions.values():
             kind = inner.opcode.removesuffix("-start")
-            channel = inner.attribute("channel_id")
-            if kind not in KINDS or (channel is not None and channel in seen):
+            if kind not in KINDS:
                 continue
-            seen.add(channel)
             # The TPU compiler writes a reduce-scatter as a fusion that reduces and then slices.
             if kind == "all-reduce" and fused.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
-            yield _collective(module, fused, inner, kind)
+            collective = _collective(module, fused, inner, kind)
+            yield Sending(instruction.name, collective, inner.attribute("channel_id"))
 
 
 def _collective(module: Module, name: str, instruction: Instruction, kind: str) -> Collective:
@@ -104,7 +120,10 @@ def _collective(module: Module, name: str, instruction: Instruction, kind: str) 
 def _group_size(instruction: Instruction, partitions: int) -> int:
     """The number of chips of a collective's group, from each of XLA's ways of writing groups."""
     text = instruction.attributes
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
+    # Between the mesh and the axes of a group there may be an order of devices.
+    if mesh := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\([^{]*\))?\s*\{([^}]*)\}", text
+    ):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
         size = 1
         for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh.group(2)):

@@ -153,6 +153,26 @@ def test_a_kernel_says_things_about_itself_on_lines_of_their_own():
     assert instructions["kernel"].attributes.endswith("backend_config={}")
 
 
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("[4,4]<=[16]", 4),
+        ("[2,8]<=[4,4]T(1,0)", 8),
+        ("{{0,1},{2,3}}", 2),
+        ("mesh['axis_0'=2,'axis_1'=8] {'axis_0'}", 2),
+        ("mesh['axis_0'=2,'axis_1'=8] {'axis_1':(2)4}", 4),
+        ("mesh['axis_0'=8,'axis_1'=1,'axis_2'=2], device_ids=([2,8]T(1,0)) {'axis_0'}", 8),
+        ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=2], device_ids=([16]) {'axis_0','axis_2'}", 4),
+    ],
+)
+def test_the_size_of_a_group_in_each_way_of_writing_it(groups, size):
+    """A group of fewer chips than all is not taken for all of them."""
+    text = TPU.replace("replica_groups={{0,1},{2,3}}", f"replica_groups={groups}")
+    module = parse_module(text)
+    (scatter,) = collective_volumes(module, count_runs(module))["reduce-scatter"].groups
+    assert scatter == size
+
+
 def test_a_loop_that_nobody_knows_runs_once_and_is_named():
     module = parse_module(TPU.replace("constant(6)", "parameter(1)"))
     runs = count_runs(module)
