@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from imagewam_jax.models.attention import BACKENDS, KV, backend
 from imagewam_jax.models.partitioning import MESH_AXES
-from imagewam_jax.tpu_plans.hlo import count_runs, fused_computations, parse_module
+from imagewam_jax.tpu_plans.cost import computed_instructions, cycles
+from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
 from imagewam_jax.tpu_plans.topology import tpu_topology
 from imagewam_jax.training.sharding import make_mesh, replicated
 
@@ -70,14 +71,10 @@ def compiled_text(name: str, topology: str) -> str:
 def operation_cycles(text: str) -> Counter[str]:
     """Estimated cycles by opcode."""
     module = parse_module(text)
-    cycles: Counter[str] = Counter()
-    for name, runs in count_runs(module).counts.items():
-        if name in fused_computations(module):
-            continue
-        for instruction in module.computations[name].instructions.values():
-            if found := re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes):
-                cycles[instruction.opcode] += runs * int(found.group(1))
-    return cycles
+    runs, found = count_runs(module), Counter()
+    for computation, instruction in computed_instructions(module):
+        found[instruction.opcode] += runs.counts[computation.name] * cycles(instruction)
+    return +found
 
 
 def kernel_cycles(folder: Path) -> dict[str, int]:

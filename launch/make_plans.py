@@ -148,9 +148,11 @@ it.
 
 {table}
 
-Seconds and MFU (model FLOPs utilisation) are bounds, not measurements: the faster at the chips'
-peaks with everything at once and no limit by memory, the slower at usual shares of them and one
-after another; each page says what is assumed. Samples are of one step on all chips.
+Times and MFU (model FLOPs utilisation) are estimates, not measurements: the TPU compiler's own of
+each operation, and what its schedule leaves of the traffic between chips to be waited for. Each
+page says what is assumed, with a range, and which lines of code cost most. The floor is what a step
+takes at the peaks of the chips. Products are the share of products of matrices in computing,
+without those of attention. Samples are of one step on all chips.
 """
 
 

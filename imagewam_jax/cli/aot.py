@@ -13,7 +13,7 @@ def add_aot_verb(verbs: argparse._SubParsersAction) -> None:
         "aot",
         help="compile a config for a TPU slice without one, and say what it takes",
         description="Compiles the train step, or acting, of a config for a TPU topology and prints "
-        "its memory, FLOPs, traffic between chips and bounds of its time. No TPU, weights or data "
+        "its memory, FLOPs, traffic between chips and estimated time. No TPU, weights or data "
         "are needed: pip install 'imagewam-jax[aot]'. Fields of the config can be changed as for "
         "train, such as --config.mesh.fsdp=16 or --config.train.batch_size=64.",
     )
@@ -52,6 +52,7 @@ def _aot(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.data.datasets import resolve_widths
     from imagewam_jax.tpu_plans.arguments import default_inputs
     from imagewam_jax.tpu_plans.plan import make_plan
+    from imagewam_jax.tpu_plans.time_page import step_line
 
     config = resolve_widths(load_config(arguments.config, rest).to_dict())
     inputs = default_inputs(config)
@@ -77,6 +78,8 @@ def _aot(arguments: argparse.Namespace, rest: list[str]) -> int:
         note=arguments.note,
     )
     print(plan.markdown())
+    if plan.estimate is not None:
+        print(f"Estimated: {step_line(plan.estimate)}.")
     if arguments.output:
         for ending, text in ((".md", plan.markdown()), (".json", plan.to_json())):
             (arguments.output / f"{name}{ending}").write_text(text)

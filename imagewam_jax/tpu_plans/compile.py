@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import jax
 
 from imagewam_jax.errors import PlanError
 from imagewam_jax.tpu_plans.collectives import Volume, collective_volumes
+from imagewam_jax.tpu_plans.estimate import Cost, program_cost, slice_links
 from imagewam_jax.tpu_plans.flops import module_flops
 from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
-from imagewam_jax.tpu_plans.hlo_bytes import module_bytes
+from imagewam_jax.tpu_plans.sources import parse_stacks
+from imagewam_jax.tpu_plans.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +25,9 @@ class Compiled:
 
     Memory is in bytes: `arguments` with the padding of their layouts, `temporaries`, `outputs`, of
     which `aliased` take the place of arguments, and the program's own `code`. flops: of matrix
-    products and convolutions. traffic: bytes read from and written to main memory. collectives: by
-    kind. unknown_loops: loops whose number of iterations is not known; their bodies count once.
-    seconds: the time that compiling took.
+    products and convolutions. cost: seconds of its operations. collectives: by kind. unknown_loops:
+    loops whose number of iterations is not known; their bodies count once. seconds: the time that
+    compiling took.
     """
 
     arguments: int
@@ -33,7 +36,7 @@ class Compiled:
     aliased: int
     code: int
     flops: int
-    traffic: int
+    cost: Cost
     collectives: dict[str, Volume]
     unknown_loops: tuple[str, ...]
     seconds: float
@@ -48,11 +51,17 @@ class DoesNotFit(PlanError):
     """The compiler found no way to stay within a chip's memory."""
 
 
-def compile_program(traced: jax.stages.Traced, text_file: Path | None = None) -> Compiled:
-    """Compile a program and measure it, which takes minutes for a large policy.
+def compile_program(
+    traced: jax.stages.Traced,
+    slice_: Topology,
+    kernel_flops: Mapping[str, float],
+    text_file: Path | None = None,
+) -> Compiled:
+    """Compile a program for a slice and measure it, which takes minutes for a large policy.
 
-    The compiled program's text also goes to `text_file`, compressed with gzip. DoesNotFit: the
-    program needs more memory than a chip has.
+    kernel_flops: of its Pallas kernels by name, on each chip, which a compiled program hides. The
+    compiled program's text also goes to `text_file`, compressed with gzip. DoesNotFit: the program
+    needs more memory than a chip has.
     """
     lowered, started = traced.lower(), time.perf_counter()
     try:
@@ -64,13 +73,15 @@ def compile_program(traced: jax.stages.Traced, text_file: Path | None = None) ->
     seconds, text = time.perf_counter() - started, compiled.as_text()
     if text_file is not None:
         text_file.write_bytes(gzip.compress(text.encode()))
-    return measure(compiled.memory_analysis(), text, seconds)
+    return measure(compiled.memory_analysis(), text, seconds, slice_, kernel_flops)
 
 
-def measure(memory: Any, text: str, seconds: float) -> Compiled:
+def measure(
+    memory: Any, text: str, seconds: float, slice_: Topology, kernel_flops: Mapping[str, float]
+) -> Compiled:
     """Join the compiler's memory analysis with what is counted in the compiled program's text."""
     module = parse_module(text)
-    runs = count_runs(module)
+    runs, links = count_runs(module), slice_links(slice_.chip, slice_.sides)
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -78,7 +89,7 @@ def measure(memory: Any, text: str, seconds: float) -> Compiled:
         aliased=memory.alias_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         flops=module_flops(module, runs),
-        traffic=module_bytes(module, runs),
+        cost=program_cost(module, runs, parse_stacks(text), kernel_flops, slice_.chip, links),
         collectives=collective_volumes(module, runs),
         unknown_loops=runs.unknown,
         seconds=seconds,

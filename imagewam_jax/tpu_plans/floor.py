@@ -36,11 +36,11 @@ class Stage(NamedTuple):
 def training_stages(
     computed: float, mesh: Mesh, trained: Params, frozen: Params
 ) -> tuple[Stage, ...]:
-    """A train step, as one stage: everything that is computed, or what FSDP needs if it is longer.
+    """A train step, as one stage: what must be computed, or what FSDP needs if it is longer.
 
-    computed: FLOPs on all chips. Parameters (abstract, with shardings) are gathered twice, forward
-    and backward; gradients are scattered once, and then summed over copies of the parameters; both
-    in bfloat16.
+    computed: FLOPs on all chips, without recomputation. Parameters (abstract, with shardings) are
+    gathered twice, forward and backward; gradients are scattered once, and then summed over copies
+    of the parameters; both in bfloat16.
     """
     received = 0.0
     for params, passes in ((trained, 3), (frozen, 2)):

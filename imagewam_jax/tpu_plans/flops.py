@@ -7,6 +7,7 @@ Counting in a jaxpr compiles nothing, and its arguments may be abstract.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -91,19 +92,46 @@ def _equation_flops(equation: JaxprEqn, jaxpr: Jaxpr) -> int:
         return product_flops(equation.outvars[0].aval.shape, [shape[axis] for axis in contracted])
     if name == "conv_general_dilated":
         return _jaxpr_convolution(equation)
-    if name == "scan":
-        return params["length"] * _jaxpr_flops(params["jaxpr"].jaxpr)
     if name == "cond":
         return max(_jaxpr_flops(branch.jaxpr) for branch in params["branches"])
+    inside = sum(map(_jaxpr_flops, _inner(equation)))
+    return inside and inside * _repeats(equation, jaxpr)
+
+
+def kernel_flops(closed: ClosedJaxpr) -> dict[str, int]:
+    """FLOPs of the Pallas kernels of a jaxpr by their names, which a compiled program hides."""
+    return dict(_kernel_flops(closed.jaxpr))
+
+
+def _kernel_flops(jaxpr: Jaxpr) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for equation in jaxpr.eqns:
+        inside: Counter[str] = Counter()
+        if equation.primitive.name == "pallas_call":
+            found[str(equation.params["name"])] += _equation_flops(equation, jaxpr)
+        elif equation.primitive.name == "cond":
+            for branch in equation.params["branches"]:
+                inside |= _kernel_flops(branch.jaxpr)  # of each kernel the most
+        else:
+            for inner in _inner(equation):
+                inside += _kernel_flops(inner)
+        for name, flops in inside.items():
+            found[name] += flops * _repeats(equation, jaxpr)
+    return found
+
+
+def _repeats(equation: JaxprEqn, jaxpr: Jaxpr) -> int:
+    """How often an equation runs the jaxprs in it, on all devices together."""
+    name, params = equation.primitive.name, equation.params
+    if name == "scan":
+        return params["length"]
     if name == "while":
-        body = _jaxpr_flops(params["body_jaxpr"].jaxpr)
-        return body * _trip_count(equation, jaxpr) if body else 0
-    inner = sum(map(_jaxpr_flops, _inner(params)))
+        return _trip_count(equation, jaxpr)
     if name == "pallas_call":  # its jaxpr is that of one program of the grid
-        return inner * math.prod(params["grid_mapping"].grid)
+        return math.prod(params["grid_mapping"].grid)
     if name == "shard_map":  # its jaxpr is that of one device
-        return inner * math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-    return inner
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return 1
 
 
 def _jaxpr_convolution(equation: JaxprEqn) -> int:
@@ -130,9 +158,12 @@ def _jaxpr_convolution(equation: JaxprEqn) -> int:
     return convolution_flops(samples, outputs, rhs[numbers.rhs_spec[1]], windows)
 
 
-def _inner(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """Every jaxpr in an equation's parameters, as of a call, checkpoint or custom derivative."""
-    for value in params.values():
+def _inner(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    """The jaxprs that an equation runs, as of a call, checkpoint, custom derivative or loop."""
+    if equation.primitive.name == "while":
+        yield equation.params["body_jaxpr"].jaxpr
+        return
+    for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else [value]:
             if isinstance(item, ClosedJaxpr):
                 yield item.jaxpr

@@ -48,11 +48,11 @@ def make_plan(
             program = train_program(config, inputs, mesh)
         else:
             program = act_program(config, inputs, mesh, batch)
-    compiled, shortage = None, ""
+    compiled, shortage, chips = None, "", len(slice_.devices)
+    kernel_flops = {name: flops / chips for name, flops in program.kernel_flops.items()}
     try:
-        chips = len(slice_.devices)
         with _stage(f"compiling for {chips} x {slice_.chip.name}, which takes minutes"):
-            compiled = compile_program(program.traced, text_file)
+            compiled = compile_program(program.traced, slice_, kernel_flops, text_file)
     except DoesNotFit as error:
         shortage = str(error)
     return Plan(
@@ -66,6 +66,7 @@ def make_plan(
         samples=program.sizes.batch,
         memory=program.memory,
         counts=program.counts,
+        stages=program.stages,
         compiled=compiled,
         shortage=shortage,
         versions={name: importlib.metadata.version(name) for name in ("jax", "libtpu")},

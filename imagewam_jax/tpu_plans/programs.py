@@ -12,7 +12,7 @@ from imagewam_jax.config.schema import DTYPES, policy_config
 from imagewam_jax.errors import PlanError
 from imagewam_jax.models import flops
 from imagewam_jax.models.flops import Sizes
-from imagewam_jax.models.parameters import abstract_params, policy_builder
+from imagewam_jax.models.parameters import abstract_params, module_tree, policy_builder
 from imagewam_jax.policy.policy import compute_actions
 from imagewam_jax.preprocess.inputs import PolicyAssets, encode_images, image_spec, work_sizes
 from imagewam_jax.tpu_plans.arguments import (
@@ -23,7 +23,8 @@ from imagewam_jax.tpu_plans.arguments import (
     bytes_per_chip,
     shaped,
 )
-from imagewam_jax.tpu_plans.flops import function_flops, jaxpr_flops
+from imagewam_jax.tpu_plans.floor import Stage, acting_stages, training_stages
+from imagewam_jax.tpu_plans.flops import function_flops, jaxpr_flops, kernel_flops
 from imagewam_jax.training.prepare import check_fits
 from imagewam_jax.training.sharding import (
     batch_rows,
@@ -53,7 +54,8 @@ class Counts:
 class Program:
     """A traced function, ready to be compiled, with its sizes and counts.
 
-    memory: bytes of its arguments on each chip, by what they are.
+    memory: bytes of its arguments on each chip, by what they are. kernel_flops: of its Pallas
+    kernels by name, on all chips together. stages: what it must do at least.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Program:
     memory: dict[str, int]
     sizes: Sizes
     counts: Counts
+    kernel_flops: dict[str, int]
+    stages: tuple[Stage, ...]
 
 
 def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Program:
@@ -84,6 +88,7 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
         return ".".join(path) in settings.trained
 
     computed = jaxpr_flops(traced.jaxpr)
+    once = jaxpr_flops(kept.jaxpr)
     return Program(
         "train",
         traced,
@@ -101,8 +106,10 @@ def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Prog
             dense=flops.dense_training_step(policy, sizes, is_trained).total,
             autoencoder=_encoding_flops(config, assets, batch["images"].shape),
             computed=computed,
-            recomputed=computed - jaxpr_flops(kept.jaxpr),
+            recomputed=computed - once,
         ),
+        kernel_flops(traced.jaxpr),
+        training_stages(once, mesh, state.params, state.frozen_params),
     )
 
 
@@ -141,6 +148,7 @@ def act_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh, batch: in
         traced = act.trace(params, assets, observations, noise)
     _, cameras, *image = observations.images.shape
     images = (batch, cameras, 1, *image)
+    encoding = _encoding_flops(config, assets, images)
     sizes = work_sizes(config["data"], assets, images)
     return Program(
         "act",
@@ -156,9 +164,19 @@ def act_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh, batch: in
             dense=flops.acting(
                 policy, sizes._replace(text_tokens=flops.OFFICIAL_TEXT_TOKENS), steps
             ).total,
-            autoencoder=_encoding_flops(config, assets, images),
+            autoencoder=encoding,
             computed=jaxpr_flops(traced.jaxpr),
             recomputed=0.0,
+        ),
+        kernel_flops(traced.jaxpr),
+        acting_stages(
+            policy,
+            sizes,
+            mesh,
+            steps=steps,
+            weight_bytes=dtype.dtype.itemsize,
+            autoencoder_flops=encoding,
+            autoencoder=module_tree(assets.autoencoder),
         ),
     )
 

@@ -1,62 +1,21 @@
-"""A plan as a page and as JSON: its memory, FLOPs, traffic, and bounds of the time of a step."""
+"""A plan as a page and as JSON: its memory, FLOPs, traffic, and the estimated time of a step."""
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from imagewam_jax.errors import PlanError
+from imagewam_jax.tpu_plans.assumed import Kernel
 from imagewam_jax.tpu_plans.collectives import Volume
 from imagewam_jax.tpu_plans.compile import Compiled
+from imagewam_jax.tpu_plans.cost import Operation
+from imagewam_jax.tpu_plans.estimate import Cost, Estimate, step_estimate
+from imagewam_jax.tpu_plans.floor import Stage
 from imagewam_jax.tpu_plans.programs import Counts
+from imagewam_jax.tpu_plans.tables import GIB, gib, table, tera
+from imagewam_jax.tpu_plans.time_page import time_section, traffic_section
 from imagewam_jax.training.chips import Chip, chip_named
-
-GIB, GB, TERA = 2**30, 1e9, 1e12
-
-# Shares of a chip's peaks that large programs commonly reach. Assumed, not measured here.
-COMPUTING, READING, SENDING = 0.6, 0.7, 0.7
-
-
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-    """Bounds of the seconds that one step takes on each chip.
-
-    computing, reading, sending: at the chip's peaks, over the links along all sides of the slice.
-    fastest: the longer of computing and sending, which no step can beat, whatever it overlaps.
-    slow: everything in turn, at the shares of the peaks above, over the links along one side alone.
-    Reading counts in `slow` alone, since memory traffic is counted too high where a fusion takes
-    parts of its operands.
-    """
-
-    computing: float
-    reading: float
-    sending: float
-    fastest: float
-    slow: float
-
-    def utilization(self, useful: float, chips: int, chip: Chip) -> tuple[float, float]:
-        """MFU of the slow and of the fastest step; `useful` are the FLOPs of all chips together."""
-        at_peak = useful / (chips * chip.flops)
-        return at_peak / self.slow, at_peak / self.fastest
-
-
-def step_bounds(compiled: Compiled, flops: float, chip: Chip, sides: Sequence[int]) -> Bounds:
-    """Bound the time of a compiled step.
-
-    `flops` are the traced ones of each chip: a compiled program hides those of custom kernels.
-    `sides` are the lengths of the slice's sides in chips.
-    """
-    computing = max(compiled.flops, flops) / chip.flops
-    reading = compiled.traffic / chip.hbm_bandwidth
-    wire = sum(volume.wire for volume in compiled.collectives.values())
-    along_one_side = wire / (chip.interconnect / len(sides))
-    sending = along_one_side / max(1, sum(side > 1 for side in sides))
-    return Bounds(
-        computing,
-        reading,
-        sending,
-        fastest=max(computing, sending),
-        slow=computing / COMPUTING + reading / READING + along_one_side / SENDING,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +23,8 @@ class Plan:
     """What was compiled and what was found, to be written as JSON and as Markdown.
 
     note: why the plan is as it is; the page begins with it. setup: what a reader wants to know of
-    the config, in order. samples: of one step on all chips. memory: see `Program`. compiled: None
-    where the program does not fit; `shortage` is what the compiler said then.
+    the config, in order. samples: of one step on all chips. memory, stages: see `Program`.
+    compiled: None where the program does not fit; `shortage` is what the compiler said then.
     """
 
     title: str
@@ -78,6 +37,7 @@ class Plan:
     samples: int
     memory: dict[str, int]
     counts: Counts
+    stages: tuple[Stage, ...]
     compiled: Compiled | None
     shortage: str
     versions: dict[str, str]
@@ -99,18 +59,39 @@ class Plan:
         return None if self.peak is None else 1 - self.peak / self._chip.hbm
 
     @property
-    def bounds(self) -> Bounds | None:
-        """The bounds of a step's time; None: the program does not fit."""
+    def estimate(self) -> Estimate | None:
+        """The time of a step and what it consists of; None: the program does not fit."""
         if self.compiled is None:
             return None
         sides = [int(side) for side in self.topology.partition(":")[2].split("x")]
-        return step_bounds(self.compiled, self.counts.computed / self.chips, self._chip, sides)
+        return step_estimate(
+            self.compiled.cost,
+            self.compiled.collectives,
+            self.stages,
+            self.counts.useful,
+            self._chip,
+            sides,
+            self.chips,
+        )
 
     def to_json(self) -> str:
         """The plan with the figures derived from it; `plan_from_json` reads it."""
-        found = dataclasses.asdict(self)
-        derived = {"spare": self.spare, "bounds": self.bounds and dataclasses.asdict(self.bounds)}
-        return json.dumps({**found, "derived": derived}, indent=1) + "\n"
+        estimate = self.estimate
+        found = {
+            **dataclasses.asdict(self),
+            "stages": _named(self.stages),
+            "spare": self.spare,
+            "estimate": None,
+        }
+        if self.compiled is not None and estimate is not None:
+            cost = self.compiled.cost
+            found["compiled"]["cost"] |= {
+                "kernels": _named(cost.kernels),
+                "operations": _named(cost.operations),
+            }
+            collectives = {kind: sent._asdict() for kind, sent in estimate.collectives.items()}
+            found["estimate"] = {**dataclasses.asdict(estimate), "collectives": collectives}
+        return json.dumps(found, indent=1) + "\n"
 
     @property
     def _held(self) -> int:
@@ -126,12 +107,16 @@ class Plan:
             f"# {self.title}",
             *([self.note] if self.note else []),
             f"```\n{self.command}\n```",
-            _table(("", ""), self.setup.items(), left=2),
+            table(("", ""), self.setup.items(), left=2),
             self._memory(),
             self._work(),
         ]
         if self.compiled is not None:
-            parts += [self._traffic(), self._time()]
+            estimate, cost = self.estimate, self.compiled.cost
+            parts += [
+                time_section(estimate, cost, self.samples, self._chip),
+                traffic_section(self.compiled.collectives, estimate),
+            ]
             if self.compiled.unknown_loops:
                 parts.append(
                     "The compiler does not say how often these loops run; they count as running "
@@ -142,112 +127,92 @@ class Plan:
         return "\n\n".join([*parts, f"{versions}{took}."]) + "\n"
 
     def _memory(self) -> str:
-        rows = [(name, _gib(size)) for name, size in self.memory.items() if size]
+        rows = [(name, gib(size)) for name, size in self.memory.items() if size]
         hbm = self._chip.hbm
         if self.compiled is None:
-            rows += [("arguments together", _gib(self._held)), ("HBM", _gib(hbm))]
+            rows += [("arguments together", gib(self._held)), ("HBM", gib(hbm))]
             verdict = f"**It does not fit.** The compiler: {self.shortage}."
         else:
             found = self.compiled
             rows += [
-                ("padding of their layouts", _gib(max(0, found.arguments - self._held))),
-                ("temporaries", _gib(found.temporaries)),
-                ("results beside the arguments", _gib(found.outputs - found.aliased)),
-                ("program", _gib(found.code)),
-                ("**peak**", f"**{_gib(self.peak)}**"),
-                ("HBM that a program can have", _gib(hbm)),
+                ("padding of their layouts", gib(max(0, found.arguments - self._held))),
+                ("temporaries", gib(found.temporaries)),
+                ("results beside the arguments", gib(found.outputs - found.aliased)),
+                ("program", gib(found.code)),
+                ("**peak**", f"**{gib(self.peak)}**"),
+                ("HBM that a program can have", gib(hbm)),
             ]
             verdict = (
-                f"{self.spare:.0%} of the memory is spare; {_gib(found.aliased)} GiB of results "
+                f"{self.spare:.0%} of the memory is spare; {gib(found.aliased)} GiB of results "
                 "take the place of arguments."
             )
-        return f"## Memory of a chip\n\n{_table(('', 'GiB'), rows)}\n\n{verdict}"
+        return f"## Memory of a chip\n\n{table(('', 'GiB'), rows)}\n\n{verdict}"
 
     def _work(self) -> str:
         counts = self.counts
         once = counts.computed - counts.recomputed - counts.autoencoder
         rows = [
-            ("useful: the policy's model FLOPs", _tera(counts.useful), ""),
+            ("useful: the policy's model FLOPs", tera(counts.useful), ""),
             (
                 "computed by the policy, without recomputation",
-                _tera(once),
+                tera(once),
                 f"{once / counts.useful:.3f} of useful",
             ),
-            ("recomputed in the backward pass", _tera(counts.recomputed), ""),
-            ("images through the autoencoder", _tera(counts.autoencoder), ""),
-            ("all that is computed", _tera(counts.computed), ""),
+            ("recomputed in the backward pass", tera(counts.recomputed), ""),
+            ("images through the autoencoder", tera(counts.autoencoder), ""),
+            ("all that is computed", tera(counts.computed), ""),
         ]
         if self.compiled is not None:
             compiled = self.compiled.flops * self.chips
             rows.append(
                 (
                     "all that the compiled program computes",
-                    _tera(compiled),
+                    tera(compiled),
                     f"{compiled / counts.computed:.3f} of computed",
                 )
             )
         rows.append(
             (
                 "with 512 rows of text and a joint mask it would be",
-                _tera(counts.dense),
+                tera(counts.dense),
                 f"useful is {counts.useful / counts.dense:.2f} of it",
             )
         )
-        return "## Work of a step, all chips\n\n" + _table(("", "TFLOP", ""), rows)
-
-    def _traffic(self) -> str:
-        rows = [_volume_row(kind, volume) for kind, volume in self.compiled.collectives.items()]
-        wire = sum(volume.wire for volume in self.compiled.collectives.values())
-        traffic = f"{self.compiled.traffic / GB:.1f} GB at most from and "
-        heading = f"## Traffic of a chip in a step\n\n{traffic}"
-        if not rows:
-            return f"{heading}to its memory; chips send each other nothing."
-        return f"{heading}to its memory; {wire / GB:.2f} GB from other chips:\n\n" + _table(
-            ("", "count", "chips together", "whole, GB", "received, GB"), rows
-        )
-
-    def _time(self) -> str:
-        bounds, chip = self.bounds, self._chip
-        low, high = bounds.utilization(self.counts.useful, self.chips, chip)
-        rows = [
-            ("computing", f"{bounds.computing:.4g}"),
-            ("reading and writing memory, at most", f"{bounds.reading:.4g}"),
-            ("receiving from other chips", f"{bounds.sending:.4g}"),
-            ("**a step takes at least**", f"**{bounds.fastest:.4g}**"),
-            ("and without overlap, at the usual shares of the peaks", f"{bounds.slow:.4g}"),
-        ]
-        return "\n\n".join(
-            [
-                "## Time of a step: bounds, not measurements",
-                _table(("", "seconds"), rows),
-                f"So between {self.samples / bounds.slow:.3g} and "
-                f"{self.samples / bounds.fastest:.3g} samples a second, and a model FLOPs "
-                f"utilisation between {low:.0%} and {high:.0%}.",
-                f"The first is at the peaks of {chip.name} ({chip.source}): "
-                f"{chip.flops / TERA:.0f} TFLOP/s in bfloat16, {chip.hbm_bandwidth / GB:.0f} GB/s "
-                f"of memory, {chip.interconnect / GB:.0f} GB/s from neighbours over all its links, "
-                "with both at once and memory no limit. The second assumes "
-                f"{COMPUTING:.0%}, {READING:.0%} and "
-                f"{SENDING:.0%} of them, links along one side of the slice, and one after another. "
-                "Waiting for data is in neither.",
-            ]
-        )
+        return "## Work of a step, all chips\n\n" + table(("", "TFLOP", ""), rows)
 
 
 def plan_from_json(text: str) -> Plan:
-    """The inverse of `Plan.to_json`."""
+    """The inverse of `Plan.to_json`. PlanError: an earlier version of this package wrote it."""
     found = json.loads(text)
-    del found["derived"]
-    if found["compiled"] is not None:
-        collectives = {
-            kind: Volume(**{**volume, "groups": {int(k): v for k, v in volume["groups"].items()}})
-            for kind, volume in found["compiled"]["collectives"].items()
-        }
-        loops = tuple(found["compiled"]["unknown_loops"])
-        found["compiled"] = Compiled(
-            **{**found["compiled"], "collectives": collectives, "unknown_loops": loops}
+    if "estimate" not in found:
+        raise PlanError(
+            f"the plan {found.get('title', '')!r} has no estimate, since an earlier version wrote "
+            "it: remove its JSON and make it again (python -m launch.make_plans)"
         )
-    return Plan(**{**found, "counts": Counts(**found["counts"])})
+    del found["spare"], found["estimate"]
+    if found["compiled"] is not None:
+        found["compiled"] = _compiled(found["compiled"])
+    stages = tuple(Stage(**stage) for stage in found["stages"])
+    return Plan(**{**found, "counts": Counts(**found["counts"]), "stages": stages})
+
+
+def _compiled(found: dict[str, Any]) -> Compiled:
+    cost = found["cost"] | {
+        "kernels": tuple(Kernel(**kernel) for kernel in found["cost"]["kernels"]),
+        "operations": tuple(Operation(**row) for row in found["cost"]["operations"]),
+    }
+    collectives = {
+        kind: Volume(**{**volume, "groups": {int(k): v for k, v in volume["groups"].items()}})
+        for kind, volume in found["collectives"].items()
+    }
+    loops = tuple(found["unknown_loops"])
+    changed = {"cost": Cost(**cost), "collectives": collectives, "unknown_loops": loops}
+    return Compiled(**{**found, **changed})
+
+
+def _named(rows: Iterable[Any]) -> list[dict[str, Any]]:
+    """Named tuples as dictionaries, whose JSON says what is what."""
+    return [row._asdict() for row in rows]
 
 
 def index_rows(plans: Mapping[str, Plan]) -> str:
@@ -255,55 +220,22 @@ def index_rows(plans: Mapping[str, Plan]) -> str:
     rows = []
     for name, plan in plans.items():
         row: list[Any] = [f"[{plan.title}]({name}.md)", plan.setup["mesh"], plan.setup["samples"]]
-        if plan.compiled is None:
-            rows.append((*row, "does not fit", "", "", ""))
+        estimate = plan.estimate
+        if estimate is None:
+            rows.append((*row, "does not fit", *[""] * 6))
             continue
-        low, high = plan.bounds.utilization(plan.counts.useful, plan.chips, plan._chip)
+        waiting = estimate.exposed_communication_seconds / estimate.seconds
         rows.append(
             (
                 *row,
                 f"{plan.peak / GIB:.1f} of {plan._chip.hbm / GIB:.1f}",
                 f"{plan.spare:.0%}",
-                f"{plan.bounds.fastest:.3g} - {plan.bounds.slow:.3g}",
-                f"{low:.0%} - {high:.0%}",
+                f"{1e3 * estimate.seconds:.1f}",
+                f"{1e3 * estimate.floor_seconds:.1f}",
+                f"{estimate.products_share:.0%}",
+                f"{waiting:.0%}",
+                f"{estimate.mfu:.0%}",
             )
         )
-    head = ("plan", "mesh", "samples", "GiB of HBM", "spare", "seconds a step", "MFU")
-    return _table(head, rows)
-
-
-def _volume_row(kind: str, volume: Volume) -> tuple[str, ...]:
-    groups = ", ".join(str(size) for size in sorted(volume.groups))
-    together = "neighbours" if kind == "collective-permute" else groups
-    return (
-        kind,
-        str(volume.count),
-        together,
-        f"{volume.payload / GB:.2f}",
-        f"{volume.wire / GB:.2f}",
-    )
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table with aligned columns, for terminals; those from `left` on align right."""
-    lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(head))]
-
-    def shown(line: Sequence[str]) -> str:
-        cells = [
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        return f"| {' | '.join(cells)} |"
-
-    rule = ["-" * (width - (column >= left)) for column, width in enumerate(widths)]
-    rule = [dashes + ":" * (column >= left) for column, dashes in enumerate(rule)]
-    return "\n".join([shown(lines[0]), shown(rule), *map(shown, lines[1:])])
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}"
-
-
-def _tera(flops: float) -> str:
-    return f"{flops / TERA:.2f}"
+    head = ("plan", "mesh", "samples", "GiB of HBM", "spare", "ms a step", "floor", "products")
+    return table((*head, "waiting for chips", "MFU"), rows)

@@ -6,12 +6,13 @@ for. Some transfers have no start: everything waits for them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imagewam_jax.tpu_plans.collectives import Collective, sendings
+from imagewam_jax.tpu_plans.cost import Times
 from imagewam_jax.tpu_plans.hlo import (
+    ArrayType,
     Computation,
     Instruction,
     Module,
@@ -29,11 +30,11 @@ _MEMORIES = (0, 1)  # main and vector memory, as layouts number them; 5 is the h
 class Speeds(NamedTuple):
     """How long things take.
 
-    operation: seconds of an instruction, without what it calls. links: bytes per second that a chip
+    times: of operations, without what they call. links: bytes per second that a chip
     receives. memory: bytes per second of its main memory.
     """
 
-    operation: Callable[[Instruction], float]
+    times: Times
     links: float
     memory: float
 
@@ -112,7 +113,8 @@ class _Walk:
             operands = instruction.operands
             part = parts.get(instruction.name)
             inner = self._called(computation, instruction)
-            seconds = self._speeds.operation(instruction)
+            time = self._speeds.times.get((computation.name, instruction.name))
+            seconds = time.seconds if time is not None else 0.0
             spent.busy += seconds + inner.busy
             spent.linked += inner.linked
             spent.waited += inner.waited
@@ -121,16 +123,16 @@ class _Walk:
             _advance(links, seconds + max(0.0, inner.busy - inner.linked), own)
 
             if part is not None and part.key not in links:
-                time = part.collective.wire / self._speeds.links
-                spent.linked += time
-                links[part.key] = _Flight(part.collective.kind, time, part.is_split)
+                needed = part.collective.wire / self._speeds.links
+                spent.linked += needed
+                links[part.key] = _Flight(part.collective.kind, needed, part.is_split)
             if part is not None and part.is_last:
                 wait(links, part.key)
             elif instruction.opcode.endswith("-done") and operands and operands[0] in links:
                 wait(links, operands[0])
             elif instruction.opcode in _COPIES:
-                time = _copied(computation, instruction) / self._speeds.memory
-                copies[instruction.name] = _Flight(MEMORY, time, False)
+                needed = _copied(computation, instruction) / self._speeds.memory
+                copies[instruction.name] = _Flight(MEMORY, needed, False)
             elif instruction.opcode.endswith("-done") and operands and operands[0] in copies:
                 wait(copies, operands[0])
         for flights in (links, copies):
@@ -203,7 +205,7 @@ def _copied(computation: Computation, instruction: Instruction) -> int:
     return min(sum(array.bytes for array in arrays), sum(array.bytes for array in before))
 
 
-def _results(instruction: Instruction) -> Iterator:
+def _results(instruction: Instruction) -> list[ArrayType]:
     """What an asynchronous copy makes: its type is (result, operand, context) for a copy and
     ((operands), result, context) for a slice."""
     arrays = [array for array in instruction.types if array.shape]

@@ -78,7 +78,7 @@ def stack_of(instruction: Instruction, stacks: Stacks) -> tuple[Frame, ...]:
 def op_name(instruction: Instruction) -> str:
     """What JAX calls an operation: names of functions and transformations, then the primitive."""
     found = re.search(r'op_name="([^"]*)"', instruction.attributes)
-    return found.group(1) if found else ""
+    return found.group(1).replace("\\'", "'") if found else ""
 
 
 def shown(stack: tuple[Frame, ...]) -> str:

@@ -16,12 +16,16 @@ from imagewam_jax.training.chips import Chip, chip_of_kind
 
 
 class Topology(NamedTuple):
-    """A TPU slice: `name` is as in "v5p:4x4x4", `hosts` is the number of its machines."""
+    """A TPU slice: `name` is as in "v5p:4x4x4", `hosts` is the number of its machines.
+
+    sides: their lengths in chips.
+    """
 
     name: str
     devices: list[jax.Device]
     chip: Chip
     hosts: int
+    sides: tuple[int, ...]
 
 
 # Settings that libtpu would ask Google Cloud for, and log errors about outside of it.
@@ -78,4 +82,5 @@ def tpu_topology(name: str) -> Topology:
     if len({tuple(device.coords) for device in devices}) < len(devices):
         raise PlanError(f"{name}: chips of several devices each are not planned for")
     hosts = len({device.process_index for device in devices})
-    return Topology(f"{generation}:{sides}", devices, chip, hosts)
+    lengths = tuple(int(side) for side in sides.split("x"))
+    return Topology(f"{generation}:{sides}", devices, chip, hosts, lengths)

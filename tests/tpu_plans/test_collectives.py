@@ -12,7 +12,6 @@ import pytest
 from imagewam_jax.tpu_plans.collectives import collective_volumes
 from imagewam_jax.tpu_plans.flops import module_flops
 from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
-from imagewam_jax.tpu_plans.hlo_bytes import module_bytes
 from tests.tpu_plans.sharded_programs import FLAGS, ROWS, STEPS, WIDTH
 
 WHOLE = 4 * ROWS * WIDTH  # bytes of the array in the small programs
@@ -182,20 +181,6 @@ def test_a_loop_that_nobody_knows_runs_once_and_is_named():
 def test_a_noted_trip_count_is_taken():
     noted = 'body=%body, backend_config={"known_trip_count":{"n":"9"}}'
     assert count_runs(parse_module(TPU.replace("body=%body", noted))).counts["body"] == 9
-
-
-def test_bytes_of_the_main_memory():
-    """Two fusions of the gather each read its operand; its result is in inner memory."""
-    module = parse_module(TPU)
-    mib = 2**20
-    gather, permute = 2 * mib / 2, mib / 2 + mib / 2
-    scatter, reduction = 8 * mib + 4 * mib, 4 * mib + 4 * mib
-    counter = 2 * 4 + 4 + 4  # read and written by its increment, and the compared one's answer
-    end = 256 * 1024 * 2 + 1024 * 64 * 2 + 256 * 64 * 2
-    found = module_bytes(module, count_runs(module))
-    assert found == pytest.approx(
-        6 * (gather + permute + scatter + reduction) + end, abs=6 * 4 * counter
-    )
 
 
 def test_flops_of_a_product_written_as_a_convolution():

@@ -72,12 +72,28 @@ def test_work_and_traffic_of_a_tiny_step(plan):
     assert set(compiled.collectives) & {"reduce-scatter", "all-reduce"}
 
 
+def test_time_of_a_tiny_step(plan):
+    """It cannot be shorter than its floor, and each kind of traffic is hidden or waited for."""
+    estimate = plan.estimate
+    assert 0 < estimate.floor_seconds < estimate.low_seconds <= estimate.seconds
+    assert estimate.seconds <= estimate.high_seconds
+    assert 0 < estimate.products_share < 1
+    at_peak = plan.counts.useful / (plan.chips * 197e12)
+    assert estimate.mfu == pytest.approx(at_peak / estimate.seconds)
+    for kind, sent in estimate.collectives.items():
+        assert sent.received == plan.compiled.collectives[kind].wire
+        assert sent.hidden + sent.exposed == pytest.approx(sent.seconds, rel=1e-6)
+    lines = [operation.source for operation in plan.compiled.cost.operations]
+    assert len(lines) == 20 and any("models/" in line for line in lines)
+
+
 def test_acting(tmp_path, capsys):
     arguments = [QUICKSTART, "--topology=v5e:1x1", "--what=act", "--batch=2"]
     arguments += ["--config.acting.euler_steps=3", f"--output={tmp_path}"]
     assert cli.main(["aot", *arguments]) == 0
     page = (tmp_path / "quickstart-act-v5e-1x1.md").read_text()
-    assert page in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert page in printed and printed.splitlines()[-1].startswith("Estimated: a step takes ")
     assert "--batch=2" in page and "--config.acting.euler_steps=3" in page
     plan = plan_from_json((tmp_path / "quickstart-act-v5e-1x1.json").read_text())
     once = plan.counts.computed - plan.counts.autoencoder

@@ -5,12 +5,28 @@ import json
 
 import pytest
 
+from imagewam_jax.errors import PlanError
+from imagewam_jax.tpu_plans.assumed import Kernel
 from imagewam_jax.tpu_plans.collectives import Volume
 from imagewam_jax.tpu_plans.compile import Compiled
+from imagewam_jax.tpu_plans.cost import Operation
+from imagewam_jax.tpu_plans.estimate import Cost
+from imagewam_jax.tpu_plans.floor import Stage
 from imagewam_jax.tpu_plans.programs import Counts
 from imagewam_jax.tpu_plans.report import Plan, index_rows, plan_from_json
 
 GIB = 2**30
+COST = Cost(
+    kinds={"products": 0.120, "attention": 0.050, "slices": 0.025},
+    assumed={"attention": 0.040, "slices": 0.025},
+    kernels=(Kernel("splash", 50, 0.040 * 197e12 / 2, 3_000_000_000),),
+    memory_wait=0.005,
+    exposed={"all-gather": 0.010},
+    operations=(
+        Operation("products", "dot", "bf16[8,8]", "models/layers.py:66", False, 50, 0.120),
+        Operation("slices", "slice", "bf16[8,4]", "", True, 25, 0.025),
+    ),
+)
 COMPILED = Compiled(
     arguments=5 * GIB,
     temporaries=3 * GIB,
@@ -18,7 +34,7 @@ COMPILED = Compiled(
     aliased=4 * GIB,
     code=GIB // 4,
     flops=19_700_000_000_000,
-    traffic=81_900_000_000,
+    cost=COST,
     collectives={"all-gather": Volume(50, 12e9, 4e9, {16: 40, 4: 10})},
     unknown_loops=(),
     seconds=123.4,
@@ -36,6 +52,7 @@ PLAN = Plan(
     counts=Counts(
         useful=200e12, dense=400e12, autoencoder=10e12, computed=290e12, recomputed=80e12
     ),
+    stages=(Stage("all of it", 0.150 * 197e12),),
     compiled=COMPILED,
     shortage="",
     versions={"jax": "0.10.2", "libtpu": "0.0.42"},
@@ -46,38 +63,53 @@ TIGHT = dataclasses.replace(PLAN, compiled=None, shortage="36 GiB exceed 15.75 G
 def test_peak_and_spare():
     assert COMPILED.peak == (5 + 3 + 1 + 0.25) * GIB
     assert PLAN.spare == pytest.approx(1 - 9.25 / 15.75)
-    assert TIGHT.peak is None and TIGHT.spare is None and TIGHT.bounds is None
+    assert TIGHT.peak is None and TIGHT.spare is None and TIGHT.estimate is None
     # The chip holds 2 GiB that the program does not use.
     held = dataclasses.replace(PLAN, memory={"parameters": 3 * GIB, "autoencoder": 4 * GIB})
     assert held.peak == PLAN.peak + 2 * GIB
 
 
-def test_bounds():
-    """A chip of v5e does 197 TFLOP/s, 819 GB/s and receives 200 GB/s over two axes."""
-    bounds = PLAN.bounds
-    assert bounds.computing == pytest.approx(0.1)
-    assert bounds.reading == pytest.approx(0.1)
-    assert bounds.sending == pytest.approx(0.02)
-    assert bounds.fastest == pytest.approx(0.1)
-    assert bounds.slow == pytest.approx(0.1 / 0.6 + 0.1 / 0.7 + 2 * 0.02 / 0.7)
-    # A slice of v5p:2x2x1 has links along two of its sides.
-    flat = dataclasses.replace(PLAN, topology="v5p:2x2x1", chip="v5p", chips=4).bounds
-    assert flat.sending == pytest.approx(4e9 / (600e9 * 2 / 3))
-    # What kernels compute is not in the compiled text; then the traced count is taken.
-    hidden = dataclasses.replace(PLAN, compiled=dataclasses.replace(COMPILED, flops=0))
-    assert hidden.bounds.computing == pytest.approx(290e12 / 16 / 197e12)
+def test_estimate():
+    """A chip of v5e receives 50 GB/s over each of two links, and 200 TFLOP are useful."""
+    estimate = PLAN.estimate
+    assert estimate.compute_seconds == pytest.approx(0.200)
+    assert estimate.seconds == pytest.approx(0.210)
+    assert estimate.mfu == pytest.approx(200 / 16 / 197 / 0.210)
+    assert estimate.products_share == pytest.approx(0.6)
+    assert estimate.floor_seconds == pytest.approx(0.150)
+    assert estimate.collectives["all-gather"].seconds == pytest.approx(0.040)
 
 
 def test_json_and_back():
     for plan in (PLAN, TIGHT):
         assert plan_from_json(plan.to_json()) == plan
-    derived = json.loads(PLAN.to_json())["derived"]
-    assert derived["spare"] == PLAN.spare and derived["bounds"]["fastest"] == PLAN.bounds.fastest
+    found = json.loads(PLAN.to_json())
+    kept = {
+        "seconds",
+        "compute_seconds",
+        "exposed_communication_seconds",
+        "mfu",
+        "products_share",
+        "floor_seconds",
+    }
+    assert {name: found["estimate"][name] for name in kept} == {
+        name: getattr(PLAN.estimate, name) for name in kept
+    }
+    assert found["estimate"]["collectives"]["all-gather"]["hidden"] == pytest.approx(0.030)
+    assert found["compiled"]["cost"]["operations"][0]["source"] == "models/layers.py:66"
+    assert found["spare"] == PLAN.spare and json.loads(TIGHT.to_json())["estimate"] is None
+
+
+def test_a_plan_of_an_earlier_version_is_told():
+    found = json.loads(PLAN.to_json())
+    del found["estimate"]
+    with pytest.raises(PlanError, match=r"'4B on v5e-16' has no estimate.*make it again"):
+        plan_from_json(json.dumps(found))
 
 
 def cells(page: str, first: str) -> list[str]:
     """The cells of the table row that begins with `first`, without that one."""
-    (line,) = [line for line in page.splitlines() if line.startswith(f"| {first} ")]
+    line = next(line for line in page.splitlines() if line.startswith(f"| {first} "))
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
@@ -97,10 +129,25 @@ def test_page():
         "400.00",
         "useful is 0.50 of it",
     ]
-    assert cells(page, "all-gather") == ["50", "4, 16", "12.00", "4.00"]
-    assert "81.9 GB at most" in page and "jax 0.10.2, libtpu 0.0.42; compiled in 123 s" in page
+    assert "jax 0.10.2, libtpu 0.0.42; compiled in 123 s" in page
     unknown = dataclasses.replace(COMPILED, unknown_loops=("while.3",))
     assert "while.3" in dataclasses.replace(PLAN, compiled=unknown).markdown()
+
+
+def test_page_of_the_time():
+    page = PLAN.markdown()
+    assert "**Estimated: a step takes 210.00 ms, 30.2% MFU**, 304.8 samples a second;" in page
+    # The kernel takes 20 ms at the peak and 80 at a quarter; 4 GB along one side take 80 ms.
+    assert "the range is 180.00 to 320.00 ms, and the floor is 150.00 ms." in page
+    assert cells(page, "products") == ["120.00", "57.1%", ""]
+    assert cells(page, "attention") == ["50.00", "23.8%", "40.00"]
+    assert cells(page, "waiting for memory") == ["5.00", "2.4%", ""]
+    assert cells(page, "**computing**") == ["200.00", "95.2%", "65.00"]
+    assert cells(page, "splash") == ["50", "3.94", "3.00", "40.00"]
+    assert "Operations of 25.00 ms" in page
+    assert cells(page, "slices (assumed)") == ["slice", "bf16[8,4]", "", "25", "25.00"]
+    received = ["50", "4, 16", "12.00", "4.00", "40.00", "30.00", "10.00"]
+    assert cells(page, "all-gather") == received
 
 
 def test_page_of_what_does_not_fit():
@@ -113,4 +160,6 @@ def test_index():
     rows = index_rows({"a": PLAN, "b": TIGHT}).splitlines()
     assert len({len(row) for row in rows}) == 1
     assert "[4B on v5e-16](a.md)" in rows[2] and "9.2 of 15.8" in rows[2]
+    shown = [cell.strip() for cell in rows[2].strip("|").split("|")]
+    assert shown[5:] == ["210.0", "150.0", "60%", "5%", "30%"]
     assert "does not fit" in rows[3]
