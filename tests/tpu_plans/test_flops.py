@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from imagewam_jax.tpu_plans.flops import UnknownTripCount, function_flops
+from imagewam_jax.tpu_plans.flops import UnknownTripCount, function_flops, kernel_flops
 
 MATRIX = jax.ShapeDtypeStruct((16, 16), jnp.float32)
 ROWS = jax.ShapeDtypeStruct((8, 16), jnp.float32)
@@ -170,11 +170,11 @@ def test_a_sharded_map_is_what_all_its_devices_do():
     assert function_flops(mapped, ROWS, MATRIX) == ONCE
 
 
-def test_a_kernel_is_its_body_on_every_cell_of_its_grid():
+def blocked_product(rows, matrix):
     def body(rows, matrix, out):
         out[...] = rows[...] @ matrix[...]
 
-    product = pl.pallas_call(
+    return pl.pallas_call(
         body,
         grid=(4,),
         in_specs=[
@@ -183,8 +183,23 @@ def test_a_kernel_is_its_body_on_every_cell_of_its_grid():
         ],
         out_specs=pl.BlockSpec((2, 16), lambda i: (i, 0)),
         out_shape=ROWS,
-    )
-    assert function_flops(product, ROWS, MATRIX) == ONCE
+        name="blocked",
+    )(rows, matrix)
+
+
+def test_a_kernel_is_its_body_on_every_cell_of_its_grid():
+    assert function_flops(blocked_product, ROWS, MATRIX) == ONCE
+
+
+def test_kernels_are_counted_by_name_in_loops_and_branches():
+    def step(rows, matrix):
+        rows = jax.lax.scan(lambda x, _: (blocked_product(x, matrix), None), rows, length=3)[0]
+        return jax.lax.cond(
+            rows[0, 0] > 0, lambda: blocked_product(rows, matrix) @ matrix, lambda: rows
+        )
+
+    assert kernel_flops(jax.make_jaxpr(step)(ROWS, MATRIX)) == {"blocked": 4 * ONCE}
+    assert kernel_flops(jax.make_jaxpr(jnp.matmul)(ROWS, MATRIX)) == {}
 
 
 def test_of_real_arrays():
