@@ -14,6 +14,10 @@ from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
 KLEIN = {"4b": KLEIN_4B, "9b": KLEIN_9B}
 PROMPT = "A video recorded from a robot's point of view executing the following instruction: {}"
 
+# Layers are gathered whole, not in pieces between the products that read them: pieces take many
+# times as long to compile.
+WHOLE_LAYERS = "tpu:xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+
 
 def defaults() -> ConfigDict:
     """A config for one RLDS dataset and a FLUX.2-shaped policy."""
@@ -80,7 +84,8 @@ def defaults() -> ConfigDict:
                 "accumulate": 1,  # how many parts of a batch run one after another
                 "frozen": (),  # parts of the policy that stay as they are: "backbone", ...
                 "compute_dtype": "bfloat16",  # master weights are always float32
-                "compiler_options": (),  # options of XLA for the train step: "name=value", ...
+                # Options of XLA for the train step: "name=value", "tpu:name=value" on TPUs alone.
+                "compiler_options": (WHOLE_LAYERS,),
                 "log_every": 20,
                 "validate_every": 500,  # 0: never
                 "validation_samples": 256,  # rounded down to full batches, at least one

@@ -17,6 +17,7 @@ from imagewam_jax.tpu_plans.compile import DoesNotFit, compile_program
 from imagewam_jax.tpu_plans.programs import Program, act_program, train_program
 from imagewam_jax.tpu_plans.report import Plan
 from imagewam_jax.tpu_plans.topology import Topology, tpu_topology
+from imagewam_jax.training.compiler_options import compiler_options, options_for
 from imagewam_jax.training.sharding import make_mesh
 
 TICK_SECONDS = 1.0  # between two updates of a stage's time in a terminal
@@ -98,8 +99,9 @@ def _setup(
         }
         if model["lora"]["rank"]:
             setup["LoRA"] = f"rank {model['lora']['rank']}, the rest of the backbone is frozen"
-        if train["compiler_options"]:
-            setup["compiler options"] = ", ".join(train["compiler_options"])
+        options = options_for("tpu", compiler_options(train["compiler_options"]))
+        if options:
+            setup["compiler options"] = ", ".join(f"{k}={v}" for k, v in options.items())
     else:
         setup["Euler steps"] = str(config["acting"]["euler_steps"])
     return setup

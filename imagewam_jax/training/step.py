@@ -7,7 +7,7 @@ exactly what an uninterrupted one does.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,6 @@ from jaxtyping import Array, Float
 
 from imagewam_jax.checkpoints.initial_weights import overlay
 from imagewam_jax.config.schema import DTYPES, choose
-from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import Draws, ImageWAMConfig, sample_draws
 from imagewam_jax.models.parameters import (
     Params,
@@ -32,6 +31,11 @@ from imagewam_jax.models.parameters import (
 from imagewam_jax.models.partitioning import constrain, partition_spec
 from imagewam_jax.preprocess.images import ImageSpec
 from imagewam_jax.preprocess.inputs import PolicyAssets, image_spec, make_sample, target_weights
+from imagewam_jax.training.compiler_options import (
+    CompilerOption,
+    compiler_options,
+    options_for,
+)
 from imagewam_jax.training.optimizer import (
     learning_rate,
     make_optimizer,
@@ -59,7 +63,7 @@ class StepSettings:
     accumulate: parts of a batch that run one after another.
     skip_not_finite: whether a step with a loss or gradient that is not finite changes nothing.
     mask_padded_targets: whether targets beyond the end of an episode have no loss.
-    compiler_options: options of XLA for the compiled step, (name, value) each.
+    compiler_options: options of XLA for the compiled step.
     """
 
     policy: ImageWAMConfig
@@ -73,7 +77,7 @@ class StepSettings:
     accumulate: int
     skip_not_finite: bool
     mask_padded_targets: bool
-    compiler_options: tuple[tuple[str, str], ...]
+    compiler_options: tuple[CompilerOption, ...]
 
 
 def step_settings(config: Mapping[str, Any], policy: ImageWAMConfig) -> StepSettings:
@@ -133,11 +137,12 @@ def jit_train_step(settings: StepSettings, abstract: TrainState) -> Callable:
     `jax.set_mesh` of the mesh of `abstract`.
     """
     shardings = shardings_of(abstract)
+    platform = shardings.step.mesh.devices.flat[0].platform
     return jax.jit(
         partial(train_step, settings),
         donate_argnums=0,
         out_shardings=(shardings, shardings.step),  # metrics, like the step, on every device
-        compiler_options=dict(settings.compiler_options),
+        compiler_options=options_for(platform, settings.compiler_options),
     )
 
 
@@ -247,27 +252,6 @@ def loss_and_parts(
     sample = make_sample(assets, settings.images, batch, augment=augment)
     loss, parts = model.training_loss(sample, draws)
     return loss, {"loss": loss, **{name: parts[name] for name in ("target_loss", "action_loss")}}
-
-
-def check_compiler_options(options: Sequence[tuple[str, str]]) -> None:
-    """ConfigError: the compiler for this machine's devices does not know one of them."""
-    try:
-        jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        raise ConfigError(
-            f"train.compiler_options {dict(options)} are not for {jax.default_backend()}: {error}"
-        ) from error
-
-
-def compiler_options(given: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """The names and values of options, each "name=value". ConfigError: one is not."""
-    options = []
-    for text in given:
-        name, separator, value = text.partition("=")
-        if not (name and separator and value):
-            raise ConfigError(f"train.compiler_options: {text!r} is no NAME=VALUE")
-        options.append((name, value))
-    return tuple(options)
 
 
 def _component(params: FlatParams, name: str) -> FlatParams:

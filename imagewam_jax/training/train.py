@@ -27,6 +27,7 @@ from imagewam_jax.training.batches import (
     train_iterator,
     validation_batches,
 )
+from imagewam_jax.training.compiler_options import check_compiler_options
 from imagewam_jax.training.distributed import first_alone, from_first, is_first, replicate
 from imagewam_jax.training.finite import FiniteSteps
 from imagewam_jax.training.metrics.watch import Watch, check_watch
@@ -48,7 +49,6 @@ from imagewam_jax.training.step import (
     Metrics,
     StepSettings,
     abstract_state,
-    check_compiler_options,
     init_state,
     jit_train_step,
     step_settings,
