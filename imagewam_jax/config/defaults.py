@@ -74,7 +74,7 @@ def defaults() -> ConfigDict:
                 "lora": {"rank": 0, "alpha": 0.0},  # rank above 0: the backbone itself is frozen
                 "coordinate_dtype": "float32",  # bfloat16 repeats the official code's rounding
                 "attention": "xla",
-                "remat": "full",
+                "remat": "full",  # what the backward pass keeps of a layer: models.remat
                 "unroll": 1,
             },
             "train": {

@@ -32,6 +32,7 @@ from imagewam_jax.models.layers import (
     split_heads,
 )
 from imagewam_jax.models.partitioning import constrain
+from imagewam_jax.models.remat import OUT, QKV, named
 
 Heads = Float[Array, "b s n h"]
 Tokens = Float[Array, "b s d"]
@@ -68,7 +69,7 @@ class _Flux2Block(nnx.Module):
             # A TPU's compiler likes to divide the kernel into heads instead, and copies it for
             # that. A kernel of more rows than there are tokens costs more to copy than it gains.
             y = jax.lax.optimization_barrier(y)
-        return split_heads(y, self.head_dim)
+        return split_heads(named(y, QKV), self.head_dim)
 
 
 class SequentialBlock(_Flux2Block):
@@ -76,8 +77,8 @@ class SequentialBlock(_Flux2Block):
 
     def finish(self, x: Tokens, attended: Heads, condition: tuple[Modulation, Modulation]):
         attention, mlp = condition
-        x = x + attention.gate * self.out(merge_heads(attended))
-        return x + mlp.gate * self.mlp(modulate(x, mlp.shift, mlp.scale))
+        x = x + attention.gate * named(self.out(merge_heads(attended)), OUT)
+        return x + mlp.gate * named(self.mlp(modulate(x, mlp.shift, mlp.scale)), OUT)
 
 
 class ParallelBlock(_Flux2Block):
@@ -87,7 +88,7 @@ class ParallelBlock(_Flux2Block):
         (both,) = condition
         # The same modulated input as in `project`; the compiler computes it once.
         z = modulate(x, both.shift, both.scale)
-        return x + both.gate * (self.out(merge_heads(attended)) + self.mlp(z))
+        return x + both.gate * named(self.out(merge_heads(attended)) + self.mlp(z), OUT)
 
 
 class AttentionLayout(NamedTuple):

@@ -25,9 +25,10 @@ from imagewam_jax.models.backbones import make_backbone
 from imagewam_jax.models.backbones.base import BackboneConfig
 from imagewam_jax.models.blocks import ActionLayout, AttentionLayout
 from imagewam_jax.models.flow_matching import FlowConfig, Schedule
-from imagewam_jax.models.layer_runner import REMAT_POLICIES, Layer, Stack, run_layers
+from imagewam_jax.models.layer_runner import Layer, Stack, run_layers
 from imagewam_jax.models.layers import Axis, Linear
 from imagewam_jax.models.lora import LoRAConfig, add_lora
+from imagewam_jax.models.remat import remat_policy
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class ImageWAMConfig:
     `coordinate_dtype` is the dtype of positions, times and Euler steps. The official code has
     them in the dtype of its parameters, so a converted bfloat16 checkpoint wants `bfloat16`.
     `proprio_position` is the text position of the robot state's token: None puts it behind
-    the valid text (the official default), a number at that fixed position. `unroll` is how
-    many layers one iteration of a scan holds: more of them compile longer, and a small model
-    runs faster on a CPU.
+    the valid text (the official default), a number at that fixed position. `remat` is what the
+    backward pass keeps of each layer (see `models.remat`). `unroll` is how many layers one
+    iteration of a scan holds: more of them compile longer, and a small model runs faster on a
+    CPU.
     """
 
     backbone: BackboneConfig
@@ -62,10 +64,7 @@ class ImageWAMConfig:
             raise ValueError(
                 f"horizon {self.horizon} is beyond the expert's limit {self.expert.max_horizon}"
             )
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(
-                f"unknown remat policy {self.remat!r}; choose from {sorted(REMAT_POLICIES)}"
-            )
+        remat_policy(self.remat)
         attention.backend(self.attention)
 
 

@@ -19,13 +19,7 @@ from imagewam_jax.models.attention import KV, Attend
 from imagewam_jax.models.backbones.base import Transformer
 from imagewam_jax.models.blocks import ActionLayout, AttentionLayout
 from imagewam_jax.models.partitioning import constrain
-
-# What the backward pass keeps of each layer besides its input.
-REMAT_POLICIES: dict[str, Callable] = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "save_matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "none": jax.checkpoint_policies.everything_saveable,
-}
+from imagewam_jax.models.remat import remat_policy
 
 
 class Stack(NamedTuple):
@@ -81,7 +75,7 @@ def run_layers(
     returned: for each group of layers, stacked on a leading layer axis.
 
     cache: what an earlier tap has kept of `Layer.context`, for an expert without a backbone.
-    remat: a name in `REMAT_POLICIES`; None runs without `jax.checkpoint`.
+    remat: a setting of `models.remat`; None runs without `jax.checkpoint`.
     unroll: how many layers one iteration of the scan holds.
     """
     tokens = tuple(None if stack is None else stack.tokens for stack in (backbone, expert))
@@ -103,7 +97,7 @@ def run_layers(
             return (x, a), None if tap is None else tap(Layer(x, a, context, tuple(calls)))
 
         if remat is not None:
-            step = jax.checkpoint(step, policy=REMAT_POLICIES[remat], prevent_cse=False)
+            step = jax.checkpoint(step, policy=remat_policy(remat), prevent_cse=False)
         tokens, seen = jax.lax.scan(step, tokens, (layers, a_layers, cached), unroll=unroll)
         tapped.append(seen)
     return tokens, tuple(tapped)

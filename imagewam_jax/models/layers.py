@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.partitioning import constrain, is_divided
+from imagewam_jax.models.remat import MLP, named
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -126,7 +127,7 @@ class GatedMLP(nnx.Module):
         self.out = Linear(inner, embed, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b s d"]) -> Float[Array, "b s d"]:
-        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        hidden = jax.nn.silu(named(self.gate(x), MLP)) * named(self.up(x), MLP)
         return self.out(constrain(hidden, "batch", "tokens", "mlp"))
 
 

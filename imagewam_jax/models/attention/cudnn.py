@@ -8,6 +8,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from imagewam_jax.models.attention.devices import on_each_device, pad_tokens, target_platform
 from imagewam_jax.models.attention.segments import KV, joined
+from imagewam_jax.models.remat import ATTENDED, named
 
 DTYPES = (jnp.bfloat16, jnp.float16)
 MOST_CHANNELS = 256  # on Hopper and later; 128 before, of which JAX tells
@@ -56,4 +57,4 @@ def _attend(q_bsnh, k_btnh, v_btnh, length_b) -> Float[Array, "b s n h"]:
     attended = jax.nn.dot_product_attention(
         q, k, v, key_value_seq_lengths=length_b.astype(jnp.int32), implementation="cudnn"
     )
-    return attended[:, : q_bsnh.shape[1]]
+    return named(attended[:, : q_bsnh.shape[1]], ATTENDED)

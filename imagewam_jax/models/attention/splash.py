@@ -10,6 +10,7 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from imagewam_jax.models.attention.devices import on_each_device, pad_tokens, target_platform
 from imagewam_jax.models.attention.segments import KV, Attend, joined
+from imagewam_jax.models.remat import ATTENDED
 
 # A TPU's vector registers are this wide: heads have as many channels, or a multiple, and tokens
 # come in blocks of a multiple.
@@ -17,8 +18,6 @@ LANES = 128
 # The largest blocks of queries and keys. The float32 scores of one pair of them, [1024, 512], are
 # 2 MB; the backward pass holds four such arrays, and a program may take 16 MB.
 MOST_QUERIES, MOST_KEYS = 512, 1024
-# What the backward pass wants of the forward pass has this name for policies of `jax.checkpoint`.
-RESIDUALS = "attended"
 
 
 def check_splash(platform: str, head_dim: int, dtype: DTypeLike) -> None:
@@ -70,7 +69,7 @@ def _attend(q_bsnh, k_btnh, v_btnh, length_b, *, interpret: bool) -> Float[Array
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads),
         block_sizes=block_sizes(queries, keys),
-        residual_checkpoint_name=RESIDUALS,
+        residual_checkpoint_name=ATTENDED,  # with the sums of its softmax
         interpret=interpret,
     )
     # Queries attend to keys of their own number: 0 are the valid ones.

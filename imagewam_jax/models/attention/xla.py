@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.attention.segments import KV
+from imagewam_jax.models.remat import ATTENDED, named
 
 
 def attend_xla(
@@ -27,7 +28,7 @@ def attend_xla(
         part = weights[..., start:stop].astype(segment.v.dtype)
         out += jnp.einsum("bnst,btnh->bsnh", part, segment.v, preferred_element_type=jnp.float32)
         start = stop
-    return out.astype(q_bsnh.dtype)
+    return named(out.astype(q_bsnh.dtype), ATTENDED)
 
 
 def attention_weights(
