@@ -10,6 +10,7 @@ import pytest
 
 from imagewam_jax.models.attention import KV, backend
 from imagewam_jax.models.partitioning import MESH_AXES
+from imagewam_jax.tpu_plans.compile import compile_afresh
 from imagewam_jax.tpu_plans.estimate import Cost, program_cost, slice_links
 from imagewam_jax.tpu_plans.flops import function_flops, kernel_flops
 from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
@@ -36,7 +37,7 @@ def cost(function, *shapes: tuple[int, ...], topology: str = "v5e:1x1") -> Cost:
     arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=here) for shape in shapes]
     with jax.set_mesh(mesh):
         traced = jax.jit(function).trace(*arguments)
-        text = traced.lower().compile().as_text()
+        text = compile_afresh(traced.lower()).as_text()
     module = parse_module(text)
     return program_cost(
         module,
