@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.data.dataset = "metaworld_faucet"
     config.data.image_size = (64, 64)
     # The demo's instructions fit in 20 bytes; longer ones take the next size that holds them.
-    config.text.buckets = (20, 32, 64, 128, 512)
+    config.text.buckets = (20, *config.text.buckets)
     config.autoencoder = {"name": "patch", "factor": 16, "channels": 64, "weights": ""}
     config.model.backbone = {
         "name": "flux2",

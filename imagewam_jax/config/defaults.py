@@ -54,7 +54,9 @@ def defaults() -> ConfigDict:
                 "weights": "",  # a checkpoint that imagewam convert made; empty: random weights
                 "seed": 0,  # for random weights of the encoder
                 "template": "{}",  # the prompt; {} stands for the instruction
-                "buckets": (32, 64, 128, 512),  # token counts that text is padded to
+                # Token counts that text is padded to. With the robot's state behind it, most are
+                # multiples of 16, the rows of a TPU's tile: others are padded and copied.
+                "buckets": (31, 47, 63, 95, 127, 255, 512),
                 "table": "",  # a file of features that imagewam encode-text made with this encoder
             },
             "autoencoder": {
