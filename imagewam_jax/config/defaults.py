@@ -15,8 +15,15 @@ KLEIN = {"4b": KLEIN_4B, "9b": KLEIN_9B}
 PROMPT = "A video recorded from a robot's point of view executing the following instruction: {}"
 
 # Layers are gathered whole, not in pieces between the products that read them: pieces take many
-# times as long to compile.
-WHOLE_LAYERS = "tpu:xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000"
+# times as long to compile. So that chips need not wait, a layer is gathered while they compute.
+TPU_OPTIONS = (
+    "tpu:xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000",
+    "tpu:xla_enable_async_all_gather=true",
+    "tpu:xla_tpu_enable_async_collective_fusion=true",
+    "tpu:xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+    "tpu:xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+    "tpu:xla_tpu_overlap_compute_collective_tc=true",
+)
 
 
 def defaults() -> ConfigDict:
@@ -87,7 +94,7 @@ def defaults() -> ConfigDict:
                 "frozen": (),  # parts of the policy that stay as they are: "backbone", ...
                 "compute_dtype": "bfloat16",  # master weights are always float32
                 # Options of XLA for the train step: "name=value", "tpu:name=value" on TPUs alone.
-                "compiler_options": (WHOLE_LAYERS,),
+                "compiler_options": TPU_OPTIONS,
                 "log_every": 20,
                 "validate_every": 500,  # 0: never
                 "validation_samples": 256,  # rounded down to full batches, at least one

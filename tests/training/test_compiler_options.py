@@ -69,5 +69,5 @@ def test_the_step_has_the_options_of_its_mesh(tmp_path, monkeypatch):
 
 def test_layers_are_gathered_whole_on_tpus_by_default():
     options = compiler_options(defaults().train.compiler_options)
-    assert set(options_for("tpu", options)) == {"xla_jf_spmd_threshold_for_windowed_einsum_mib"}
+    assert "xla_jf_spmd_threshold_for_windowed_einsum_mib" in options_for("tpu", options)
     assert options_for("cpu", options) == options_for("gpu", options) == {}
