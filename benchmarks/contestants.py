@@ -4,13 +4,14 @@ A contestant is a dictionary of functions without arguments; one call is one mea
 from the same raw NumPy data and end with the result on the host.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import numpy as np
 import torch
 
-from benchmarks.torch_imagewam import TorchImageWAM
+from benchmarks.torch_imagewam import Draws, Sample, TorchImageWAM
 from benchmarks.torch_policy import PolicyAssets, TorchTrainer, load_params
 from benchmarks.workload import Workload
 from imagewam_jax.checkpoints.assets import asset_trees
@@ -31,53 +32,81 @@ def jax_calls(work: Workload) -> Calls:
     """`act` and `train` as `imagewam evaluate` and `imagewam train` run them."""
     metadata = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
     metadata["statistics"] = {"random": {}}
-    policy = Policy(policy_builder(work.policy)(work.params), work.assets, metadata, 0)
     settings = step_settings(work.config, work.policy)
-    mesh = make_mesh(work.config["mesh"], jax.devices()[:1])
-    step = jit_train_step(settings, abstract_state(settings, mesh))
-    state = jax.jit(init_state, static_argnums=0)(settings, {})
+    params = jax.tree.map(lambda x: x.astype(settings.compute_dtype), work.params)
+    policy = Policy(policy_builder(work.policy)(params), work.assets, metadata, 0)
+
+    @functools.cache
+    def begun() -> list:
+        """The compiled step and the state, made when they are first wanted."""
+        mesh = make_mesh(work.config["mesh"], jax.devices()[:1])
+        step = jit_train_step(settings, abstract_state(settings, mesh))
+        return [step, jax.jit(init_state, static_argnums=0)(settings, {})]
 
     def train() -> np.ndarray:
-        nonlocal state
-        state, metrics = step(state, work.batch, work.assets)
+        step, state = begun()
+        begun()[1], metrics = step(state, work.batch, work.assets)
         return np.asarray(metrics["loss"])
 
     return {"act": lambda: policy.act(work.observations, work.noise), "train": train}
 
 
-def torch_calls(work: Workload, compiled: bool) -> Calls:
-    """The same in PyTorch.
+def torch_calls(work: Workload, compiled: bool, device: str = "cpu") -> Calls:
+    """The same in PyTorch, on one of its devices.
 
-    compiled: prefill with all Euler steps is one compiled graph, and the loss another.
+    compiled: prefill with all Euler steps is one compiled graph, and the loss another. Where the
+    config computes in bfloat16, acting has its weights in it and training is under autocast.
     """
-    assets = PolicyAssets(asset_trees(work.assets), work.assets.autoencoder.factor)
+    torch.set_default_device(device)
+    assets = PolicyAssets(asset_trees(work.assets), work.assets.autoencoder.factor).to(device)
     rows, columns = (
         side // work.assets.autoencoder.factor for side in work.config["data"]["image_size"]
     )
-    models = []
-    for _ in ("act", "train"):  # acting keeps its weights while training changes its own
+    half = work.config["train"]["compute_dtype"] == "bfloat16"
+    autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=half)
+
+    def new_model() -> TorchImageWAM:
         model = TorchImageWAM(work.policy, (rows, columns), work.assets.text.shape[1])
         load_params(model, work.params)
-        models.append(model)
-    acting, trained = models
+        return model
+
+    @functools.cache
+    def acting() -> TorchImageWAM:
+        model = new_model()
+        for parameter in model.parameters() if half else ():
+            parameter.data = parameter.data.bfloat16()
+        return model
+
+    @functools.cache
+    def trainer() -> TorchTrainer:
+        made = TorchTrainer(new_model(), assets, work.config)
+        loss = torch.compile(made.model.training_loss) if compiled else made.model.training_loss
+
+        def autocast_loss(sample: Sample, draws: Draws) -> torch.Tensor:
+            with autocast():
+                return loss(sample, draws)
+
+        made.loss = autocast_loss
+        return made
+
     euler_steps = work.config["acting"]["euler_steps"]
 
     def raw_actions(images, state, text_id, noise):
         context = assets.context(assets.encode(images[:, 0]), text_id, state)
-        return assets.raw_actions(acting.act(context, noise, euler_steps))
+        return assets.raw_actions(acting().act(context, noise, euler_steps))
 
-    trainer = TorchTrainer(trained, assets, work.config)
-    if compiled:
-        raw_actions = torch.compile(raw_actions)
-        trainer.loss = torch.compile(trained.training_loss)
+    acted = torch.compile(raw_actions) if compiled else raw_actions
 
     @torch.inference_mode()
     def act() -> np.ndarray:
         o = work.observations
-        arrays = map(torch.from_numpy, (o.images, o.state, o.text_id, work.noise))
-        return raw_actions(*arrays).numpy()
+        arrays = (o.images, o.state, o.text_id, work.noise)
+        with autocast():
+            actions = acted(*(torch.from_numpy(x).to(device) for x in arrays))
+        return actions.float().cpu().numpy()
 
     def train() -> np.ndarray:
-        return trainer.step({k: torch.from_numpy(v) for k, v in work.batch.items()}).numpy()
+        batch = {k: torch.from_numpy(v).to(device) for k, v in work.batch.items()}
+        return trainer().step(batch).cpu().numpy()
 
     return {"act": act, "train": train}

@@ -104,7 +104,8 @@ class TorchTrainer:
     def __init__(self, model: TorchImageWAM, assets: PolicyAssets, config: Mapping[str, Any]):
         self.model, self.assets, self.section = model, assets, config["optimizer"]
         self.params = list(model.parameters())
-        self.ema = [p.detach().clone() for p in self.params]
+        self.has_ema = self.section["ema_decay"] > 0
+        self.ema = [p.detach().clone() for p in self.params] if self.has_ema else []
         self.optimizer = torch.optim.AdamW(
             self.params,
             lr=1.0,  # replaced by the schedule at every step
@@ -131,8 +132,9 @@ class TorchTrainer:
         nn.utils.clip_grad_norm_(self.params, self.section["clip_norm"])
         self.optimizer.param_groups[0]["lr"] = self.rates[self.steps]
         self.optimizer.step()
-        decay = min(self.section["ema_decay"], (1 + self.steps) / (10 + self.steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.ema, self.params, 1 - decay)
+        if self.has_ema:
+            decay = min(self.section["ema_decay"], (1 + self.steps) / (10 + self.steps))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.ema, self.params, 1 - decay)
         self.steps += 1
         return loss.detach()

@@ -1,18 +1,22 @@
-"""The workload of the contestants of a benchmark: the quickstart policy and data in memory.
+"""The workload of the contestants of a benchmark: a policy and data in memory.
 
-Sizes, text and optimizer are those of `configs/quickstart.py`; weights, images, states and
-actions are random, which changes no running time.
+Sizes, text and optimizer are those of a config; weights, images, states and actions are random,
+which changes no running time.
 """
 
 import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
-from configs.quickstart import get_config
+from benchmarks import klein_4b
+from configs import quickstart
 from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models.imagewam import ImageWAMConfig
@@ -37,12 +41,25 @@ class Workload(NamedTuple):
     noise: Float[np.ndarray, "1 s a"]
 
 
-def quickstart(batch_size: int | None = None) -> Workload:
-    """Make the workload, with the same numbers at every call.
+def klein_4b_in_full() -> ConfigDict:
+    """FLUX.2 klein 4B, trained whole: PyTorch's side has no LoRA."""
+    config = klein_4b.get_config()
+    config.model.lora.rank = 0
+    config.train.batch_size = 4
+    return config
+
+
+CONFIGS: Mapping[str, Callable[[], ConfigDict]] = MappingProxyType(
+    {"quickstart": quickstart.get_config, "klein_4b": klein_4b_in_full}
+)
+
+
+def make_workload(name: str = "quickstart", batch_size: int | None = None) -> Workload:
+    """The workload of one of `CONFIGS`, with the same numbers at every call.
 
     batch_size: None takes the config's.
     """
-    config = json.loads(get_config().to_json())
+    config = json.loads(CONFIGS[name]().to_json())
     policy = policy_config(config["model"])
     action_dim, state_dim = policy.expert.action_dim, policy.proprio_dim
     text = encode_text(config["text"], INSTRUCTIONS)

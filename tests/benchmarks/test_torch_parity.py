@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow(minutes=1)
 
 @pytest.fixture(scope="module")
 def work() -> workload.Workload:
-    return workload.quickstart(batch_size=3)
+    return workload.make_workload(batch_size=3)
 
 
 @pytest.fixture(scope="module")
