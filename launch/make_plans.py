@@ -34,11 +34,11 @@ class Wanted(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-# Layers are gathered whole, not in pieces overlapped with the products that read them: pieces take
-# many times as long to compile.
-WHOLE = {
-    "train.compiler_options": "('xla_jf_spmd_threshold_for_windowed_einsum_mib=1000000',)",
-}
+# What the backward pass keeps of each layer (imagewam_jax/models/remat.py): all that it would have
+# to compute again by products with kernels, or as much of it as leaves a tenth of the memory.
+ALL = {"model.remat": "qkv+attended+mlp+out"}
+MOST = {"model.remat": "attended+mlp+out"}
+SOME = {"model.remat": "qkv+attended+out"}
 # The size in which LIBERO's images are stored.
 STORED = ("--stored-size", "256", "256")
 
@@ -47,25 +47,22 @@ WANTED = {
         "4B, all of it, on 4 chips of v5p",
         "libero:4b",
         "v5p:2x2x1",
-        {"model.remat": "save_matmuls"},
-        "The smallest slice of v5p, one host, with the official batch of 80. The results of matrix "
-        "products are kept, as there is room: the backward pass computes only attention again.",
+        ALL,
+        "The smallest slice of v5p, one host, with the official batch of 80.",
     ),
     "4b-full-v5e-4x4": Wanted(
         "4B, all of it, on 16 chips of v5e",
         "libero:4b",
         "v5e:4x4",
-        WHOLE,
-        "The official batch of 80, 5 samples a chip. Each layer is computed again in the backward "
-        "pass: with what could be kept of it, less than a tenth of 16 GB would be spare.",
+        ALL,
+        "The official batch of 80, 5 samples a chip.",
     ),
     "4b-full-v6e-4x4": Wanted(
         "4B, all of it, on 16 chips of v6e",
         "libero:4b",
         "v6e:4x4",
-        {"model.remat": "save_matmuls"},
-        "The official batch of 80, 5 samples a chip; twice the memory of v5e has room for the "
-        "results of matrix products.",
+        ALL,
+        "The official batch of 80, 5 samples a chip.",
     ),
     "4b-act-v5e-1x1": Wanted(
         "4B acting on 1 chip of v5e",
@@ -76,11 +73,19 @@ WANTED = {
         "chunk of actions in 10 Euler steps. Float32 weights do not fit one chip.",
         ("--what=act",),
     ),
+    "4b-act-v6e-1x1": Wanted(
+        "4B acting on 1 chip of v6e",
+        "libero:4b",
+        "v6e:1x1",
+        {},
+        "One robot, weights in bfloat16 (imagewam convert --dtype=bfloat16), as on v5e.",
+        ("--what=act",),
+    ),
     "4b-lora-v5e-2x4": Wanted(
         "4B with LoRA on 8 chips of v5e",
         "libero:4b",
         "v5e:2x4",
-        {"model.lora.rank": 16, "model.lora.alpha": 16.0, **WHOLE},
+        {"model.lora.rank": 16, "model.lora.alpha": 16.0, **SOME},
         "The official rank of 16 on the smallest slice of v5e that the batch of 80 fits well: the "
         "backbone is frozen, in bfloat16, without moments; the expert is trained whole.",
     ),
@@ -88,29 +93,30 @@ WANTED = {
         "9B, all of it, on 4 chips of v5p",
         "libero:9b",
         "v5p:2x2x1",
-        WHOLE,
+        SOME,
         "One host with the official batch of 96. Parameters and moments take a third of the "
-        "memory; each layer is computed again in the backward pass.",
+        "memory, so the MLP is computed again in the backward pass.",
     ),
     "9b-full-v5e-4x4": Wanted(
         "9B, all of it, on 16 chips of v5e",
         "libero:9b",
         "v5e:4x4",
-        {"train.batch_size": 64, **WHOLE},
-        "Parameters and moments take half of each chip, which leaves room for 4 samples.",
+        {"train.batch_size": 64},
+        "Parameters and moments take half of each chip, which leaves room for 4 samples whose "
+        "layers are computed again in the backward pass.",
     ),
     "4b-lora-v6e-2x2": Wanted(
         "4B with LoRA on 4 chips of v6e",
         "libero:4b",
         "v6e:2x2",
-        {"model.lora.rank": 16, "model.lora.alpha": 16.0, **WHOLE},
+        {"model.lora.rank": 16, "model.lora.alpha": 16.0, **SOME},
         "The official rank and batch on half a host.",
     ),
     "9b-full-v6e-4x4": Wanted(
         "9B, all of it, on 16 chips of v6e",
         "libero:9b",
         "v6e:4x4",
-        WHOLE,
+        MOST,
         "The official batch of 96, 6 samples a chip.",
     ),
     "4b-full-v5p-4x4x4": Wanted(
@@ -118,11 +124,10 @@ WANTED = {
         "libero:4b",
         "v5p:4x4x4",
         {
-            "model.remat": "save_matmuls",
             "mesh.data": 4,
             "mesh.fsdp": 16,
             "train.batch_size": 256,
-            **WHOLE,
+            **ALL,
         },
         "4 copies of the parameters, each over 16 chips, so that layers are gathered among "
         "neighbours; only gradients go between copies. The official batch of 80 is too small for "
@@ -132,7 +137,7 @@ WANTED = {
         "4B, all of it, on 64 chips of v6e",
         "libero:4b",
         "v6e:8x8",
-        {"model.remat": "save_matmuls", "train.batch_size": 256, **WHOLE},
+        {"train.batch_size": 256, **ALL},
         "4 samples a chip, as this chip computes fast for its links: with fewer, gathering layers "
         "takes longer than computing them.",
     ),
@@ -143,8 +148,8 @@ INDEX = """\
 
 What `imagewam train` and acting would take on TPU slices, computed by the TPU compiler without a
 TPU: each page has the command that makes it again. Recipes are those of LIBERO: two cameras, text
-in 64 rows. `python -m launch.make_plans` makes all of them; the choices and their reasons are in
-it.
+in 47 rows and that of the robot's state. `python -m launch.make_plans` makes all of them; the
+choices and their reasons are in it.
 
 {table}
 
@@ -162,6 +167,7 @@ def main() -> None:
     names = parser.parse_args().names
     if unknown := sorted(set(names) - set(WANTED)):
         parser.error(f"no plans {unknown}")
+    PLANS.mkdir(exist_ok=True)
     for name, wanted in WANTED.items():
         is_there = (PLANS / f"{name}.json").exists()
         if name in names or (not names and not is_there):
