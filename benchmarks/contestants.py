@@ -57,7 +57,8 @@ def torch_calls(work: Workload, compiled: bool, device: str = "cpu") -> Calls:
     compiled: prefill with all Euler steps is one compiled graph, and the loss another. Where the
     config computes in bfloat16, acting has its weights in it and training is under autocast.
     """
-    torch.set_default_device(device)
+    if device != "cpu":  # with one that is set, every call goes through Python once more
+        torch.set_default_device(device)
     assets = PolicyAssets(asset_trees(work.assets), work.assets.autoencoder.factor).to(device)
     rows, columns = (
         side // work.assets.autoencoder.factor for side in work.config["data"]["image_size"]
@@ -68,13 +69,6 @@ def torch_calls(work: Workload, compiled: bool, device: str = "cpu") -> Calls:
     def new_model() -> TorchImageWAM:
         model = TorchImageWAM(work.policy, (rows, columns), work.assets.text.shape[1])
         load_params(model, work.params)
-        return model
-
-    @functools.cache
-    def acting() -> TorchImageWAM:
-        model = new_model()
-        for parameter in model.parameters() if half else ():
-            parameter.data = parameter.data.bfloat16()
         return model
 
     @functools.cache
@@ -91,18 +85,25 @@ def torch_calls(work: Workload, compiled: bool, device: str = "cpu") -> Calls:
 
     euler_steps = work.config["acting"]["euler_steps"]
 
-    def raw_actions(images, state, text_id, noise):
-        context = assets.context(assets.encode(images[:, 0]), text_id, state)
-        return assets.raw_actions(acting().act(context, noise, euler_steps))
+    @functools.cache
+    def acting() -> Callable[..., torch.Tensor]:
+        """From raw arrays to actions. The model is made outside of what is compiled."""
+        model = new_model()
+        for parameter in model.parameters() if half else ():
+            parameter.data = parameter.data.bfloat16()
 
-    acted = torch.compile(raw_actions) if compiled else raw_actions
+        def raw_actions(images, state, text_id, noise):
+            context = assets.context(assets.encode(images[:, 0]), text_id, state)
+            return assets.raw_actions(model.act(context, noise, euler_steps))
+
+        return torch.compile(raw_actions) if compiled else raw_actions
 
     @torch.inference_mode()
     def act() -> np.ndarray:
         o = work.observations
         arrays = (o.images, o.state, o.text_id, work.noise)
         with autocast():
-            actions = acted(*(torch.from_numpy(x).to(device) for x in arrays))
+            actions = acting()(*(torch.from_numpy(x).to(device) for x in arrays))
         return actions.float().cpu().numpy()
 
     def train() -> np.ndarray:
