@@ -120,12 +120,12 @@ def _serve(pipe, name: str, args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     work = make_workload(args.policy, args.batch)
     if name == "ours":
-        calls = jax_calls(work)
+        calls = jax_calls(work, args.tasks)
     else:
-        calls = torch_calls(work, name == "torch compiled", args.device)
+        calls = torch_calls(work, name == "torch compiled", args.device, args.tasks)
     for _ in range(3):
-        for task in args.tasks:
-            calls[task]()
+        for call in calls.values():
+            call()
     pipe.send("ready")
     with contextlib.suppress(EOFError):
         while True:

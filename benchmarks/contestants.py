@@ -5,7 +5,7 @@ from the same raw NumPy data and end with the result on the host.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -25,33 +25,44 @@ from imagewam_jax.training.step import (
     step_settings,
 )
 
-Calls = dict[str, Callable[[], np.ndarray]]
+TASKS = ("act", "train")
+Call = Callable[[], np.ndarray]
+Calls = dict[str, Call]
 
 
-def jax_calls(work: Workload) -> Calls:
-    """`act` and `train` as `imagewam evaluate` and `imagewam train` run them."""
-    metadata = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
-    metadata["statistics"] = {"random": {}}
+def jax_calls(work: Workload, tasks: Sequence[str] = TASKS) -> Calls:
+    """`act` and `train` as `imagewam evaluate` and `imagewam train` run them.
+
+    tasks: those to prepare. Each keeps weights of its own, and a GPU may not hold both.
+    """
     settings = step_settings(work.config, work.policy)
-    params = jax.tree.map(lambda x: x.astype(settings.compute_dtype), work.params)
-    policy = Policy(policy_builder(work.policy)(params), work.assets, metadata, 0)
 
-    @functools.cache
-    def begun() -> list:
-        """The compiled step and the state, made when they are first wanted."""
+    def make_act() -> Call:
+        metadata = {"config": work.config, "prompts": work.prompts, "datasets": ["random"]}
+        metadata["statistics"] = {"random": {}}
+        params = jax.tree.map(lambda x: x.astype(settings.compute_dtype), work.params)
+        policy = Policy(policy_builder(work.policy)(params), work.assets, metadata, 0)
+        return lambda: policy.act(work.observations, work.noise)
+
+    def make_train() -> Call:
         mesh = make_mesh(work.config["mesh"], jax.devices()[:1])
         step = jit_train_step(settings, abstract_state(settings, mesh))
-        return [step, jax.jit(init_state, static_argnums=0)(settings, {})]
+        state = jax.jit(init_state, static_argnums=0)(settings, {})
 
-    def train() -> np.ndarray:
-        step, state = begun()
-        begun()[1], metrics = step(state, work.batch, work.assets)
-        return np.asarray(metrics["loss"])
+        def train() -> np.ndarray:
+            nonlocal state
+            state, metrics = step(state, work.batch, work.assets)
+            return np.asarray(metrics["loss"])
 
-    return {"act": lambda: policy.act(work.observations, work.noise), "train": train}
+        return train
+
+    makers = {"act": make_act, "train": make_train}
+    return {task: makers[task]() for task in tasks}
 
 
-def torch_calls(work: Workload, compiled: bool, device: str = "cpu") -> Calls:
+def torch_calls(
+    work: Workload, compiled: bool, device: str = "cpu", tasks: Sequence[str] = TASKS
+) -> Calls:
     """The same in PyTorch, on one of its devices.
 
     compiled: prefill with all Euler steps is one compiled graph, and the loss another. Where the
@@ -71,24 +82,8 @@ def torch_calls(work: Workload, compiled: bool, device: str = "cpu") -> Calls:
         load_params(model, work.params)
         return model
 
-    @functools.cache
-    def trainer() -> TorchTrainer:
-        made = TorchTrainer(new_model(), assets, work.config)
-        loss = torch.compile(made.model.training_loss) if compiled else made.model.training_loss
-
-        def autocast_loss(sample: Sample, draws: Draws) -> torch.Tensor:
-            with autocast():
-                return loss(sample, draws)
-
-        made.loss = autocast_loss
-        return made
-
-    euler_steps = work.config["acting"]["euler_steps"]
-
-    @functools.cache
-    def acting() -> Callable[..., torch.Tensor]:
-        """From raw arrays to actions. The model is made outside of what is compiled."""
-        model = new_model()
+    def make_act() -> Call:
+        model, euler_steps = new_model(), work.config["acting"]["euler_steps"]
         for parameter in model.parameters() if half else ():
             parameter.data = parameter.data.bfloat16()
 
@@ -96,18 +91,34 @@ def torch_calls(work: Workload, compiled: bool, device: str = "cpu") -> Calls:
             context = assets.context(assets.encode(images[:, 0]), text_id, state)
             return assets.raw_actions(model.act(context, noise, euler_steps))
 
-        return torch.compile(raw_actions) if compiled else raw_actions
+        if compiled:
+            raw_actions = torch.compile(raw_actions)
 
-    @torch.inference_mode()
-    def act() -> np.ndarray:
-        o = work.observations
-        arrays = (o.images, o.state, o.text_id, work.noise)
-        with autocast():
-            actions = acting()(*(torch.from_numpy(x).to(device) for x in arrays))
-        return actions.float().cpu().numpy()
+        @torch.inference_mode()
+        def act() -> np.ndarray:
+            o = work.observations
+            arrays = (o.images, o.state, o.text_id, work.noise)
+            with autocast():
+                actions = raw_actions(*(torch.from_numpy(x).to(device) for x in arrays))
+            return actions.float().cpu().numpy()
 
-    def train() -> np.ndarray:
-        batch = {k: torch.from_numpy(v).to(device) for k, v in work.batch.items()}
-        return trainer().step(batch).cpu().numpy()
+        return act
 
-    return {"act": act, "train": train}
+    def make_train() -> Call:
+        trainer = TorchTrainer(new_model(), assets, work.config)
+        loss = torch.compile(trainer.loss) if compiled else trainer.loss
+
+        def autocast_loss(sample: Sample, draws: Draws) -> torch.Tensor:
+            with autocast():
+                return loss(sample, draws)
+
+        trainer.loss = autocast_loss
+
+        def train() -> np.ndarray:
+            batch = {k: torch.from_numpy(v).to(device) for k, v in work.batch.items()}
+            return trainer.step(batch).cpu().numpy()
+
+        return train
+
+    makers = {"act": make_act, "train": make_train}
+    return {task: makers[task]() for task in tasks}
