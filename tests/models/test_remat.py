@@ -88,6 +88,17 @@ def gradients(setting):
     return jax.jit(jax.grad(loss(setting)))(params())
 
 
+def of_all_streams(count: int, backbone: int, expert: int) -> dict:
+    """How many arrays are kept of each shape, of tensors of these widths."""
+    return {
+        (SINGLE, BATCH, TOKENS, backbone): count,
+        (DOUBLE, BATCH, TARGET + ROWS * COLUMNS, backbone): count,
+        (DOUBLE, BATCH, TEXT, backbone): count,
+        (SINGLE, BATCH, ACTIONS, expert): count,
+        (DOUBLE, BATCH, ACTIONS, expert): count,
+    }
+
+
 def numbers(shapes: Counter) -> int:
     return sum(count * math.prod(shape) for shape, count in shapes.items())
 
@@ -114,16 +125,7 @@ def test_all_names_leave_the_scores_alone_to_compute_again():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        (
-            "qkv",
-            {
-                (SINGLE, BATCH, TOKENS, WIDTH): 3,
-                (DOUBLE, BATCH, TARGET + ROWS * COLUMNS, WIDTH): 3,
-                (DOUBLE, BATCH, TEXT, WIDTH): 3,
-                (SINGLE, BATCH, ACTIONS, WIDTH): 3,
-                (DOUBLE, BATCH, ACTIONS, WIDTH): 3,
-            },
-        ),
+        ("qkv", of_all_streams(3, WIDTH, WIDTH)),
         (
             "attended",
             {
@@ -132,16 +134,7 @@ def test_all_names_leave_the_scores_alone_to_compute_again():
                 for tokens in (TARGET, CONTEXT, ACTIONS)
             },
         ),
-        (
-            "mlp",
-            {
-                (SINGLE, BATCH, TOKENS, MLP): 2,
-                (DOUBLE, BATCH, TARGET + ROWS * COLUMNS, MLP): 2,
-                (DOUBLE, BATCH, TEXT, MLP): 2,
-                (SINGLE, BATCH, ACTIONS, EXPERT_MLP): 2,
-                (DOUBLE, BATCH, ACTIONS, EXPERT_MLP): 2,
-            },
-        ),
+        ("mlp", of_all_streams(2, MLP, EXPERT_MLP)),
         (
             "out",
             {

@@ -1,6 +1,5 @@
 """Plans from configs: of a tiny policy in seconds, and of FLUX.2 klein 4B at its full size."""
 
-import importlib.util
 import json
 
 import jax
@@ -14,15 +13,13 @@ from imagewam_jax.models.parameters import abstract_params
 from imagewam_jax.tpu_plans.arguments import default_inputs
 from imagewam_jax.tpu_plans.plan import make_plan
 from imagewam_jax.tpu_plans.report import plan_from_json
+from tests.tpu_compiler import needs_libtpu
 from tests.training.tiny import ROOT
 
 pytestmark = [
     pytest.mark.slow(minutes=5),
     pytest.mark.tpu_compile,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None,
-        reason="libtpu, the TPU compiler, is not installed",
-    ),
+    needs_libtpu,
 ]
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
 # Compiles several times faster; the results are good enough for these tests.

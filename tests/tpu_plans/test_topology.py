@@ -1,17 +1,12 @@
 """TPU slices by name, and the errors without such a slice or without a compiler."""
 
-import importlib.util
-
 import pytest
 
 from imagewam_jax import cli
 from imagewam_jax.errors import PlanError
 from imagewam_jax.tpu_plans import topology
 from imagewam_jax.tpu_plans.topology import tpu_topology
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
-)
+from tests.tpu_compiler import needs_libtpu
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch, capsys):

@@ -5,7 +5,6 @@ the backward pass, and its gradient leaves the layer's step of the scan as a red
 the dtype that the step computes in.
 """
 
-import importlib.util
 import math
 
 import pytest
@@ -15,15 +14,13 @@ from imagewam_jax.config.schema import policy_config
 from imagewam_jax.models.parameters import abstract_params, flatten
 from imagewam_jax.tpu_plans.arguments import default_inputs
 from imagewam_jax.tpu_plans.plan import make_plan
+from tests.tpu_compiler import needs_libtpu
 from tests.training.tiny import ROOT
 
 pytestmark = [
     pytest.mark.slow(minutes=2),
     pytest.mark.tpu_compile,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None,
-        reason="libtpu, the TPU compiler, is not installed",
-    ),
+    needs_libtpu,
 ]
 CHIPS = 4
 # The quickstart's policy, with heads as wide as those of FLUX.2 and layers that are most of it.

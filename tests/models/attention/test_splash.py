@@ -1,6 +1,5 @@
 """Splash attention against plain attention, and its way through the TPU compiler."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,6 +18,7 @@ from imagewam_jax.tpu_plans.hlo import parse_module
 from imagewam_jax.tpu_plans.topology import tpu_topology
 from tests.models.attention import meshes
 from tests.models.attention.problems import exact, largest_difference, make_problem, solve
+from tests.tpu_compiler import needs_libtpu
 
 splash = make_splash(interpret=True)
 
@@ -107,9 +107,7 @@ def test_blocks_are_whole_and_as_large_as_they_can_be(tokens, blocks, one_backwa
 
 @pytest.mark.slow(minutes=1)
 @pytest.mark.tpu_compile
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
-)
+@needs_libtpu
 @pytest.mark.parametrize(
     ("slice_", "mesh"), [("v5p:2x2x1", (2, 2, 1, 1)), ("v5e:2x2", (1, 2, 2, 1))]
 )
