@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from imagewam_jax.models.attention import BACKENDS, KV, backend
 from imagewam_jax.models.partitioning import MESH_AXES
 from imagewam_jax.tpu_plans.compile import compile_afresh
-from imagewam_jax.tpu_plans.cost import computed_instructions, cycles
-from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
+from imagewam_jax.tpu_plans.cost import cycles
+from imagewam_jax.tpu_plans.hlo import computed_instructions, count_runs, parse_module
 from imagewam_jax.tpu_plans.topology import tpu_topology
 from imagewam_jax.training.sharding import make_mesh, replicated
 

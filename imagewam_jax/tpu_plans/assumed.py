@@ -10,12 +10,12 @@ Other such operations, as slices with strides, pads between elements, and change
 their results to main memory and read as much from it.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from imagewam_jax.tpu_plans.collectives import KINDS
-from imagewam_jax.tpu_plans.hlo import Computation, Instruction, Module, Runs, fused_computations
+from imagewam_jax.tpu_plans.hlo import Computation, Instruction, Module, Runs, computed_instructions
 from imagewam_jax.tpu_plans.sources import op_name
 from imagewam_jax.training.chips import Chip
 
@@ -41,7 +41,8 @@ _FREE = {
 _PLACES = ("AllocateBuffer", "ConcatBitcast", "SliceBitcast")
 
 
-class Kernel(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Kernel:
     """All runs of a Pallas kernel in one call of the program, on each chip.
 
     flops: of the traced kernel's products of matrices. moved: bytes of operands and results.
@@ -71,17 +72,13 @@ def kernel_name(instruction: Instruction) -> str:
 def find_kernels(module: Module, runs: Runs, flops: Mapping[str, float]) -> dict[str, Kernel]:
     """The kernels of a program by name; `flops` are those of each in a call, on each chip."""
     found: dict[str, Kernel] = {}
-    fused = fused_computations(module)
-    for name, count in runs.counts.items():
-        computation = module.computations[name]
-        for instruction in () if name in fused else computation.instructions.values():
-            if is_kernel(instruction):
-                kernel = kernel_name(instruction)
-                before = found.get(kernel, Kernel(kernel, 0, flops.get(kernel, 0.0), 0))
-                found[kernel] = before._replace(
-                    runs=before.runs + count,
-                    moved=before.moved + count * kernel_bytes(computation, instruction),
-                )
+    for computation, instruction in computed_instructions(module):
+        count = runs.counts[computation.name]
+        if count and is_kernel(instruction):
+            name = kernel_name(instruction)
+            before = found.get(name, Kernel(name, 0, flops.get(name, 0.0), 0))
+            moved = before.moved + count * kernel_bytes(computation, instruction)
+            found[name] = dataclasses.replace(before, runs=before.runs + count, moved=moved)
     return found
 
 

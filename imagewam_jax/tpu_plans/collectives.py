@@ -52,9 +52,10 @@ def collective_volumes(module: Module, runs: Runs) -> dict[str, Volume]:
     for name, count in runs.counts.items():
         seen = set()
         for sent in () if name in fused else sendings(module, name):
-            if sent.channel is not None and sent.channel in seen:
+            if sent.channel in seen:
                 continue
-            seen |= {sent.channel} if sent.channel is not None else set()
+            if sent.channel is not None:
+                seen.add(sent.channel)
             collective = sent.collective
             volume = volumes.setdefault(collective.kind, Volume())
             volume.count += count

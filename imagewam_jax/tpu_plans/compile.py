@@ -17,7 +17,7 @@ from imagewam_jax.tpu_plans.estimate import Cost, program_cost, slice_links
 from imagewam_jax.tpu_plans.flops import module_flops
 from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
 from imagewam_jax.tpu_plans.sources import parse_stacks
-from imagewam_jax.tpu_plans.topology import Topology
+from imagewam_jax.tpu_plans.topology import Topology, slice_sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def measure(
 ) -> Compiled:
     """Join the compiler's memory analysis with what is counted in the compiled program's text."""
     module = parse_module(text)
-    runs, links = count_runs(module), slice_links(slice_.chip, slice_.sides)
+    runs, links = count_runs(module), slice_links(slice_.chip, slice_sides(slice_.name))
     return Compiled(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,

@@ -12,7 +12,8 @@ end have none. So nothing counts twice. Every branch of a conditional counts.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from imagewam_jax.errors import PlanError
@@ -25,7 +26,7 @@ from imagewam_jax.tpu_plans.assumed import (
     moved_bytes,
 )
 from imagewam_jax.tpu_plans.collectives import sendings
-from imagewam_jax.tpu_plans.hlo import Computation, Instruction, Module, Runs, fused_computations
+from imagewam_jax.tpu_plans.hlo import Computation, Instruction, Module, Runs, computed_instructions
 from imagewam_jax.tpu_plans.kinds import kind_of, main_part
 from imagewam_jax.tpu_plans.sources import Stacks, op_name, shown, stack_of
 from imagewam_jax.training.chips import Chip
@@ -45,7 +46,8 @@ class Time(NamedTuple):
 Times = Mapping[tuple[str, str], Time]
 
 
-class Operation(NamedTuple):
+@dataclass(frozen=True)
+class Operation:
     """Equal instructions of a program, in one call on each chip.
 
     kind: one of `kinds.KINDS`. name: the last parts of what JAX calls it. result: dtype and shape.
@@ -60,14 +62,6 @@ class Operation(NamedTuple):
     is_assumed: bool
     runs: int
     seconds: float
-
-
-def computed_instructions(module: Module) -> Iterator[tuple[Computation, Instruction]]:
-    """The instructions that a chip runs, each with its computation; fused ones are parts of one."""
-    fused = fused_computations(module)
-    for name, computation in module.computations.items():
-        for instruction in () if name in fused else computation.instructions.values():
-            yield computation, instruction
 
 
 def cycles(instruction: Instruction) -> int:

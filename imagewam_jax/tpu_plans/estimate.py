@@ -59,8 +59,8 @@ def slice_links(chip: Chip, sides: Sequence[int]) -> Links:
         2 if is_cubes or (len(sides) == 2 and side >= _WHOLE_SIDE) else 1
         for side in sides
         if side > 1
-    ]
-    return Links(link * max(1, sum(counts)), link * max(1, *counts, 1))
+    ] or [1]
+    return Links(link * sum(counts), link * max(counts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,8 @@ def program_cost(
     )
 
 
-class Sent(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Sent:
     """Collectives of one kind in a step, on each chip.
 
     received: bytes. seconds: at the speed of its links, of which the schedule leaves `exposed` for

@@ -5,8 +5,9 @@ chip's memory, and of what it must receive from other chips. Activations are lef
 stay near the units that compute.
 """
 
+import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
 import jax
 from jax.sharding import Mesh
@@ -20,7 +21,8 @@ from imagewam_jax.training.chips import Chip
 SENT_BYTES = 2  # of a parameter or gradient between chips: bfloat16
 
 
-class Stage(NamedTuple):
+@dataclass(frozen=True)
+class Stage:
     """What a part of a step must do on each chip, in FLOPs and in bytes."""
 
     name: str
@@ -45,7 +47,7 @@ def training_stages(
     received = 0.0
     for params, passes in ((trained, 3), (frozen, 2)):
         for leaf in jax.tree.leaves(params):
-            own = _size(leaf.sharding.shard_shape(leaf.shape))
+            own = math.prod(leaf.sharding.shard_shape(leaf.shape))
             divided = "fsdp" in jax.tree.leaves(tuple(leaf.sharding.spec))
             parts = mesh.shape["fsdp"] if divided else 1
             received += passes * SENT_BYTES * own * (parts - 1)
@@ -88,7 +90,7 @@ def acting_stages(
     cache = 2 * tokens * backbone.heads * backbone.head_dim * sum(backbone.group_sizes)
     each = weights(expert) - weights(once) + weight_bytes * sizes.batch * cache / chips
     encoder = sum(
-        _size(leaf.shape) * leaf.dtype.itemsize
+        leaf.size * leaf.dtype.itemsize
         for path, leaf in flatten(autoencoder).items()
         if "decoder" not in path
     )
@@ -101,10 +103,3 @@ def acting_stages(
             weights(once) + steps * each,
         ),
     )
-
-
-def _size(shape: Any) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

@@ -147,6 +147,14 @@ def fused_computations(module: Module) -> set[str]:
     }
 
 
+def computed_instructions(module: Module) -> Iterator[tuple[Computation, Instruction]]:
+    """The instructions that a chip runs, each with its computation; fused ones are parts of one."""
+    fused = fused_computations(module)
+    for name, computation in module.computations.items():
+        for instruction in () if name in fused else computation.instructions.values():
+            yield computation, instruction
+
+
 def count_runs(module: Module) -> Runs:
     """Count the runs of each computation; every branch counts whenever its conditional runs."""
     counts: Counter[str] = Counter()

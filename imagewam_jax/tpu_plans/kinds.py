@@ -5,7 +5,6 @@ and calls a fusion by one of its parts. So the kind is read from what an operati
 what JAX calls its main part, and from the function of this package that it comes from.
 """
 
-import re
 from collections.abc import Iterator
 
 from imagewam_jax.tpu_plans.hlo import Instruction, Module
@@ -119,4 +118,4 @@ def _is_norm(instruction: Instruction, last: str, stacks: Stacks) -> bool:
 
 
 def _last(name: str) -> str:
-    return re.sub(r"^.*/", "", name)
+    return name.rpartition("/")[2]

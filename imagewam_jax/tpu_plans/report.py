@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from imagewam_jax.errors import PlanError
@@ -13,9 +13,10 @@ from imagewam_jax.tpu_plans.cost import Operation
 from imagewam_jax.tpu_plans.estimate import Cost, Estimate, step_estimate
 from imagewam_jax.tpu_plans.floor import Stage
 from imagewam_jax.tpu_plans.programs import Counts
-from imagewam_jax.tpu_plans.tables import GIB, gib, table, tera
+from imagewam_jax.tpu_plans.tables import gib, table, tera
 from imagewam_jax.tpu_plans.time_page import time_section, traffic_section
-from imagewam_jax.training.chips import Chip, chip_named
+from imagewam_jax.tpu_plans.topology import slice_sides
+from imagewam_jax.training.chips import GIB, Chip, chip_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,35 +64,24 @@ class Plan:
         """The time of a step and what it consists of; None: the program does not fit."""
         if self.compiled is None:
             return None
-        sides = [int(side) for side in self.topology.partition(":")[2].split("x")]
         return step_estimate(
             self.compiled.cost,
             self.compiled.collectives,
             self.stages,
             self.counts.useful,
             self._chip,
-            sides,
+            slice_sides(self.topology),
             self.chips,
         )
 
     def to_json(self) -> str:
         """The plan with the figures derived from it; `plan_from_json` reads it."""
         estimate = self.estimate
-        found = {
-            **dataclasses.asdict(self),
-            "stages": _named(self.stages),
+        derived = {
             "spare": self.spare,
-            "estimate": None,
+            "estimate": None if estimate is None else dataclasses.asdict(estimate),
         }
-        if self.compiled is not None and estimate is not None:
-            cost = self.compiled.cost
-            found["compiled"]["cost"] |= {
-                "kernels": _named(cost.kernels),
-                "operations": _named(cost.operations),
-            }
-            collectives = {kind: sent._asdict() for kind, sent in estimate.collectives.items()}
-            found["estimate"] = {**dataclasses.asdict(estimate), "collectives": collectives}
-        return json.dumps(found, indent=1) + "\n"
+        return json.dumps(dataclasses.asdict(self) | derived, indent=1) + "\n"
 
     @property
     def _held(self) -> int:
@@ -208,11 +198,6 @@ def _compiled(found: dict[str, Any]) -> Compiled:
     loops = tuple(found["unknown_loops"])
     changed = {"cost": Cost(**cost), "collectives": collectives, "unknown_loops": loops}
     return Compiled(**{**found, **changed})
-
-
-def _named(rows: Iterable[Any]) -> list[dict[str, Any]]:
-    """Named tuples as dictionaries, whose JSON says what is what."""
-    return [row._asdict() for row in rows]
 
 
 def index_rows(plans: Mapping[str, Plan]) -> str:

@@ -41,7 +41,7 @@ Stacks = Mapping[int, tuple[Frame, ...]]
 
 def parse_stacks(text: str) -> Stacks:
     """The stack frames of a compiled program's text; empty where it has no table of them."""
-    head = text[: text.find("\n%")] if "\n%" in text else text
+    head = text.partition("\n%")[0]
     rows = {name: _table(head, name) for name in _TABLES}
     parents, own = {}, {}
     for number, row in rows["StackFrames"].items():

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-GIB, GB, TERA = 2**30, 1e9, 1e12
+from imagewam_jax.training.chips import GB, GIB
+
+TERA = 1e12
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from imagewam_jax.tpu_plans.assumed import KERNEL_SHARE, LEAST_SHARE, MOST_SHARE
 from imagewam_jax.tpu_plans.collectives import Volume
 from imagewam_jax.tpu_plans.estimate import Cost, Estimate
-from imagewam_jax.tpu_plans.tables import GB, TERA, gigabytes, milliseconds, table, tera
-from imagewam_jax.training.chips import Chip
+from imagewam_jax.tpu_plans.tables import TERA, gigabytes, milliseconds, table, tera
+from imagewam_jax.training.chips import GB, Chip
 
 
 def step_line(estimate: Estimate) -> str:

@@ -16,16 +16,17 @@ from imagewam_jax.training.chips import Chip, chip_of_kind
 
 
 class Topology(NamedTuple):
-    """A TPU slice: `name` is as in "v5p:4x4x4", `hosts` is the number of its machines.
-
-    sides: their lengths in chips.
-    """
+    """A TPU slice: `name` is as in "v5p:4x4x4", `hosts` is the number of its machines."""
 
     name: str
     devices: list[jax.Device]
     chip: Chip
     hosts: int
-    sides: tuple[int, ...]
+
+
+def slice_sides(name: str) -> tuple[int, ...]:
+    """The lengths in chips of the sides of a slice with a name such as "v5p:4x4x4"."""
+    return tuple(int(side) for side in name.partition(":")[2].split("x"))
 
 
 # Settings that libtpu would ask Google Cloud for, and log errors about outside of it.
@@ -82,5 +83,4 @@ def tpu_topology(name: str) -> Topology:
     if len({tuple(device.coords) for device in devices}) < len(devices):
         raise PlanError(f"{name}: chips of several devices each are not planned for")
     hosts = len({device.process_index for device in devices})
-    lengths = tuple(int(side) for side in sides.split("x"))
-    return Topology(f"{generation}:{sides}", devices, chip, hosts, lengths)
+    return Topology(f"{generation}:{sides}", devices, chip, hosts)

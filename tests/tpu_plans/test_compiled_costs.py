@@ -1,11 +1,9 @@
 """The TPU compiler's estimates of programs whose cost is known, on slices that are not here."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from imagewam_jax.models.attention import KV, backend
@@ -15,25 +13,22 @@ from imagewam_jax.tpu_plans.estimate import Cost, program_cost, slice_links
 from imagewam_jax.tpu_plans.flops import function_flops, kernel_flops
 from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
 from imagewam_jax.tpu_plans.sources import parse_stacks
-from imagewam_jax.tpu_plans.topology import tpu_topology
+from imagewam_jax.tpu_plans.topology import slice_sides, tpu_topology
+from imagewam_jax.training.sharding import make_mesh, replicated
+from tests.tpu_compiler import needs_libtpu
 
 pytestmark = [
     pytest.mark.slow(minutes=2),
     pytest.mark.tpu_compile,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None,
-        reason="libtpu, the TPU compiler, is not installed",
-    ),
+    needs_libtpu,
 ]
 
 
 def cost(function, *shapes: tuple[int, ...], topology: str = "v5e:1x1") -> Cost:
     """The cost of a function of bfloat16 arrays on one chip."""
     slice_ = tpu_topology(topology)
-    device = np.array(slice_.devices[:1]).reshape([1] * len(MESH_AXES))
-    auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    mesh = jax.sharding.Mesh(device, MESH_AXES, axis_types=auto)
-    here = jax.sharding.NamedSharding(mesh, jax.P())
+    mesh = make_mesh(dict.fromkeys((*MESH_AXES, "slices"), 1), slice_.devices[:1])
+    here = replicated(mesh)
     arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=here) for shape in shapes]
     with jax.set_mesh(mesh):
         traced = jax.jit(function).trace(*arguments)
@@ -45,7 +40,7 @@ def cost(function, *shapes: tuple[int, ...], topology: str = "v5e:1x1") -> Cost:
         parse_stacks(text),
         kernel_flops(traced.jaxpr),
         slice_.chip,
-        slice_links(slice_.chip, slice_.sides),
+        slice_links(slice_.chip, slice_sides(topology)),
     )
 
 

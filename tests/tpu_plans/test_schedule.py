@@ -5,8 +5,8 @@ At the invented speeds a microsecond is 1,000 cycles, 1 MB between chips, and 1 
 
 import pytest
 
-from imagewam_jax.tpu_plans.cost import Time, computed_instructions, cycles
-from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
+from imagewam_jax.tpu_plans.cost import Time, cycles
+from imagewam_jax.tpu_plans.hlo import computed_instructions, count_runs, parse_module
 from imagewam_jax.tpu_plans.schedule import MEMORY, Speeds, waiting_seconds
 
 MB, US = 1e6, 1e-6
