@@ -41,7 +41,7 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow(minutes=6)
+@pytest.mark.slow(minutes=9)
 def test_five_commands_lead_from_an_unknown_set_to_an_evaluated_policy(tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="writes the page's dataset")
     clone = Path(
