@@ -29,10 +29,21 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
         "--split", help="the episodes, such as 'train[90%%:]'; default: data.eval_split"
     )
     evaluate.add_argument("--dataset", help="of several that it was trained on, the one to take")
+    evaluate.add_argument(
+        "--samples",
+        type=count_or_all,
+        default=512,
+        help="recorded samples, spread over the split, or 'all'; default: 512",
+    )
     evaluate.add_argument("--episodes", type=int, default=100, help="played by each policy variant")
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
     evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
     evaluate.set_defaults(run=_evaluate)
+
+
+def count_or_all(text: str) -> int | None:
+    """The limit that `--samples` names; None for all."""
+    return None if text == "all" else int(text)
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -49,6 +60,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         dataset=arguments.dataset,
         data_directory=arguments.data,
         split=arguments.split,
+        samples=arguments.samples,
         simulate=not arguments.no_simulator,
         episodes=arguments.episodes,
         workers=arguments.workers,

@@ -20,6 +20,7 @@ from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
 from imagewam_jax.evaluation.offline import (
+    MAX_SAMPLES,
     TARGET,
     Predictions,
     evaluate_offline,
@@ -62,6 +63,7 @@ def evaluate(
     dataset: str | None = None,
     data_directory: str | None = None,
     split: str | None = None,
+    samples: int | None = MAX_SAMPLES,
     simulate: bool = True,
     episodes: int = 100,
     workers: int = 2,
@@ -76,11 +78,12 @@ def evaluate(
         any that its config names.
     data_directory: where the data is now, if it was moved since training.
     split: the held-out episodes; by default `data.eval_split`.
+    samples: those of the split that errors are measured on, spread evenly; None takes all.
     ConfigError: a count is below 1, or the simulator does not fit the policy. DataError: there are
         no held-out samples.
     """
-    for name, count in (("episodes", episodes), ("workers", workers)):
-        if count < 1:
+    for name, count in (("samples", samples), ("episodes", episodes), ("workers", workers)):
+        if count is not None and count < 1:
             raise ConfigError(f"{name} is {count}, expected at least 1")
     policy = load_policy(
         checkpoint, autoencoder=autoencoder, text_table=text_table, dataset=dataset
@@ -106,7 +109,7 @@ def evaluate(
         played = evaluate_closed_loop(policy, opened, simulator, episodes=episodes, workers=workers)
         results["closed_loop"] = {name: s._asdict() for name, s in played[0].items()}
         _write_results(output, results)
-    offline = evaluate_offline(policy, opened, split)
+    offline = evaluate_offline(policy, opened, split, max_samples=samples)
     results["offline"] = offline.summary()
     _write_results(output, results)
     print(_summary(results))

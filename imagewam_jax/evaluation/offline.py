@@ -11,48 +11,58 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int64, UInt8
-from tqdm import tqdm
+from tqdm import trange
 
 from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.data.loading.samples import SampleReader, empty_batch
 from imagewam_jax.errors import DataError
+from imagewam_jax.evaluation.episode_means import EpisodeMeans
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.preprocess.inputs import Observations
 
 POLICY, LAST_ACTION, MEAN_ACTION = "policy", "repeat the last action", "mean action"
+MAX_SAMPLES = 512
 CURRENT, TARGET = 0, 1  # the moments of a sample's images
 
 
 class OfflineResult(NamedTuple):
     """Errors on held-out samples.
 
-    action_error: method -> mean absolute error per step ahead and dimension of the dataset's
-        actions; NaN for steps ahead that no sample has, where all episodes are shorter.
-    imagined_error_n, copied_error_n: mean squared error of each sample's target latent.
+    action_error: method -> absolute error per step ahead and dimension of the dataset's actions;
+        steps ahead that no sample has, where all episodes are shorter, have no mean.
+    imagined_error, copied_error: mean squared error of a target latent.
     left_out: samples with an image that cannot be read.
     """
 
-    action_error: dict[str, Float[np.ndarray, "horizon a"]]
-    imagined_error_n: Float[np.ndarray, " n"]
-    copied_error_n: Float[np.ndarray, " n"]
+    action_error: dict[str, EpisodeMeans]
+    imagined_error: EpisodeMeans
+    copied_error: EpisodeMeans
+    samples: int
     left_out: int = 0
 
     def summary(self) -> dict:
-        """The errors as numbers and lists, for JSON."""
-        by_step = {name: error.mean(1) for name, error in self.action_error.items()}
+        """The errors as numbers and lists for JSON, each with half of its 95 % interval."""
+        by_dim = {name: error.mean((0,)) for name, error in self.action_error.items()}
+        by_step = {name: error.mean((1,)) for name, error in self.action_error.items()}
+        latents = {"imagined": self.imagined_error.mean(), "copied": self.copied_error.mean()}
         return {
-            "samples": len(self.imagined_error_n),
+            "samples": self.samples,
+            "episodes": self.imagined_error.episodes,
             "left_out": self.left_out,
-            "action_error": {name: _numbers(mean) for name, mean in self.mean_error().items()},
-            "action_error_by_step": {name: _numbers(mean) for name, mean in by_step.items()},
-            "imagined_latent_error": _number(self.imagined_error_n.mean()),
-            "copied_latent_error": _number(self.copied_error_n.mean()),
+            "action_error": {name: _numbers(mean.value) for name, mean in by_dim.items()},
+            "action_error_interval": {
+                name: _numbers(mean.half_width) for name, mean in by_dim.items()
+            },
+            "action_error_by_step": {name: _numbers(mean.value) for name, mean in by_step.items()},
+            "action_error_by_step_interval": {
+                name: _numbers(mean.half_width) for name, mean in by_step.items()
+            },
+            **{f"{name}_latent_error": _number(mean.value) for name, mean in latents.items()},
+            **{
+                f"{name}_latent_error_interval": _number(mean.half_width)
+                for name, mean in latents.items()
+            },
         }
-
-    def mean_error(self) -> dict[str, Float[np.ndarray, " a"]]:
-        """The mean over the steps ahead that samples have, by method."""
-        seen = {name: ~np.isnan(error).all(1) for name, error in self.action_error.items()}
-        return {name: error[seen[name]].mean(0) for name, error in self.action_error.items()}
 
 
 class Predictions(NamedTuple):
@@ -89,52 +99,58 @@ def _have_last_action(
 
 
 def evaluate_offline(
-    policy: Policy, dataset: Dataset, split: str, *, max_samples: int = 512, batch_size: int = 64
+    policy: Policy,
+    dataset: Dataset,
+    split: str,
+    *,
+    max_samples: int | None = MAX_SAMPLES,
+    batch_size: int = 64,
 ) -> OfflineResult:
     """Predicts samples spread evenly over a split, which start at `evaluation_frames`.
 
+    max_samples: None takes all of them.
     BadFrameError: an image cannot be read, and `data.bad_frames` allows none.
     """
     reader = dataset.reader(split)
     skip_bad = policy.config["data"]["bad_frames"] > 0
     start_frames = evaluation_frames(dataset, split)
     have_last = _have_last_action(dataset, split, start_frames).all()
-    spread = np.linspace(0, len(start_frames) - 1, min(max_samples, len(start_frames))).astype(int)
-    start_frames = start_frames[spread]
+    count = len(start_frames) if max_samples is None else min(max_samples, len(start_frames))
+    start_frames = start_frames[np.linspace(0, len(start_frames) - 1, count).astype(int)]
     actions_na = reader.standardized.actions
     mean_action = np.array(policy.statistics["action"]["mean"])[: actions_na.shape[1]]
 
-    errors: dict[str, list[np.ndarray]] = {}
-    valid, imagined, copied = [], [], []
-    starts = range(0, len(start_frames), batch_size)
-    for start in tqdm(starts, desc="held-out samples", unit="batch"):
-        rows = np.arange(start, min(start + batch_size, len(start_frames)))
+    episodes, chunk = len(reader.split.episode_start) - 1, (policy.horizon, actions_na.shape[1])
+    methods = [POLICY, *([LAST_ACTION] if have_last else []), MEAN_ACTION]
+    errors = {name: EpisodeMeans(episodes, chunk) for name in methods}
+    imagined, copied = EpisodeMeans(episodes, ()), EpisodeMeans(episodes, ())
+    samples = 0
+    for start in trange(0, count, batch_size, desc="held-out samples", unit="batch"):
+        rows = np.arange(start, min(start + batch_size, count))
         batch, good = read_samples(reader, start_frames[rows], skip_bad)
         if not good.any():
             continue
         rows = rows[good]
         chosen = start_frames[rows]
+        samples += len(chosen)
+        episode_n = batch["episode"]
         p = predict(policy, dataset, batch, rows)
-        guesses = {POLICY: p.actions}
+        guesses = {POLICY: p.actions, MEAN_ACTION: mean_action[None, None]}
         if have_last:
             guesses[LAST_ACTION] = actions_na[chosen - 1][:, None]
-        guesses[MEAN_ACTION] = mean_action[None, None]
-        for name, guess in guesses.items():
-            errors.setdefault(name, []).append(np.abs(guess - p.true_actions))
-        valid.append(~p.is_pad)
-        imagined.append(np.square(p.imagined - p.true_latent).mean((1, 2, 3)))
-        copied.append(np.square(p.current_latent - p.true_latent).mean((1, 2, 3)))
+        valid = (~p.is_pad)[..., None].astype(float)
+        for name, error in errors.items():
+            error.add(episode_n, np.abs(guesses[name] - p.true_actions), valid)
+        for means, latent in ((imagined, p.imagined), (copied, p.current_latent)):
+            means.add(
+                episode_n,
+                np.square(latent - p.true_latent).mean((1, 2, 3)),
+                np.ones(len(chosen)),
+            )
     reader.close()
-    if not valid:
+    if not samples:
         raise DataError(f"{dataset.name}: no image of the samples of {split!r} can be read")
-    weight = np.concatenate(valid)[..., None]
-    count = np.where(weight.any(0), weight.sum(0), np.nan)
-    return OfflineResult(
-        {name: (np.concatenate(e) * weight).sum(0) / count for name, e in errors.items()},
-        np.concatenate(imagined),
-        np.concatenate(copied),
-        len(start_frames) - len(weight),
-    )
+    return OfflineResult(errors, imagined, copied, samples, count - samples)
 
 
 def read_samples(
@@ -197,6 +213,6 @@ def _numbers(values: Float[np.ndarray, " n"]) -> list[float | None]:
     return [_number(value) for value in values]
 
 
-def _number(value: float) -> float | None:
+def _number(value: float | np.ndarray) -> float | None:
     """A number as JSON has it, where one that is not finite is null."""
     return float(value) if math.isfinite(value) else None

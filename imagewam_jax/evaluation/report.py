@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from imagewam_jax.evaluation.closed_loop import POLICY, SWAPPED, Success
+from imagewam_jax.evaluation.episode_means import EpisodeMeans
 from imagewam_jax.evaluation.offline import OfflineResult, Predictions
 from imagewam_jax.evaluation.rollout import RolloutResult
 from imagewam_jax.html.page import (
@@ -82,17 +83,24 @@ def episode_section(
 def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Section:
     """Errors on held-out demonstrations."""
     rows = [("mean absolute error", *action_names)]
-    rows += [(name, *(f"{x:.3f}" for x in error)) for name, error in result.mean_error().items()]
-    imagined, copied = result.imagined_error_n.mean(), result.copied_error_n.mean()
+    for name, error in result.action_error.items():
+        rows.append((name, *(_plus_minus(*mean) for mean in zip(*error.mean((0,)), strict=True))))
+    imagined, copied = result.imagined_error.mean(), result.copied_error.mean()
     unreadable = f" ({result.left_out} more cannot be read)" if result.left_out else ""
-    ratio = f" (ratio {imagined / copied:.2f})" if copied > 0 else ""
+    ratio = f" (ratio {imagined.value / copied.value:.2f})" if copied.value > 0 else ""
     text = (
-        f"{len(result.imagined_error_n)} held-out samples{unreadable}, actions in real units. "
-        f"Error of the imagined latent {imagined:.3f}, of copying the current frame {copied:.3f}"
-        f"{ratio}."
+        f"{result.samples} held-out samples{unreadable} of {result.imagined_error.episodes} "
+        "episodes, actions in real units. Errors have half of their 95 % interval behind them, "
+        "which goes by episodes. "
+        f"Error of the imagined latent {_plus_minus(*imagined)}, of copying the current frame "
+        f"{_plus_minus(*copied)}{ratio}."
     )
     pictures = [picture(action_errors(result.action_error))]
     return Section("Held-out demonstrations", text, rows, pictures)
+
+
+def _plus_minus(value: float, half_width: float) -> str:
+    return f"{value:.3f} ± {half_width:.3f}"
 
 
 def prediction_section(
@@ -152,11 +160,16 @@ def success_bars(rates: Mapping[str, tuple[float, float, float]]) -> bytes:
     return figure_png(figure)
 
 
-def action_errors(errors: Mapping[str, Float[np.ndarray, "horizon a"]]) -> bytes:
-    """Plots the mean absolute error of each method over the steps ahead."""
+def action_errors(errors: Mapping[str, EpisodeMeans]) -> bytes:
+    """Plots the mean absolute error of each method over the steps ahead, with its interval."""
     figure, axis = plt.subplots(figsize=(6, 2.8), constrained_layout=True)
     for (name, error), color in zip(errors.items(), (ACCENT, SECOND, MUTED), strict=False):
-        axis.plot(range(1, len(error) + 1), error.mean(1), color=color, label=name)
+        mean, half_width = error.mean((1,))
+        steps = np.arange(1, len(mean) + 1)
+        axis.plot(steps, mean, color=color, label=name)
+        axis.fill_between(
+            steps, mean - half_width, mean + half_width, color=color, alpha=0.15, lw=0
+        )
     axis.set(xlabel="steps ahead", ylabel="mean absolute error", ylim=(0, None))
     axis.legend(frameon=False)
     return figure_png(figure)

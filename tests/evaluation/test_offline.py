@@ -9,6 +9,7 @@ from imagewam_jax.data.datasets import config_data
 from imagewam_jax.data.loading import samples
 from imagewam_jax.errors import BadFrameError, DataError
 from imagewam_jax.evaluation import offline
+from imagewam_jax.evaluation.episode_means import EpisodeMeans
 from imagewam_jax.evaluation.offline import LAST_ACTION, MEAN_ACTION, POLICY, evaluate_offline
 from imagewam_jax.policy.policy import load_policy
 from imagewam_jax.preprocess.inputs import Observations
@@ -61,10 +62,14 @@ def test_guesses_that_need_no_model(dataset, result, start_frames):
     last = mean_error(
         dataset, start_frames, lambda _, frame: np.repeat(actions[frame - 1 : frame], 4, 0)
     )
-    np.testing.assert_allclose(result.action_error[LAST_ACTION], last, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        result.action_error[LAST_ACTION].mean().value, last, rtol=1e-5, atol=1e-6
+    )
     everything = dataset.index.split("train").steps["action"][:].astype(np.float64)
     mean = mean_error(dataset, start_frames, lambda *_: np.repeat(everything.mean(0)[None], 4, 0))
-    np.testing.assert_allclose(result.action_error[MEAN_ACTION], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        result.action_error[MEAN_ACTION].mean().value, mean, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_policy(policy, dataset, result, start_frames):
@@ -89,9 +94,16 @@ def test_the_policy(policy, dataset, result, start_frames):
         copied.append(np.mean((now - true) ** 2))
     reader.close()
     expected = mean_error(dataset, start_frames, lambda number, _: chunks[number])
-    np.testing.assert_allclose(result.action_error[POLICY], expected, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(result.imagined_error_n, imagined, rtol=1e-3)
-    np.testing.assert_allclose(result.copied_error_n, copied, rtol=1e-4, atol=1e-7)
+    found = result.action_error[POLICY].mean().value
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    of_episode = dataset.index.split("val").frame_episode[start_frames]
+    for means, errors, rtol in (
+        (result.imagined_error, imagined, 1e-3),
+        (result.copied_error, copied, 1e-4),
+    ):
+        sums = np.bincount(of_episode, errors, len(means.total))
+        np.testing.assert_allclose(means.total, sums, rtol=rtol, atol=1e-7)
+        np.testing.assert_array_equal(means.weight, np.bincount(of_episode, minlength=len(sums)))
 
 
 def test_a_split_without_samples(dataset):
@@ -114,7 +126,9 @@ def test_first_steps_alone(policy, dataset, monkeypatch):
     errors = evaluate_offline(policy, firsts, "val").action_error
     assert set(errors) == {POLICY, MEAN_ACTION}
     actions = dataset.index.split("val").steps["action"][:]
-    np.testing.assert_allclose(errors[POLICY][0], np.abs(actions[starts]).mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        errors[POLICY].mean().value[0], np.abs(actions[starts]).mean(0), rtol=1e-5
+    )
 
 
 def test_samples_whose_images_cannot_be_read(dataset, monkeypatch):
@@ -140,20 +154,44 @@ def test_samples_whose_images_cannot_be_read(dataset, monkeypatch):
 
 
 def test_numbers_that_are_not_there_are_null():
-    error = np.array([[1.0, 2.0], [3.0, 4.0], [np.nan, np.nan]])
-    summary = offline.OfflineResult({POLICY: error}, np.array([np.inf]), np.ones(1)).summary()
+    error = means([[[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]], [[[1], [1], [0]]])
+    result = offline.OfflineResult({POLICY: error}, means([np.inf]), means([1.0]), samples=1)
+    summary = result.summary()
     assert summary["action_error"] == {POLICY: [2.0, 3.0]}
     assert summary["action_error_by_step"] == {POLICY: [1.5, 3.5, None]}
     assert summary["imagined_latent_error"] is None and summary["copied_latent_error"] == 1.0
+    # One episode tells nothing of another.
+    assert summary["action_error_interval"] == {POLICY: [None, None]}
+    assert summary["copied_latent_error_interval"] is None
+
+
+def means(values, weight=(1,)):
+    values = np.array(values)
+    result = EpisodeMeans(1, values.shape[1:])
+    result.add(np.zeros(len(values), int), values, np.array(weight, float))
+    return result
 
 
 def test_summary(result):
     summary = result.summary()
-    assert summary["samples"] == SAMPLES
+    assert summary["samples"] == SAMPLES and 1 < summary["episodes"] <= SAMPLES
     for name, error in result.action_error.items():
-        np.testing.assert_allclose(summary["action_error"][name], error.mean(0))
-        np.testing.assert_allclose(summary["action_error_by_step"][name], error.mean(1))
-    assert summary["imagined_latent_error"] == pytest.approx(result.imagined_error_n.mean())
+        value, half_width = error.mean()
+        np.testing.assert_allclose(summary["action_error"][name], value.mean(0))
+        np.testing.assert_allclose(summary["action_error_by_step"][name], value.mean(1))
+        # Errors of one step or dimension go with those of others, at most altogether.
+        widths = np.array(summary["action_error_interval"][name])
+        assert widths.any() and (widths <= half_width.mean(0) + 1e-12).all()
+    assert summary["imagined_latent_error"] == pytest.approx(result.imagined_error.mean().value)
+
+
+def test_all_samples(policy, dataset):
+    """Without a limit each sample that can be evaluated counts."""
+    whole = evaluate_offline(policy, dataset, "val", max_samples=None)
+    frames = offline.evaluation_frames(dataset, "val")
+    assert whole.samples == len(frames) > SAMPLES
+    of_episode = np.bincount(dataset.index.split("val").frame_episode[frames])
+    np.testing.assert_array_equal(whole.imagined_error.weight, of_episode)
 
 
 def test_noise_belongs_to_the_sample():

@@ -81,7 +81,10 @@ def test_evaluation_without_a_simulator(report):
     assert page.headings[1:] == ["Held-out demonstrations", "Predictions", "Training"]
     for name, error in offline["action_error"].items():
         row = page.cells.index(name)
-        assert page.cells[row + 1 : row + 5] == [f"{x:.3f}" for x in error]
+        widths = offline["action_error_interval"][name]
+        assert page.cells[row + 1 : row + 5] == [
+            f"{x:.3f} ± {width:.3f}" for x, width in zip(error, widths, strict=True)
+        ]
     assert len(page.pictures) == 4
 
 
