@@ -31,6 +31,7 @@ SMALL = [
     "--config.model.backbone.double_layers=2",
     "--config.model.backbone.single_layers=3",
     "--config.model.expert.dim=256",
+    "--config.model.remat=save_matmuls",
     "--config.model.unroll=1",
     "--config.train.batch_size=8",
     "--config.train.compute_dtype=bfloat16",
