@@ -20,13 +20,13 @@ from imagewam_jax.evaluation.rollout import (
     with_blank_images,
     with_instructions,
 )
+from imagewam_jax.evaluation.simulators import simulators_per_worker
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from imagewam_jax.policy import policy as trained
 from imagewam_jax.preprocess.inputs import Observations
 
 FIRST_SEED = 10_000  # the seeds of demonstrations are smaller
-SIMULATORS_PER_WORKER = 8
 
 POLICY, SWAPPED, BLANK = "policy", "policy, other instruction", "policy, black image"
 RANDOM, REPLAY = "random actions", "replay of a demonstration"
@@ -50,18 +50,18 @@ def evaluate_closed_loop(
     of every instruction none that replays them.
 
     Returns success and rollouts by variant, and the description of the simulator. ConfigError: the
-    policy does not fit it. CheckpointError: the policy does not know an instruction.
+    policy does not fit it, or it has fewer start states. CheckpointError: the policy does not know
+    an instruction.
     """
     execute_steps = policy.config["acting"]["execute_steps"]
-    simulators = workers * SIMULATORS_PER_WORKER
+    simulators = workers * simulators_per_worker(simulator)
     options = policy.config["evaluation"]["options"]
     with SimulatorPool(
         simulator, num_simulators=simulators, num_workers=workers, options=options
     ) as pool:
         spec = pool.spec
         _check_fit(policy, simulator, spec, execute_steps)
-        tasks = list(spec.instructions)
-        starts = [(tasks[i % len(tasks)], FIRST_SEED + i // len(tasks)) for i in range(episodes)]
+        starts = first_starts(spec, episodes)
         instructions = sorted(set(spec.instructions.values()))
         policy.text_ids(instructions)  # an unknown one is an error now, and not in mid-rollout
         act = acting(policy)
@@ -93,6 +93,25 @@ def evaluate_closed_loop(
     return {name: success_of(result) for name, result in results.items()}, results, spec
 
 
+def first_starts(spec: SimulatorSpec, episodes: int) -> list[tuple[str, int]]:
+    """The episodes (task, seed) that an evaluation plays: every task in turn, then each again.
+
+    Seeds are the numbers of the stored start states, or count from FIRST_SEED where none are.
+    ConfigError: fewer are stored.
+    """
+    tasks = list(spec.instructions)
+    if spec.trials is None:
+        return [(tasks[i % len(tasks)], FIRST_SEED + i // len(tasks)) for i in range(episodes)]
+    rounds = range(max(spec.trials.values()))
+    stored = [(task, trial) for trial in rounds for task in tasks if trial < spec.trials[task]]
+    if episodes > len(stored):
+        raise ConfigError(
+            f"episodes is {episodes}, and the simulator has {len(stored)} start states: "
+            f"{len(tasks)} tasks with up to {len(rounds)}"
+        )
+    return stored[:episodes]
+
+
 def _check_fit(
     policy: trained.Policy, simulator: str, spec: SimulatorSpec, execute_steps: int
 ) -> None:
@@ -110,6 +129,11 @@ def _check_fit(
     if not 1 <= execute_steps <= policy.horizon:
         raise ConfigError(
             f"acting.execute_steps is {execute_steps}, expected 1 to {policy.horizon}, the horizon"
+        )
+    if spec.execute_steps not in (None, execute_steps):
+        print(
+            f"acting.execute_steps is {execute_steps}: the protocol of {simulator!r} executes "
+            f"{spec.execute_steps}"
         )
 
 

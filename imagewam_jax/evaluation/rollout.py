@@ -7,7 +7,6 @@ simulator starts the next one.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -79,14 +78,13 @@ def rollout(
     success = np.zeros(len(episodes), bool)
     steps = np.zeros(len(episodes), np.int64)
     frames: dict[int, list] = {episode: [] for episode in record}
-    waiting = deque(range(len(episodes)))
+    waiting = list(range(len(episodes)))
     playing: dict[int, int] = {}  # simulator -> episode
     observations: dict[int, Observation] = {}
 
     with tqdm(total=len(episodes), desc=description, unit="episode") as progress:
         while waiting or playing:
-            idle = [i for i in range(pool.num_simulators) if i not in playing]
-            starting = {i: waiting.popleft() for i in idle[: len(waiting)]}
+            starting = _next_episodes(pool, waiting, playing, episodes)
             playing |= starting
             observations |= pool.reset({i: episodes[e] for i, e in starting.items()})
             for i, episode in playing.items():
@@ -116,6 +114,33 @@ def rollout(
         steps=steps,
         frames={episode: np.stack(images) for episode, images in frames.items()},
     )
+
+
+def _next_episodes(
+    pool: SimulatorPool,
+    waiting: list[int],
+    playing: Mapping[int, int],
+    episodes: Sequence[tuple[str, int]],
+) -> dict[int, int]:
+    """Takes episodes from `waiting`, one for each idle simulator: {simulator: episode}.
+
+    Loading a task may take seconds. So a simulator prefers the first episode of the task that it
+    holds, then the first of one that none holds.
+    """
+    held = dict(pool.tasks)
+    starting = {}
+    for i in range(pool.num_simulators):
+        if i in playing or not waiting:
+            continue
+        tasks = [episodes[e][0] for e in waiting]
+        if held.get(i) in tasks:
+            place = tasks.index(held[i])
+        else:
+            others = set(held.values())
+            place = next((n for n, task in enumerate(tasks) if task not in others), 0)
+        starting[i] = waiting.pop(place)
+        held[i] = tasks[place]
+    return starting
 
 
 def _batch(

@@ -2,6 +2,7 @@
 
 import html
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from imagewam_jax.evaluation.closed_loop import (
     acting,
     demonstrations_by_instruction,
     evaluate_closed_loop,
+    first_starts,
     success_of,
 )
 from imagewam_jax.evaluation.offline import sample_noise
@@ -68,7 +70,7 @@ class StandIn:
 def test_every_policy_variant(monkeypatch):
     """Forward succeeds from any of these starts within its 12 steps, backward never does."""
     monkeypatch.setattr(closed_loop, "FIRST_SEED", 4)
-    monkeypatch.setattr(closed_loop, "SIMULATORS_PER_WORKER", 2)
+    monkeypatch.setattr(closed_loop, "simulators_per_worker", lambda name: 2)
     demonstrations = {
         "go forward": [np.ones((12, 1), np.float32)],
         "go backward": [-np.ones((12, 1), np.float32)],
@@ -94,7 +96,24 @@ def test_every_policy_variant(monkeypatch):
     assert set(results[POLICY].frames) == set(range(4)) and not results[BLANK].frames
 
 
-def test_a_policy_that_does_not_fit_the_simulator():
+def test_every_task_is_played_in_turn_from_stored_or_new_starts():
+    spec = FakeSimulator.spec
+    assert first_starts(spec, 3) == [("forward", 10_000), ("backward", 10_000), ("forward", 10_001)]
+    stored = replace(spec, trials={"forward": 1, "backward": 3})
+    starts = [("forward", 0), ("backward", 0), ("backward", 1), ("backward", 2)]
+    assert first_starts(stored, 4) == starts and first_starts(stored, 3) == starts[:3]
+    with pytest.raises(ConfigError, match="episodes is 5, and the simulator has 4 start states"):
+        first_starts(stored, 5)
+
+
+def test_suites_are_the_first_part_of_a_task_s_name():
+    assert FakeSimulator.spec.suites == {"": ("forward", "backward")}
+    instructions = dict.fromkeys(("near/push", "far/push", "near/pull"), "go")
+    suites = replace(FakeSimulator.spec, instructions=instructions).suites
+    assert suites == {"near": ("near/push", "near/pull"), "far": ("far/push",)}
+
+
+def test_a_policy_that_does_not_fit_the_simulator(capsys):
     other = StandIn()
     other.cameras, other.state_dim, other.action_dim = ("primary",), 4, 7
     message = (
@@ -105,6 +124,11 @@ def test_a_policy_that_does_not_fit_the_simulator():
         _check_fit(other, "fake", FakeSimulator.spec, 4)
     with pytest.raises(ConfigError, match="execute_steps is 5, expected 1 to 4, the horizon"):
         _check_fit(StandIn(), "fake", FakeSimulator.spec, 5)
+    _check_fit(StandIn(), "fake", FakeSimulator.spec, 4)
+    _check_fit(StandIn(), "fake", replace(FakeSimulator.spec, execute_steps=4), 4)
+    assert capsys.readouterr().out == ""
+    _check_fit(StandIn(), "fake", replace(FakeSimulator.spec, execute_steps=3), 4)
+    assert "execute_steps is 4: the protocol of 'fake' executes 3" in capsys.readouterr().out
 
 
 def test_a_registered_simulator_plays_its_own_dataset():

@@ -40,7 +40,7 @@ class MetaworldFaucet:
         action_low=(-1.0,) * 4,
         action_high=(1.0,) * 4,
         control_hz=80.0,
-        max_steps=150,
+        max_steps={"faucet-open": 150, "faucet-close": 150},
     )
 
     def __init__(self, *, image_side: int = 64):
@@ -82,8 +82,10 @@ class MetaworldFaucet:
         self._task = task
         return self.observe()
 
-    def step(self, action: Float[np.ndarray, "a=4"]) -> bool:
+    def step(self, action: Float[np.ndarray, "a=4"], *, look: bool) -> bool:
         """Applies one action, clipped to [-1, 1]; returns Meta-World's success flag.
+
+        look: makes no difference, since images are of the present state.
 
         ValueError: the action is not four finite numbers.
         """

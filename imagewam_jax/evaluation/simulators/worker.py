@@ -25,16 +25,19 @@ class _Episode:
     def __init__(self, simulator: Simulator):
         self.simulator = simulator
         self.steps = 0
+        self.max_steps = 0
 
     def reset(self, start: tuple[str, int]) -> Observation:
         self.steps = 0
-        return self.simulator.reset(*start)
+        observation = self.simulator.reset(*start)
+        self.max_steps = self.simulator.spec.max_steps[start[0]]
+        return observation
 
     def execute(self, chunk: Float[np.ndarray, "k a"]) -> ChunkOutcome:
         success = False
-        max_steps = self.simulator.spec.max_steps
-        for action in chunk[: max_steps - self.steps]:
-            success = self.simulator.step(action)
+        executed = chunk[: self.max_steps - self.steps]
+        for left, action in zip(reversed(range(len(executed))), executed, strict=True):
+            success = self.simulator.step(action, look=left == 0)
             self.steps += 1
             if success:
                 break
@@ -42,7 +45,7 @@ class _Episode:
             observation=self.simulator.observe(),
             success=success,
             steps=self.steps,
-            done=success or self.steps == max_steps,
+            done=success or self.steps == self.max_steps,
         )
 
 
