@@ -23,6 +23,11 @@ class _Registered(NamedTuple):
 
 
 _REGISTRY = {
+    "libero": _Registered(
+        "imagewam_jax.evaluation.simulators.libero:Libero",
+        datasets=tuple(f"libero_{suite}_no_noops" for suite in ("spatial", "object", "goal", "10")),
+        per_worker=1,  # its renderer draws the images of one environment in a process
+    ),
     "metaworld_faucet": _Registered(
         "imagewam_jax.evaluation.simulators.metaworld_faucet:MetaworldFaucet",
         datasets=("metaworld_faucet",),

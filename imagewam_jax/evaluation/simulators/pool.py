@@ -158,6 +158,8 @@ class _Worker:
             raise self._death() from None
         if status == "no OpenGL":
             raise OpenGLUnavailable(answer)
+        if status == "refused":
+            raise SimulatorError(f"{self._name}: {answer}")
         if status == "error":
             raise SimulatorError(f"{self._name} failed:\n{answer}")
         return answer

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from jaxtyping import Float
 
-from imagewam_jax.errors import OpenGLUnavailable
+from imagewam_jax.errors import OpenGLUnavailable, UserError
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, Simulator
 
@@ -50,8 +50,8 @@ class _Episode:
 
 
 def _serve(connection: Connection) -> None:
-    """Answers every request with ("ok", result) or, once and for all, ("error", traceback) or
-    ("no OpenGL", what to install)."""
+    """Answers every request with ("ok", result) or, once and for all, ("error", traceback), ("no
+    OpenGL", what to install) or ("refused", what the user can change)."""
     try:
         name, options, num_simulators = connection.recv()
         episodes = [_Episode(make_simulator(name, **options)) for _ in range(num_simulators)]
@@ -64,6 +64,8 @@ def _serve(connection: Connection) -> None:
         pass  # The pool has closed its end.
     except OpenGLUnavailable as error:
         connection.send(("no OpenGL", str(error)))
+    except UserError as error:
+        connection.send(("refused", str(error)))
     except Exception:
         connection.send(("error", traceback.format_exc()))
 
