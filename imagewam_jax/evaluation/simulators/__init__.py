@@ -28,6 +28,7 @@ _REGISTRY = {
         datasets=tuple(f"libero_{suite}_no_noops" for suite in ("spatial", "object", "goal", "10")),
         per_worker=1,  # its renderer draws the images of one environment in a process
     ),
+    "metaworld": _Registered("imagewam_jax.evaluation.simulators.metaworld:Metaworld"),
     "metaworld_faucet": _Registered(
         "imagewam_jax.evaluation.simulators.metaworld_faucet:MetaworldFaucet",
         datasets=("metaworld_faucet",),

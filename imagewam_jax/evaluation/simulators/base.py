@@ -78,6 +78,14 @@ class SimulatorSpec:
         return found
 
 
+def finite_action(action: Float[np.ndarray, "..."], dims: int) -> Float32[np.ndarray, "a"]:
+    """The action as float32. ValueError: it is not `dims` finite numbers."""
+    action = np.asarray(action, np.float32)
+    if action.shape != (dims,) or not np.isfinite(action).all():
+        raise ValueError(f"an action must be {dims} finite numbers, found {action!r}")
+    return action
+
+
 class Simulator(Protocol):
     """One environment, built from keyword options.
 

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from imagewam_jax.errors import ConfigError, SimulatorError
-from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec
+from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec, finite_action
 from imagewam_jax.evaluation.simulators.opengl import configure_opengl
 
 FOUR_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -170,9 +170,7 @@ class Libero:
         look: LIBERO's images are taken within a step, just before its end.
         ValueError: the action is not seven finite numbers.
         """
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ValueError(f"an action must be 7 finite numbers, found {action!r}")
+        action = finite_action(action, 7).astype(np.float64)
         # In the simulator -1 opens, +1 closes, and 0 holds.
         return self._apply(np.append(action[:6].clip(-1, 1), np.sign(1 - 2 * action[6])), look)
 
