@@ -1,6 +1,7 @@
 """Success of a policy in a simulator, compared with variants of it and with simple baselines."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Float
 
 from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.evaluation.journal import Journal
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import (
     Policy,
@@ -42,12 +44,20 @@ class Success(NamedTuple):
 
 
 def evaluate_closed_loop(
-    policy: trained.Policy, dataset: Dataset, simulator: str, *, episodes: int, workers: int = 2
+    policy: trained.Policy,
+    dataset: Dataset,
+    simulator: str,
+    *,
+    episodes: int,
+    workers: int = 2,
+    journal: Journal | None = None,
 ) -> tuple[dict[str, Success], dict[str, RolloutResult], SimulatorSpec]:
     """Plays the same episodes with five policy variants (see their names above) in a simulator.
 
     Without a second instruction there is no variant with another one, and without demonstrations
     of every instruction none that replays them.
+
+    journal: episodes that it has are not played again, and those that end are added.
 
     Returns success and rollouts by variant, and the description of the simulator. ConfigError: the
     policy does not fit it, or it has fewer start states. CheckpointError: the policy does not know
@@ -86,6 +96,8 @@ def evaluate_closed_loop(
                 starts,
                 execute_steps=execute_steps,
                 record=range(min(4, episodes)) if name in (POLICY, SWAPPED) else (),
+                ended=journal.ended(name, starts) if journal else None,
+                on_end=partial(journal.add, name) if journal else None,
                 description=name,
             )
             for name, variant in variants.items()

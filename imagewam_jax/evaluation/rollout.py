@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
+from imagewam_jax.evaluation.journal import Ended
 from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 
@@ -44,7 +45,8 @@ class RolloutResult:
     episodes: (task, seed) as given.
     success: whether the task was done within the simulator's step limit.
     steps: actions executed.
-    frames: recorded episode -> images at each decision of the policy, then at the end.
+    frames: recorded episode -> images at each decision of the policy, then at the end. Those that
+        were played before have none.
     """
 
     episodes: tuple[tuple[str, int], ...]
@@ -60,6 +62,8 @@ def rollout(
     *,
     execute_steps: int,
     record: Collection[int] = (),
+    ended: Mapping[int, Ended] | None = None,
+    on_end: Callable[[tuple[str, int], Ended], None] | None = None,
     description: str = "rollout",
 ) -> RolloutResult:
     """Plays each episode, a (task, seed), to success or to the step limit.
@@ -68,6 +72,8 @@ def rollout(
 
     execute_steps: actions executed of each chunk before the policy is asked again.
     record: positions in `episodes` whose frames are kept.
+    ended: positions in `episodes` that were played before, and how they ended.
+    on_end: is told of every episode that ends, (task, seed), and how.
     description: shown by the progress bar.
     ValueError: the policy's actions have the wrong shape or are not finite, or `record` names an
         episode that does not exist. SimulatorError: a simulator failed.
@@ -77,12 +83,17 @@ def rollout(
         raise ValueError(f"cannot record episodes {unknown}: there are {len(episodes)}")
     success = np.zeros(len(episodes), bool)
     steps = np.zeros(len(episodes), np.int64)
-    frames: dict[int, list] = {episode: [] for episode in record}
-    waiting = list(range(len(episodes)))
+    ended = ended or {}
+    for episode, before in ended.items():
+        success[episode], steps[episode] = before
+    waiting = [episode for episode in range(len(episodes)) if episode not in ended]
+    frames: dict[int, list] = {episode: [] for episode in record if episode in waiting}
     playing: dict[int, int] = {}  # simulator -> episode
     observations: dict[int, Observation] = {}
 
-    with tqdm(total=len(episodes), desc=description, unit="episode") as progress:
+    with tqdm(
+        total=len(episodes), initial=len(ended), desc=description, unit="episode"
+    ) as progress:
         while waiting or playing:
             starting = _next_episodes(pool, waiting, playing, episodes)
             playing |= starting
@@ -106,6 +117,8 @@ def rollout(
                     if episode in frames:
                         frames[episode].append(outcome.observation.images_nhwc)
                     del playing[i]
+                    if on_end is not None:
+                        on_end(episodes[episode], Ended(outcome.success, outcome.steps))
                     progress.update()
                     progress.set_postfix(successes=int(success.sum()))
     return RolloutResult(

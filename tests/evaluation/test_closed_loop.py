@@ -210,3 +210,8 @@ def test_evaluation_in_the_simulator(with_simulator, tmp_path):
     page = html.unescape((tmp_path / "report.html").read_text())
     for words in ("Success in the simulator", "gripper", "task 'open the faucet'"):
         assert words in page
+    journal = (tmp_path / "episodes.jsonl").read_text()
+    assert len(journal.splitlines()) == 1 + 5 * 2
+    assert evaluate(tmp_path, "--episodes=2", "--workers=1", "--resume") == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == results
+    assert (tmp_path / "episodes.jsonl").read_text() == journal  # nothing was played again
