@@ -5,7 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.errors import ConfigError
@@ -182,5 +182,30 @@ def demonstrations_by_instruction(
 
 def success_of(result: RolloutResult) -> Success:
     """Counts the successes of a rollout."""
-    successes, episodes = int(result.success.sum()), len(result.success)
+    return _counted(result.success)
+
+
+def success_by_task(result: RolloutResult) -> dict[str, Success]:
+    """Counts the successes of each task that was played."""
+    tasks = np.array([task for task, _ in result.episodes])
+    return {str(task): _counted(result.success[tasks == task]) for task in dict.fromkeys(tasks)}
+
+
+def success_by_suite(result: RolloutResult, spec: SimulatorSpec) -> dict[str, Success]:
+    """Counts the successes of each suite, of all its tasks together; none where tasks have none."""
+    tasks = np.array([task for task, _ in result.episodes])
+    played = {suite: np.isin(tasks, of_suite) for suite, of_suite in spec.suites.items() if suite}
+    return {suite: _counted(result.success[of]) for suite, of in played.items() if of.any()}
+
+
+def mean_of_suites(suites: Mapping[str, Success]) -> tuple[float, float]:
+    """The mean of the suites' rates, which is the score of benchmarks, and its standard error."""
+    rates = np.array([s.successes / s.episodes for s in suites.values()])
+    episodes = np.array([s.episodes for s in suites.values()])
+    error = np.sqrt((rates * (1 - rates) / episodes).sum()) / len(suites)
+    return float(rates.mean()), float(error)
+
+
+def _counted(success: Bool[np.ndarray, "n"]) -> Success:
+    successes, episodes = int(success.sum()), len(success)
     return Success(successes, episodes, *wilson_interval(successes, episodes))

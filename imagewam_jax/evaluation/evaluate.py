@@ -20,7 +20,12 @@ from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_m
 from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation import report
-from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
+from imagewam_jax.evaluation.closed_loop import (
+    evaluate_closed_loop,
+    mean_of_suites,
+    success_by_suite,
+    success_by_task,
+)
 from imagewam_jax.evaluation.journal import Journal
 from imagewam_jax.evaluation.offline import (
     TARGET,
@@ -33,7 +38,9 @@ from imagewam_jax.evaluation.offline import (
     sample_noise,
     stored_images,
 )
+from imagewam_jax.evaluation.rollout import RolloutResult
 from imagewam_jax.evaluation.simulators import simulates
+from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import write_page
 from imagewam_jax.models.autoencoders import to_uint8
@@ -124,7 +131,11 @@ def evaluate(
             played = evaluate_closed_loop(
                 policy, opened, simulator, episodes=episodes, workers=workers, journal=journal
             )
-        results["closed_loop"] = {name: s._asdict() for name, s in played[0].items()}
+        success, rollouts, spec = played
+        results["closed_loop"] = {
+            name: {**success[name]._asdict(), **_by_task_and_suite(rollout, spec)}
+            for name, rollout in rollouts.items()
+        }
         _write_results(output, results)
     offline = evaluate_offline(policy, opened, split)
     results["offline"] = offline.summary()
@@ -133,8 +144,8 @@ def evaluate(
 
     names, sections = opened.spec.action.dims, []
     if played:
-        success, rollouts, spec = played
         sections.append(report.success_section(success))
+        sections.append(report.task_section(rollouts, spec))
         sections.append(report.episode_section(rollouts, spec.instructions))
     sections.append(report.offline_section(offline, names))
     shown = start_frames[_spread(len(start_frames), SHOWN_SAMPLES)]
@@ -176,6 +187,19 @@ def _identity(
         "acting": dict(policy.config["acting"]),
         "versions": versions,
     }
+
+
+def _by_task_and_suite(rollout: RolloutResult, spec: SimulatorSpec) -> dict:
+    """Successes of each task and suite, and the mean of the suites if there are several."""
+    tasks, suites = success_by_task(rollout), success_by_suite(rollout, spec)
+    found: dict = {"tasks": {task: s._asdict() for task, s in tasks.items()}}
+    if suites:
+        found["suites"] = {suite: s._asdict() for suite, s in suites.items()}
+    if len(suites) > 1:
+        found["mean_of_suites"] = dict(
+            zip(("rate", "standard_error"), mean_of_suites(suites), strict=True)
+        )
+    return found
 
 
 def _write_results(output: Path, results: dict) -> None:

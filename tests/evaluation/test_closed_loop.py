@@ -23,6 +23,9 @@ from imagewam_jax.evaluation.closed_loop import (
     demonstrations_by_instruction,
     evaluate_closed_loop,
     first_starts,
+    mean_of_suites,
+    success_by_suite,
+    success_by_task,
     success_of,
 )
 from imagewam_jax.evaluation.offline import sample_noise
@@ -168,6 +171,25 @@ def test_success_with_its_interval():
     assert success_of(result) == (3, 4, *wilson_interval(3, 4))
 
 
+def test_success_by_task_and_by_suite():
+    tasks = ("near/push", "near/pull", "far/push", "far/lift")
+    spec = replace(FakeSimulator.spec, instructions=dict.fromkeys(tasks, "go"))
+    episodes = tuple((task, trial) for trial in range(4) for task in tasks[:3])
+    success = np.array([1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0], bool)
+    result = RolloutResult(episodes, success, np.zeros(12, int), {})
+    by_task = success_by_task(result)
+    assert {task: s[:2] for task, s in by_task.items()} == {
+        "near/push": (4, 4),
+        "near/pull": (1, 4),
+        "far/push": (1, 4),
+    }
+    suites = success_by_suite(result, spec)
+    assert {suite: s[:2] for suite, s in suites.items()} == {"near": (5, 8), "far": (1, 4)}
+    error = np.sqrt(5 / 8 * 3 / 8 / 8 + 1 / 4 * 3 / 4 / 4) / 2
+    np.testing.assert_allclose(mean_of_suites(suites), ((5 / 8 + 1 / 4) / 2, error))
+    assert success_by_suite(result, FakeSimulator.spec) == {}  # its tasks have no suite
+
+
 @pytest.fixture
 def with_simulator(monkeypatch):
     """The tiny policy, whose config says where it can act."""
@@ -207,6 +229,12 @@ def test_evaluation_in_the_simulator(with_simulator, tmp_path):
     results = json.loads((tmp_path / "evaluation.json").read_text())
     assert set(results["closed_loop"]) == {POLICY, SWAPPED, BLANK, RANDOM, REPLAY}
     assert all(s["episodes"] == 2 for s in results["closed_loop"].values())
+    for found in results["closed_loop"].values():
+        assert {task: s["episodes"] for task, s in found["tasks"].items()} == {
+            "faucet-open": 1,
+            "faucet-close": 1,
+        }
+        assert "suites" not in found
     page = html.unescape((tmp_path / "report.html").read_text())
     for words in ("Success in the simulator", "gripper", "task 'open the faucet'"):
         assert words in page
