@@ -70,11 +70,11 @@ def record_episode(simulator, plan: EpisodePlan) -> dict[str, np.ndarray] | None
     observation = simulator.reset(plan.task, plan.seed)
     steps_left = None
     while steps_left != 0:
-        if steps_left is None and len(actions) == simulator.spec.max_steps:
+        if steps_left is None and len(actions) == simulator.spec.max_steps[plan.task]:
             return None
         action = simulator.expert_action()
         executed = action + plan.noisy * noise.normal(0.0, NOISE_SIGMA, action.shape)
-        success = simulator.step(executed)
+        success = simulator.step(executed, look=True)
         images.append(observation.images_nhwc[0])
         states.append(observation.state)
         actions.append(action)

@@ -37,6 +37,11 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
     )
     evaluate.add_argument("--episodes", type=int, default=100, help="played by each policy variant")
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
+    evaluate.add_argument(
+        "--resume",
+        action="store_true",
+        help="do not play again what an interrupted evaluation has played in the simulator",
+    )
     evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
     evaluate.set_defaults(run=_evaluate)
 
@@ -64,6 +69,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         simulate=not arguments.no_simulator,
         episodes=arguments.episodes,
         workers=arguments.workers,
+        resume=arguments.resume,
     )
     print(f"report: {report}")
     return 0

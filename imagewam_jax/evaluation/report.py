@@ -8,10 +8,18 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from imagewam_jax.evaluation.closed_loop import POLICY, SWAPPED, Success
+from imagewam_jax.evaluation.closed_loop import (
+    POLICY,
+    SWAPPED,
+    Success,
+    mean_of_suites,
+    success_by_suite,
+    success_by_task,
+)
 from imagewam_jax.evaluation.episode_means import EpisodeMeans
 from imagewam_jax.evaluation.offline import OfflineResult, Predictions
 from imagewam_jax.evaluation.rollout import RolloutResult
+from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.html.page import (
     ACCENT,
     MUTED,
@@ -60,6 +68,26 @@ def success_section(success: Mapping[str, Success]) -> Section:
         rows,
         [picture(success_bars(rates))],
     )
+
+
+def task_section(results: Mapping[str, RolloutResult], spec: SimulatorSpec) -> Section:
+    """How often each policy variant succeeded in each suite, and in each task of it."""
+    tasks = {name: success_by_task(result) for name, result in results.items()}
+    suites = {name: success_by_suite(result, spec) for name, result in results.items()}
+    rows = [("task", *results)]
+    for suite, of_suite in spec.suites.items():
+        for counted, names in ((suites, (suite,)), (tasks, of_suite)):
+            rows += [
+                (name, *(f"{c[name].successes} / {c[name].episodes}" for c in counted.values()))
+                for name in names
+                if all(name in c for c in counted.values())
+            ]
+    text = "Suites count the episodes of all their tasks."
+    if any(len(found) > 1 for found in suites.values()):
+        means = {name: mean_of_suites(found) for name, found in suites.items()}
+        rows.append(("mean of suites", *(f"{m:.1%} ± {e:.1%}" for m, e in means.values())))
+        text += " Their mean is given with its standard error."
+    return Section("Success by task", text if any(suites.values()) else "", rows)
 
 
 def episode_section(

@@ -7,7 +7,6 @@ simulator starts the next one.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
+from imagewam_jax.evaluation.journal import Ended
 from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 
@@ -45,7 +45,8 @@ class RolloutResult:
     episodes: (task, seed) as given.
     success: whether the task was done within the simulator's step limit.
     steps: actions executed.
-    frames: recorded episode -> images at each decision of the policy, then at the end.
+    frames: recorded episode -> images at each decision of the policy, then at the end. Those that
+        were played before have none.
     """
 
     episodes: tuple[tuple[str, int], ...]
@@ -61,6 +62,8 @@ def rollout(
     *,
     execute_steps: int,
     record: Collection[int] = (),
+    ended: Mapping[int, Ended] | None = None,
+    on_end: Callable[[tuple[str, int], Ended], None] | None = None,
     description: str = "rollout",
 ) -> RolloutResult:
     """Plays each episode, a (task, seed), to success or to the step limit.
@@ -69,6 +72,8 @@ def rollout(
 
     execute_steps: actions executed of each chunk before the policy is asked again.
     record: positions in `episodes` whose frames are kept.
+    ended: positions in `episodes` that were played before, and how they ended.
+    on_end: is told of every episode that ends, (task, seed), and how.
     description: shown by the progress bar.
     ValueError: the policy's actions have the wrong shape or are not finite, or `record` names an
         episode that does not exist. SimulatorError: a simulator failed.
@@ -78,15 +83,19 @@ def rollout(
         raise ValueError(f"cannot record episodes {unknown}: there are {len(episodes)}")
     success = np.zeros(len(episodes), bool)
     steps = np.zeros(len(episodes), np.int64)
-    frames: dict[int, list] = {episode: [] for episode in record}
-    waiting = deque(range(len(episodes)))
+    ended = ended or {}
+    for episode, before in ended.items():
+        success[episode], steps[episode] = before
+    waiting = [episode for episode in range(len(episodes)) if episode not in ended]
+    frames: dict[int, list] = {episode: [] for episode in record if episode in waiting}
     playing: dict[int, int] = {}  # simulator -> episode
     observations: dict[int, Observation] = {}
 
-    with tqdm(total=len(episodes), desc=description, unit="episode") as progress:
+    with tqdm(
+        total=len(episodes), initial=len(ended), desc=description, unit="episode"
+    ) as progress:
         while waiting or playing:
-            idle = [i for i in range(pool.num_simulators) if i not in playing]
-            starting = {i: waiting.popleft() for i in idle[: len(waiting)]}
+            starting = _next_episodes(pool, waiting, playing, episodes)
             playing |= starting
             observations |= pool.reset({i: episodes[e] for i, e in starting.items()})
             for i, episode in playing.items():
@@ -108,6 +117,8 @@ def rollout(
                     if episode in frames:
                         frames[episode].append(outcome.observation.images_nhwc)
                     del playing[i]
+                    if on_end is not None:
+                        on_end(episodes[episode], Ended(outcome.success, outcome.steps))
                     progress.update()
                     progress.set_postfix(successes=int(success.sum()))
     return RolloutResult(
@@ -116,6 +127,33 @@ def rollout(
         steps=steps,
         frames={episode: np.stack(images) for episode, images in frames.items()},
     )
+
+
+def _next_episodes(
+    pool: SimulatorPool,
+    waiting: list[int],
+    playing: Mapping[int, int],
+    episodes: Sequence[tuple[str, int]],
+) -> dict[int, int]:
+    """Takes episodes from `waiting`, one for each idle simulator: {simulator: episode}.
+
+    Loading a task may take seconds. So a simulator prefers the first episode of the task that it
+    holds, then the first of one that none holds.
+    """
+    held = dict(pool.tasks)
+    starting = {}
+    for i in range(pool.num_simulators):
+        if i in playing or not waiting:
+            continue
+        tasks = [episodes[e][0] for e in waiting]
+        if held.get(i) in tasks:
+            place = tasks.index(held[i])
+        else:
+            others = set(held.values())
+            place = next((n for n, task in enumerate(tasks) if task not in others), 0)
+        starting[i] = waiting.pop(place)
+        held[i] = tasks[place]
+    return starting
 
 
 def _batch(

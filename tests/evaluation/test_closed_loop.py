@@ -2,6 +2,7 @@
 
 import html
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,10 @@ from imagewam_jax.evaluation.closed_loop import (
     acting,
     demonstrations_by_instruction,
     evaluate_closed_loop,
+    first_starts,
+    mean_of_suites,
+    success_by_suite,
+    success_by_task,
     success_of,
 )
 from imagewam_jax.evaluation.offline import sample_noise
@@ -68,7 +73,7 @@ class StandIn:
 def test_every_policy_variant(monkeypatch):
     """Forward succeeds from any of these starts within its 12 steps, backward never does."""
     monkeypatch.setattr(closed_loop, "FIRST_SEED", 4)
-    monkeypatch.setattr(closed_loop, "SIMULATORS_PER_WORKER", 2)
+    monkeypatch.setattr(closed_loop, "simulators_per_worker", lambda name: 2)
     demonstrations = {
         "go forward": [np.ones((12, 1), np.float32)],
         "go backward": [-np.ones((12, 1), np.float32)],
@@ -94,7 +99,24 @@ def test_every_policy_variant(monkeypatch):
     assert set(results[POLICY].frames) == set(range(4)) and not results[BLANK].frames
 
 
-def test_a_policy_that_does_not_fit_the_simulator():
+def test_every_task_is_played_in_turn_from_stored_or_new_starts():
+    spec = FakeSimulator.spec
+    assert first_starts(spec, 3) == [("forward", 10_000), ("backward", 10_000), ("forward", 10_001)]
+    stored = replace(spec, trials={"forward": 1, "backward": 3})
+    starts = [("forward", 0), ("backward", 0), ("backward", 1), ("backward", 2)]
+    assert first_starts(stored, 4) == starts and first_starts(stored, 3) == starts[:3]
+    with pytest.raises(ConfigError, match="episodes is 5, and the simulator has 4 start states"):
+        first_starts(stored, 5)
+
+
+def test_suites_are_the_first_part_of_a_task_s_name():
+    assert FakeSimulator.spec.suites == {"": ("forward", "backward")}
+    instructions = dict.fromkeys(("near/push", "far/push", "near/pull"), "go")
+    suites = replace(FakeSimulator.spec, instructions=instructions).suites
+    assert suites == {"near": ("near/push", "near/pull"), "far": ("far/push",)}
+
+
+def test_a_policy_that_does_not_fit_the_simulator(capsys):
     other = StandIn()
     other.cameras, other.state_dim, other.action_dim = ("primary",), 4, 7
     message = (
@@ -105,6 +127,11 @@ def test_a_policy_that_does_not_fit_the_simulator():
         _check_fit(other, "fake", FakeSimulator.spec, 4)
     with pytest.raises(ConfigError, match="execute_steps is 5, expected 1 to 4, the horizon"):
         _check_fit(StandIn(), "fake", FakeSimulator.spec, 5)
+    _check_fit(StandIn(), "fake", FakeSimulator.spec, 4)
+    _check_fit(StandIn(), "fake", replace(FakeSimulator.spec, execute_steps=4), 4)
+    assert capsys.readouterr().out == ""
+    _check_fit(StandIn(), "fake", replace(FakeSimulator.spec, execute_steps=3), 4)
+    assert "execute_steps is 4: the protocol of 'fake' executes 3" in capsys.readouterr().out
 
 
 def test_a_registered_simulator_plays_its_own_dataset():
@@ -142,6 +169,25 @@ def test_demonstrations_are_whole_episodes_under_their_instruction(dataset):
 def test_success_with_its_interval():
     result = RolloutResult((("a", 0),) * 4, np.array([1, 0, 1, 1], bool), np.zeros(4, int), {})
     assert success_of(result) == (3, 4, *wilson_interval(3, 4))
+
+
+def test_success_by_task_and_by_suite():
+    tasks = ("near/push", "near/pull", "far/push", "far/lift")
+    spec = replace(FakeSimulator.spec, instructions=dict.fromkeys(tasks, "go"))
+    episodes = tuple((task, trial) for trial in range(4) for task in tasks[:3])
+    success = np.array([1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0], bool)
+    result = RolloutResult(episodes, success, np.zeros(12, int), {})
+    by_task = success_by_task(result)
+    assert {task: s[:2] for task, s in by_task.items()} == {
+        "near/push": (4, 4),
+        "near/pull": (1, 4),
+        "far/push": (1, 4),
+    }
+    suites = success_by_suite(result, spec)
+    assert {suite: s[:2] for suite, s in suites.items()} == {"near": (5, 8), "far": (1, 4)}
+    error = np.sqrt(5 / 8 * 3 / 8 / 8 + 1 / 4 * 3 / 4 / 4) / 2
+    np.testing.assert_allclose(mean_of_suites(suites), ((5 / 8 + 1 / 4) / 2, error))
+    assert success_by_suite(result, FakeSimulator.spec) == {}  # its tasks have no suite
 
 
 @pytest.fixture
@@ -183,6 +229,17 @@ def test_evaluation_in_the_simulator(with_simulator, tmp_path):
     results = json.loads((tmp_path / "evaluation.json").read_text())
     assert set(results["closed_loop"]) == {POLICY, SWAPPED, BLANK, RANDOM, REPLAY}
     assert all(s["episodes"] == 2 for s in results["closed_loop"].values())
+    for found in results["closed_loop"].values():
+        assert {task: s["episodes"] for task, s in found["tasks"].items()} == {
+            "faucet-open": 1,
+            "faucet-close": 1,
+        }
+        assert "suites" not in found
     page = html.unescape((tmp_path / "report.html").read_text())
     for words in ("Success in the simulator", "gripper", "task 'open the faucet'"):
         assert words in page
+    journal = (tmp_path / "episodes.jsonl").read_text()
+    assert len(journal.splitlines()) == 1 + 5 * 2
+    assert evaluate(tmp_path, "--episodes=2", "--workers=1", "--resume") == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == results
+    assert (tmp_path / "episodes.jsonl").read_text() == journal  # nothing was played again

@@ -53,6 +53,22 @@ def test_an_episode_stops_at_the_step_limit(pool):
     assert pool.execute({2: forward(1)})[2].steps == 1
 
 
+def test_only_the_last_action_of_a_chunk_looks(pool):
+    pool.reset({2: ("looks", 0)})
+    outcome = pool.execute({2: -forward(3)})[2]
+    assert outcome.observation.instruction == "looked: [False, False, True]"
+    pool.execute({2: -forward(7)})
+    outcome = pool.execute({2: -forward(7)})[2]  # the limit of 12 steps ends this chunk
+    assert outcome.observation.instruction.count("True") == 3
+    assert outcome.observation.instruction.endswith("False, True]")
+
+
+def test_the_pool_knows_what_each_simulator_holds(pool):
+    pool.reset({0: ("forward", 0), 3: ("backward", 0)})
+    pool.reset({0: ("modules", 0)})
+    assert (pool.tasks[0], pool.tasks[3]) == ("modules", "backward")
+
+
 def test_workers_import_no_large_library(pool):
     import jax  # noqa: F401 - what this process has imported must not reach the workers.
 
@@ -93,8 +109,8 @@ def test_a_simulator_that_cannot_be_built_says_why():
 
 
 def test_an_unknown_simulator_is_named():
-    with pytest.raises(ValueError, match="unknown simulator 'metaworld'; known: metaworld_faucet"):
-        make_simulator("metaworld")
+    with pytest.raises(ValueError, match="unknown simulator 'metawrld'; known: "):
+        make_simulator("metawrld")
 
 
 def test_closing_ends_the_processes():

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +15,17 @@ from PIL import Image
 from imagewam_jax.errors import CheckpointError, InUseError
 from imagewam_jax.evaluation.closed_loop import BLANK, POLICY, RANDOM, REPLAY, SWAPPED, Success
 from imagewam_jax.evaluation.evaluate import evaluate
-from imagewam_jax.evaluation.report import episode_section, film_strip, overlay, success_section
+from imagewam_jax.evaluation.report import (
+    episode_section,
+    film_strip,
+    overlay,
+    success_section,
+    task_section,
+)
 from imagewam_jax.evaluation.rollout import RolloutResult
 from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import image_grid, write_page
+from tests.evaluation.fake_simulator import FakeSimulator
 from tests.training.tiny import trained_run
 
 
@@ -127,6 +135,35 @@ def test_sections_of_the_simulator(tmp_path):
     # What comes from data is text, never markup.
     assert "open &lt;it&gt; &amp; see" in page.text and "&lt;title&gt;" in page.text
     assert "success in 33 steps" in page.text
+
+
+def test_suites_and_their_tasks_in_a_table(tmp_path):
+    tasks = ("near/push", "near/pull", "far/push")
+    spec = replace(FakeSimulator.spec, instructions=dict.fromkeys(tasks, "go"))
+    episodes = tuple((task, trial) for task in tasks for trial in range(2))
+    results = {
+        name: RolloutResult(episodes, np.array(success, bool), np.ones(6, int), {})
+        for name, success in {POLICY: [1, 1, 0, 1, 0, 1], RANDOM: [0, 0, 0, 0, 0, 1]}.items()
+    }
+    write_page(tmp_path / "report.html", "title", "subtitle", [task_section(results, spec)])
+    cells = Page(tmp_path / "report.html").cells
+    assert [cells[i : i + 3] for i in range(0, len(cells), 3)] == [
+        ["task", POLICY, RANDOM],
+        ["near", "3 / 4", "0 / 4"],
+        ["near/push", "2 / 2", "0 / 2"],
+        ["near/pull", "1 / 2", "0 / 2"],
+        ["far", "1 / 2", "1 / 2"],
+        ["far/push", "1 / 2", "1 / 2"],
+        ["mean of suites", "62.5% ± 20.7%", "25.0% ± 17.7%"],
+    ]
+    two = RolloutResult(
+        (("forward", 0), ("backward", 0)), np.array([True, False]), np.ones(2, int), {}
+    )
+    assert task_section({POLICY: two}, FakeSimulator.spec).table == [
+        ("task", POLICY),
+        ("forward", "1 / 1"),
+        ("backward", "0 / 1"),
+    ]
 
 
 def pixels(png: bytes) -> np.ndarray:

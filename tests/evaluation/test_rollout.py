@@ -81,6 +81,19 @@ def test_the_result_does_not_depend_on_how_episodes_are_batched(pool):
     assert 0 < few.success.sum() < len(episodes)  # The comparison says something.
 
 
+def test_an_idle_simulator_prefers_the_task_that_it_holds():
+    """Loading a task may take seconds: two simulators and two tasks need it twice."""
+    episodes = [("backward", 0), *[("forward", 0)] * 4, *[("backward", 0)] * 3]  # three chunks each
+    with SimulatorPool(NAME, num_simulators=2, num_workers=1) as two:
+        success = rollout(two, obey, episodes, execute_steps=4).success
+        assert success.tolist() == [task == "forward" for task, _ in episodes]
+        loaded = [two.reset({i: ("loaded", 0)})[i].instruction for i in range(2)]
+        assert loaded == ["backward loaded", "forward loaded"]
+        # Whoever has none of its own takes one that nobody holds.
+        rollout(two, obey, [("forward", 9), ("forward", 8), ("backward", 5)], execute_steps=4)
+        assert sorted(two.tasks.values()) == ["backward", "forward"]
+
+
 def test_recorded_frames_are_those_the_policy_saw_and_the_last(pool):
     result = rollout(pool, obey, EPISODES, execute_steps=4, record=[2])
     assert list(result.frames) == [2]

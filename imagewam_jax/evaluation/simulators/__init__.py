@@ -6,17 +6,32 @@ from typing import NamedTuple
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.evaluation.simulators.base import Simulator
 
+SIMULATORS_PER_WORKER = 8  # where neither a simulator's memory nor its drawing says otherwise
+
 
 class _Registered(NamedTuple):
-    """Where a simulator is, as "module:Class", and the dataset that was recorded in it."""
+    """Where a simulator is, and what it plays.
+
+    location: "module:Class".
+    datasets: those that were recorded in it; empty: what a config trains on.
+    per_worker: how many of it share a process.
+    """
 
     location: str
-    dataset: str
+    datasets: tuple[str, ...] = ()
+    per_worker: int = SIMULATORS_PER_WORKER
 
 
 _REGISTRY = {
+    "libero": _Registered(
+        "imagewam_jax.evaluation.simulators.libero:Libero",
+        datasets=tuple(f"libero_{suite}_no_noops" for suite in ("spatial", "object", "goal", "10")),
+        per_worker=1,  # its renderer draws the images of one environment in a process
+    ),
+    "metaworld": _Registered("imagewam_jax.evaluation.simulators.metaworld:Metaworld"),
     "metaworld_faucet": _Registered(
-        "imagewam_jax.evaluation.simulators.metaworld_faucet:MetaworldFaucet", "metaworld_faucet"
+        "imagewam_jax.evaluation.simulators.metaworld_faucet:MetaworldFaucet",
+        datasets=("metaworld_faucet",),
     ),
 }
 
@@ -37,7 +52,13 @@ def make_simulator(name: str, **options) -> Simulator:
 def simulates(name: str, dataset: str) -> bool:
     """Whether a policy in the units of `dataset` can act in a simulator.
 
-    A registered simulator plays the dataset that was recorded in it, and no other; one that a
-    config names as "module:Class" plays what that config trains on.
+    A registered simulator plays the datasets that were recorded in it, and no other; one without
+    any, or that a config names as "module:Class", plays what that config trains on.
     """
-    return name not in _REGISTRY or _REGISTRY[name].dataset == dataset
+    datasets = _REGISTRY[name].datasets if name in _REGISTRY else ()
+    return not datasets or dataset in datasets
+
+
+def simulators_per_worker(name: str) -> int:
+    """How many simulators of a kind share a process."""
+    return _REGISTRY[name].per_worker if name in _REGISTRY else SIMULATORS_PER_WORKER

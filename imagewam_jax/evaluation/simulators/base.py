@@ -45,7 +45,11 @@ class SimulatorSpec:
     state_names, action_names: one name per dimension.
     action_low, action_high: bounds per dimension; actions beyond them are clipped.
     control_hz: actions per second of simulated time.
-    max_steps: an episode that has not succeeded after so many actions has failed.
+    max_steps: task name -> an episode that has not succeeded after so many actions has failed.
+    trials: task name -> how many start states a benchmark stores for it: its seeds are numbers of
+        trials, from 0 on. None: every seed is a start state.
+    execute_steps: how many actions of a chunk the benchmark's protocol executes before the next
+        decision. None: it does not say.
     """
 
     instructions: Mapping[str, str]
@@ -55,18 +59,42 @@ class SimulatorSpec:
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     control_hz: float
-    max_steps: int
+    max_steps: Mapping[str, int]
+    trials: Mapping[str, int] | None = None
+    execute_steps: int | None = None
 
     @property
     def action_dim(self) -> int:
         return len(self.action_names)
 
+    @property
+    def suites(self) -> dict[str, tuple[str, ...]]:
+        """Suite -> its tasks. A task is named "suite/name", or "name" where there are no suites;
+        the suite is then ""."""
+        found: dict[str, tuple[str, ...]] = {}
+        for task in self.instructions:
+            suite = task.rpartition("/")[0]
+            found[suite] = (*found.get(suite, ()), task)
+        return found
+
+
+def finite_action(action: Float[np.ndarray, "..."], dims: int) -> Float32[np.ndarray, "a"]:
+    """The action as float32. ValueError: it is not `dims` finite numbers."""
+    action = np.asarray(action, np.float32)
+    if action.shape != (dims,) or not np.isfinite(action).all():
+        raise ValueError(f"an action must be {dims} finite numbers, found {action!r}")
+    return action
+
 
 class Simulator(Protocol):
-    """One environment. Built from keyword options; stepping does not render.
+    """One environment, built from keyword options.
 
     Rendering costs tens of times more than a step of physics, and a policy that executes chunks of
-    actions looks only when it plans again: `observe` renders, nothing else does but `reset`.
+    actions looks only when it plans again: cameras are drawn at a reset, at a step with `look`, or
+    when `observe` is called.
+
+    Actions and states are in the standard convention of the datasets (a gripper's 1 is open), and
+    images are as the datasets store them. What a benchmark has otherwise, a simulator converts.
     """
 
     spec: SimulatorSpec
@@ -74,8 +102,12 @@ class Simulator(Protocol):
     def reset(self, task: str, seed: int) -> Observation:
         """Starts an episode. `(task, seed)` fixes the start state exactly."""
 
-    def step(self, action: Float[np.ndarray, "a"]) -> bool:
-        """Applies one action in real units; returns whether the task is done."""
+    def step(self, action: Float[np.ndarray, "a"], *, look: bool) -> bool:
+        """Applies one action in real units; returns whether the task is done.
+
+        look: `observe` follows, unless the task is done before. Some benchmarks define images as
+            taken within a step, and draw them only if they are told to.
+        """
 
     def observe(self) -> Observation:
-        """Renders the present state."""
+        """What can be seen now: the images of the last step with `look`, or new ones."""

@@ -13,8 +13,8 @@ import warnings
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec
-from imagewam_jax.evaluation.simulators.opengl import configure_opengl
+from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec, finite_action
+from imagewam_jax.evaluation.simulators.opengl import configure_opengl, fast_renderer
 
 FAUCET_LOW_XYZ = (-0.25, 0.70, 0.0)
 FAUCET_HIGH_XYZ = (0.25, 0.85, 0.0)
@@ -40,7 +40,7 @@ class MetaworldFaucet:
         action_low=(-1.0,) * 4,
         action_high=(1.0,) * 4,
         control_hz=80.0,
-        max_steps=150,
+        max_steps={"faucet-open": 150, "faucet-close": 150},
     )
 
     def __init__(self, *, image_side: int = 64):
@@ -82,14 +82,14 @@ class MetaworldFaucet:
         self._task = task
         return self.observe()
 
-    def step(self, action: Float[np.ndarray, "a=4"]) -> bool:
+    def step(self, action: Float[np.ndarray, "a=4"], *, look: bool) -> bool:
         """Applies one action, clipped to [-1, 1]; returns Meta-World's success flag.
+
+        look: makes no difference, since images are of the present state.
 
         ValueError: the action is not four finite numbers.
         """
-        action = np.asarray(action, np.float32)
-        if action.shape != (4,) or not np.isfinite(action).all():
-            raise ValueError(f"an action must be 4 finite numbers, found {action!r}")
+        action = finite_action(action, 4)
         observation, _, _, _, info = self._envs[self._task].step(np.clip(action, -1.0, 1.0))
         self._full_observation = observation
         return bool(info["success"])
@@ -104,11 +104,16 @@ class MetaworldFaucet:
 
     def expert_action(self) -> Float32[np.ndarray, "a=4"]:
         """The next action of Meta-World's scripted policy, which knows where the faucet is."""
-        with warnings.catch_warnings():
-            # It warns whenever its proportional control exceeds 1; the clipping is meant.
-            warnings.simplefilter("ignore")
-            action = self._experts[self._task].get_action(self._full_observation)
-        return np.clip(action, -1.0, 1.0)
+        return scripted_action(self._experts[self._task], self._full_observation)
+
+
+def scripted_action(policy, observation: Float[np.ndarray, "o"]) -> Float32[np.ndarray, "a=4"]:
+    """The action of one of Meta-World's scripted policies, clipped to [-1, 1]."""
+    with warnings.catch_warnings():
+        # It warns whenever its proportional control exceeds 1; the clipping is meant.
+        warnings.simplefilter("ignore")
+        action = policy.get_action(observation)
+    return np.clip(action, -1.0, 1.0).astype(np.float32)
 
 
 @functools.cache
@@ -116,20 +121,13 @@ def _renderer(image_side: int):
     """The process's renderer for one image size and its scene options.
 
     One renderer serves every environment of the process: both tasks use the same model file, and
-    drawing reads positions from the data alone. Multisampling and shadows are off before the
-    renderer allocates buffers for them: software OpenGL is several times faster without.
+    drawing reads positions from the data alone.
     """
     import mujoco
     from metaworld.asset_path_utils import full_V3_path_for
 
     model = mujoco.MjModel.from_xml_path(full_V3_path_for("sawyer_xyz/sawyer_faucet.xml"))
-    model.vis.quality.offsamples = 0
-    model.vis.quality.shadowsize = 0
-    model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_side)
-    model.vis.global_.offheight = max(model.vis.global_.offheight, image_side)
-    renderer = mujoco.Renderer(model, height=image_side, width=image_side)
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    renderer = fast_renderer(model, image_side)
     scene_option = mujoco.MjvOption()
     scene_option.sitegroup[:] = 0
     # Left to its destructor, the renderer outlives OpenGL and prints errors.

@@ -1,4 +1,4 @@
-"""Headless OpenGL for MuJoCo: find a backend that works, or say what to install.
+"""Headless OpenGL for MuJoCo: find a backend that works, or say what to install; draw fast.
 
 MuJoCo chooses its backend from the environment variable MUJOCO_GL when it is imported, and a
 backend whose libraries are broken can end the process. So each candidate is tried in a process of
@@ -54,6 +54,26 @@ def configure_opengl() -> str:
         "  apt-get install libegl1 libopengl0 libgl1-mesa-dri   (EGL, also on a GPU)\n"
         "  apt-get install libosmesa6                           (software only)"
     )
+
+
+def fast_renderer(model, image_side: int):
+    """A `mujoco.Renderer` of square images, without what software OpenGL is slow at.
+
+    Multisampling and shadows are off before the renderer allocates buffers for them.
+
+    model: a `mujoco.MjModel`; what it says of quality and sizes is changed.
+    image_side: side length in pixels.
+    """
+    import mujoco
+
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 0
+    model.vis.global_.offwidth = max(model.vis.global_.offwidth, image_side)
+    model.vis.global_.offheight = max(model.vis.global_.offheight, image_side)
+    renderer = mujoco.Renderer(model, height=image_side, width=image_side)
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+    return renderer
 
 
 def _probe(backend: str) -> str | None:

@@ -38,6 +38,7 @@ class SimulatorPool:
     """
 
     spec: SimulatorSpec
+    tasks: dict[int, str]  # simulator -> the task of its latest episode
 
     def __init__(
         self,
@@ -66,10 +67,13 @@ class SimulatorPool:
             self._end(patience_s=0)
             raise
         self.spec = specs[0]
+        self.tasks = {}
 
     def reset(self, starts: Mapping[int, tuple[str, int]]) -> dict[int, Observation]:
         """Starts an episode `(task, seed)` in each named simulator."""
-        return self._call("reset", starts)
+        observations = self._call("reset", starts)
+        self.tasks |= {i: task for i, (task, _) in starts.items()}
+        return observations
 
     def execute(self, chunks: Mapping[int, Float[np.ndarray, "_ a"]]) -> dict[int, ChunkOutcome]:
         """Executes a chunk of actions in each named simulator, and renders once at its end.
@@ -154,6 +158,8 @@ class _Worker:
             raise self._death() from None
         if status == "no OpenGL":
             raise OpenGLUnavailable(answer)
+        if status == "refused":
+            raise SimulatorError(f"{self._name}: {answer}")
         if status == "error":
             raise SimulatorError(f"{self._name} failed:\n{answer}")
         return answer

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from jaxtyping import Float
 
-from imagewam_jax.errors import OpenGLUnavailable
+from imagewam_jax.errors import OpenGLUnavailable, UserError
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, Simulator
 
@@ -25,16 +25,19 @@ class _Episode:
     def __init__(self, simulator: Simulator):
         self.simulator = simulator
         self.steps = 0
+        self.max_steps = 0
 
     def reset(self, start: tuple[str, int]) -> Observation:
         self.steps = 0
-        return self.simulator.reset(*start)
+        observation = self.simulator.reset(*start)
+        self.max_steps = self.simulator.spec.max_steps[start[0]]
+        return observation
 
     def execute(self, chunk: Float[np.ndarray, "k a"]) -> ChunkOutcome:
         success = False
-        max_steps = self.simulator.spec.max_steps
-        for action in chunk[: max_steps - self.steps]:
-            success = self.simulator.step(action)
+        executed = chunk[: self.max_steps - self.steps]
+        for left, action in zip(reversed(range(len(executed))), executed, strict=True):
+            success = self.simulator.step(action, look=left == 0)
             self.steps += 1
             if success:
                 break
@@ -42,13 +45,13 @@ class _Episode:
             observation=self.simulator.observe(),
             success=success,
             steps=self.steps,
-            done=success or self.steps == max_steps,
+            done=success or self.steps == self.max_steps,
         )
 
 
 def _serve(connection: Connection) -> None:
-    """Answers every request with ("ok", result) or, once and for all, ("error", traceback) or
-    ("no OpenGL", what to install)."""
+    """Answers every request with ("ok", result) or, once and for all, ("error", traceback), ("no
+    OpenGL", what to install) or ("refused", what the user can change)."""
     try:
         name, options, num_simulators = connection.recv()
         episodes = [_Episode(make_simulator(name, **options)) for _ in range(num_simulators)]
@@ -61,6 +64,8 @@ def _serve(connection: Connection) -> None:
         pass  # The pool has closed its end.
     except OpenGLUnavailable as error:
         connection.send(("no OpenGL", str(error)))
+    except UserError as error:
+        connection.send(("refused", str(error)))
     except Exception:
         connection.send(("error", traceback.format_exc()))
 
