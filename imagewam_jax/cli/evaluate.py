@@ -1,7 +1,10 @@
 """`imagewam evaluate`: measure a checkpoint on held-out episodes and in its simulator."""
 
 import argparse
+import ast
+import contextlib
 from pathlib import Path
+from typing import Any
 
 from imagewam_jax.errors import ConfigError
 
@@ -42,13 +45,34 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
         action="store_true",
         help="do not play again what an interrupted evaluation has played in the simulator",
     )
-    evaluate.add_argument("--no-simulator", action="store_true", help="recorded data alone")
+    played = evaluate.add_mutually_exclusive_group()
+    played.add_argument("--no-simulator", action="store_true", help="recorded data alone")
+    played.add_argument("--simulator", help="the one to play; default: that of the config")
+    evaluate.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=option,
+        metavar="NAME=VALUE",
+        help="of the simulator, in place of all of the config's, such as "
+        "--option=\"suites=('libero_goal',)\"; can be repeated",
+    )
     evaluate.set_defaults(run=_evaluate)
 
 
 def count_or_all(text: str) -> int | None:
     """The limit that `--samples` names; None for all."""
     return None if text == "all" else int(text)
+
+
+def option(text: str) -> tuple[str, Any]:
+    """A name and its value, a Python literal or else text."""
+    name, separator, value = text.partition("=")
+    if not (name and separator):
+        raise ValueError(text)
+    with contextlib.suppress(ValueError, SyntaxError):
+        return name, ast.literal_eval(value)
+    return name, value
 
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -66,7 +90,8 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         data_directory=arguments.data,
         split=arguments.split,
         samples=arguments.samples,
-        simulate=not arguments.no_simulator,
+        simulator="" if arguments.no_simulator else arguments.simulator,
+        options=dict(arguments.option) or None,
         episodes=arguments.episodes,
         workers=arguments.workers,
         resume=arguments.resume,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -48,6 +48,7 @@ def evaluate_closed_loop(
     dataset: Dataset,
     simulator: str,
     *,
+    options: Mapping[str, Any] | None = None,
     episodes: int,
     workers: int = 2,
     journal: Journal | None = None,
@@ -57,6 +58,7 @@ def evaluate_closed_loop(
     Without a second instruction there is no variant with another one, and without demonstrations
     of every instruction none that replays them.
 
+    options: keyword options of the simulator.
     journal: episodes that it has are not played again, and those that end are added.
 
     Returns success and rollouts by variant, and the description of the simulator. ConfigError: the
@@ -65,9 +67,8 @@ def evaluate_closed_loop(
     """
     execute_steps = policy.config["acting"]["execute_steps"]
     simulators = workers * simulators_per_worker(simulator)
-    options = policy.config["evaluation"]["options"]
     with SimulatorPool(
-        simulator, num_simulators=simulators, num_workers=workers, options=options
+        simulator, num_simulators=simulators, num_workers=workers, options=options or {}
     ) as pool:
         spec = pool.spec
         _check_fit(policy, simulator, spec, execute_steps)

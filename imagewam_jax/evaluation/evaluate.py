@@ -8,9 +8,10 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -83,7 +84,8 @@ def evaluate(
     data_directory: str | None = None,
     split: str | None = None,
     samples: int | None = MAX_SAMPLES,
-    simulate: bool = True,
+    simulator: str | None = None,
+    options: Mapping[str, Any] | None = None,
     episodes: int = 100,
     workers: int = 2,
     resume: bool = False,
@@ -99,6 +101,8 @@ def evaluate(
     data_directory: where the data is now, if it was moved since training.
     split: the held-out episodes; by default `data.eval_split`.
     samples: those of the split that errors are measured on, spread evenly; None takes all.
+    simulator: the one to play; None is that of the policy's config, and "" plays none.
+    options: of the simulator named, in place of the config's.
     resume: episodes that an interrupted evaluation has played in the simulator are not played
         again (`journal.py`).
     ConfigError: a count is below 1, the simulator does not fit the policy, or `resume` finds the
@@ -119,7 +123,10 @@ def evaluate(
         for shared in shared_splits([opened], section):
             _LOG.warning("%s", shared)
     start_frames = evaluation_frames(opened, split)
-    simulator = config["evaluation"]["simulator"] if simulate else ""
+    if simulator is None:
+        simulator = config["evaluation"]["simulator"]
+        options = config["evaluation"]["options"] if options is None else options
+    options = dict(options or {})
     if simulator and not simulates(simulator, opened.name):
         print(f"the simulator {simulator!r} does not play {opened.name!r}: recorded data alone")
         simulator = ""
@@ -128,10 +135,16 @@ def evaluate(
     results: dict = {"checkpoint_step": policy.step, "dataset": opened.name, "split": split}
     played = None
     if simulator:
-        identity = _identity(policy, checkpoint, simulator, autoencoder, text_table)
+        identity = _identity(policy, checkpoint, simulator, options, autoencoder, text_table)
         with Journal(output / "episodes.jsonl", identity, resume=resume) as journal:
             played = evaluate_closed_loop(
-                policy, opened, simulator, episodes=episodes, workers=workers, journal=journal
+                policy,
+                opened,
+                simulator,
+                options=options,
+                episodes=episodes,
+                workers=workers,
+                journal=journal,
             )
         success, rollouts, spec = played
         results["closed_loop"] = {
@@ -166,6 +179,7 @@ def _identity(
     policy: Policy,
     checkpoint: Path | str,
     simulator: str,
+    options: Mapping[str, Any],
     autoencoder: Path | None,
     text_table: Path | None,
 ) -> dict:
@@ -185,7 +199,7 @@ def _identity(
         "autoencoder": str(autoencoder or ""),
         "text_table": str(text_table or ""),
         "simulator": simulator,
-        "options": dict(policy.config["evaluation"]["options"]),
+        "options": options,
         "acting": dict(policy.config["acting"]),
         "versions": versions,
     }

@@ -190,28 +190,16 @@ def test_success_by_task_and_by_suite():
     assert success_by_suite(result, FakeSimulator.spec) == {}  # its tasks have no suite
 
 
-@pytest.fixture
-def with_simulator(monkeypatch):
-    """The tiny policy, whose config says where it can act."""
-    load = closed_loop.trained.load_policy
-
-    def loaded(path, **parts):
-        policy = load(path, **parts)
-        section = {"simulator": "metaworld_faucet", "options": {"image_side": 64}}
-        policy.config = policy.config | {"evaluation": section}
-        return policy
-
-    monkeypatch.setattr("imagewam_jax.evaluation.evaluate.load_policy", loaded)
+# The tiny policy's config names none.
+SIMULATOR = ("--simulator=metaworld_faucet", "--option=image_side=64")
 
 
 def evaluate(output, *more):
-    arguments = ["evaluate", f"--checkpoint={trained_run()}", f"--output={output}", *more]
-    return cli.main(arguments)
+    arguments = ["evaluate", f"--checkpoint={trained_run()}", f"--output={output}", *SIMULATOR]
+    return cli.main([*arguments, *more])
 
 
-def test_no_opengl_is_one_error_that_says_what_to_install(
-    with_simulator, monkeypatch, tmp_path, capsys
-):
+def test_no_opengl_is_one_error_that_says_what_to_install(monkeypatch, tmp_path, capsys):
     pytest.importorskip("mujoco")
     monkeypatch.setenv("MUJOCO_GL", "nonsense")
     assert evaluate(tmp_path, "--episodes=2", "--workers=1") == 1
@@ -222,8 +210,22 @@ def test_no_opengl_is_one_error_that_says_what_to_install(
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_simulator_is_given_its_options(tmp_path, capsys):
+    """One that it does not have is one error."""
+    assert evaluate(tmp_path, "--option=colour='red'", "--episodes=2", "--workers=1") == 1
+    error = capsys.readouterr().err
+    message = "options of the simulator 'metaworld_faucet': got an unexpected keyword argument"
+    assert f"{message} 'colour'" in error and "Traceback" not in error
+    with pytest.raises(SystemExit):
+        evaluate(tmp_path, "--option=colour")
+    assert "argument --option: invalid option value: 'colour'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate(tmp_path, "--no-simulator")
+    assert "--no-simulator: not allowed with argument --simulator" in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_evaluation_in_the_simulator(with_simulator, tmp_path):
+def test_evaluation_in_the_simulator(tmp_path):
     require_metaworld()
     assert evaluate(tmp_path, "--episodes=2", "--workers=1") == 0
     results = json.loads((tmp_path / "evaluation.json").read_text())

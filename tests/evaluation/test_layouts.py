@@ -150,7 +150,7 @@ def test_a_dataset_with_less_than_others_of_its_mixture(robotwin_set, tmp_path):
     sets = [{"dataset": name, "weight": 1.0} for name in ("robotwin", "metaworld_faucet")]
     config.data.mixtures = {"both": sets}
     run = untrained_run(config, tmp_path / "run")
-    report = evaluate(run, dataset="metaworld_faucet", simulate=False)
+    report = evaluate(run, dataset="metaworld_faucet", simulator="")
     errors = results_of(report)["offline"]["action_error"]
     assert {name: len(error) for name, error in errors.items()} == dict.fromkeys(
         (POLICY, LAST_ACTION, MEAN_ACTION), 4

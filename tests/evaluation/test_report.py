@@ -73,7 +73,7 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("moved")
     run = Path(shutil.copytree(trained_run(), folder / "run"))
     dataset = Path(shutil.copytree(trained_run().parent / "metaworld_faucet", folder / "set"))
-    return evaluate(run, data_directory=str(dataset / "1.0.0"), simulate=False)
+    return evaluate(run, data_directory=str(dataset / "1.0.0"), simulator="")
 
 
 def test_evaluation_without_a_simulator(report):
@@ -104,13 +104,13 @@ def test_a_report_that_another_process_writes(report):
             InUseError, match=rf"^{report.parent} is in use by process .* evaluate, since"
         ),
     ):
-        evaluate(report.parent.parent, simulate=False)
+        evaluate(report.parent.parent, simulator="")
     assert report.read_bytes() == before
 
 
 def test_no_checkpoint_is_an_error_that_leaves_nothing_behind(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        evaluate(tmp_path, simulate=False)
+        evaluate(tmp_path, simulator="")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """Simulators by name. Importing this package imports none of them."""
 
+import inspect
 from importlib import import_module
 from typing import NamedTuple
 
@@ -39,14 +40,20 @@ _REGISTRY = {
 def make_simulator(name: str, **options) -> Simulator:
     """Builds a simulator from its registered name, or from "module:Class" if it is elsewhere.
 
-    ConfigError: no simulator has that name. OpenGLUnavailable: it renders, this machine cannot.
+    ConfigError: no simulator has that name, or it has no such option. OpenGLUnavailable: it
+    renders, this machine cannot.
     """
     location = _REGISTRY[name].location if name in _REGISTRY else name
     module, separator, class_name = location.partition(":")
     if not separator:
         known = ", ".join(sorted(_REGISTRY))
         raise ConfigError(f"unknown simulator {name!r}; known: {known}, or module:Class")
-    return getattr(import_module(module), class_name)(**options)
+    simulator = getattr(import_module(module), class_name)
+    try:
+        inspect.signature(simulator).bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"options of the simulator {name!r}: {error}") from error
+    return simulator(**options)
 
 
 def simulates(name: str, dataset: str) -> bool:
