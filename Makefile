@@ -25,7 +25,7 @@ demo: $(RUN)/evaluation/report.html
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sim,tfds,lerobot,beam,aot,wandb,parity,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sim,libero,tfds,lerobot,beam,aot,wandb,parity,dev]'
 	touch $@
 
 # MuJoCo draws without a display through EGL, a system library. As root on Debian it is installed
@@ -34,7 +34,7 @@ opengl: .venv/demo
 	@$(BIN)/python -m imagewam_jax.evaluation.simulators.opengl || { \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 	  apt-get update -qq && \
-	  apt-get install -y -qq libegl1 libopengl0 libgl1-mesa-dri >/dev/null && \
+	  apt-get install -y -qq libegl1 libopengl0 libgl1 libgl1-mesa-dri libglib2.0-0 >/dev/null && \
 	  $(BIN)/python -m imagewam_jax.evaluation.simulators.opengl; }
 
 $(DATASET)/dataset_info.json: | .venv/demo opengl
