@@ -61,10 +61,8 @@ WANTED = {
         "4B, all of it, on 16 chips of v6e",
         "libero:4b",
         "v6e:4x4",
-        {"mesh.data": 4, "mesh.fsdp": 4, **ALL},
-        "The official batch of 80, 5 samples a chip. 4 copies of the parameters, each over a row "
-        "of 4 chips: over all 16 the compiler reduces whole gradients on this chip, twice what is "
-        "needed, and nothing hides it (a step took 461 ms).",
+        ALL,
+        "The official batch of 80, 5 samples a chip.",
     ),
     "4b-act-v5e-1x1": Wanted(
         "4B acting on 1 chip of v5e",
