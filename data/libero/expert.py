@@ -31,7 +31,10 @@ _HAND_LENGTH_M, _HAND_WIDTH_M, _HAND_ABOVE_SITE_M = 0.22, 0.08, 0.03
 _WIDEST_GRASP_M = 0.072  # the fingers open to 0.08
 _YAWS_DEG = (0, 15, -15, 30, -30, 45, -45, 60, -60, 75, -75, 90)
 _ENOUGH_GAP_M = 0.015
+_TRIES = 3  # of a grasp
+_HOLD_STEPS = 4
 _DRAWER_TILT_DEG, _DRAWER_PULL_M = -75.0, 0.22
+_DRAWER_OPEN_M = 0.15
 
 _Point = Float64[np.ndarray, "xyz=3"]
 _Rotation = Float64[np.ndarray, "3 3"]
@@ -102,13 +105,16 @@ class _Expert:
         drop, clear: metres above it when the hand lets go, and while it carries.
         """
         scene = self._scene
-        point, rotation = self._grasp(name)
-        yield from self._go(_above(point, 0.10), rotation, OPEN, within=0.02, steps=120)
-        yield from self._go(point, rotation, OPEN, within=0.006)
-        yield from self._close(point, rotation)
-        lift = place[2] + clear - scene.box(name).low[2]
-        hand, _ = scene.hand()
-        yield from self._go(_above(hand, lift), rotation, CLOSED, within=0.03)
+        for _ in range(_TRIES):
+            point, rotation = self._grasp(name)
+            yield from self._go(_above(point, 0.10), rotation, OPEN, within=0.02, steps=120)
+            yield from self._go(point, rotation, OPEN, within=0.006)
+            yield from self._close(point, rotation)
+            lift = place[2] + clear - scene.box(name).low[2]
+            hand, _ = scene.hand()
+            yield from self._go(_above(hand, lift), rotation, CLOSED, within=0.03)
+            if place[2] + clear - scene.box(name).low[2] < lift / 2:
+                break
         # The object is measured twice, since it swings in the fingers on its way.
         for lower, within, steps in ((False, 0.012, 150), (True, 0.008, 80)):
             hand, _ = scene.hand()
@@ -125,22 +131,26 @@ class _Expert:
     def _open_drawer(self, drawer: str) -> _Actions:
         """Takes the bar between a finger above and one below it, and pulls along y."""
         scene = self._scene
-        bar = scene.handle(drawer).center
         half, rotation = (
             _about_x(np.deg2rad(_DRAWER_TILT_DEG * part)) @ _DOWN for part in (0.5, 1.0)
         )
-        before = bar - 0.10 * rotation[:, 2]
-        aside = np.array([before[0] - 0.05, before[1] + 0.08, max(before[2], 1.1)])
         turned = {"turned_within": 0.15}
-        yield from self._go(aside, half, OPEN, within=0.03, steps=60, **turned)
-        yield from self._go(before, rotation, OPEN, within=0.012, **turned)
-        at_bar = bar - [0, 0.004, 0]
-        yield from self._go(at_bar, rotation, OPEN, within=0.006, steps=60, **turned)
-        hand, _ = scene.hand()
-        yield from self._close(hand, rotation)
-        hand, _ = scene.hand()
-        pulled = hand + np.array([0.0, _DRAWER_PULL_M, 0.0])
-        yield from self._go(pulled, rotation, CLOSED, within=0.01, turned_within=np.inf)
+        shut = scene.handle(drawer).center[1]
+        for _ in range(_TRIES):
+            bar = scene.handle(drawer).center
+            before = bar - 0.10 * rotation[:, 2]
+            aside = np.array([before[0] - 0.05, before[1] + 0.08, max(before[2], 1.1)])
+            yield from self._go(aside, half, OPEN, within=0.03, steps=60, **turned)
+            yield from self._go(before, rotation, OPEN, within=0.012, **turned)
+            at_bar = bar - np.array([0.0, 0.004, 0.0])
+            yield from self._go(at_bar, rotation, OPEN, within=0.006, steps=60, **turned)
+            hand, _ = scene.hand()
+            yield from self._close(hand, rotation)
+            hand, _ = scene.hand()
+            pulled = hand + np.array([0.0, _DRAWER_PULL_M, 0.0])
+            yield from self._go(pulled, rotation, CLOSED, within=0.01, turned_within=np.inf)
+            if scene.handle(drawer).center[1] > shut + _DRAWER_OPEN_M:
+                break
 
     def _grasp(self, name: str) -> tuple[_Point, _Rotation]:
         """Where the hand closes on an object, and how it is turned.
@@ -183,12 +193,14 @@ class _Expert:
             yield self._towards(position, rotation, gripper)
 
     def _close(self, position: _Point, rotation: _Rotation) -> _Actions:
-        """Closes until the fingers stand still: at a thin rim later than at a box."""
-        fingers = self._scene.fingers()
+        """Closes until the fingers have stood still for _HOLD_STEPS, at a thin rim later than at a
+        box: their force grows while they do, and a bowl that is lifted at once may slip."""
+        fingers, still = self._scene.fingers(), 0
         for step in range(25):
             yield self._towards(position, rotation, CLOSED)
             before, fingers = fingers, self._scene.fingers()
-            if step > 4 and np.abs(fingers - before).max() < 3e-4:
+            still += step > 4 and np.abs(fingers - before).max() < 3e-4
+            if still > _HOLD_STEPS:
                 return
 
     def _towards(
