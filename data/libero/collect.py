@@ -6,7 +6,7 @@
 Writes one file per successful episode, RAW_DIR/<suite>_<task>_<seed>.npz, an empty .failed file for
 each other one, and RAW_DIR/collection.json. Run again after an interruption, or for more episodes,
 it plays what is missing. An episode depends on its task, its seed and the starts alone, not on the
-number of workers. It takes 20 to 40 CPU seconds and 1 to 3 MB; a worker takes 1 to 1.6 GB of
+number of workers. It takes 20 to 40 CPU seconds and 2 to 4 MB; a worker takes 1 to 1.6 GB of
 memory. Next, data/libero/build.py writes RLDS.
 
 starts: `official` are the 50 stored states of a task, from which evaluations start as well. `wide`
@@ -20,6 +20,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -180,13 +181,20 @@ def _check_settings(output: Path, settings: dict) -> None:
         path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them. ArgumentTypeError: they are not."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0,1,4,8, found {text!r}")
+    return tuple(int(number) for number in text.split(","))
+
+
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what `chosen_simulator` reads."""
     plans = "; ".join(f"{suite}: {', '.join(map(str, TASKS[suite]))}" for suite in TASKS)
     parser.add_argument("--suite", choices=tuple(TASKS), default="libero_goal")
     parser.add_argument(
         "--tasks",
-        type=lambda text: tuple(int(number) for number in text.split(",")),
+        type=_numbers,
         default=(),
         metavar="N,N",
         help=f"numbers of tasks, by default all that have a plan ({plans})",
@@ -223,6 +231,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     options, numbers = chosen_simulator(arguments, arguments.episodes_per_task)
+    if arguments.workers < 1:
+        raise SystemExit(f"--workers: expected at least 1, found {arguments.workers}")
     try:
         tasks = tuple(make_simulator("libero", **options).spec.instructions)
     except UserError as error:
