@@ -259,11 +259,16 @@ def main() -> None:
         initargs=(options,),
     ) as pool:
         futures = [pool.submit(_collect, plan) for plan in missing]
-        with tqdm(total=len(plans), initial=len(plans) - len(missing), unit="episode") as bar:
-            for future in as_completed(futures):
-                future.result()
-                bar.update()
-                bar.set_postfix(failed=sum(plan.failed.exists() for plan in plans))
+        try:
+            with tqdm(total=len(plans), initial=len(plans) - len(missing), unit="episode") as bar:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update()
+                    bar.set_postfix(failed=sum(plan.failed.exists() for plan in plans))
+        except UserError as error:
+            raise SystemExit(str(error)) from None
+        finally:
+            pool.shutdown(cancel_futures=True)  # else an interrupt would wait for all episodes
     for plan in plans:
         if plan.failed.exists():
             print(f"left out, no success: {plan.task} seed {plan.seed} noisy {plan.noisy}")
