@@ -31,6 +31,7 @@ _HAND_LENGTH_M, _HAND_WIDTH_M, _HAND_ABOVE_SITE_M = 0.22, 0.08, 0.03
 _WIDEST_GRASP_M = 0.072  # the fingers open to 0.08
 _YAWS_DEG = (0, 15, -15, 30, -30, 45, -45, 60, -60, 75, -75, 90)
 _ENOUGH_GAP_M = 0.015
+_RIM_INSET_M, _RIM_DEPTH_M = 0.008, 0.026  # a bowl's wall leans inwards
 _TRIES = 3  # of a grasp
 _HOLD_STEPS = 4
 _DRAWER_TILT_DEG, _DRAWER_PULL_M = -75.0, 0.22
@@ -104,24 +105,28 @@ class _Expert:
         place: where the middle of the object's underside comes to stand.
         drop, clear: metres above it when the hand lets go, and while it carries.
         """
-        scene = self._scene
+        scene, hanging = self._scene, place[2] + clear / 3  # lower, it has slipped
         for _ in range(_TRIES):
             point, rotation = self._grasp(name)
             yield from self._go(_above(point, 0.10), rotation, OPEN, within=0.02, steps=120)
             yield from self._go(point, rotation, OPEN, within=0.006)
             yield from self._close(point, rotation)
-            lift = place[2] + clear - scene.box(name).low[2]
             hand, _ = scene.hand()
-            yield from self._go(_above(hand, lift), rotation, CLOSED, within=0.03)
-            if place[2] + clear - scene.box(name).low[2] < lift / 2:
+            lifted = _above(hand, place[2] + clear - scene.box(name).low[2])
+            yield from self._go(lifted, rotation, CLOSED, within=0.03)
+            if scene.box(name).low[2] > hanging:
+                hand, _ = scene.hand()
+                x, y, _ = place - scene.box(name).center
+                over = hand + np.array([x, y, 0.0])
+                yield from self._go(over, rotation, CLOSED, within=0.012, steps=150)
+            if scene.box(name).low[2] > hanging:
                 break
-        # The object is measured twice, since it swings in the fingers on its way.
-        for lower, within, steps in ((False, 0.012, 150), (True, 0.008, 80)):
-            hand, _ = scene.hand()
-            box = scene.box(name)
-            hand[:2] += place[:2] - box.center[:2]
-            hand[2] += lower * (place[2] + drop - box.low[2])
-            yield from self._go(hand, rotation, CLOSED, within=within, steps=steps)
+        # Measured again, since the object swings in the fingers on its way.
+        hand, _ = scene.hand()
+        box = scene.box(name)
+        x, y, _ = place - box.center
+        down = hand + np.array([x, y, place[2] + drop - box.low[2]])
+        yield from self._go(down, rotation, CLOSED, within=0.008)
         hand, _ = scene.hand()
         for _ in range(8):
             yield self._towards(hand, rotation, OPEN)
@@ -162,8 +167,8 @@ class _Expert:
         point = box.center
         if "bowl" in name:
             side = 1.0 if point[1] < 0.1 else -1.0
-            point[1] += side * (box.size[:2].mean() / 2 - 0.004)
-            point[2] = box.high[2] - 0.022
+            point[1] += side * (box.size[:2].mean() / 2 - _RIM_INSET_M)
+            point[2] = box.high[2] - _RIM_DEPTH_M
             return point, _DOWN
         point[2] = max(box.high[2] - min(0.03, box.size[2] / 2), box.low[2] + 0.012)
         others = (self._scene.box(other) for other in self._scene.obstacles if other != name)
