@@ -142,6 +142,14 @@ class Libero:
             execute_steps=self._protocol.execute_steps,
         )
 
+    @property
+    def env(self):
+        """The robosuite environment of the task that was reset last: where objects are, which no
+        policy may know, for experts that demonstrate. SimulatorError: there was no reset yet."""
+        if self._env is None:
+            raise SimulatorError("LIBERO: there is no environment before the first reset")
+        return self._env.env
+
     def reset(self, task: str, seed: int) -> Observation:
         """Starts a trial and lets the objects settle.
 
