@@ -117,9 +117,8 @@ def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Secti
     unreadable = f" ({result.left_out} more cannot be read)" if result.left_out else ""
     ratio = f" (ratio {imagined.value / copied.value:.2f})" if copied.value > 0 else ""
     text = (
-        f"{result.samples} held-out samples{unreadable} of {result.imagined_error.episodes} "
-        "episodes, actions in real units. Errors have half of their 95 % interval behind them, "
-        "which goes by episodes. "
+        f"{result.samples} held-out samples{unreadable} of {_episodes(result)}, actions in real "
+        "units. Errors have half of their 95 % interval behind them, which goes by episodes. "
         f"Error of the imagined latent {_plus_minus(*imagined)}, of copying the current frame "
         f"{_plus_minus(*copied)}{ratio}."
     )
@@ -127,8 +126,14 @@ def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Secti
     return Section("Held-out demonstrations", text, rows, pictures)
 
 
+def _episodes(result: OfflineResult) -> str:
+    count = result.imagined_error.episodes
+    return "1 episode" if count == 1 else f"{count} episodes"
+
+
 def _plus_minus(value: float, half_width: float) -> str:
-    return f"{value:.3f} ± {half_width:.3f}"
+    """A mean and half of its interval, where it has one: a single episode gives none."""
+    return f"{value:.3f}" + ("" if np.isnan(half_width) else f" ± {half_width:.3f}")
 
 
 def prediction_section(

@@ -14,10 +14,13 @@ from PIL import Image
 
 from imagewam_jax.errors import CheckpointError, InUseError
 from imagewam_jax.evaluation.closed_loop import BLANK, POLICY, RANDOM, REPLAY, SWAPPED, Success
+from imagewam_jax.evaluation.episode_means import EpisodeMeans
 from imagewam_jax.evaluation.evaluate import evaluate
+from imagewam_jax.evaluation.offline import OfflineResult
 from imagewam_jax.evaluation.report import (
     episode_section,
     film_strip,
+    offline_section,
     overlay,
     success_section,
     task_section,
@@ -94,6 +97,17 @@ def test_evaluation_without_a_simulator(report):
             f"{x:.3f} ± {width:.3f}" for x, width in zip(error, widths, strict=True)
         ]
     assert len(page.pictures) == 4
+
+
+def test_errors_of_a_single_episode_have_no_interval():
+    means = EpisodeMeans(1, (4, 2))
+    means.add(np.zeros(3, int), np.full((3, 4, 2), 0.25), np.ones((3, 4, 2)))
+    latents = EpisodeMeans(1, ())
+    latents.add(np.zeros(3, int), np.ones(3), np.ones(3))
+    result = OfflineResult({"policy": means}, latents, latents, samples=3)
+    section = offline_section(result, ("x", "y"))
+    assert section.table[1] == ("policy", "0.250", "0.250")
+    assert "nan" not in section.text and "of 1 episode," in section.text
 
 
 def test_a_report_that_another_process_writes(report):
