@@ -22,6 +22,8 @@ pytestmark = [
     needs_libtpu,
 ]
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+# A scan that computes layers again, as large models need it.
+SCAN = ("--config.model.remat=save_matmuls", "--config.model.unroll=1")
 # Compiles several times faster; the results are good enough for these tests.
 FAST = "--config.train.compiler_options=('optimization_level=1',)"
 
@@ -32,7 +34,7 @@ def quickstart(*overrides: str) -> dict:
 
 @pytest.fixture(scope="module")
 def plan():
-    config = quickstart(FAST, "--config.mesh.fsdp=4", "--config.train.batch_size=8")
+    config = quickstart(FAST, *SCAN, "--config.mesh.fsdp=4", "--config.train.batch_size=8")
     return make_plan(config, "v5e:2x2", default_inputs(config))
 
 
