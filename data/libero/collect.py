@@ -19,7 +19,6 @@ recover. The recorded action is always the expert's, so the noise is never a lab
 import argparse
 import json
 import multiprocessing
-import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -37,6 +36,7 @@ from imagewam_jax.errors import UserError
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.base import Observation
 from imagewam_jax.evaluation.simulators.libero import Libero
+from imagewam_jax.files import written_whole
 
 NOISE_SIGMA = 0.15  # of every dimension but the gripper
 # The goal often holds before the object is let go. The expert goes on, so that the end shows it.
@@ -156,8 +156,7 @@ def _collect(plan: EpisodePlan) -> bool:
     if not steps[-1].success:
         plan.failed.touch()
         return False
-    unfinished = plan.path.with_suffix(".part")
-    with unfinished.open("wb") as file:
+    with written_whole(plan.path) as file:
         np.savez(
             file,
             **record(steps),
@@ -166,7 +165,6 @@ def _collect(plan: EpisodePlan) -> bool:
             seed=np.int64(plan.seed),
             noisy=plan.noisy,
         )
-    os.replace(unfinished, plan.path)
     return True
 
 

@@ -15,7 +15,6 @@ label.
 import argparse
 import json
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.opengl import configure_opengl
+from imagewam_jax.files import written_whole
 
 TASKS = ("faucet-open", "faucet-close")
 NOISE_SIGMA = 0.3
@@ -105,8 +105,7 @@ def _collect(plan: EpisodePlan) -> bool:
     episode = record_episode(_simulator, plan)
     if episode is None:
         return False
-    unfinished = plan.path.with_suffix(".part")
-    with unfinished.open("wb") as file:
+    with written_whole(plan.path) as file:
         np.savez_compressed(
             file,
             **episode,
@@ -115,7 +114,6 @@ def _collect(plan: EpisodePlan) -> bool:
             seed=np.int64(plan.seed),
             noisy=plan.noisy,
         )
-    os.replace(unfinished, plan.path)
     return True
 
 
