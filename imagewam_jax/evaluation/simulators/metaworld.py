@@ -17,14 +17,13 @@ from jaxtyping import Float, Float32
 
 from imagewam_jax.errors import ConfigError, SimulatorError
 from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec, finite_action
-from imagewam_jax.evaluation.simulators.metaworld_faucet import scripted_action
+from imagewam_jax.evaluation.simulators.metaworld_faucet import ROBOT, STATE_DIM, scripted_action
 from imagewam_jax.evaluation.simulators.opengl import configure_opengl, fast_renderer
 
 SUITES = ("mt10", "mt50")
 GOALS = 50
 MAX_STEPS = 500  # Meta-World's own; a further step is an error there
 _CAMERA, _CAMERA_XYZ = "corner2", (0.75, 0.075, 0.7)  # metres
-_STATE_DIM = 4  # of 39: the hand and the gripper. Objects and the goal follow.
 
 # Meta-World has no sentences. A policy that was trained with others needs the option.
 INSTRUCTIONS = {
@@ -123,13 +122,9 @@ class Metaworld:
         self.spec = SimulatorSpec(
             instructions={task: told[name] for task, name in tasks},
             cameras=(_CAMERA,),
-            state_names=("hand_x", "hand_y", "hand_z", "gripper_opening"),
-            action_names=("delta_x", "delta_y", "delta_z", "gripper_close"),
-            action_low=(-1.0,) * 4,
-            action_high=(1.0,) * 4,
-            control_hz=80.0,
             max_steps={task: MAX_STEPS for task, _ in tasks},
             trials={task: GOALS for task, _ in tasks},
+            **ROBOT,
         )
         self._goals_seed = goals_seed
         self._image_side = image_side
@@ -164,7 +159,7 @@ class Metaworld:
         image = self._renderer.render()[::-1, ::-1]  # the camera stands on its head
         return Observation(
             images_nhwc=np.ascontiguousarray(image)[None],
-            state=self._full_observation[:_STATE_DIM].astype(np.float32),
+            state=self._full_observation[:STATE_DIM].astype(np.float32),
             instruction=self.spec.instructions[self._task],
         )
 

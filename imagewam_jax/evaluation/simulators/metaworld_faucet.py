@@ -18,8 +18,17 @@ from imagewam_jax.evaluation.simulators.opengl import configure_opengl, fast_ren
 
 FAUCET_LOW_XYZ = (-0.25, 0.70, 0.0)
 FAUCET_HIGH_XYZ = (0.25, 0.85, 0.0)
-_STATE_DIM = 4  # Meta-World's observation starts with the hand and the gripper; objects follow.
+STATE_DIM = 4  # Meta-World's observation starts with the hand and the gripper; objects follow.
 _CAMERA = "topview"
+
+# What a `SimulatorSpec` says of Meta-World's robot, whatever it does.
+ROBOT = {
+    "state_names": ("hand_x", "hand_y", "hand_z", "gripper_opening"),
+    "action_names": ("delta_x", "delta_y", "delta_z", "gripper_close"),
+    "action_low": (-1.0,) * 4,
+    "action_high": (1.0,) * 4,
+    "control_hz": 80.0,
+}
 
 
 class MetaworldFaucet:
@@ -35,12 +44,8 @@ class MetaworldFaucet:
     spec = SimulatorSpec(
         instructions={"faucet-open": "open the faucet", "faucet-close": "close the faucet"},
         cameras=(_CAMERA,),
-        state_names=("hand_x", "hand_y", "hand_z", "gripper_opening"),
-        action_names=("delta_x", "delta_y", "delta_z", "gripper_close"),
-        action_low=(-1.0,) * 4,
-        action_high=(1.0,) * 4,
-        control_hz=80.0,
         max_steps={"faucet-open": 150, "faucet-close": 150},
+        **ROBOT,
     )
 
     def __init__(self, *, image_side: int = 64):
@@ -98,7 +103,7 @@ class MetaworldFaucet:
         """Renders the present state from above."""
         return Observation(
             images_nhwc=_render(self._envs[self._task].data, self._image_side)[None],
-            state=self._full_observation[:_STATE_DIM].astype(np.float32),
+            state=self._full_observation[:STATE_DIM].astype(np.float32),
             instruction=self.spec.instructions[self._task],
         )
 
