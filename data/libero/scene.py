@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from imagewam_jax.evaluation.simulators.libero import Libero
+from imagewam_jax.evaluation.simulators.libero import Libero, standing_fixtures
 
 _CORNERS = np.array(list(np.ndindex(2, 2, 2))) * 2.0 - 1.0
 
@@ -46,12 +46,7 @@ class Scene:
     @property
     def obstacles(self) -> list[str]:
         """The names of all objects and fixtures, without what they stand on."""
-        fixtures = [
-            name
-            for name in self._env.fixtures_dict
-            if name in self._env.obj_body_id and "table" not in name and name != "floor"
-        ]
-        return [*self._env.objects_dict, *fixtures]
+        return [*self._env.objects_dict, *standing_fixtures(self._env)]
 
     def hand(self) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3 3"]]:
         """Position and rotation of the grip site, which lies between the finger tips. Its third

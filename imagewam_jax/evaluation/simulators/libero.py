@@ -331,6 +331,15 @@ def _robot_state(seen: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "p=8"]:
     return np.concatenate(parts).astype(np.float32)
 
 
+def standing_fixtures(env) -> list[str]:
+    """The names of a task's fixtures, such as a cabinet, without what they stand on."""
+    return [
+        name
+        for name in env.fixtures_dict
+        if name in env.obj_body_id and "table" not in name and name != "floor"
+    ]
+
+
 def _move_objects(env, rng: np.random.Generator) -> None:
     """Moves objects by up to WIDE_M along x and y, each to a place that is free.
 
@@ -340,11 +349,7 @@ def _move_objects(env, rng: np.random.Generator) -> None:
     SimulatorError: there are no free places.
     """
     boxes = {name: _floor_box(env, name) for name in env.objects_dict}
-    fixtures = [
-        _floor_box(env, name)
-        for name in env.fixtures_dict
-        if name in env.obj_body_id and "table" not in name and name != "floor"
-    ]
+    fixtures = [_floor_box(env, name) for name in standing_fixtures(env)]
     groups: list[list[str]] = []
     for name in boxes:
         together = [g for g in groups if any(_overlap(boxes[name], boxes[n]) for n in g)]
