@@ -37,7 +37,7 @@ class LiberoNoNoops(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     RELEASE_NOTES: ClassVar = {"1.0.0": "First release."}
 
     def __init__(self, *, raw_dir: str | Path, **options):
-        suite, self._paths = collected(Path(raw_dir))
+        suite, self.paths = collected(Path(raw_dir))
         self.name = f"{suite}_no_noops"
         super().__init__(**options)
 
@@ -87,7 +87,7 @@ class LiberoNoNoops(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        for path in self._paths:
+        for path in self.paths:
             with np.load(path) as raw:
                 yield path.stem, rlds_episode(raw)
 
@@ -156,16 +156,15 @@ def main() -> None:
     )
     parser.add_argument("--raw", type=Path, required=True, help="folder that collect.py filled")
     parser.add_argument("--output", type=Path, required=True, help="folder of TFDS datasets")
-    parser.add_argument("--shards", type=int, default=4, help="files")
+    parser.add_argument("--shards", type=int, default=4, help="files, at most one per episode")
     arguments = parser.parse_args()
 
     try:
         builder = LiberoNoNoops(raw_dir=arguments.raw, data_dir=arguments.output)
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(num_shards=arguments.shards)
-    )
+    shards = min(arguments.shards, len(builder.paths))
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
     split = builder.info.splits["train"]
     print(f"train: {split.num_examples} episodes in {split.num_shards} shards")
     print(builder.data_path)
