@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.test_docs import FOLDERS, ROOT
+
 FILES = [
     path
-    for folder in ("imagewam_jax", "configs", "data", "benchmarks", "launch", "tests")
+    for folder in FOLDERS
     for path in sorted((ROOT / folder).rglob("*.py"))
     if path != Path(__file__).resolve()
 ]

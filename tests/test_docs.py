@@ -11,6 +11,8 @@ from tests.test_imports import DATA_ROOMS, ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "imagewam_jax"
+# Where the project's own code is.
+FOLDERS = ("imagewam_jax", "configs", "data", "launch", "benchmarks", "tiny_networks", "tests")
 PAGES = [
     ROOT / "README.md",
     *(ROOT / "docs").rglob("*.md"),
@@ -22,7 +24,15 @@ FILES = [
     *PAGES,
     *(
         path
-        for folder in ("imagewam_jax", "configs", "data", "launch", "benchmarks", "tests")
+        for folder in (
+            "imagewam_jax",
+            "configs",
+            "data",
+            "launch",
+            "benchmarks",
+            "tiny_networks",
+            "tests",
+        )
         for suffix in ("py", "sh", "sbatch")
         for path in sorted((ROOT / folder).rglob(f"*.{suffix}"))
     ),

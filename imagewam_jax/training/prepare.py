@@ -142,7 +142,7 @@ def make_autoencoder(config: Mapping[str, Any], data: Data) -> nnx.Module:
     if section["weights"]:
         return autoencoder_from_tree(read_autoencoder(section["weights"], section), section)
     check_autoencoder_source(section)
-    frames = [_some_frames(d, config) for d in data.datasets]
+    frames = [some_frames(d, config) for d in data.datasets]
     return patch.fit(np.concatenate(frames), section["factor"], section["channels"])
 
 
@@ -157,7 +157,7 @@ def check_autoencoder_source(section: Mapping[str, Any]) -> None:
         )
 
 
-def _some_frames(dataset: Dataset, config: Mapping[str, Any]) -> UInt8[np.ndarray, "n h w 3"]:
+def some_frames(dataset: Dataset, config: Mapping[str, Any]) -> UInt8[np.ndarray, "n h w 3"]:
     """Images as the policy sees them, spread over the training part of one dataset."""
     part, spec = config["data"]["train_split"], image_spec(config["data"])
     start_frames = dataset.start_frames(part)

@@ -1,0 +1,109 @@
+"""Writes a small Qwen3 as Hugging Face has it: config, weights, and a tokenizer of some prompts."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import tokenizers
+from flax import nnx
+
+from imagewam_jax.models.parameters import module_tree
+from imagewam_jax.models.text_encoders.qwen3 import Qwen3, Qwen3Config
+from imagewam_jax.weights.io.safetensors_writer import write_safetensors
+from imagewam_jax.weights.io.tensors import ArraySource
+from imagewam_jax.weights.layouts.mapping import to_foreign
+from imagewam_jax.weights.layouts.qwen3 import qwen3_rules
+
+VOCABULARY = 512  # 256 bytes, special tokens, and pieces of words
+HEAD_DIM = 16
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+# Qwen3's chat template, as far as a single turn of the user goes.
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
+
+
+def write_qwen3(folder: Path, feature_dim: int, prompts: Sequence[str], seed: int) -> None:
+    """Writes a language model whose features, after layers 9, 18 and 27 as officially, have
+    `feature_dim` channels together. Its weights are random."""
+    count = len(Qwen3Config.feature_layers)
+    dim, rest = divmod(feature_dim, count * HEAD_DIM)
+    if rest:
+        raise SystemExit(
+            f"model.backbone.text_dim is {feature_dim}, expected a multiple of {count * HEAD_DIM}"
+        )
+    heads, dim = dim, dim * HEAD_DIM
+    sizes = Qwen3Config(
+        vocab_size=VOCABULARY,
+        dim=dim,
+        mlp_dim=3 * dim,
+        heads=heads,
+        kv_heads=heads // 2 if heads % 2 == 0 else heads,
+        head_dim=HEAD_DIM,
+    )
+    network = Qwen3(sizes, rngs=nnx.Rngs(seed))
+    tensors = to_foreign(qwen3_rules(sizes), jax.tree.map(np.asarray, module_tree(network)))
+    # What the language model has behind the features; they do not depend on it.
+    tensors["model.norm.weight"] = np.ones(dim, np.float32)
+    folder.mkdir(parents=True)
+    write_safetensors(folder / "model.safetensors", ArraySource(tensors, str(folder)))
+    (folder / "config.json").write_text(json.dumps(_config_json(sizes), indent=2) + "\n")
+    (folder / "tokenizer.json").write_text(_tokenizer(prompts).to_str(), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n")
+
+
+def _config_json(sizes: Qwen3Config) -> dict:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.dim,
+        "intermediate_size": sizes.mlp_dim,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "head_dim": sizes.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": sizes.rope_theta,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+    }
+
+
+_TOKENIZER_CONFIG = {
+    "tokenizer_class": "Qwen2Tokenizer",
+    "bos_token": None,
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|endoftext|>",
+    "unk_token": None,
+    "add_prefix_space": False,
+    "model_max_length": 131072,
+    "chat_template": CHAT_TEMPLATE,
+}
+
+
+def _tokenizer(prompts: Sequence[str]) -> tokenizers.Tokenizer:
+    """Byte-level pairs, as Qwen3's are, of some prompts; any other text can be written, too."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.normalizer = tokenizers.normalizers.NFC()
+    bytes_ = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer, tokenizer.decoder = bytes_, tokenizers.decoders.ByteLevel()
+    thoughts = [tokenizers.AddedToken(text, normalized=False) for text in ("<think>", "</think>")]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(thoughts),
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=bytes_.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(set(prompts)), trainer)
+    tokenizer.add_tokens(thoughts)
+    return tokenizer
