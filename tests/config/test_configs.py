@@ -176,3 +176,47 @@ def test_shapes_of_training_and_acting(name, size):
     context = height * width // 256 + tokens + 1
     assert layers == {"4b": 25, "9b": 32}[size]
     assert all(group.k.shape[1:3] == (batch_size, context) for group in cache.groups)
+
+
+# All fields of configs/libero.py:tiny that are not those of 4b: sizes, what follows from them, and
+# the data that is made here with its simulator.
+TINY = {
+    "data.mixture",
+    "data.dataset",
+    "data.image_size",
+    "autoencoder.width",
+    "autoencoder.width_multipliers",
+    "autoencoder.blocks",
+    "autoencoder.latent_channels",
+    "model.backbone.in_channels",
+    "model.backbone.text_dim",
+    "model.backbone.dim",
+    "model.backbone.heads",
+    "model.backbone.double_layers",
+    "model.backbone.single_layers",
+    "model.backbone.rope_axes",
+    "model.expert.dim",
+    "optimizer.learning_rate",
+    "train.batch_size",
+    "train.steps",
+    "train.checkpoint_every",
+    "evaluation.simulator",
+    "evaluation.options",
+    "evaluation.options.suites",
+    "evaluation.options.tasks",
+    "evaluation.options.starts",
+}
+
+
+def test_the_small_libero_recipe_differs_in_sizes_only():
+    full, tiny = (dict(fields(load(f"libero:{size}"))) for size in ("4b", "tiny"))
+    assert {name for name in full | tiny if full.get(name) != tiny.get(name)} == TINY
+
+
+def fields(section: dict, prefix: str = ""):
+    """All fields of a config: dotted name, value."""
+    for name, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,154 @@
+"""The LIBERO recipe in its small size, by the commands that users run, a few steps per stage.
+
+`make libero` makes demonstrations, networks and weights, trains in float32 and evaluates. What is
+made there is then trained in the recipe's bfloat16 with LoRA on two devices, killed and resumed,
+evaluated, exported to the official layout, converted back, and compared.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.opengl import require_libero
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "configs/libero.py:tiny"
+STEPS = 4
+SPLIT = "--split=train[:1]"
+IMAGEWAM = [sys.executable, "-c", "import sys, imagewam_jax.cli as c; sys.exit(c.main())"]
+# Those of the other tests save time of compiling, and take it when running.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+def run(command: list, **environment: str) -> str:
+    """What a command prints; it must succeed."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    printed = f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    assert done.returncode == 0, f"{command}\n{printed}"
+    return done.stdout
+
+
+def imagewam(*arguments) -> str:
+    return run([*IMAGEWAM, *arguments])
+
+
+def train_steps(workdir: Path) -> list[int]:
+    """The steps of a run's training rows, in the order in which they were written."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if row["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """The folder that `make libero` filled, with the environment of the tests as its own."""
+    require_libero()
+    for extra in ("tensorflow_datasets", "transformers"):
+        pytest.importorskip(extra, reason="make libero installs it")
+    runs = tmp_path_factory.mktemp("runs")
+    programs = runs / "bin"
+    programs.mkdir()
+    (programs / "python").symlink_to(sys.executable)
+    (programs / "imagewam").write_text(
+        f"#!{sys.executable}\nimport sys, imagewam_jax.cli as c; sys.exit(c.main())\n"
+    )
+    (programs / "imagewam").chmod(0o755)
+    installed = [option for target in (".venv/demo", ".venv/libero") for option in ("-o", target)]
+    few = {
+        "LIBERO_DEMONSTRATIONS": 1,
+        "LIBERO_AUTOENCODER_STEPS": 2,
+        "LIBERO_TRAIN": f"--config.train.steps={STEPS} --config.train.batch_size=8 "
+        "--config.train.log_every=1 --config.train.validate_every=0",
+        # Two episodes, and the recipe's part for validation has a fiftieth.
+        "LIBERO_EVALUATE": f"--episodes=2 --samples=4 {SPLIT}",
+    }
+    where = {"BIN": programs, "RUNS": runs}
+    settings = [f"{name}={value}" for name, value in (where | few).items()]
+    run(["make", *installed, "-o", "opengl", *settings, "libero"], PYTHONPATH=str(ROOT))
+    return runs / "libero"
+
+
+@pytest.mark.slow(minutes=12)
+def test_make_libero_trains_and_evaluates(made):
+    assert train_steps(made / "run") == list(range(1, STEPS + 1))
+    found = json.loads((made / "run" / "evaluation" / "evaluation.json").read_text())
+    policies = found["closed_loop"]
+    assert set(policies) >= {"policy", "policy, other instruction", "policy, black image"}
+    for variant in policies.values():
+        assert variant["episodes"] == 2
+    assert (made / "run" / "evaluation" / "report.html").stat().st_size > 10_000
+
+
+def train_command(made: Path, workdir: Path) -> list:
+    """The recipe's own precision, LoRA, and as many devices as there are."""
+    settings = {
+        "data.directory": made / "rlds" / "libero_goal_no_noops" / "1.0.0",
+        "train.initial_weights": made / "weights" / "klein-tiny",
+        "autoencoder.weights": made / "weights" / "autoencoder",
+        "text.table": made / "text.safetensors",
+        "model.lora.rank": 4,
+        "model.lora.alpha": 4.0,
+        "train.batch_size": 4,
+        "train.steps": 6,
+        "train.checkpoint_every": 2,
+        "train.log_every": 1,
+        "train.validate_every": 0,
+    }
+    fields = [f"--config.{name}={value}" for name, value in settings.items()]
+    return [
+        *(*IMAGEWAM, "train", f"--config={CONFIG}", f"--workdir={workdir}", "--resume"),
+        *fields,
+    ]
+
+
+@pytest.fixture(scope="module")
+def killed(made, tmp_path_factory) -> Path:
+    """A run on two devices that was killed after its first checkpoint, and resumed."""
+    workdir = tmp_path_factory.mktemp("lora") / "run"
+    command = [str(part) for part in train_command(made, workdir)]
+    two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT | two_devices) as process:
+        while not list(workdir.glob("checkpoints/2/commit_success.txt")):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+    assert "devices: 2 x cpu" in run(command, **two_devices)
+    return workdir
+
+
+@pytest.mark.slow
+def test_bfloat16_and_lora_on_two_devices_survive_a_kill(killed):
+    steps = train_steps(killed)
+    assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
+    assert steps[-1] == 6
+    printed = imagewam("evaluate", f"--checkpoint={killed}", "--no-simulator", SPLIT)
+    assert "report:" in printed
+
+
+@pytest.mark.slow
+def test_what_was_trained_goes_to_the_official_layout_and_back(made, killed, tmp_path):
+    pytest.importorskip("torch", reason="writes model.pt")
+    imagewam("export", killed, "--format=official", f"--to={tmp_path / 'official'}")
+    autoencoder = made / "released" / "ae.safetensors"
+    back = tmp_path / "back"
+    config = ["--config", CONFIG]
+    dataset = made / "rlds" / "libero_goal_no_noops" / "1.0.0"
+    model = tmp_path / "official" / "model.pt"
+    imagewam(
+        "convert", model, autoencoder, "--to", back, *config, f"--config.data.directory={dataset}"
+    )
+    imagewam("record", killed, f"--to={tmp_path / 'recording'}")
+    compared = imagewam("verify", back, tmp_path / "recording")
+    assert "action" in compared
