@@ -86,7 +86,9 @@ def evaluate_closed_loop(
             dataset, policy.config["data"]["train_split"]
         )
         if set(instructions) <= set(demonstrations):
-            variants[REPLAY] = replay_policy(demonstrations, policy.horizon)
+            variants[REPLAY] = replay_policy(
+                demonstrations, policy.horizon, dataset.spec.action.relative
+            )
         else:
             missing = sorted(set(instructions) - set(demonstrations))
             print(f"no replay: the training split has no demonstrations of {missing}")

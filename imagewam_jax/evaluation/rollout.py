@@ -204,13 +204,18 @@ def random_policy(spec: SimulatorSpec, horizon: int, seed: int = 0) -> Policy:
 
 
 def replay_policy(
-    demonstrations: Mapping[str, Sequence[Float[np.ndarray, "_ a"]]], horizon: int, seed: int = 0
+    demonstrations: Mapping[str, Sequence[Float[np.ndarray, "_ a"]]],
+    horizon: int,
+    relative: Sequence[bool],
+    seed: int = 0,
 ) -> Policy:
     """Baseline: in each episode, the actions of one random demonstration of its instruction.
 
-    It shows how often acting without looking succeeds. Actions after the demonstration's end are 0.
+    It shows how often acting without looking succeeds. After the demonstration's end it holds
+    still: displacements are 0, and targets, such as a gripper's, are those of the last action.
 
     demonstrations: instruction -> the actions of each of its demonstrations.
+    relative: per dimension of the action, whether it is a displacement (`Encoding.relative`).
     seed: chooses the demonstrations.
     """
 
@@ -221,8 +226,10 @@ def replay_policy(
         ):
             choices = demonstrations[instruction]
             actions_ta = choices[np.random.default_rng([seed, episode]).integers(len(choices))]
-            chunk = actions_ta[step : step + horizon]
-            chunks.append(np.pad(chunk, ((0, horizon - len(chunk)), (0, 0))))
+            steps = np.arange(step, step + horizon)
+            chunk_ka = actions_ta[np.minimum(steps, len(actions_ta) - 1)]
+            is_over_k = steps >= len(actions_ta)
+            chunks.append(np.where(is_over_k[:, None] & np.array(relative), 0, chunk_ka))
         return np.stack(chunks)
 
     return policy

@@ -3,6 +3,7 @@
 import html
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,10 @@ def dataset(policy):
     return config_data(policy.config)["metaworld_faucet"]
 
 
+# All that is asked of a dataset whose demonstrations are given: that its action is a displacement.
+DATASET = SimpleNamespace(spec=SimpleNamespace(action=SimpleNamespace(relative=(True,))))
+
+
 class StandIn:
     """A policy for the fake simulator, which moves by its instruction where it sees anything."""
 
@@ -81,7 +86,7 @@ def test_every_policy_variant(monkeypatch):
     monkeypatch.setattr(
         closed_loop, "demonstrations_by_instruction", lambda dataset, split: demonstrations
     )
-    success, results, spec = evaluate_closed_loop(StandIn(), None, FAKE, episodes=6, workers=1)
+    success, results, spec = evaluate_closed_loop(StandIn(), DATASET, FAKE, episodes=6, workers=1)
     assert spec.action_names == ("move",)
     by_task = {
         name: [bool(s) for (task, _), s in zip(r.episodes, r.success, strict=True)]

@@ -17,7 +17,7 @@ import numpy as np
 from imagewam_jax.evaluation import closed_loop
 from imagewam_jax.evaluation.journal import Journal
 from tests.evaluation.fake_simulator import NAME
-from tests.evaluation.test_closed_loop import StandIn
+from tests.evaluation.test_closed_loop import DATASET, StandIn
 
 calls = int(sys.argv[2])
 closed_loop.FIRST_SEED = 4
@@ -37,7 +37,7 @@ class Wanderer(StandIn):
 
 with Journal(Path(sys.argv[1]), {"policy": "wanderer"}, resume=True) as journal:
     success, results, _ = closed_loop.evaluate_closed_loop(
-        Wanderer(), None, NAME, episodes=12, workers=1, journal=journal
+        Wanderer(), DATASET, NAME, episodes=12, workers=1, journal=journal
     )
 table = {name: [r.success.tolist(), r.steps.tolist(), success[name]] for name, r in results.items()}
 print(json.dumps(table))

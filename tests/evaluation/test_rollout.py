@@ -137,7 +137,7 @@ def test_replay_follows_one_demonstration_and_then_rests():
         "go forward": [np.arange(1.0, 6.0)[:, None] + 10 * k for k in range(50)],
         "go backward": [-np.ones((3, 1))],
     }
-    policy = replay_policy(demonstrations, horizon=4)
+    policy = replay_policy(demonstrations, horizon=4, relative=(True,))
     start, later = policy(batch()), policy(batch(step_b=np.array([3, 9])))
     chosen = start[0, 0, 0] - 1
     np.testing.assert_array_equal(start[0, :, 0], chosen + np.array([1, 2, 3, 4]))
@@ -146,6 +146,17 @@ def test_replay_follows_one_demonstration_and_then_rests():
     np.testing.assert_array_equal(later[1, :, 0], [0, 0, 0, 0])
     others = {policy(batch(episode_b=np.array([e, 0])))[0, 0, 0] for e in range(20)}
     assert len(others) > 5
+
+
+def test_a_replay_that_is_over_holds_the_gripper():
+    """Displacements end, targets stay: 0 would close a gripper that the demonstration left open."""
+    actions = np.array([[0.5, 0.0], [0.25, 0.75]])
+    told = {"go forward": [actions], "go backward": [actions]}
+    policy = replay_policy(told, horizon=3, relative=(True, False))
+    start, later = policy(batch()), policy(batch(step_b=np.array([1, 70])))
+    np.testing.assert_array_equal(start[0], [[0.5, 0], [0.25, 0.75], [0, 0.75]])
+    np.testing.assert_array_equal(later[0], [[0.25, 0.75], [0, 0.75], [0, 0.75]])
+    np.testing.assert_array_equal(later[1], [[0, 0.75]] * 3)
 
 
 def test_a_policy_told_otherwise_does_otherwise():
