@@ -38,6 +38,7 @@ SUITES = (*LIBERO_SUITES, *PRO_SUITES)
 WIDE_M = 0.06  # how far "wide" starts move an object along x and along y, at most
 _GAP_M = 0.02  # between the bounding boxes of objects that were moved
 _PLACE_TRIES = 100
+_WIDE_ATTEMPTS = 20  # of a wide start: where nothing is free for an object, another one is drawn
 
 _CAMERAS = ("agentview", "robot0_eye_in_hand")
 _POSE = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z")
@@ -153,21 +154,31 @@ class Libero:
     def reset(self, task: str, seed: int) -> Observation:
         """Starts a trial and lets the objects settle.
 
-        seed: the number of the trial. Wide starts have one for each seed from 0 on.
-        ValueError: there is no such task or trial.
+        seed: the number of the trial. Wide starts have one for each seed from 0 on: a stored state
+            with its objects moved. Where an object finds no free place, the next stored state is
+            taken, moved anew; which one it is depends on the seed alone.
+        ValueError: there is no such task or trial. SimulatorError: there are no free places in
+            many stored states.
         """
         if task not in self._tasks:
             raise ValueError(f"unknown task {task!r}; known: {', '.join(self._tasks)}")
         states = self._tasks[task].states
         if seed < 0 or (seed >= len(states) and not self._wide):
             raise ValueError(f"{task} has the trials 0 to {len(states) - 1}, found {seed}")
-        trial = seed % len(states)
         self._load(task)
         self._draw_in_steps(False)
-        self._place(trial)
-        self._env.set_init_state(states[trial])
-        if self._wide:
-            _move_objects(self._env.env, np.random.default_rng(seed))
+        for attempt in range(_WIDE_ATTEMPTS):
+            trial = (seed + attempt) % len(states)
+            self._place(trial)
+            self._env.set_init_state(states[trial])
+            rng = np.random.default_rng([seed, attempt] if attempt else seed)
+            if not self._wide or _move_objects(self._env.env, rng):
+                break
+        else:
+            raise SimulatorError(
+                f"LIBERO: {task}, seed {seed}: no free places for its objects in "
+                f"{_WIDE_ATTEMPTS} stored states"
+            )
         for left in reversed(range(self._protocol.settle_steps)):
             self._apply(_IDLE, look=left == 0)
         return self.observe()
@@ -340,13 +351,13 @@ def standing_fixtures(env) -> list[str]:
     ]
 
 
-def _move_objects(env, rng: np.random.Generator) -> None:
+def _move_objects(env, rng: np.random.Generator) -> bool:
     """Moves objects by up to WIDE_M along x and y, each to a place that is free.
 
     What stands on or in another object moves with it; what does so on a fixture stays. One after
     the other, they try places; where none is free for one, all begin again.
 
-    SimulatorError: there are no free places.
+    Returns False, and moves nothing, if no free places are found.
     """
     boxes = {name: _floor_box(env, name) for name in env.objects_dict}
     fixtures = [_floor_box(env, name) for name in standing_fixtures(env)]
@@ -361,13 +372,14 @@ def _move_objects(env, rng: np.random.Generator) -> None:
     tries = (_places(free, boxes, taken, rng) for _ in range(_PLACE_TRIES))
     moves = next((found for found in tries if found is not None), None)
     if moves is None:
-        raise SimulatorError(f"LIBERO: no free places for {list(boxes)}")
+        return False
     for name, move in moves.items():
         joint = env.get_object(name).joints[-1]
         position = np.array(env.sim.data.get_joint_qpos(joint))
         position[:2] += move
         env.sim.data.set_joint_qpos(joint, position)
     env.sim.forward()
+    return True
 
 
 _Box = Float64[np.ndarray, "corner=2 xy=2"]
