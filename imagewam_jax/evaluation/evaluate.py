@@ -133,7 +133,7 @@ def evaluate(
     output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
     output.mkdir(parents=True, exist_ok=True)
     results: dict = {"checkpoint_step": policy.step, "dataset": opened.name, "split": split}
-    played = None
+    played, films = None, output / "films"
     if simulator:
         identity = _identity(policy, checkpoint, simulator, options, autoencoder, text_table)
         with Journal(output / "episodes.jsonl", identity, resume=resume) as journal:
@@ -145,6 +145,7 @@ def evaluate(
                 episodes=episodes,
                 workers=workers,
                 journal=journal,
+                films=films,
             )
         success, rollouts, spec = played
         results["closed_loop"] = {
@@ -161,7 +162,8 @@ def evaluate(
     if played:
         sections.append(report.success_section(success))
         sections.append(report.task_section(rollouts, spec))
-        sections.append(report.episode_section(rollouts, spec.instructions))
+        sections.append(report.episode_section(rollouts, spec.instructions, films))
+        sections.append(report.video_section(rollouts, films, output))
     sections.append(report.offline_section(offline, names))
     shown = start_frames[_spread(len(start_frames), SHOWN_SAMPLES)]
     if examples := _examples(policy, opened, split, shown):
