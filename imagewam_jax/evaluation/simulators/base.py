@@ -28,12 +28,14 @@ class ChunkOutcome(NamedTuple):
     success: whether the task is done.
     steps: actions executed since the reset.
     done: the episode is over, by success or by the simulator's step limit.
+    seen: what could be seen after each executed action but the last, if that was asked for.
     """
 
     observation: Observation
     success: bool
     steps: int
     done: bool
+    seen: tuple[Observation, ...] = ()
 
 
 @dataclass(frozen=True)
