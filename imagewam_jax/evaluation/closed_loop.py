@@ -14,6 +14,7 @@ from imagewam_jax.errors import ConfigError
 from imagewam_jax.evaluation.films import Films
 from imagewam_jax.evaluation.journal import Journal
 from imagewam_jax.evaluation.offline import sample_noise
+from imagewam_jax.evaluation.recording import Recording
 from imagewam_jax.evaluation.rollout import (
     Observer,
     Policy,
@@ -58,6 +59,7 @@ def evaluate_closed_loop(
     workers: int = 2,
     journal: Journal | None = None,
     films: Path | None = None,
+    recording: Recording | None = None,
 ) -> tuple[dict[str, Success], dict[str, RolloutResult], SimulatorSpec]:
     """Plays the same episodes with five policy variants (see their names above) in a simulator.
 
@@ -67,6 +69,8 @@ def evaluate_closed_loop(
     options: keyword options of the simulator.
     journal: episodes that it has are not played again, and those that end are added.
     films: a folder for film strips and videos of what the policy saw (`films.py`).
+    recording: is told of all that the policy does, and of no variant of it. Episodes that the
+        journal has and the recording has not are played again, with the same end.
 
     Returns success and rollouts by variant, and the description of the simulator. ConfigError: the
     policy does not fit it, or it has fewer start states. CheckpointError: the policy does not know
@@ -104,6 +108,9 @@ def evaluate_closed_loop(
             ended = journal.ended(name, starts) if journal else {}
             with contextlib.ExitStack() as stack:
                 observers: list[Observer] = []
+                if recording is not None and name == POLICY:
+                    ended = {e: end for e, end in ended.items() if recording.has(e)}
+                    observers.append(recording)
                 if films is not None:
                     film = Films(
                         films,

@@ -48,6 +48,8 @@ class Films:
     of episodes that have not ended.
     """
 
+    every_step = False
+
     def __init__(
         self,
         folder: Path,
@@ -72,9 +74,9 @@ class Films:
                 if episode not in (ended or {}) or not self._is_shown(episode, kind):
                     path.unlink()
 
-    def began(self, episode: int, observation: Observation) -> None:
+    def began(self, episode: int, start: tuple[str, int], observation: Observation) -> None:
         """Opens a film, if the episode may be shown."""
-        task, _ = self._episodes[episode]
+        task, _ = start
         is_first = any(
             self._first.get((task, outcome), episode) >= episode for outcome in _OUTCOMES
         )

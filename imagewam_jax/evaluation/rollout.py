@@ -53,15 +53,22 @@ class RolloutResult:
 
 
 class Observer(Protocol):
-    """Watches the episodes of a rollout, which are told by their positions in it."""
+    """Watches the episodes of a rollout, which are told by their positions in it.
 
-    def began(self, episode: int, observation: Observation) -> None:
-        """An episode starts."""
+    every_step: it is to see the robot after every action, and not only when the policy plans. That
+        takes longer, since simulators draw more, and changes nothing else.
+    """
+
+    every_step: bool
+
+    def began(self, episode: int, start: tuple[str, int], observation: Observation) -> None:
+        """An episode starts, from a start (task, seed)."""
 
     def acted(
         self, episode: int, actions: Float[np.ndarray, "k a"], seen: Sequence[Observation]
     ) -> None:
-        """Actions were executed; `seen` is from after the last of them."""
+        """Actions were executed. `seen` is from after each of them if any observer is to see every
+        step, else from after the last."""
 
     def ended(self, episode: int, ended: Ended) -> None:
         """An episode is over."""
@@ -96,6 +103,7 @@ def rollout(
     for episode, before in ended.items():
         success[episode], steps[episode] = before
     waiting = [episode for episode in range(len(episodes)) if episode not in ended]
+    every_step = any(observer.every_step for observer in observers)
     playing: dict[int, int] = {}  # simulator -> episode
     observations: dict[int, Observation] = {}
 
@@ -108,20 +116,20 @@ def rollout(
             observations |= pool.reset({i: episodes[e] for i, e in starting.items()})
             for i, episode in starting.items():
                 for observer in observers:
-                    observer.began(episode, observations[i])
+                    observer.began(episode, episodes[episode], observations[i])
 
             batch = _batch(pool.num_simulators, playing, observations, steps)
             actions_bha = np.asarray(policy(batch))
             _check_actions(actions_bha, pool, execute_steps)
             chunks = {i: actions_bha[row, :execute_steps] for row, i in enumerate(playing)}
-            for i, outcome in pool.execute(chunks).items():
+            for i, outcome in pool.execute(chunks, every_step=every_step).items():
                 episode = playing[i]
                 executed = chunks[i][: outcome.steps - steps[episode]]
                 observations[i] = outcome.observation
                 steps[episode] = outcome.steps
                 success[episode] = outcome.success
                 for observer in observers:
-                    observer.acted(episode, executed, [outcome.observation])
+                    observer.acted(episode, executed, [*outcome.seen, outcome.observation])
                 if outcome.done:
                     del playing[i]
                     end = Ended(outcome.success, outcome.steps)

@@ -22,7 +22,7 @@ def play(recorder: Films, episodes) -> None:
     """Plays episodes, all at once, to their ends in the order given; each shows its number."""
     numbers = list(episodes)
     for episode in numbers:
-        recorder.began(episode, seen(episode, 0))
+        recorder.began(episode, EPISODES[episode], seen(episode, 0))
     for step in range(1, 4):
         for episode in numbers:
             recorder.acted(episode, np.zeros((2, 1)), [seen(episode, step)])
@@ -105,7 +105,7 @@ def test_frames_wait_on_disk(tmp_path):
     observation = Observation(image, np.zeros(1, np.float32), "go")
     tracemalloc.start()
     with open_films(tmp_path) as recorder:
-        recorder.began(5, observation)
+        recorder.began(5, EPISODES[5], observation)
         for _ in range(100):
             recorder.acted(5, np.zeros((2, 1)), [observation])
         recorder.ended(5, Ended(True, 200))

@@ -161,7 +161,7 @@ def film_noise(folder: Path, variant: str, result: RolloutResult) -> None:
         for episode, success in enumerate(result.success.tolist()):
             images = rng.integers(0, 256, (5, 1, 8, 8, 3)).astype(np.uint8)
             seen = [Observation(image, np.zeros(1, np.float32), "go") for image in images]
-            films.began(episode, seen[0])
+            films.began(episode, result.episodes[episode], seen[0])
             for observation in seen[1:]:
                 films.acted(episode, np.zeros((1, 1)), [observation])
             films.ended(episode, Ended(success, 4))

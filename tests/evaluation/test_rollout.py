@@ -98,11 +98,11 @@ def test_an_idle_simulator_prefers_the_task_that_it_holds():
 class Notes:
     """Writes down what a rollout tells its observers."""
 
-    def __init__(self):
-        self.told = {}
+    def __init__(self, every_step=False):
+        self.every_step, self.told = every_step, {}
 
-    def began(self, episode, observation):
-        self.told[episode] = [observation.state[0]]
+    def began(self, episode, start, observation):
+        self.told[episode] = [start, observation.state[0]]
 
     def acted(self, episode, actions, seen):
         self.told[episode] += [actions[:, 0].tolist(), *(o.state[0] for o in seen)]
@@ -115,9 +115,19 @@ def test_observers_are_told_what_was_seen_and_done(pool):
     notes = Notes()
     rollout(pool, obey, EPISODES, execute_steps=4, observers=[notes], ended={3: Ended(True, 1)})
     assert sorted(notes.told) == [0, 1, 2, 4]  # the other one was played before
-    assert notes.told[0] == [7, [1, 1, 1], 10, (True, 3)]  # it ends within a chunk
-    assert notes.told[2] == [0, [1] * 4, 4, [1] * 4, 8, [1, 1], 10, (True, 10)]
-    assert notes.told[4] == [5, [-1] * 4, 1, [-1] * 4, -3, [-1] * 4, -7, (False, 12)]
+    assert notes.told[0] == [EPISODES[0], 7, [1, 1, 1], 10, (True, 3)]  # it ends within a chunk
+    assert notes.told[2] == [EPISODES[2], 0, [1] * 4, 4, [1] * 4, 8, [1, 1], 10, (True, 10)]
+    back = [-1] * 4
+    assert notes.told[4] == [EPISODES[4], 5, back, 1, back, -3, back, -7, (False, 12)]
+
+
+def test_an_observer_may_see_every_step(pool):
+    few, all_steps = Notes(), Notes(every_step=True)
+    rollout(pool, obey, EPISODES, execute_steps=4, observers=[few, all_steps])
+    assert all_steps.told[0] == few.told[0] == [EPISODES[0], 7, [1, 1, 1], 8, 9, 10, (True, 3)]
+    back = [-1] * 4
+    assert all_steps.told[1][:8] == [EPISODES[1], 0, back, -1, -2, -3, -4, back]
+    assert all_steps.told[1][-5:] == [-9, -10, -11, -12, (False, 12)]
 
 
 @pytest.mark.parametrize(
