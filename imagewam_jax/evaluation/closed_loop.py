@@ -84,12 +84,11 @@ def evaluate_closed_loop(
         spec = pool.spec
         _check_fit(policy, simulator, spec, execute_steps)
         starts = first_starts(spec, episodes)
-        instructions = sorted(set(spec.instructions.values()))
+        instructions = spec.all_instructions
         policy.text_ids(instructions)  # an unknown one is an error now, and not in mid-rollout
         act = acting(policy)
         variants: dict[str, Policy] = {POLICY: act}
-        if len(instructions) > 1:
-            other = dict(zip(instructions, instructions[1:] + instructions[:1], strict=True))
+        if other := spec.other_instructions:
             variants[SWAPPED] = with_instructions(act, other)
         variants[BLANK] = with_blank_images(act)
         variants[RANDOM] = random_policy(spec, policy.horizon)

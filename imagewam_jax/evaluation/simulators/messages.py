@@ -87,9 +87,13 @@ def unpack(message: bytes) -> Any:
 
 def spec_from(content: Mapping[str, Any]) -> SimulatorSpec:
     """A specification as it was before it was sent."""
-    return SimulatorSpec(
-        **{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
-    )
+
+    def restored(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: restored(item) for key, item in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return SimulatorSpec(**restored(content))
 
 
 def observation_from(content: Mapping[str, Any]) -> Observation:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from imagewam_jax.errors import OpenGLUnavailable, UserError
+from imagewam_jax.errors import OpenGLUnavailable, SimulatorError, UserError
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, Simulator
 from imagewam_jax.evaluation.simulators.messages import pack, unpack
@@ -64,10 +64,15 @@ def _serve(connection: Connection) -> None:
 
     try:
         start = unpack(connection.recv_bytes())
-        episodes = [
-            _Episode(make_simulator(start["simulator"], **start["options"]))
-            for _ in range(start["count"])
-        ]
+        try:
+            episodes = [
+                _Episode(make_simulator(start["simulator"], **start["options"]))
+                for _ in range(start["count"])
+            ]
+        except ModuleNotFoundError as error:
+            raise SimulatorError(
+                f"{sys.executable} lacks the module {error.name!r}, which the simulator imports"
+            ) from error
         answer("ok", episodes[0].simulator.spec)
         while True:
             request = unpack(connection.recv_bytes())
