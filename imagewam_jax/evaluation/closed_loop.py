@@ -108,7 +108,7 @@ def evaluate_closed_loop(
             with contextlib.ExitStack() as stack:
                 observers: list[Observer] = []
                 if recording is not None and name == POLICY:
-                    ended = {e: end for e, end in ended.items() if recording.has(e)}
+                    ended = {e: ended[e] for e in sorted(recording.episodes & ended.keys())}
                     observers.append(recording)
                 if films is not None:
                     film = Films(

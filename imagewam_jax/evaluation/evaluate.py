@@ -161,14 +161,14 @@ def evaluate(
                 films=films,
                 recording=recording,
             )
+            success, rollouts, spec = played
+            results["closed_loop"] = {
+                name: {**success[name]._asdict(), **_by_task_and_suite(rollout, spec)}
+                for name, rollout in rollouts.items()
+            }
+            _write_results(output, results)
             if recording is not None:
                 recording.build()
-        success, rollouts, spec = played
-        results["closed_loop"] = {
-            name: {**success[name]._asdict(), **_by_task_and_suite(rollout, spec)}
-            for name, rollout in rollouts.items()
-        }
-        _write_results(output, results)
     offline = evaluate_offline(policy, opened, split, max_samples=samples)
     results["offline"] = offline.summary()
     _write_results(output, results)

@@ -48,9 +48,10 @@ class Recording:
         self._images: dict[int, dict[str, list[bytes]]] = {}
         self._actions: dict[int, list[Float[np.ndarray, "k a"]]] = {}
 
-    def has(self, episode: int) -> bool:
-        """Whether an episode was recorded."""
-        return episode in recorded_episodes(self._folder)
+    @property
+    def episodes(self) -> frozenset[int]:
+        """Those that were recorded."""
+        return frozenset(recorded_episodes(self._folder))
 
     def began(self, episode: int, start: tuple[str, int], observation: Observation) -> None:
         self._starts[episode] = start

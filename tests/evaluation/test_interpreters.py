@@ -97,8 +97,14 @@ def test_a_simulator_that_its_environment_lacks(tmp_path, monkeypatch):
     """The error is one line, with the interpreter that it is to be installed for."""
     monkeypatch.chdir(ROOT)
     options = {"python": str(needed())}
-    with pytest.raises(SimulatorError, match="metaworld worker 0: Meta-World is not installed"):
-        SimulatorPool("metaworld", num_simulators=1, num_workers=1, options=options)
+    for name, message in (
+        ("metaworld", "metaworld worker 0: Meta-World is not installed"),
+        ("metaworld_faucet", f"metaworld_faucet worker 0: {needed()}: MuJoCo is not installed"),
+        ("tests.training.tiny:tiny_config", f"worker 0: {needed()}: No module named 'jax'"),
+    ):
+        with pytest.raises(SimulatorError, match=message) as error:
+            SimulatorPool(name, num_simulators=1, num_workers=1, options=options)
+        assert "\n" not in str(error.value)
 
 
 def test_a_worker_of_another_version_is_told(tmp_path, monkeypatch):

@@ -185,7 +185,8 @@ class _Worker:
             message = self._connection.recv_bytes()
         except (EOFError, OSError):
             raise self._death() from None
-        status, answer = (unpack(message)[key] for key in ("status", "answer"))
+        content = unpack(message)
+        status, answer = content["status"], content["answer"]
         if status == "no OpenGL":
             raise OpenGLUnavailable(answer)
         if status == "refused":

@@ -70,9 +70,7 @@ def _serve(connection: Connection) -> None:
                 for _ in range(start["count"])
             ]
         except ModuleNotFoundError as error:
-            raise SimulatorError(
-                f"{sys.executable} lacks the module {error.name!r}, which the simulator imports"
-            ) from error
+            raise SimulatorError(f"{sys.executable}: {error}") from error
         answer("ok", episodes[0].simulator.spec)
         while True:
             request = unpack(connection.recv_bytes())
