@@ -38,7 +38,8 @@ Frame = UInt8[np.ndarray, "h all_widths 3"]
 class Films:
     """Films the episodes of one policy variant (a `rollout.Observer`).
 
-    folder: that of all variants. What is there of this variant and of no ended episode is removed.
+    folder: that of all variants. What is there of this variant and of no ended episode is removed,
+        and what a kill has left half written.
     variant: the name of the policy variant.
     episodes: (task, seed) of each episode.
     frames_per_second: decisions of the policy in a second of simulated time.
@@ -70,9 +71,13 @@ class Films:
             self._first.setdefault((episodes[episode][0], success), episode)
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            for path, episode, kind in _files(self._folder):
-                if episode not in (ended or {}) or not self._is_shown(episode, kind):
-                    path.unlink()
+            shown = [
+                path
+                for path, episode, kind in _files(self._folder)
+                if episode in (ended or {}) and self._is_shown(episode, kind)
+            ]
+            for path in set(self._folder.iterdir()).difference(shown):
+                path.unlink()
 
     def began(self, episode: int, start: tuple[str, int], observation: Observation) -> None:
         """Opens a film, if the episode may be shown."""

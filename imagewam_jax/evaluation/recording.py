@@ -1,6 +1,7 @@
 """`imagewam evaluate --record`: what the policy does in the simulator, as a dataset (RLDS)."""
 
 import contextlib
+import dataclasses
 import os
 import pprint
 import subprocess
@@ -32,6 +33,26 @@ from imagewam_jax.files import lock_beside, only_writer, writing
 _JPEG_QUALITY = 95
 
 
+@dataclasses.dataclass
+class _Playing:
+    """What was seen and done so far; what was seen last is not yet followed by an action."""
+
+    start: tuple[str, int]
+    instruction: str
+    images: dict[str, list[bytes]]
+    states: list[Float[np.ndarray, "p"]] = dataclasses.field(default_factory=list)
+    actions: list[Float[np.ndarray, "k a"]] = dataclasses.field(default_factory=list)
+
+    def see(self, observation: Observation) -> None:
+        for files, image in zip(self.images.values(), observation.images_nhwc, strict=True):
+            files.append(
+                simplejpeg.encode_jpeg(
+                    np.ascontiguousarray(image), quality=_JPEG_QUALITY, colorsubsampling="444"
+                )
+            )
+        self.states.append(observation.state)
+
+
 class Recording:
     """Writes down every episode that it watches (a `rollout.Observer`), once it has ended.
 
@@ -43,10 +64,7 @@ class Recording:
 
     def __init__(self, folder: Path, row: Mapping[str, Any]):
         self._folder, self._row = folder, row
-        self._starts: dict[int, tuple[str, int]] = {}
-        self._seen: dict[int, list[Observation]] = {}  # their images are in `_images`
-        self._images: dict[int, dict[str, list[bytes]]] = {}
-        self._actions: dict[int, list[Float[np.ndarray, "k a"]]] = {}
+        self._playing: dict[int, _Playing] = {}
 
     @property
     def episodes(self) -> frozenset[int]:
@@ -54,38 +72,32 @@ class Recording:
         return frozenset(recorded_episodes(self._folder))
 
     def began(self, episode: int, start: tuple[str, int], observation: Observation) -> None:
-        self._starts[episode] = start
-        self._seen[episode], self._actions[episode] = [], []
-        self._images[episode] = {key: [] for key in self._row["cameras"].values()}
-        self._see(episode, observation)
+        images: dict[str, list[bytes]] = {key: [] for key in self._row["cameras"].values()}
+        self._playing[episode] = _Playing(start, observation.instruction, images)
+        self._playing[episode].see(observation)
 
     def acted(
         self, episode: int, actions: Float[np.ndarray, "k a"], seen: Sequence[Observation]
     ) -> None:
-        self._actions[episode].append(actions)
+        self._playing[episode].actions.append(actions)
         for observation in seen:
-            self._see(episode, observation)
+            self._playing[episode].see(observation)
 
     def ended(self, episode: int, ended: Ended) -> None:
         """Writes the episode. WriteError: it cannot be written."""
-        task, seed = self._starts.pop(episode)
-        actions = np.concatenate(self._actions.pop(episode)).astype(np.float32)
-        seen, images = self._seen.pop(episode), self._images.pop(episode)
+        played = self._playing.pop(episode)
+        actions = np.concatenate(played.actions).astype(np.float32)
         count = len(actions)  # what was seen after the last action belongs to no step
+        recorded = RecordedEpisode(
+            *played.start,
+            instruction=played.instruction,
+            success=bool(ended.success),
+            images={key: files[:count] for key, files in played.images.items()},
+            states=np.stack(played.states[:count]).astype(np.float32),
+            actions=actions,
+        )
         with writing(self._folder):
-            write_episode(
-                self._folder,
-                episode,
-                RecordedEpisode(
-                    task=task,
-                    seed=seed,
-                    instruction=seen[0].instruction,
-                    success=bool(ended.success),
-                    images={key: files[:count] for key, files in images.items()},
-                    states=np.stack([o.state for o in seen[:count]]).astype(np.float32),
-                    actions=actions,
-                ),
-            )
+            write_episode(self._folder, episode, recorded)
 
     def build(self) -> Path:
         """Makes the TFDS version of all recorded episodes, in a process of its own, and says which
@@ -98,23 +110,12 @@ class Recording:
         command = [sys.executable, "-m", "imagewam_jax.data.tools.rollouts", str(self._folder)]
         if subprocess.run(command, env=environment).returncode != 0:
             raise DataError(f"{self._folder}: the recorded episodes could not be written as RLDS")
-        name = self._folder.name
-        body = pprint.pformat({name: self._row}, width=96, sort_dicts=False, compact=True)
-        print(f"recorded {len(recorded_episodes(self._folder))} episodes: {self._folder / VERSION}")
-        print(
-            f"read them with this row:\nconfig.data.dataset = {name!r}\nconfig.data.rows = {body}"
-        )
-        return self._folder / VERSION
-
-    def _see(self, episode: int, observation: Observation) -> None:
-        files = self._images[episode].values()
-        for file_list, image in zip(files, observation.images_nhwc, strict=True):
-            file_list.append(
-                simplejpeg.encode_jpeg(
-                    np.ascontiguousarray(image), quality=_JPEG_QUALITY, colorsubsampling="444"
-                )
-            )
-        self._seen[episode].append(observation._replace(images_nhwc=observation.images_nhwc[:0]))
+        name, target = self._folder.name, self._folder / VERSION
+        rows = pprint.pformat({name: self._row}, width=96, sort_dicts=False, compact=True)
+        print(f"recorded {len(self.episodes)} episodes: {target}")
+        print("read them with this row:")
+        print(f"config.data.dataset = {name!r}\nconfig.data.rows = {rows}")
+        return target
 
 
 @contextlib.contextmanager

@@ -38,7 +38,9 @@ class FakeSimulator:
         ),
     )
 
-    def __init__(self, *, side: int = 2):
+    def __init__(self, *, side: int = 2, question: str = ""):
+        if question:
+            input(question)
         self._side = side
         self._loaded: list[str] = []
 

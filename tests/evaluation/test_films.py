@@ -81,9 +81,11 @@ def test_what_was_filmed_is_kept_when_it_is_resumed(tmp_path):
         play(recorder, (0, 2, 5))
     assert shown(tmp_path) == SHOWN
     assert set(film_strips(tmp_path, "the policy")) == {0, 1}
-    # Of another evaluation, or ended after the last line that was noted.
+    # Of another evaluation, or ended after the last line that was noted, or half written.
+    (tmp_path / "the-policy" / ".00002-failure-push.mp4.partial-host-1").touch()
     with open_films(tmp_path, ended={0: Ended(True, 6), 1: Ended(False, 6)}):
         assert shown(tmp_path) == {0: "success-push", 1: "failure-pull"}
+        assert len(list(tmp_path.rglob("*.*"))) == 2 + 2
     with open_films(tmp_path):
         assert not list(tmp_path.rglob("*.*"))
 

@@ -45,7 +45,7 @@ _REGISTRY = {
     ),
     "simpler": _Registered(
         "imagewam_jax.evaluation.simulators.simpler:Simpler",
-        datasets=("bridge_dataset", "bridge"),
+        datasets=("bridge_dataset",),
         per_worker=1,
     ),
 }

@@ -1,4 +1,6 @@
-"""RoboTwin 2.0: fifty tasks of two arms (docs/spec/simulators.md, 4; imagewam_flux2.md, 9.4).
+"""RoboTwin 2.0: fifty tasks of two arms.
+
+Protocol: docs/spec/simulators.md, 4, and docs/spec/imagewam_flux2.md, 9.4.
 
 It needs SAPIEN 3, mplib, curobo, a CUDA GPU and its assets, and so runs under the Python of another
 environment (the option `python` of every simulator), in the folder of its repository.

@@ -71,6 +71,11 @@ def _serve(connection: Connection) -> None:
             ]
         except ModuleNotFoundError as error:
             raise SimulatorError(f"{sys.executable}: {error}") from error
+        except EOFError as error:  # of `input`; below it would mean that the pool is gone
+            raise SimulatorError(
+                f"{sys.executable}: the simulator asks something when it is first imported; import "
+                "it once by hand"
+            ) from error
         answer("ok", episodes[0].simulator.spec)
         while True:
             request = unpack(connection.recv_bytes())
