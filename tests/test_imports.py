@@ -43,10 +43,13 @@ DATA_ROOMS = {
 }
 FORBIDDEN = {"tensorflow", "tensorflow_datasets", "torch", "torchvision"}
 # Reading and writing `.pt` files needs PyTorch; it is imported when one is opened.
-# Writing RLDS needs TensorFlow; it is imported where an import from LeRobot writes it.
+# Writing RLDS needs TensorFlow; it is imported where an import from LeRobot, or a process that ends
+# with it, writes recorded rollouts.
 EXCEPTIONS = {
     "weights/io/torch_files.py": {"torch"},
-    "data/tools/lerobot/shards.py": {"tensorflow", "tensorflow_datasets"},
+    "data/tools/lerobot/features.py": {"tensorflow_datasets"},
+    "data/tools/rlds_shards.py": {"tensorflow", "tensorflow_datasets"},
+    "data/tools/rollouts.py": {"tensorflow_datasets"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -45,6 +45,12 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
         action="store_true",
         help="do not play again what an interrupted evaluation has played in the simulator",
     )
+    evaluate.add_argument(
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="write what the policy does in the simulator as a dataset (RLDS) in this folder",
+    )
     played = evaluate.add_mutually_exclusive_group()
     played.add_argument("--no-simulator", action="store_true", help="recorded data alone")
     played.add_argument("--simulator", help="the one to play; default: that of the config")
@@ -95,6 +101,7 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         episodes=arguments.episodes,
         workers=arguments.workers,
         resume=arguments.resume,
+        record=arguments.record,
     )
     print(f"report: {report}")
     return 0

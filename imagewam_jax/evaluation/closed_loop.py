@@ -1,7 +1,9 @@
 """Success of a policy in a simulator, compared with variants of it and with simple baselines."""
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,9 +11,12 @@ from jaxtyping import Bool, Float
 
 from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.evaluation.films import Films
 from imagewam_jax.evaluation.journal import Journal
 from imagewam_jax.evaluation.offline import sample_noise
+from imagewam_jax.evaluation.recording import Recording
 from imagewam_jax.evaluation.rollout import (
+    Observer,
     Policy,
     PolicyInput,
     RolloutResult,
@@ -29,6 +34,7 @@ from imagewam_jax.policy import policy as trained
 from imagewam_jax.preprocess.inputs import Observations
 
 FIRST_SEED = 10_000  # the seeds of demonstrations are smaller
+STRIPS = 4  # film strips of the policy, and of it under another instruction
 
 POLICY, SWAPPED, BLANK = "policy", "policy, other instruction", "policy, black image"
 RANDOM, REPLAY = "random actions", "replay of a demonstration"
@@ -52,6 +58,8 @@ def evaluate_closed_loop(
     episodes: int,
     workers: int = 2,
     journal: Journal | None = None,
+    films: Path | None = None,
+    recording: Recording | None = None,
 ) -> tuple[dict[str, Success], dict[str, RolloutResult], SimulatorSpec]:
     """Plays the same episodes with five policy variants (see their names above) in a simulator.
 
@@ -60,6 +68,9 @@ def evaluate_closed_loop(
 
     options: keyword options of the simulator.
     journal: episodes that it has are not played again, and those that end are added.
+    films: a folder for film strips and videos of what the policy saw (`films.py`).
+    recording: is told of all that the policy does, and of no variant of it. Episodes that the
+        journal has and the recording has not are played again, with the same end.
 
     Returns success and rollouts by variant, and the description of the simulator. ConfigError: the
     policy does not fit it, or it has fewer start states. CheckpointError: the policy does not know
@@ -73,12 +84,11 @@ def evaluate_closed_loop(
         spec = pool.spec
         _check_fit(policy, simulator, spec, execute_steps)
         starts = first_starts(spec, episodes)
-        instructions = sorted(set(spec.instructions.values()))
+        instructions = spec.all_instructions
         policy.text_ids(instructions)  # an unknown one is an error now, and not in mid-rollout
         act = acting(policy)
         variants: dict[str, Policy] = {POLICY: act}
-        if len(instructions) > 1:
-            other = dict(zip(instructions, instructions[1:] + instructions[:1], strict=True))
+        if other := spec.other_instructions:
             variants[SWAPPED] = with_instructions(act, other)
         variants[BLANK] = with_blank_images(act)
         variants[RANDOM] = random_policy(spec, policy.horizon)
@@ -86,23 +96,40 @@ def evaluate_closed_loop(
             dataset, policy.config["data"]["train_split"]
         )
         if set(instructions) <= set(demonstrations):
-            variants[REPLAY] = replay_policy(demonstrations, policy.horizon)
+            variants[REPLAY] = replay_policy(
+                demonstrations, policy.horizon, dataset.spec.action.relative
+            )
         else:
             missing = sorted(set(instructions) - set(demonstrations))
             print(f"no replay: the training split has no demonstrations of {missing}")
-        results = {
-            name: rollout(
-                pool,
-                variant,
-                starts,
-                execute_steps=execute_steps,
-                record=range(min(4, episodes)) if name in (POLICY, SWAPPED) else (),
-                ended=journal.ended(name, starts) if journal else None,
-                on_end=partial(journal.add, name) if journal else None,
-                description=name,
-            )
-            for name, variant in variants.items()
-        }
+        results = {}
+        for name, variant in variants.items():
+            ended = journal.ended(name, starts) if journal else {}
+            with contextlib.ExitStack() as stack:
+                observers: list[Observer] = []
+                if recording is not None and name == POLICY:
+                    ended = {e: ended[e] for e in sorted(recording.episodes & ended.keys())}
+                    observers.append(recording)
+                if films is not None:
+                    film = Films(
+                        films,
+                        name,
+                        starts,
+                        frames_per_second=spec.control_hz / execute_steps,
+                        strips=STRIPS if name in (POLICY, SWAPPED) else 0,
+                        ended=ended,
+                    )
+                    observers.append(stack.enter_context(film))
+                results[name] = rollout(
+                    pool,
+                    variant,
+                    starts,
+                    execute_steps=execute_steps,
+                    observers=observers,
+                    ended=ended,
+                    on_end=partial(journal.add, name) if journal else None,
+                    description=name,
+                )
     return {name: success_of(result) for name, result in results.items()}, results, spec
 
 

@@ -40,6 +40,7 @@ from imagewam_jax.evaluation.offline import (
     sample_noise,
     stored_images,
 )
+from imagewam_jax.evaluation.recording import open_recording
 from imagewam_jax.evaluation.rollout import RolloutResult
 from imagewam_jax.evaluation.simulators import simulates
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
@@ -89,6 +90,7 @@ def evaluate(
     episodes: int = 100,
     workers: int = 2,
     resume: bool = False,
+    record: Path | None = None,
 ) -> Path:
     """Evaluates a checkpoint on held-out episodes and in its simulator; returns the report.
 
@@ -105,6 +107,7 @@ def evaluate(
     options: of the simulator named, in place of the config's.
     resume: episodes that an interrupted evaluation has played in the simulator are not played
         again (`journal.py`).
+    record: a folder where what the policy does in the simulator becomes a dataset (`recording.py`).
     ConfigError: a count is below 1, the simulator does not fit the policy, or `resume` finds the
         episodes of another evaluation. DataError: there are no held-out samples.
     """
@@ -130,13 +133,23 @@ def evaluate(
     if simulator and not simulates(simulator, opened.name):
         print(f"the simulator {simulator!r} does not play {opened.name!r}: recorded data alone")
         simulator = ""
+    if record is not None and not simulator:
+        raise ConfigError(f"--record {record}: there is no simulator to play")
     output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
     output.mkdir(parents=True, exist_ok=True)
     results: dict = {"checkpoint_step": policy.step, "dataset": opened.name, "split": split}
-    played = None
+    played, films = None, output / "films"
     if simulator:
         identity = _identity(policy, checkpoint, simulator, options, autoencoder, text_table)
-        with Journal(output / "episodes.jsonl", identity, resume=resume) as journal:
+        with contextlib.ExitStack() as stack:
+            recording = None
+            if record is not None:
+                recording = stack.enter_context(
+                    open_recording(record, opened.spec, policy.cameras, identity, resume=resume)
+                )
+            journal = stack.enter_context(
+                Journal(output / "episodes.jsonl", identity, resume=resume)
+            )
             played = evaluate_closed_loop(
                 policy,
                 opened,
@@ -145,13 +158,17 @@ def evaluate(
                 episodes=episodes,
                 workers=workers,
                 journal=journal,
+                films=films,
+                recording=recording,
             )
-        success, rollouts, spec = played
-        results["closed_loop"] = {
-            name: {**success[name]._asdict(), **_by_task_and_suite(rollout, spec)}
-            for name, rollout in rollouts.items()
-        }
-        _write_results(output, results)
+            success, rollouts, spec = played
+            results["closed_loop"] = {
+                name: {**success[name]._asdict(), **_by_task_and_suite(rollout, spec)}
+                for name, rollout in rollouts.items()
+            }
+            _write_results(output, results)
+            if recording is not None:
+                recording.build()
     offline = evaluate_offline(policy, opened, split, max_samples=samples)
     results["offline"] = offline.summary()
     _write_results(output, results)
@@ -161,7 +178,8 @@ def evaluate(
     if played:
         sections.append(report.success_section(success))
         sections.append(report.task_section(rollouts, spec))
-        sections.append(report.episode_section(rollouts, spec.instructions))
+        sections.append(report.episode_section(rollouts, spec.instructions, films))
+        sections.append(report.video_section(rollouts, films, output))
     sections.append(report.offline_section(offline, names))
     shown = start_frames[_spread(len(start_frames), SHOWN_SAMPLES)]
     if examples := _examples(policy, opened, split, shown):

@@ -33,12 +33,11 @@ class Journal:
     def __init__(self, path: Path, identity: Mapping[str, Any], *, resume: bool):
         self._path = path
         self._ended: dict[tuple[str, str, int], Ended] = {}
-        identity = json.loads(json.dumps(identity))
         lines = _whole_lines(path) if resume and path.exists() else []
         if lines:
-            _check(path, lines[0], identity)
+            check_identity(path, lines[0], identity)
         else:
-            lines = [identity]
+            lines = [dict(identity)]
         for line in lines[1:]:
             start = line["way"], line["task"], line["seed"]
             self._ended[start] = Ended(line["success"], line["steps"])
@@ -54,7 +53,10 @@ class Journal:
         return {i: self._ended[start] for i, start in starts.items() if start in self._ended}
 
     def add(self, way: str, episode: tuple[str, int], ended: Ended) -> None:
-        """Notes the end of an episode of a policy variant. WriteError: it cannot be written."""
+        """Notes the end of an episode of a policy variant; once, if it is played again. WriteError:
+        it cannot be written."""
+        if self._ended.get((way, *episode)) == ended:
+            return
         line = {"way": way, "task": episode[0], "seed": episode[1], **ended._asdict()}
         with writing(self._path):
             self._file.write(json.dumps(line) + "\n")
@@ -77,8 +79,9 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path}: not a list of ended episodes: {error}") from error
 
 
-def _check(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """ConfigError, which names what differs, unless both are of the same evaluation."""
+def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """ConfigError, which names what differs, unless what is in a file is of the same evaluation."""
+    wanted = json.loads(json.dumps(wanted))  # as it would be read: lists for tuples
     names = sorted(set(found) | set(wanted))
     other = [
         f"{name} was {found.get(name)!r} and is {wanted.get(name)!r}"

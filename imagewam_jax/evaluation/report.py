@@ -1,7 +1,9 @@
 """The sections of a page about a trained policy, and the pictures in them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,14 +11,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from imagewam_jax.evaluation.closed_loop import (
-    POLICY,
-    SWAPPED,
     Success,
     mean_of_suites,
     success_by_suite,
     success_by_task,
 )
 from imagewam_jax.evaluation.episode_means import EpisodeMeans
+from imagewam_jax.evaluation.films import film_strips, videos
 from imagewam_jax.evaluation.offline import OfflineResult, Predictions
 from imagewam_jax.evaluation.rollout import RolloutResult
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
@@ -24,10 +25,10 @@ from imagewam_jax.html.page import (
     ACCENT,
     MUTED,
     SECOND,
+    Link,
     Section,
     figure_png,
     image_grid,
-    image_png,
     picture,
 )
 
@@ -91,21 +92,38 @@ def task_section(results: Mapping[str, RolloutResult], spec: SimulatorSpec) -> S
 
 
 def episode_section(
-    results: Mapping[str, RolloutResult], instructions: Mapping[str, str]
+    results: Mapping[str, RolloutResult], instructions: Mapping[str, str], films: Path
 ) -> Section:
-    """Film strips of what the policy saw."""
+    """Film strips of what the policy saw, from the folder of `films.Films`."""
     pictures = []
-    for name in (POLICY, SWAPPED):
-        if name not in results:
-            continue
-        result = results[name]
-        for episode, frames in result.frames.items():
+    for name, result in results.items():
+        for episode, strip in film_strips(films, name).items():
             task, _ = result.episodes[episode]
             outcome = "success" if result.success[episode] else "no success"
             caption = f"{name}: task '{instructions[task]}', {outcome} in {result.steps[episode]}"
-            one_above_another = np.concatenate(frames.swapaxes(0, 1), axis=1)  # the cameras
-            pictures.append(picture(film_strip(one_above_another), f"{caption} steps"))
+            pictures.append(picture(strip, f"{caption} steps"))
     return Section("Episodes", pictures=pictures)
+
+
+def video_section(results: Mapping[str, RolloutResult], films: Path, page: Path) -> Section:
+    """Links to the videos in the folder of `films.Films`, from a page in the folder `page`."""
+    found: dict[tuple[str, str], dict[str, Link]] = {}
+    for name, result in results.items():
+        for episode, path in videos(films, name).items():
+            task, seed = result.episodes[episode]
+            outcome = "success" if result.success[episode] else "failure"
+            link = Link(quote(path.relative_to(page).as_posix()), f"start {seed}")
+            found.setdefault((task, outcome), {})[name] = link
+    rows = [("task", "first", *results)]
+    rows += [
+        (task, outcome, *(found[task, outcome].get(name, "") for name in results))
+        for task, outcome in sorted(found)
+    ]
+    text = (
+        "The first success and the first failure of each task, as the policy saw them whenever it "
+        "planned, in the robot's time."
+    )
+    return Section("Videos", text, rows)
 
 
 def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Section:
@@ -232,12 +250,6 @@ def action_chunks(
                 axes[i, d].set_title(names[d], fontsize=9)
     axes[0, 0].legend(frameon=False, fontsize=7)
     return figure_png(figure)
-
-
-def film_strip(frames: UInt8[np.ndarray, "t h w 3"], count: int = 10) -> bytes:
-    """Puts some frames of an episode side by side, first and last included."""
-    chosen = frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int)]
-    return image_png(np.concatenate(list(chosen), axis=1))
 
 
 def overlay(

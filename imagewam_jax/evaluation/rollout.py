@@ -7,9 +7,9 @@ simulator starts the next one.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -45,14 +45,33 @@ class RolloutResult:
     episodes: (task, seed) as given.
     success: whether the task was done within the simulator's step limit.
     steps: actions executed.
-    frames: recorded episode -> images at each decision of the policy, then at the end. Those that
-        were played before have none.
     """
 
     episodes: tuple[tuple[str, int], ...]
     success: Bool[np.ndarray, "n"]
     steps: Int[np.ndarray, "n"]
-    frames: Mapping[int, UInt8[np.ndarray, "_ cameras h w 3"]]
+
+
+class Observer(Protocol):
+    """Watches the episodes of a rollout, which are told by their positions in it.
+
+    every_step: it is to see the robot after every action, and not only when the policy plans. That
+        takes longer, since simulators draw more, and changes nothing else.
+    """
+
+    every_step: bool
+
+    def began(self, episode: int, start: tuple[str, int], observation: Observation) -> None:
+        """An episode starts, from a start (task, seed)."""
+
+    def acted(
+        self, episode: int, actions: Float[np.ndarray, "k a"], seen: Sequence[Observation]
+    ) -> None:
+        """Actions were executed. `seen` is from after each of them if any observer is to see every
+        step, else from after the last."""
+
+    def ended(self, episode: int, ended: Ended) -> None:
+        """An episode is over."""
 
 
 def rollout(
@@ -61,7 +80,7 @@ def rollout(
     episodes: Sequence[tuple[str, int]],
     *,
     execute_steps: int,
-    record: Collection[int] = (),
+    observers: Sequence[Observer] = (),
     ended: Mapping[int, Ended] | None = None,
     on_end: Callable[[tuple[str, int], Ended], None] | None = None,
     description: str = "rollout",
@@ -71,23 +90,20 @@ def rollout(
     The policy's batch size is the number of simulators in the pool.
 
     execute_steps: actions executed of each chunk before the policy is asked again.
-    record: positions in `episodes` whose frames are kept.
+    observers: are told of every episode that is played.
     ended: positions in `episodes` that were played before, and how they ended.
-    on_end: is told of every episode that ends, (task, seed), and how.
+    on_end: is told of every episode that ends, (task, seed), and how, after the observers.
     description: shown by the progress bar.
-    ValueError: the policy's actions have the wrong shape or are not finite, or `record` names an
-        episode that does not exist. SimulatorError: a simulator failed.
+    ValueError: the policy's actions have the wrong shape or are not finite. SimulatorError: a
+        simulator failed.
     """
-    unknown = [episode for episode in record if not 0 <= episode < len(episodes)]
-    if unknown:
-        raise ValueError(f"cannot record episodes {unknown}: there are {len(episodes)}")
     success = np.zeros(len(episodes), bool)
     steps = np.zeros(len(episodes), np.int64)
     ended = ended or {}
     for episode, before in ended.items():
         success[episode], steps[episode] = before
     waiting = [episode for episode in range(len(episodes)) if episode not in ended]
-    frames: dict[int, list] = {episode: [] for episode in record if episode in waiting}
+    every_step = any(observer.every_step for observer in observers)
     playing: dict[int, int] = {}  # simulator -> episode
     observations: dict[int, Observation] = {}
 
@@ -98,35 +114,32 @@ def rollout(
             starting = _next_episodes(pool, waiting, playing, episodes)
             playing |= starting
             observations |= pool.reset({i: episodes[e] for i, e in starting.items()})
-            for i, episode in playing.items():
-                if episode in frames:
-                    frames[episode].append(observations[i].images_nhwc)
+            for i, episode in starting.items():
+                for observer in observers:
+                    observer.began(episode, episodes[episode], observations[i])
 
             batch = _batch(pool.num_simulators, playing, observations, steps)
             actions_bha = np.asarray(policy(batch))
             _check_actions(actions_bha, pool, execute_steps)
-            outcomes = pool.execute(
-                {i: actions_bha[row, :execute_steps] for row, i in enumerate(playing)}
-            )
-            for i, outcome in outcomes.items():
+            chunks = {i: actions_bha[row, :execute_steps] for row, i in enumerate(playing)}
+            for i, outcome in pool.execute(chunks, every_step=every_step).items():
                 episode = playing[i]
+                executed = chunks[i][: outcome.steps - steps[episode]]
                 observations[i] = outcome.observation
                 steps[episode] = outcome.steps
                 success[episode] = outcome.success
+                for observer in observers:
+                    observer.acted(episode, executed, [*outcome.seen, outcome.observation])
                 if outcome.done:
-                    if episode in frames:
-                        frames[episode].append(outcome.observation.images_nhwc)
                     del playing[i]
+                    end = Ended(outcome.success, outcome.steps)
+                    for observer in observers:
+                        observer.ended(episode, end)
                     if on_end is not None:
-                        on_end(episodes[episode], Ended(outcome.success, outcome.steps))
+                        on_end(episodes[episode], end)
                     progress.update()
                     progress.set_postfix(successes=int(success.sum()))
-    return RolloutResult(
-        episodes=tuple(episodes),
-        success=success,
-        steps=steps,
-        frames={episode: np.stack(images) for episode, images in frames.items()},
-    )
+    return RolloutResult(episodes=tuple(episodes), success=success, steps=steps)
 
 
 def _next_episodes(
@@ -204,13 +217,18 @@ def random_policy(spec: SimulatorSpec, horizon: int, seed: int = 0) -> Policy:
 
 
 def replay_policy(
-    demonstrations: Mapping[str, Sequence[Float[np.ndarray, "_ a"]]], horizon: int, seed: int = 0
+    demonstrations: Mapping[str, Sequence[Float[np.ndarray, "_ a"]]],
+    horizon: int,
+    relative: Sequence[bool],
+    seed: int = 0,
 ) -> Policy:
     """Baseline: in each episode, the actions of one random demonstration of its instruction.
 
-    It shows how often acting without looking succeeds. Actions after the demonstration's end are 0.
+    It shows how often acting without looking succeeds. After the demonstration's end it holds
+    still: displacements are 0, and targets, such as a gripper's, are those of the last action.
 
     demonstrations: instruction -> the actions of each of its demonstrations.
+    relative: per dimension of the action, whether it is a displacement (`Encoding.relative`).
     seed: chooses the demonstrations.
     """
 
@@ -221,8 +239,10 @@ def replay_policy(
         ):
             choices = demonstrations[instruction]
             actions_ta = choices[np.random.default_rng([seed, episode]).integers(len(choices))]
-            chunk = actions_ta[step : step + horizon]
-            chunks.append(np.pad(chunk, ((0, horizon - len(chunk)), (0, 0))))
+            steps = np.arange(step, step + horizon)
+            chunk_ka = actions_ta[np.minimum(steps, len(actions_ta) - 1)]
+            is_over_k = steps >= len(actions_ta)
+            chunks.append(np.where(is_over_k[:, None] & np.array(relative), 0, chunk_ka))
         return np.stack(chunks)
 
     return policy

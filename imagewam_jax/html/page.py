@@ -1,4 +1,7 @@
-"""Pages of numbers and pictures, each in one file that needs no network, and their pictures."""
+"""Pages of numbers and pictures, each in one file that needs no network, and their pictures.
+
+Only what a page links to, such as videos, is in files beside it.
+"""
 
 import base64
 import io
@@ -24,12 +27,19 @@ class Picture(NamedTuple):
     caption: str = ""
 
 
+class Link(NamedTuple):
+    """A cell of a table that leads to a file, whose path is relative to the page's folder."""
+
+    href: str
+    text: str
+
+
 class Section(NamedTuple):
     """One heading of the page; the first row of a table is its header."""
 
     title: str
     text: str = ""
-    table: Sequence[Sequence[str]] = ()
+    table: Sequence[Sequence[str | Link]] = ()
     pictures: Sequence[Picture] = ()
 
 

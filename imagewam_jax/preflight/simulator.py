@@ -63,7 +63,7 @@ def _differences(run: Run, spec: SimulatorSpec, dataset: DatasetSpec) -> list[st
             found.append(f"it has the cameras {list(spec.cameras)}, data.cameras are {list(roles)}")
     opened = run.outcome(datasets)
     if not isinstance(opened, UserError | NotChecked):
-        unknown = set(spec.instructions.values()) - set(opened.data.instructions)
+        unknown = set(spec.all_instructions) - set(opened.data.instructions)
         if unknown:
             found.append(f"no episode has its instruction {sorted(unknown)[0]!r}")
     return found

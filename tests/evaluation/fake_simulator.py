@@ -16,8 +16,9 @@ class FakeSimulator:
 
     Observations show the position in every pixel and in the state. The tasks "raise", "exit" and
     "hang" do so at their first step. The instruction of "modules" names the large libraries that
-    its process has imported, that of "looks" which steps were told to look, and that of "loaded"
-    the tasks that this simulator has been given one after the other.
+    its process has imported, that of "looks" which steps were told to look, that of "loaded" the
+    tasks that this simulator has been given one after the other, and that of "places" from where
+    its process has Python and what it imports.
     """
 
     spec = SimulatorSpec(
@@ -29,11 +30,17 @@ class FakeSimulator:
         action_high=(1.0,),
         control_hz=1.0,
         max_steps=dict.fromkeys(
-            ("forward", "backward", "raise", "exit", "hang", "modules", "looks", "loaded"), 12
+            (
+                *("forward", "backward", "raise", "exit", "hang"),
+                *("modules", "looks", "loaded", "places"),
+            ),
+            12,
         ),
     )
 
-    def __init__(self, *, side: int = 2):
+    def __init__(self, *, side: int = 2, question: str = ""):
+        if question:
+            input(question)
         self._side = side
         self._loaded: list[str] = []
 
@@ -61,6 +68,7 @@ class FakeSimulator:
             "modules": f"imported: {sorted({'jax', 'tensorflow', 'torch'} & set(sys.modules))}",
             "looks": f"looked: {self._looks}",
             "loaded": " ".join(self._loaded),
+            "places": "\n".join([sys.prefix, np.__file__, *sys.path]),
         }
         return Observation(
             images_nhwc=np.full((2, self._side, self._side, 3), max(self._position, 0), np.uint8),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from imagewam_jax.evaluation.simulators import libero
 from imagewam_jax.evaluation.simulators.libero import Libero
 from imagewam_jax.evaluation.simulators.opengl import configure_opengl
 
@@ -122,10 +123,29 @@ def wide(official: Libero) -> dict[str, np.ndarray]:
     for name, seed in (("first", 10_000), ("second", 10_050), ("again", 10_000)):
         found[f"wide/{name}/images"] = simulator.reset(TASK, seed).images_nhwc
         found[f"wide/{name}/objects"] = objects(simulator._env)
+    found["wide/crowded_objects"], found["wide/tries"] = crowded(simulator)
     found["wide/steps"] = np.array(simulator._env.env.timestep)
     found["wide/official_images"] = official.reset(TASK, 0).images_nhwc
     found["wide/official_objects"] = objects(official._env)
+    official.reset(TASK, 1)
+    found["wide/next_official_objects"] = objects(official._env)
     return found
+
+
+def crowded(simulator: Libero) -> tuple[np.ndarray, np.ndarray]:
+    """The start of seed 10,000 if its stored state has no free places, and how often it tried."""
+    places, tries = libero._places, []
+
+    def full_at_first(*arguments):
+        tries.append(arguments)
+        return None if len(tries) <= libero._PLACE_TRIES else places(*arguments)
+
+    libero._places = full_at_first
+    try:
+        simulator.reset(TASK, 10_000)
+    finally:
+        libero._places = places
+    return objects(simulator._env), np.array(len(tries))
 
 
 if __name__ == "__main__":

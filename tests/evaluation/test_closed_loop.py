@@ -2,7 +2,9 @@
 
 import html
 import json
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from imagewam_jax.evaluation.closed_loop import (
     success_by_task,
     success_of,
 )
+from imagewam_jax.evaluation.films import film_strips, videos
 from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import PolicyInput, RolloutResult, wilson_interval
 from imagewam_jax.evaluation.simulators import simulates
@@ -47,6 +50,10 @@ def policy():
 @pytest.fixture(scope="module")
 def dataset(policy):
     return config_data(policy.config)["metaworld_faucet"]
+
+
+# All that is asked of a dataset whose demonstrations are given: that its action is a displacement.
+DATASET = SimpleNamespace(spec=SimpleNamespace(action=SimpleNamespace(relative=(True,))))
 
 
 class StandIn:
@@ -70,7 +77,7 @@ class StandIn:
         return np.broadcast_to(move[:, None, None], noise.shape)
 
 
-def test_every_policy_variant(monkeypatch):
+def test_every_policy_variant(monkeypatch, tmp_path):
     """Forward succeeds from any of these starts within its 12 steps, backward never does."""
     monkeypatch.setattr(closed_loop, "FIRST_SEED", 4)
     monkeypatch.setattr(closed_loop, "simulators_per_worker", lambda name: 2)
@@ -81,7 +88,9 @@ def test_every_policy_variant(monkeypatch):
     monkeypatch.setattr(
         closed_loop, "demonstrations_by_instruction", lambda dataset, split: demonstrations
     )
-    success, results, spec = evaluate_closed_loop(StandIn(), None, FAKE, episodes=6, workers=1)
+    success, results, spec = evaluate_closed_loop(
+        StandIn(), DATASET, FAKE, episodes=6, workers=1, films=tmp_path
+    )
     assert spec.action_names == ("move",)
     by_task = {
         name: [bool(s) for (task, _), s in zip(r.episodes, r.success, strict=True)]
@@ -96,7 +105,15 @@ def test_every_policy_variant(monkeypatch):
     # The same start states for all, those of the two tasks in pairs.
     assert {r.episodes for r in results.values()} == {results[POLICY].episodes}
     assert [seed for _, seed in results[POLICY].episodes] == [4, 4, 5, 5, 6, 6]
-    assert set(results[POLICY].frames) == set(range(4)) and not results[BLANK].frames
+    for name in results:
+        strips = range(4) if name in (POLICY, SWAPPED) else ()
+        assert set(film_strips(tmp_path, name)) == set(strips)
+    # The first success is the first episode forward, and the first failure the first one backward.
+    assert set(videos(tmp_path, POLICY)) == set(videos(tmp_path, REPLAY)) == {0, 1}
+    assert {path.name for path in videos(tmp_path, SWAPPED).values()} == {
+        "00000-failure-forward.mp4",
+        "00001-success-backward.mp4",
+    }
 
 
 def test_every_task_is_played_in_turn_from_stored_or_new_starts():
@@ -167,7 +184,7 @@ def test_demonstrations_are_whole_episodes_under_their_instruction(dataset):
 
 
 def test_success_with_its_interval():
-    result = RolloutResult((("a", 0),) * 4, np.array([1, 0, 1, 1], bool), np.zeros(4, int), {})
+    result = RolloutResult((("a", 0),) * 4, np.array([1, 0, 1, 1], bool), np.zeros(4, int))
     assert success_of(result) == (3, 4, *wilson_interval(3, 4))
 
 
@@ -176,7 +193,7 @@ def test_success_by_task_and_by_suite():
     spec = replace(FakeSimulator.spec, instructions=dict.fromkeys(tasks, "go"))
     episodes = tuple((task, trial) for trial in range(4) for task in tasks[:3])
     success = np.array([1, 1, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0], bool)
-    result = RolloutResult(episodes, success, np.zeros(12, int), {})
+    result = RolloutResult(episodes, success, np.zeros(12, int))
     by_task = success_by_task(result)
     assert {task: s[:2] for task, s in by_task.items()} == {
         "near/push": (4, 4),
@@ -240,8 +257,11 @@ def test_evaluation_in_the_simulator(tmp_path):
     page = html.unescape((tmp_path / "report.html").read_text())
     for words in ("Success in the simulator", "gripper", "task 'open the faucet'"):
         assert words in page
+    links = re.findall('<a href="(.*?)"', page)
+    assert len(links) == 5 * 2 and all((tmp_path / link).stat().st_size > 500 for link in links)
     journal = (tmp_path / "episodes.jsonl").read_text()
     assert len(journal.splitlines()) == 1 + 5 * 2
     assert evaluate(tmp_path, "--episodes=2", "--workers=1", "--resume") == 0
     assert json.loads((tmp_path / "evaluation.json").read_text()) == results
     assert (tmp_path / "episodes.jsonl").read_text() == journal  # nothing was played again
+    assert html.unescape((tmp_path / "report.html").read_text()) == page  # with the same pictures

@@ -17,7 +17,7 @@ import numpy as np
 from imagewam_jax.evaluation import closed_loop
 from imagewam_jax.evaluation.journal import Journal
 from tests.evaluation.fake_simulator import NAME
-from tests.evaluation.test_closed_loop import StandIn
+from tests.evaluation.test_closed_loop import DATASET, StandIn
 
 calls = int(sys.argv[2])
 closed_loop.FIRST_SEED = 4
@@ -37,7 +37,13 @@ class Wanderer(StandIn):
 
 with Journal(Path(sys.argv[1]), {"policy": "wanderer"}, resume=True) as journal:
     success, results, _ = closed_loop.evaluate_closed_loop(
-        Wanderer(), None, NAME, episodes=12, workers=1, journal=journal
+        Wanderer(),
+        DATASET,
+        NAME,
+        episodes=12,
+        workers=1,
+        journal=journal,
+        films=Path(sys.argv[1]).with_suffix(""),
     )
 table = {name: [r.success.tolist(), r.steps.tolist(), success[name]] for name, r in results.items()}
 print(json.dumps(table))
@@ -67,6 +73,12 @@ def test_an_evaluation_that_is_killed_twice_finds_the_same(tmp_path):
     lines = [json.loads(line) for line in killed.read_text().splitlines()]
     assert 1 < lengths[0] < lengths[1] < len(lines) == 1 + 5 * 12
     assert len({(line["way"], line["task"], line["seed"]) for line in lines[1:]}) == 5 * 12
+    films = {path: path.read_bytes() for path in sorted((tmp_path / "whole").rglob("*.*"))}
+    assert {path.relative_to(tmp_path / "whole"): film for path, film in films.items()} == {
+        path.relative_to(tmp_path / "killed"): path.read_bytes()
+        for path in (tmp_path / "killed").rglob("*.*")
+    }
+    assert len(films) >= 2 * 4 + 5 * 2  # strips, and a success or a failure of two tasks
     ended = {json.dumps(line) for line in lines[1:]}
     assert ended == set((tmp_path / "whole.jsonl").read_text().splitlines()[1:])
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,6 +99,29 @@ def test_wide_starts_move_objects_and_repeat(alone):
     np.testing.assert_array_equal(alone["wide/first/images"], alone["wide/again/images"])
     # The process holds two environments now, and each draws its own images.
     np.testing.assert_array_equal(alone["wide/official_images"], alone["0/start/images"])
+
+
+@pytest.mark.slow
+def test_a_wide_start_without_free_places_takes_the_next_stored_state(alone):
+    assert alone["wide/tries"] > libero._PLACE_TRIES
+    move = alone["wide/crowded_objects"] - alone["wide/next_official_objects"]
+    assert 5e-3 < np.abs(move[:, :2]).max() < WIDE_M + 2e-3
+    assert np.abs(alone["wide/crowded_objects"] - alone["wide/first/objects"]).max() > 5e-3
+
+
+def test_wide_starts_without_free_places_anywhere_are_an_error(monkeypatch):
+    """The simulator is not loaded: what a reset asks of it has no answer here."""
+    simulator = object.__new__(Libero)
+    simulator._tasks = {TASK: SimpleNamespace(states=np.zeros((3, 1)))}
+    simulator._wide, simulator._env = True, SimpleNamespace(env=None, set_init_state=lambda s: s)
+    placed = []
+    monkeypatch.setattr(Libero, "_load", lambda self, task: None)
+    monkeypatch.setattr(Libero, "_draw_in_steps", lambda self, draw: None)
+    monkeypatch.setattr(Libero, "_place", lambda self, trial: placed.append(trial))
+    monkeypatch.setattr(libero, "_move_objects", lambda env, rng: False)
+    with pytest.raises(SimulatorError, match=r"seed 4: no free places .* in 20 stored states"):
+        simulator.reset(TASK, 4)
+    assert placed == [(4 + attempt) % 3 for attempt in range(20)]
 
 
 @pytest.mark.slow

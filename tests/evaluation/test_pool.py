@@ -108,6 +108,12 @@ def test_a_simulator_that_cannot_be_built_says_why():
         SimulatorPool(NAME, num_simulators=1, num_workers=1, options={"sides": 4})
 
 
+def test_a_simulator_that_asks_something_is_told():
+    """As LIBERO's first import does; nobody would answer."""
+    with pytest.raises(SimulatorError, match="asks something when it is first imported"):
+        SimulatorPool(NAME, num_simulators=1, num_workers=1, options={"question": "where?"})
+
+
 def test_an_unknown_simulator_is_named():
     with pytest.raises(ValueError, match="unknown simulator 'metawrld'; known: "):
         make_simulator("metawrld")

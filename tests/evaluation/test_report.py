@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -16,16 +17,19 @@ from imagewam_jax.errors import CheckpointError, InUseError
 from imagewam_jax.evaluation.closed_loop import BLANK, POLICY, RANDOM, REPLAY, SWAPPED, Success
 from imagewam_jax.evaluation.episode_means import EpisodeMeans
 from imagewam_jax.evaluation.evaluate import evaluate
+from imagewam_jax.evaluation.films import Films
+from imagewam_jax.evaluation.journal import Ended
 from imagewam_jax.evaluation.offline import OfflineResult
 from imagewam_jax.evaluation.report import (
     episode_section,
-    film_strip,
     offline_section,
     overlay,
     success_section,
     task_section,
+    video_section,
 )
 from imagewam_jax.evaluation.rollout import RolloutResult
+from imagewam_jax.evaluation.simulators.base import Observation
 from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import image_grid, write_page
 from tests.evaluation.fake_simulator import FakeSimulator
@@ -131,14 +135,13 @@ def test_no_checkpoint_is_an_error_that_leaves_nothing_behind(tmp_path):
 def test_sections_of_the_simulator(tmp_path):
     names = [POLICY, SWAPPED, BLANK, RANDOM, REPLAY]
     success = {name: Success(n, 20, n / 30, n / 15) for n, name in enumerate(names, start=3)}
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (5, 1, 8, 8, 3)).astype(np.uint8)
-    result = RolloutResult(
-        (("open", 7),), np.array([True]), np.array([33]), {0: np.asarray(frames)}
-    )
+    result = RolloutResult((("open", 7),), np.array([True]), np.array([33]))
+    results, films = {POLICY: result, SWAPPED: result}, tmp_path / "films"
+    for name in results:
+        film_noise(films, name, result)
     sections = [
         success_section(success),
-        episode_section({POLICY: result, SWAPPED: result}, {"open": "open <it> & see"}),
+        episode_section(results, {"open": "open <it> & see"}, films),
     ]
     write_page(tmp_path / "report.html", "<title>", "of http", sections)
     page = Page(tmp_path / "report.html")
@@ -151,12 +154,49 @@ def test_sections_of_the_simulator(tmp_path):
     assert "success in 33 steps" in page.text
 
 
+def film_noise(folder: Path, variant: str, result: RolloutResult) -> None:
+    """Films the episodes of a result, in which random images are seen."""
+    rng = np.random.default_rng(0)
+    with Films(folder, variant, result.episodes, frames_per_second=2.0, strips=1) as films:
+        for episode, success in enumerate(result.success.tolist()):
+            images = rng.integers(0, 256, (5, 1, 8, 8, 3)).astype(np.uint8)
+            seen = [Observation(image, np.zeros(1, np.float32), "go") for image in images]
+            films.began(episode, result.episodes[episode], seen[0])
+            for observation in seen[1:]:
+                films.acted(episode, np.zeros((1, 1)), [observation])
+            films.ended(episode, Ended(success, 4))
+
+
+def test_links_to_videos(tmp_path):
+    episodes = (("near/push", 3), ("far/push", 3), ("near/push", 4))
+    results = {
+        POLICY: RolloutResult(episodes, np.array([True, True, False]), np.ones(3, int)),
+        BLANK: RolloutResult(episodes, np.zeros(3, bool), np.ones(3, int)),
+    }
+    for name, result in results.items():
+        film_noise(tmp_path / "films", name, result)
+    section = video_section(results, tmp_path / "films", tmp_path)
+    shown = [(*row[:2], *(cell and cell.text for cell in row[2:])) for row in section.table[1:]]
+    assert section.table[0] == ("task", "first", POLICY, BLANK)
+    assert shown == [
+        ("far/push", "failure", "", "start 3"),
+        ("far/push", "success", "start 3", ""),
+        ("near/push", "failure", "start 4", "start 3"),
+        ("near/push", "success", "start 3", ""),
+    ]
+    write_page(tmp_path / "report.html", "title", "subtitle", [section])
+    links = Page(tmp_path / "report.html").links
+    assert len(links) == 5 and len(set(links)) == 5
+    assert all((tmp_path / unquote(link)).is_file() for link in links)
+    assert not any(link.startswith("/") for link in links)  # they hold where the folder is moved to
+
+
 def test_suites_and_their_tasks_in_a_table(tmp_path):
     tasks = ("near/push", "near/pull", "far/push")
     spec = replace(FakeSimulator.spec, instructions=dict.fromkeys(tasks, "go"))
     episodes = tuple((task, trial) for task in tasks for trial in range(2))
     results = {
-        name: RolloutResult(episodes, np.array(success, bool), np.ones(6, int), {})
+        name: RolloutResult(episodes, np.array(success, bool), np.ones(6, int))
         for name, success in {POLICY: [1, 1, 0, 1, 0, 1], RANDOM: [0, 0, 0, 0, 0, 1]}.items()
     }
     write_page(tmp_path / "report.html", "title", "subtitle", [task_section(results, spec)])
@@ -170,9 +210,7 @@ def test_suites_and_their_tasks_in_a_table(tmp_path):
         ["far/push", "1 / 2", "1 / 2"],
         ["mean of suites", "62.5% ± 20.7%", "25.0% ± 17.7%"],
     ]
-    two = RolloutResult(
-        (("forward", 0), ("backward", 0)), np.array([True, False]), np.ones(2, int), {}
-    )
+    two = RolloutResult((("forward", 0), ("backward", 0)), np.array([True, False]), np.ones(2, int))
     assert task_section({POLICY: two}, FakeSimulator.spec).table == [
         ("task", POLICY),
         ("forward", "1 / 1"),
@@ -182,14 +220,6 @@ def test_suites_and_their_tasks_in_a_table(tmp_path):
 
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)))
-
-
-def test_film_strips_have_the_first_and_the_last_frame():
-    frames = np.arange(25, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
-    strip = pixels(film_strip(frames))
-    assert strip.shape == (8, 80, 3)
-    assert (strip[0, 0] == 0).all() and (strip[0, -1] == 24).all()
-    assert pixels(film_strip(frames[:3])).shape == (8, 24, 3)
 
 
 def test_grids_keep_images_apart():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from imagewam_jax.evaluation.journal import Ended
 from imagewam_jax.evaluation.rollout import (
     PolicyInput,
     random_policy,
@@ -46,17 +47,17 @@ def test_every_episode_is_played_to_its_end(pool):
     assert result.success.tolist() == [True, False, True, True, False]
     assert result.steps.tolist() == [3, 12, 10, 1, 12]
     assert result.episodes == tuple(EPISODES)
-    assert result.frames == {}
 
 
-def test_the_policy_always_sees_a_full_batch_of_playing_episodes(pool):
+def test_the_policy_always_sees_a_full_batch_of_playing_episodes():
     seen = []
 
     def watch(batch):
         seen.append(batch)
         return obey(batch)
 
-    rollout(pool, watch, EPISODES, execute_steps=2)
+    with SimulatorPool(NAME, num_simulators=3, num_workers=2) as pool:  # which holds no task yet
+        rollout(pool, watch, EPISODES, execute_steps=2)
     assert {b.images_bnhwc.shape for b in seen} == {(3, 2, 2, 2, 3)}
     assert {b.state_bp.shape for b in seen} == {(3, 1)}
     for b in seen:
@@ -94,16 +95,39 @@ def test_an_idle_simulator_prefers_the_task_that_it_holds():
         assert sorted(two.tasks.values()) == ["backward", "forward"]
 
 
-def test_recorded_frames_are_those_the_policy_saw_and_the_last(pool):
-    result = rollout(pool, obey, EPISODES, execute_steps=4, record=[2])
-    assert list(result.frames) == [2]
-    assert result.frames[2].shape == (4, 2, 2, 2, 3)
-    assert result.frames[2][:, 0, 0, 0, 0].tolist() == [0, 4, 8, 10]
+class Notes:
+    """Writes down what a rollout tells its observers."""
+
+    def __init__(self, every_step=False):
+        self.every_step, self.told = every_step, {}
+
+    def began(self, episode, start, observation):
+        self.told[episode] = [start, observation.state[0]]
+
+    def acted(self, episode, actions, seen):
+        self.told[episode] += [actions[:, 0].tolist(), *(o.state[0] for o in seen)]
+
+    def ended(self, episode, ended):
+        self.told[episode].append(ended)
 
 
-def test_only_episodes_that_exist_are_recorded(pool):
-    with pytest.raises(ValueError, match=r"cannot record episodes \[5\]: there are 5"):
-        rollout(pool, obey, EPISODES, execute_steps=4, record=[0, 5])
+def test_observers_are_told_what_was_seen_and_done(pool):
+    notes = Notes()
+    rollout(pool, obey, EPISODES, execute_steps=4, observers=[notes], ended={3: Ended(True, 1)})
+    assert sorted(notes.told) == [0, 1, 2, 4]  # the other one was played before
+    assert notes.told[0] == [EPISODES[0], 7, [1, 1, 1], 10, (True, 3)]  # it ends within a chunk
+    assert notes.told[2] == [EPISODES[2], 0, [1] * 4, 4, [1] * 4, 8, [1, 1], 10, (True, 10)]
+    back = [-1] * 4
+    assert notes.told[4] == [EPISODES[4], 5, back, 1, back, -3, back, -7, (False, 12)]
+
+
+def test_an_observer_may_see_every_step(pool):
+    few, all_steps = Notes(), Notes(every_step=True)
+    rollout(pool, obey, EPISODES, execute_steps=4, observers=[few, all_steps])
+    assert all_steps.told[0] == few.told[0] == [EPISODES[0], 7, [1, 1, 1], 8, 9, 10, (True, 3)]
+    back = [-1] * 4
+    assert all_steps.told[1][:8] == [EPISODES[1], 0, back, -1, -2, -3, -4, back]
+    assert all_steps.told[1][-5:] == [-9, -10, -11, -12, (False, 12)]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +161,7 @@ def test_replay_follows_one_demonstration_and_then_rests():
         "go forward": [np.arange(1.0, 6.0)[:, None] + 10 * k for k in range(50)],
         "go backward": [-np.ones((3, 1))],
     }
-    policy = replay_policy(demonstrations, horizon=4)
+    policy = replay_policy(demonstrations, horizon=4, relative=(True,))
     start, later = policy(batch()), policy(batch(step_b=np.array([3, 9])))
     chosen = start[0, 0, 0] - 1
     np.testing.assert_array_equal(start[0, :, 0], chosen + np.array([1, 2, 3, 4]))
@@ -146,6 +170,17 @@ def test_replay_follows_one_demonstration_and_then_rests():
     np.testing.assert_array_equal(later[1, :, 0], [0, 0, 0, 0])
     others = {policy(batch(episode_b=np.array([e, 0])))[0, 0, 0] for e in range(20)}
     assert len(others) > 5
+
+
+def test_a_replay_that_is_over_holds_the_gripper():
+    """Displacements end, targets stay: 0 would close a gripper that the demonstration left open."""
+    actions = np.array([[0.5, 0.0], [0.25, 0.75]])
+    told = {"go forward": [actions], "go backward": [actions]}
+    policy = replay_policy(told, horizon=3, relative=(True, False))
+    start, later = policy(batch()), policy(batch(step_b=np.array([1, 70])))
+    np.testing.assert_array_equal(start[0], [[0.5, 0], [0.25, 0.75], [0, 0.75]])
+    np.testing.assert_array_equal(later[0], [[0.25, 0.75], [0, 0.75], [0, 0.75]])
+    np.testing.assert_array_equal(later[1], [[0, 0.75]] * 3)
 
 
 def test_a_policy_told_otherwise_does_otherwise():

@@ -23,16 +23,30 @@ class _Registered(NamedTuple):
     per_worker: int = SIMULATORS_PER_WORKER
 
 
+_LIBERO = tuple(f"libero_{suite}_no_noops" for suite in ("spatial", "object", "goal", "10"))
 _REGISTRY = {
     "libero": _Registered(
         "imagewam_jax.evaluation.simulators.libero:Libero",
-        datasets=tuple(f"libero_{suite}_no_noops" for suite in ("spatial", "object", "goal", "10")),
+        datasets=_LIBERO,
         per_worker=1,  # its renderer draws the images of one environment in a process
+    ),
+    "libero_plus": _Registered(
+        "imagewam_jax.evaluation.simulators.libero_plus:LiberoPlus", datasets=_LIBERO, per_worker=1
     ),
     "metaworld": _Registered("imagewam_jax.evaluation.simulators.metaworld:Metaworld"),
     "metaworld_faucet": _Registered(
         "imagewam_jax.evaluation.simulators.metaworld_faucet:MetaworldFaucet",
         datasets=("metaworld_faucet",),
+    ),
+    "robotwin": _Registered(
+        "imagewam_jax.evaluation.simulators.robotwin:RoboTwin",
+        datasets=("robotwin",),
+        per_worker=1,  # it changes the working directory, and holds a scene on the GPU
+    ),
+    "simpler": _Registered(
+        "imagewam_jax.evaluation.simulators.simpler:Simpler",
+        datasets=("bridge_dataset",),
+        per_worker=1,
     ),
 }
 

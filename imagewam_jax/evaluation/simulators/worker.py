@@ -2,7 +2,8 @@
 
 `pool.SimulatorPool` starts it. It reads requests from the connection, answers each, and ends when
 the connection closes. Only simulators are imported here: software OpenGL and TensorFlow crash when
-they share a process, and JAX would reserve the accelerator once per worker.
+they share a process, and JAX would reserve the accelerator once per worker. It may be the Python
+of another environment, with little more than NumPy (`interpreters.py`).
 """
 
 import faulthandler
@@ -10,13 +11,15 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from imagewam_jax.errors import OpenGLUnavailable, UserError
+from imagewam_jax.errors import OpenGLUnavailable, SimulatorError, UserError
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, Simulator
+from imagewam_jax.evaluation.simulators.messages import pack, unpack
 
 
 class _Episode:
@@ -27,47 +30,70 @@ class _Episode:
         self.steps = 0
         self.max_steps = 0
 
-    def reset(self, start: tuple[str, int]) -> Observation:
+    def reset(self, task: str, seed: int) -> Observation:
         self.steps = 0
-        observation = self.simulator.reset(*start)
-        self.max_steps = self.simulator.spec.max_steps[start[0]]
+        observation = self.simulator.reset(task, seed)
+        self.max_steps = self.simulator.spec.max_steps[task]
         return observation
 
-    def execute(self, chunk: Float[np.ndarray, "k a"]) -> ChunkOutcome:
-        success = False
+    def execute(self, chunk: Float[np.ndarray, "k a"], every_step: bool) -> ChunkOutcome:
+        success, seen = False, []
         executed = chunk[: self.max_steps - self.steps]
         for left, action in zip(reversed(range(len(executed))), executed, strict=True):
-            success = self.simulator.step(action, look=left == 0)
+            success = self.simulator.step(action, look=every_step or left == 0)
             self.steps += 1
             if success:
                 break
+            if every_step and left:
+                seen.append(self.simulator.observe())
         return ChunkOutcome(
             observation=self.simulator.observe(),
             success=success,
             steps=self.steps,
             done=success or self.steps == self.max_steps,
+            seen=tuple(seen),
         )
 
 
 def _serve(connection: Connection) -> None:
-    """Answers every request with ("ok", result) or, once and for all, ("error", traceback), ("no
-    OpenGL", what to install) or ("refused", what the user can change)."""
+    """Answers every request with "ok" and the result or, once and for all, with "error" and a
+    traceback, "no OpenGL" and what to install, or "refused" and what the user can change."""
+
+    def answer(status: str, content: Any) -> None:
+        connection.send_bytes(pack({"status": status, "answer": content}))
+
     try:
-        name, options, num_simulators = connection.recv()
-        episodes = [_Episode(make_simulator(name, **options)) for _ in range(num_simulators)]
-        connection.send(("ok", episodes[0].simulator.spec))
+        start = unpack(connection.recv_bytes())
+        try:
+            episodes = [
+                _Episode(make_simulator(start["simulator"], **start["options"]))
+                for _ in range(start["count"])
+            ]
+        except ModuleNotFoundError as error:
+            raise SimulatorError(f"{sys.executable}: {error}") from error
+        except EOFError as error:  # of `input`; below it would mean that the pool is gone
+            raise SimulatorError(
+                f"{sys.executable}: the simulator asks something when it is first imported; import "
+                "it once by hand"
+            ) from error
+        answer("ok", episodes[0].simulator.spec)
         while True:
-            method, arguments = connection.recv()
-            results = {i: getattr(episodes[i], method)(arguments[i]) for i in arguments}
-            connection.send(("ok", results))
+            request = unpack(connection.recv_bytes())
+            answer(
+                "ok",
+                [
+                    (place, getattr(episodes[place], request["call"])(*arguments))
+                    for place, *arguments in request["arguments"]
+                ],
+            )
     except EOFError:
         pass  # The pool has closed its end.
     except OpenGLUnavailable as error:
-        connection.send(("no OpenGL", str(error)))
+        answer("no OpenGL", str(error))
     except UserError as error:
-        connection.send(("refused", str(error)))
+        answer("refused", str(error))
     except Exception:
-        connection.send(("error", traceback.format_exc()))
+        answer("error", traceback.format_exc())
 
 
 if __name__ == "__main__":

@@ -222,10 +222,10 @@ from imagewam_jax.data.tools.lerobot import import_lerobot
 from imagewam_jax.data.tools.lerobot import jobs
 
 class Dies(jobs.ShardWriter):
-    def write(self, episode):
-        if episode["episode_metadata"]["episode_index"] == 2:
+    def write(self, episode, name):
+        if name == "2":
             os._exit(9)
-        super().write(episode)
+        super().write(episode, name)
 
 jobs.ShardWriter = Dies
 (source, output, options), = pickle.loads((Path(sys.argv[1]) / "jobs.pickle").read_bytes())

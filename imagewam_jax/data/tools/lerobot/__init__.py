@@ -19,8 +19,8 @@ src/lerobot/datasets/v30/convert_dataset_v21_to_v30.py; its issue 3177 for start
 long files; info.json files of published sets for what else occurs in them.
 
 Modules: `folder` reads meta/; `layout` decides which feature becomes which; `rows` reads parquet,
-`video` frames by their time; `images` makes JPEGs, `episodes` RLDS episodes, `shards` TFDS folders;
-`jobs` runs in parallel, `importer` runs everything; `suggested_spec` writes the dataset spec that
+`video` frames by their time; `images` makes JPEGs, `episodes` RLDS episodes of `features`; `jobs`
+runs in parallel, `importer` runs everything; `suggested_spec` writes the dataset spec that
 reads the result. The extra `lerobot` is needed; TensorFlow is imported only where RLDS is written.
 """
 

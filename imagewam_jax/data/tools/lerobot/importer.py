@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from imagewam_jax.data.index.stand_ins import file_stand_in
+from imagewam_jax.data.tools.lerobot.features import rlds_features
 from imagewam_jax.data.tools.lerobot.folder import Episode, LeRobotFolder, read_lerobot_folder
 from imagewam_jax.data.tools.lerobot.jobs import (
     Task,
@@ -26,8 +27,8 @@ from imagewam_jax.data.tools.lerobot.jobs import (
     prepare_folder,
 )
 from imagewam_jax.data.tools.lerobot.layout import Layout, plan_layout
-from imagewam_jax.data.tools.lerobot.shards import Shard, publish, rlds_features
 from imagewam_jax.data.tools.lerobot.suggested_spec import describe_spec
+from imagewam_jax.data.tools.rlds_shards import Shard, publish
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import lock_beside, only_writer
 

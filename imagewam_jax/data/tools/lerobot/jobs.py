@@ -24,9 +24,10 @@ from typing import Any
 from tqdm import tqdm
 
 from imagewam_jax.data.index.build import ended_when_left, without_interrupts
+from imagewam_jax.data.tools.lerobot.features import rlds_features
 from imagewam_jax.data.tools.lerobot.folder import Episode, LeRobotFolder
 from imagewam_jax.data.tools.lerobot.layout import Layout
-from imagewam_jax.data.tools.lerobot.shards import Shard, ShardWriter, rlds_features
+from imagewam_jax.data.tools.rlds_shards import Shard, ShardWriter
 from imagewam_jax.errors import DataError
 
 # What a shard should be, by the estimate below; it comes out between half and twice as large.
@@ -200,7 +201,7 @@ def _run_job(task: Task, job: Job, advance: Callable[[int], Any]) -> None:
     writer = ShardWriter(task.work / _stem(job), rlds_features(task.layout))
     try:
         for episode in job.episodes:
-            writer.write(reader.read(episode))
+            writer.write(reader.read(episode), str(episode.index))
             advance(episode.length)
         shards = writer.finish()
     except OSError as error:

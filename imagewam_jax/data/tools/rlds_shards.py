@@ -1,15 +1,12 @@
-"""RLDS shards and their metadata, written with TFDS.
+"""RLDS shards and their metadata, written with TFDS: what an import and a recording share.
 
-TensorFlow is imported inside of functions, since only an import needs it.
+TensorFlow is imported inside of functions: it is needed only where something is written.
 """
 
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from imagewam_jax.data.tools.lerobot.layout import Layout
 from imagewam_jax.errors import DataError
 
 # TFDS itself cuts shards at 1 GiB; a record is one protocol buffer message, at most 2 GiB.
@@ -23,47 +20,6 @@ class Shard(NamedTuple):
     file: str
     episodes: int
     num_bytes: int
-
-
-def rlds_features(layout: Layout) -> Any:
-    """The tfds.features.FeaturesDict of an episode."""
-    import tensorflow_datasets as tfds
-
-    def scalar(dtype: type) -> Any:
-        return tfds.features.Scalar(dtype)
-
-    steps: dict[str, Any] = {
-        "is_first": scalar(np.bool_),
-        "is_last": scalar(np.bool_),
-        "is_terminal": scalar(np.bool_),
-        "reward": scalar(np.float32),
-        "discount": scalar(np.float32),
-        "language_instruction": tfds.features.Text(),
-    }
-    observation: dict[str, Any] = {}
-    for key, target in (layout.cameras | layout.copied).items():
-        described = layout.features[key]
-        if described.is_image:
-            feature = tfds.features.Image(shape=layout.image_shape(key), encoding_format="jpeg")
-        elif described.dtype == "string":
-            feature = tfds.features.Text()
-        else:
-            # The floats of a tf.train.Example have 32 bits.
-            encoding = "zlib" if described.dtype == "float64" else "none"
-            feature = tfds.features.Tensor(
-                shape=described.shape, dtype=np.dtype(described.dtype), encoding=encoding
-            )
-        prefix, _, name = target.rpartition("/")
-        (observation if prefix else steps)[name] = feature
-    return tfds.features.FeaturesDict(
-        {
-            "steps": tfds.features.Dataset({"observation": observation, **steps}),
-            "episode_metadata": {
-                "episode_index": scalar(np.int64),
-                "source": tfds.features.Text(),
-            },
-        }
-    )
 
 
 class ShardWriter:
@@ -80,10 +36,10 @@ class ShardWriter:
         self._episodes = 0
         self._bytes = 0
 
-    def write(self, episode: dict[str, Any]) -> None:
+    def write(self, episode: dict[str, Any], name: str) -> None:
+        """Writes one episode, which errors call by its name. DataError: it is too large."""
         import tensorflow as tf
 
-        index = episode["episode_metadata"]["episode_index"]
         held = sum(
             len(value)
             for step in episode["steps"]
@@ -92,7 +48,7 @@ class ShardWriter:
         )
         if held > _RECORD_LIMIT:
             raise DataError(
-                f"episode {index}: {held} bytes of images, a record holds {_RECORD_LIMIT}: give a "
+                f"episode {name}: {held} bytes of images, a record holds {_RECORD_LIMIT}: give a "
                 "smaller size or a lower jpeg_quality"
             )
         record = self._features.serialize_example(episode)

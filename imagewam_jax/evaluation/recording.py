@@ -1,0 +1,152 @@
+"""`imagewam evaluate --record`: what the policy does in the simulator, as a dataset (RLDS)."""
+
+import contextlib
+import dataclasses
+import os
+import pprint
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Float
+
+from imagewam_jax.data.dataset_spec import DatasetSpec
+from imagewam_jax.data.tools.rollouts import (
+    VERSION,
+    RecordedEpisode,
+    begin_recording,
+    recorded_episodes,
+    recorded_row,
+    recording_of,
+    write_episode,
+)
+from imagewam_jax.errors import ConfigError, DataError
+from imagewam_jax.evaluation.journal import Ended, check_identity
+from imagewam_jax.evaluation.simulators.base import Observation
+from imagewam_jax.files import lock_beside, only_writer, writing
+
+_JPEG_QUALITY = 95
+
+
+@dataclasses.dataclass
+class _Playing:
+    """What was seen and done so far; what was seen last is not yet followed by an action."""
+
+    start: tuple[str, int]
+    instruction: str
+    images: dict[str, list[bytes]]
+    states: list[Float[np.ndarray, "p"]] = dataclasses.field(default_factory=list)
+    actions: list[Float[np.ndarray, "k a"]] = dataclasses.field(default_factory=list)
+
+    def see(self, observation: Observation) -> None:
+        for files, image in zip(self.images.values(), observation.images_nhwc, strict=True):
+            files.append(
+                simplejpeg.encode_jpeg(
+                    np.ascontiguousarray(image), quality=_JPEG_QUALITY, colorsubsampling="444"
+                )
+            )
+        self.states.append(observation.state)
+
+
+class Recording:
+    """Writes down every episode that it watches (a `rollout.Observer`), once it has ended.
+
+    Cameras are drawn at every step for it. Until an episode ends, its images are in memory, as
+    JPEG files of full color resolution.
+    """
+
+    every_step = True
+
+    def __init__(self, folder: Path, row: Mapping[str, Any]):
+        self._folder, self._row = folder, row
+        self._playing: dict[int, _Playing] = {}
+
+    @property
+    def episodes(self) -> frozenset[int]:
+        """Those that were recorded."""
+        return frozenset(recorded_episodes(self._folder))
+
+    def began(self, episode: int, start: tuple[str, int], observation: Observation) -> None:
+        images: dict[str, list[bytes]] = {key: [] for key in self._row["cameras"].values()}
+        self._playing[episode] = _Playing(start, observation.instruction, images)
+        self._playing[episode].see(observation)
+
+    def acted(
+        self, episode: int, actions: Float[np.ndarray, "k a"], seen: Sequence[Observation]
+    ) -> None:
+        self._playing[episode].actions.append(actions)
+        for observation in seen:
+            self._playing[episode].see(observation)
+
+    def ended(self, episode: int, ended: Ended) -> None:
+        """Writes the episode. WriteError: it cannot be written."""
+        played = self._playing.pop(episode)
+        actions = np.concatenate(played.actions).astype(np.float32)
+        count = len(actions)  # what was seen after the last action belongs to no step
+        recorded = RecordedEpisode(
+            *played.start,
+            instruction=played.instruction,
+            success=bool(ended.success),
+            images={key: files[:count] for key, files in played.images.items()},
+            states=np.stack(played.states[:count]).astype(np.float32),
+            actions=actions,
+        )
+        with writing(self._folder):
+            write_episode(self._folder, episode, recorded)
+
+    def build(self) -> Path:
+        """Makes the TFDS version of all recorded episodes, in a process of its own, and says which
+        row reads it. DataError: it could not be made; the process has said why."""
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "TF_CPP_MIN_LOG_LEVEL": "3",  # else it tells at length what this machine lacks
+        }
+        command = [sys.executable, "-m", "imagewam_jax.data.tools.rollouts", str(self._folder)]
+        if subprocess.run(command, env=environment).returncode != 0:
+            raise DataError(f"{self._folder}: the recorded episodes could not be written as RLDS")
+        name, target = self._folder.name, self._folder / VERSION
+        rows = pprint.pformat({name: self._row}, width=96, sort_dicts=False, compact=True)
+        print(f"recorded {len(self.episodes)} episodes: {target}")
+        print("read them with this row:")
+        print(f"config.data.dataset = {name!r}\nconfig.data.rows = {rows}")
+        return target
+
+
+@contextlib.contextmanager
+def open_recording(
+    directory: Path,
+    spec: DatasetSpec,
+    cameras: Sequence[str],
+    identity: Mapping[str, Any],
+    *,
+    resume: bool,
+) -> Iterator[Recording]:
+    """A recording of the dataset `<directory>/<name>_rollouts`, which no other process writes.
+
+    spec, cameras: of the policy's dataset, and the roles of the cameras that it sees.
+    identity: all that decides how an episode goes.
+    resume: a recording of the same identity is gone on with.
+    ConfigError: TFDS is not installed, or there is a recording that is not to be gone on with.
+    """
+    if find_spec("tensorflow_datasets") is None:
+        raise ConfigError("--record writes RLDS with TFDS: pip install 'imagewam-jax[tfds]'")
+    folder = directory / f"{spec.name}_rollouts"
+    row = recorded_row(spec, cameras)
+    with only_writer(lock_beside(folder), "imagewam evaluate --record"):
+        found = recording_of(folder)
+        if found is None:
+            with writing(folder):
+                begin_recording(folder, identity, row)
+        elif not resume:
+            raise ConfigError(
+                f"{folder}: holds a recording; go on with it by --resume, or record elsewhere"
+            )
+        else:
+            check_identity(folder, found["identity"], identity)
+        yield Recording(folder, row)
