@@ -1,7 +1,9 @@
 """`imagewam serve`: a policy that robots ask over the network."""
 
 import argparse
+import asyncio
 import logging
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,8 +115,7 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> int:
     except ImportError as error:
         raise ConfigError(f"{error}: pip install 'imagewam-jax[serve]'") from error
     from imagewam_jax.serving.access import check_exposure, read_tokens
-    from imagewam_jax.serving.acting import make_actor
-    from imagewam_jax.serving.serve import serve_until_told
+    from imagewam_jax.serving.listening import listen, url
     from imagewam_jax.serving.settings import Settings
 
     _log_to_stderr()
@@ -133,6 +134,19 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> int:
         rate=arguments.rate,
     )
 
+    # It listens before anything large is imported: robots that connect early wait, and a port that
+    # is taken is told at once.
+    with listen(settings.host, settings.port) as listening:
+        _say(f"listening on {url(listening, settings.certificate is not None)}")
+        _answer(arguments, settings, listening)
+    _say("stopped")
+    return 0
+
+
+def _answer(arguments: argparse.Namespace, settings: Any, listening: socket.socket) -> None:
+    from imagewam_jax.serving.acting import make_actor
+    from imagewam_jax.serving.server import serve_until_told
+
     def load() -> Any:
         return make_actor(
             arguments.checkpoint,
@@ -147,8 +161,12 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> int:
             dataset=arguments.dataset,
         )
 
-    serve_until_told(load, settings)
-    return 0
+    asyncio.run(serve_until_told(load, settings, listening, _say))
+
+
+def _say(line: str) -> None:
+    """A line of progress, at once even where the output is a file."""
+    print(line, flush=True)
 
 
 def _log_to_stderr() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from imagewam_jax.client.chunks import AlignedChunks, EnsembledChunks
 from imagewam_jax.client.source import ChunkSource
-from imagewam_jax.errors import ConfigError, ServingError
+from imagewam_jax.errors import ConfigError, ServingError, UserError
 from imagewam_jax.wire import protocol
 
 _LOG = logging.getLogger(__name__)
@@ -77,12 +77,16 @@ class ChunkBroker:
             raise ConfigError(f"mode is {mode!r}, expected one of {MODES}")
         self._source, self._mode = source, mode
         self._horizon = int(about["action_horizon"])
-        self._execute = int(execute_steps or about.get("execute_steps") or self._horizon)
+        if execute_steps is None:
+            execute_steps = about.get("execute_steps") or self._horizon
+        self._execute = int(execute_steps)
         if not 1 <= self._execute <= self._horizon:
             raise ConfigError(f"execute_steps is {self._execute}, expected 1 to {self._horizon}")
         hz = control_hz or about.get("control_hz")
         if mode != "sync" and not hz:
             raise ConfigError(f"control_hz: the mode {mode!r} needs it, the source does not say it")
+        if hz and hz < 0:
+            raise ConfigError(f"control_hz is {hz}, expected more than 0")
         self._step_seconds = 1 / hz if hz else math.nan
         self._relative = np.asarray(_relative(relative, about), bool)
         self._refill = refill_seconds
@@ -100,12 +104,13 @@ class ChunkBroker:
         """`actions` [action dimension] of this step, in real units, and under HELD why the robot
         holds, or "".
 
-        RequestRefused or ServingError: there is no answer, and the robot has not moved yet.
+        RequestRefused, ServingError or MessageError: there is no answer, and the robot has not
+        moved yet.
         """
         if not self.held:
             try:
                 self._provide(observation)
-            except ServingError as error:
+            except UserError as error:
                 if self._last is None:
                     raise
                 self._hold(str(error))
@@ -164,6 +169,8 @@ class ChunkBroker:
             self._ask(observation)
             if is_sync or self._last is None:
                 self._take_answer()
+        elif self._asked and is_sync and len(self._chunks) == 0:  # it was not to be waited for
+            self._take_answer()
         if time.monotonic() - self._newest_since > self._max_age:
             raise ServingError(f"the newest chunk was asked for more than {self._max_age:g} s ago")
 
@@ -196,7 +203,7 @@ class ChunkBroker:
         """Waits for the answer, if it has not come, and takes its chunk."""
         asked, self._asked = self._asked, None
         reply, came = asked.answer.result()
-        actions = np.asarray(reply[protocol.ACTIONS])
+        actions = np.asarray(reply.get(protocol.ACTIONS))
         if actions.shape != (self._horizon, len(self._relative)) or not np.isfinite(actions).all():
             raise ServingError(
                 f"the source answered {actions.dtype} {list(actions.shape)}, expected finite "

@@ -91,12 +91,10 @@ class Policy:
         self._rows = {prompt: row for row, prompt in enumerate(metadata["prompts"])}
         self._met: MetInstructions | None = None
         if text_encoder is not None:
-            self._met = MetInstructions(
-                text_encoder,
-                self.config["text"],
-                first=len(self._rows),
-                tokens=self._assets.text.shape[1],
-            )
+            # Two instructions may have become one prompt: there can be more rows than prompts.
+            rows, tokens, _ = self._assets.text.shape
+            section = self.config["text"]
+            self._met = MetInstructions(text_encoder, section, first=rows, tokens=tokens)
             self._assets = dataclasses.replace(
                 self._assets,
                 text=jnp.pad(self._assets.text, ((0, PLACES), (0, 0), (0, 0))),
@@ -271,7 +269,7 @@ class Policy:
             observations,
             cameras=self.cameras,
             state_dim=self.state_dim,
-            prompts=self._met.numbers if self._met else len(self._rows),
+            prompts=self._met.numbers if self._met else len(self._assets.text),
         )
         if self._met:
             observations = observations._replace(text_id=self._met.rows(observations.text_id))

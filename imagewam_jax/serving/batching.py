@@ -55,16 +55,18 @@ def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
 class Batcher:
     """Gathers rows, and acts on as many as the device can take at once."""
 
-    def __init__(self, actor: Actor, buckets: Sequence[int], metrics: Metrics):
-        self._actor, self._metrics = actor, metrics
+    def __init__(self, buckets: Sequence[int], metrics: Metrics):
+        self._metrics = metrics
         self._buckets = check_buckets(buckets)
         self._device = ThreadPoolExecutor(1, "device")
         self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._asked: dict[Hashable, float] = {}  # robot -> when it asked last
 
-    async def compile(self, say: Callable[[str], None]) -> None:
-        """Compiles every size of batch, the smallest first, and says how long each took."""
+    async def compile(self, actor: Actor, say: Callable[[str], None]) -> None:
+        """Compiles every size of batch for an actor, the smallest first, and says how long each
+        took. Before, nothing is acted on."""
+        self._actor = actor
         for number, size in enumerate(self._buckets, start=1):
             seconds = await self.on_device(self._actor.compile, size)
             self._metrics.compile_seconds.labels(f"act_{size}").set(seconds)

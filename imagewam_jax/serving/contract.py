@@ -22,7 +22,7 @@ STATE, PROMPT = "observation/state", "prompt"
 MODES = ("sync", "ensemble", "aligned")  # of client.broker: those that a served policy supports
 _MOST_INSTRUCTIONS = 1000  # that the metadata list
 _FRAME_ROOM = 2**16  # bytes of a request beside its images
-_LARGEST_FRAME = 2**25
+LARGEST_FRAME = 2**25
 
 
 class ActionRange(NamedTuple):
@@ -68,10 +68,10 @@ def make_contract(
     image_keys = tuple(names[role] for role in policy.cameras)
     image_bytes = 3 * image_size[0] * image_size[1]
     max_frame = int(1.1 * image_bytes * len(image_keys)) + _FRAME_ROOM
-    if min(image_size) < 1 or max_frame > _LARGEST_FRAME:
+    if min(image_size) < 1 or max_frame > LARGEST_FRAME:
         raise ConfigError(
             f"images of {image_size[0]} x {image_size[1]} from {len(image_keys)} cameras: expected "
-            f"at least one pixel and at most {_LARGEST_FRAME} bytes in a request"
+            f"at least one pixel and at most {LARGEST_FRAME} bytes in a request"
         )
     return Contract(
         image_keys=image_keys,

@@ -67,6 +67,8 @@ def _response(status: http.HTTPStatus, body: bytes, kind: str) -> Response:
 
 def status_page(state: State) -> str:
     """Sessions, rates, latencies, and what each robot saw and was told last."""
+    if state.contract is None:
+        return render_page("imagewam serve", "loading the policy", [], _REFRESH_SECONDS)
     about = state.contract.metadata
     now = "ready" if state.is_ready else "not ready"
     subtitle = (

@@ -15,12 +15,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from imagewam_jax.errors import ConfigError, InputError, MessageError, ServingError
+from imagewam_jax.errors import ConfigError, InputError, MessageError
 from imagewam_jax.serving import access, pages
 from imagewam_jax.serving.acting import Actor, Row
 from imagewam_jax.serving.batching import Answer, Batcher, DeadlineMissed
 from imagewam_jax.serving.connection import Connection
-from imagewam_jax.serving.contract import Contract
+from imagewam_jax.serving.contract import LARGEST_FRAME, Contract
 from imagewam_jax.serving.requests import Request, ResetRequest, read_request
 from imagewam_jax.serving.sessions import Session, Sessions, timing
 from imagewam_jax.serving.settings import (
@@ -52,22 +52,17 @@ class Refused(Exception):
         self.kind = kind
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. ServingError: the address is taken, or not of this machine."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        raise ServingError(f"cannot listen on {host}, port {port}: {error}") from error
-
-
 class PolicyServer:
     """A policy that answers robots, from `run` to SIGTERM."""
 
-    def __init__(self, actor: Actor, contract: Contract, settings: Settings):
-        self.state = State(contract)
-        self._actor, self._contract, self._settings = actor, contract, settings
-        self._batcher = Batcher(actor, settings.buckets, self.state.metrics)
+    def __init__(self, load: Callable[[], tuple[Actor, Contract]], settings: Settings):
+        """`load` gives the policy; it is called while robots may already connect.
+
+        ConfigError: certificate or sizes of batches cannot be used.
+        """
+        self.state = State()
+        self._load, self._settings = load, settings
+        self._batcher = Batcher(settings.buckets, self.state.metrics)
         self._tokens = dict(settings.tokens)
         self._tls = access.tls_context(settings.certificate, settings.key)
         self._ready = asyncio.Event()
@@ -75,14 +70,14 @@ class PolicyServer:
         self._busy: set[Connection] = set()  # those whose request is being answered
 
     async def run(self, listening: socket.socket, say: Callable[[str], None] = print) -> None:
-        """Accepts connections at once, answers them when everything is compiled, and returns when
-        `stop` was called and what ran is answered."""
+        """Accepts connections at once, answers them when everything is loaded and compiled, and
+        returns when `stop` was called and what ran is answered. Raises what loading raises."""
         server = await serve(
             self._talk,
             sock=listening,
             ssl=self._tls,
             compression=None,
-            max_size=self._contract.max_frame,
+            max_size=LARGEST_FRAME,
             max_queue=1,
             open_timeout=HANDSHAKE_SECONDS,
             close_timeout=1.0,
@@ -95,7 +90,7 @@ class PolicyServer:
         )
         stopping = asyncio.create_task(self._stopping.wait())
         work = [
-            asyncio.create_task(self._compile_and_act(say)),
+            asyncio.create_task(self._load_and_act(say)),
             asyncio.create_task(self._watch_unfinished_messages()),
         ]
         try:
@@ -133,8 +128,10 @@ class PolicyServer:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reload)
 
-    async def _compile_and_act(self, say: Callable[[str], None]) -> None:
-        await self._batcher.compile(say)
+    async def _load_and_act(self, say: Callable[[str], None]) -> None:
+        self._actor, self._contract = await self._batcher.on_device(self._load)
+        self.state.contract = self._contract
+        await self._batcher.compile(self._actor, say)
         self.state.set_ready(True)
         self._ready.set()
         await self._batcher.run()
@@ -215,7 +212,7 @@ class PolicyServer:
             )
 
     async def _when_ready(self, connection: Connection) -> None:
-        """Waits for the compilation as long as the client does. ConnectionClosed: it does not."""
+        """Waits until the policy is compiled, or the client is gone."""
         ready = asyncio.ensure_future(self._ready.wait())
         gone = asyncio.ensure_future(connection.wait_closed())
         await asyncio.wait((ready, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -231,6 +228,9 @@ class PolicyServer:
                     frame = await connection.recv()
             except TimeoutError:
                 return 1000, "idle"
+            if len(frame) > self._contract.max_frame:
+                self.state.metrics.rejected.labels("size").inc()
+                return 1009, f"more than {self._contract.max_frame} bytes"
             now = time.monotonic()
             allowance = min(
                 allowance + (now - before) * self._settings.rate,
@@ -357,6 +357,18 @@ class PolicyServer:
             self.state.metrics.rejected.labels("slow").inc()
             connection.transport.abort()
             await connection.wait_closed()
+
+
+async def serve_until_told(
+    load: Callable[[], tuple[Actor, Contract]],
+    settings: Settings,
+    listening: socket.socket,
+    say: Callable[[str], None],
+) -> None:
+    """Serves a policy until SIGTERM or Ctrl-C. UserError: it cannot be loaded."""
+    server = PolicyServer(load, settings)
+    server.handle_signals()
+    await server.run(listening, say)
 
 
 def _is_fault(result: object) -> bool:

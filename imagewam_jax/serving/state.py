@@ -10,11 +10,11 @@ from imagewam_jax.serving.statistics import Latencies
 
 
 class State:
-    """connections: each with its sessions. is_ready: everything is compiled, and it does not shut
-    down."""
+    """contract: of the policy, once it is loaded. connections: each with its sessions. is_ready:
+    everything is compiled, and it does not shut down."""
 
-    def __init__(self, contract: Contract):
-        self.contract = contract
+    def __init__(self) -> None:
+        self.contract: Contract | None = None
         self.metrics = Metrics()
         self.latencies = Latencies()
         self.connections: dict[Hashable, Sessions] = {}

@@ -97,6 +97,17 @@ def test_answers_that_take_longer_than_a_chunk_allows_are_waited_for():
     broker.close()
 
 
+def test_an_answer_that_is_on_its_way_when_the_source_becomes_slow_is_waited_for():
+    source = Source([0.0, 0.5])
+    broker = ChunkBroker(source, mode="aligned")
+    play(broker, 9)  # the second request is on its way
+    broker._turnarounds.append(0.3)
+    played = play(broker, 15)
+    assert [each["actions"][0] for each in played] == list(range(9, 24))
+    assert not broker.held
+    broker.close()
+
+
 def test_ensemble_asks_whenever_it_was_answered():
     source = Source([0.005])
     broker = ChunkBroker(source, mode="ensemble")
@@ -173,7 +184,7 @@ def test_the_first_request_raises_what_is_wrong():
 
 
 @pytest.mark.parametrize(
-    "actions", [np.zeros((4, 2), np.float32), np.full((HORIZON, 2), np.nan, np.float32)]
+    "actions", [np.zeros((4, 2), np.float32), np.full((HORIZON, 2), np.nan, np.float32), None]
 )
 def test_a_chunk_that_is_none_is_never_executed(actions):
     source = Source()
@@ -213,6 +224,8 @@ def test_the_robot_may_draw_its_next_image_over_the_last():
     [
         ({}, {"mode": "rtc"}, "mode is 'rtc'"),
         ({}, {"execute_steps": 17}, "execute_steps is 17, expected 1 to 16"),
+        ({}, {"execute_steps": 0}, "execute_steps is 0, expected 1 to 16"),
+        ({}, {"control_hz": -1.0}, r"control_hz is -1\.0, expected more than 0"),
         ({"control_hz": None}, {"mode": "aligned"}, "control_hz: the mode 'aligned' needs it"),
         ({"action_relative": None}, {}, "relative: the source does not say"),
         ({}, {"relative": [True]}, "relative: 1 flags for 2 dimensions"),

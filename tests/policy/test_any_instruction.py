@@ -1,5 +1,6 @@
 """A policy with its text encoder acts on instructions that it was not saved with."""
 
+import json
 import logging
 import shutil
 
@@ -97,6 +98,19 @@ def test_a_policy_that_was_saved_without_text(closed, tmp_path):
     policy = load_policy(step, text_encoder="config", text_tokens=20)
     assert policy.instructions == ()
     np.testing.assert_array_equal(act(policy, INSTRUCTIONS), act(closed, INSTRUCTIONS))
+
+
+def test_two_instructions_that_became_one_prompt(closed, tmp_path):
+    """Their rows are two: neither is refused, nor taken for a new one's."""
+    step = shutil.copytree(trained_run() / "checkpoints" / "40", tmp_path / "40")
+    metadata = step / "metadata" / "metadata"
+    content = json.loads(metadata.read_text())
+    content["prompts"] = [INSTRUCTIONS[1]] * 2
+    metadata.write_text(json.dumps(content))
+    for policy in (load_policy(step), load_policy(step, text_encoder="config")):
+        assert policy.text_ids([INSTRUCTIONS[1]]) == [1]
+        np.testing.assert_array_equal(act(policy, INSTRUCTIONS[1:]), act(closed, INSTRUCTIONS[1:]))
+    assert policy.text_ids([NEW]) == [2]
 
 
 def test_without_an_encoder_the_error_says_how_to_add_more(closed):

@@ -15,7 +15,8 @@ from websockets.sync.client import connect
 
 from imagewam_jax.serving.acting import Actor, make_actor
 from imagewam_jax.serving.contract import Contract
-from imagewam_jax.serving.server import PolicyServer, listen
+from imagewam_jax.serving.listening import listen
+from imagewam_jax.serving.server import PolicyServer
 from imagewam_jax.serving.settings import Settings
 from imagewam_jax.wire.messages import Limits, unpack
 from tests.training.tiny import INSTRUCTIONS, trained_run
@@ -72,7 +73,7 @@ def served(
         ready = threading.Event()
 
         async def run() -> None:
-            server = PolicyServer(actor, contract, settings)
+            server = PolicyServer(lambda: (actor, contract), settings)
             scheme = "wss" if settings.certificate else "ws"
             started.append(Served(server, asyncio.get_running_loop(), port, scheme))
             ready.set()

@@ -1,5 +1,6 @@
 """`imagewam serve` from its start to SIGTERM, under load; and what it refuses to start with."""
 
+import logging
 import os
 import re
 import signal
@@ -14,6 +15,16 @@ from websockets.exceptions import ConnectionClosed
 from imagewam_jax import cli
 from tests.serving.robots import Robot, observation
 from tests.training.tiny import trained_run
+
+
+@pytest.fixture(autouse=True)
+def log():
+    """The verb takes the package's log for itself; other tests have it back."""
+    package = logging.getLogger("imagewam_jax")
+    before = package.handlers, package.propagate, package.level
+    yield
+    package.handlers, package.propagate = before[:2]
+    package.setLevel(before[2])
 
 
 def test_sigterm_under_load():

@@ -4,11 +4,16 @@ It asks for numpy 1, and works with numpy 2: `pip install --no-deps openpi-clien
 is skipped where it is not.
 """
 
+import time
+
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed
 
+from imagewam_jax.serving.acting import Actor
 from imagewam_jax.wire.messages import Limits, pack, unpack
 from tests.serving.robots import FAST, observation, served
+from tests.serving.test_access import write_certificate
 from tests.wire.frames import random_tree
 from tests.wire.test_messages import same
 
@@ -71,3 +76,38 @@ def test_a_token(tiny):
         robot = client.WebsocketClientPolicy("127.0.0.1", running.port, api_key="0123456789abcdef")
         assert robot.infer(observation())["actions"].shape == (4, 4)
         robot._ws.close()
+
+
+def test_tls(tiny, tmp_path, monkeypatch):
+    """It knows a certificate of our own by the environment."""
+    certificate, key = write_certificate(tmp_path, "server")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    settings = FAST._replace(certificate=certificate, key=key, buckets=(1,))
+    with served(*tiny, settings) as running:
+        robot = client.WebsocketClientPolicy("wss://127.0.0.1", running.port)
+        assert robot.infer(observation())["actions"].shape == (4, 4)
+        robot._ws.close()
+
+
+def test_a_server_that_still_compiles(tiny):
+    """It waits for the metadata as long as that takes."""
+
+    class Slow(Actor):
+        def compile(self, size):
+            time.sleep(2.0)
+            return super().compile(size)
+
+    actor, contract = tiny
+    slow = Slow(actor._policy, contract)
+    with served(slow, contract, FAST._replace(buckets=(1,)), wait=False) as running:
+        start = time.monotonic()
+        robot = client.WebsocketClientPolicy("127.0.0.1", running.port)
+        assert time.monotonic() - start > 1.5
+        assert robot.infer(observation())["actions"].shape == (4, 4)
+        robot._ws.close()
+
+
+def test_a_message_that_is_too_large(robot):
+    with pytest.raises(ConnectionClosed) as closed:
+        robot.infer(observation(**{"observation/image": np.zeros((720, 1280, 3), np.uint8)}))
+    assert closed.value.rcvd.code == 1009

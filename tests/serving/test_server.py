@@ -464,6 +464,18 @@ def test_a_client_that_does_not_end_its_message_is_left(tiny, impatient, sent):
                 break
 
 
+def test_a_client_that_answers_no_ping_is_left(tiny, impatient):
+    """As one whose cable was cut: nothing says that it is gone."""
+    with served(*tiny, FAST._replace(buckets=(1,))) as running:
+        with raw_connection(running.port) as raw:
+            while running.server.state.connections:
+                time.sleep(0.01)
+            raw.settimeout(10)
+            assert b"keepalive" in b"".join(iter(lambda: raw.recv(4096), b""))
+        with Robot(running.url) as robot:
+            assert robot.ask(observation())["actions"].size
+
+
 def test_clients_that_vanish(slowed):
     """In the middle of a message, and while they wait for an answer, without a word."""
     actor, contract = slowed
