@@ -97,7 +97,8 @@ def test_a_policy_that_was_saved_without_text(closed, tmp_path):
         load_policy(step, text_encoder="config")
     policy = load_policy(step, text_encoder="config", text_tokens=20)
     assert policy.instructions == ()
-    np.testing.assert_array_equal(act(policy, INSTRUCTIONS), act(closed, INSTRUCTIONS))
+    # One by one they are encoded with other rounding than together.
+    np.testing.assert_allclose(act(policy, INSTRUCTIONS), act(closed, INSTRUCTIONS), atol=1e-5)
 
 
 def test_two_instructions_that_became_one_prompt(closed, tmp_path):
