@@ -34,7 +34,7 @@ demo: $(RUN)/evaluation/report.html
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sim,libero,tfds,lerobot,beam,aot,wandb,parity,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sim,libero,tfds,lerobot,beam,aot,wandb,serve,parity,dev]'
 	touch $@
 
 # MuJoCo draws without a display through EGL, a system library. As root on Debian it is installed

@@ -43,6 +43,18 @@ class InputError(UserError, ValueError):
     """A policy was given observations, noise or an instruction that it cannot act on."""
 
 
+class MessageError(UserError, ValueError):
+    """A message between a policy server and its client is not what the protocol allows."""
+
+
+class ServingError(UserError):
+    """A policy server cannot be started or reached, or it did not answer in time."""
+
+
+class RequestRefused(ServingError):
+    """A policy server answered a request with an error."""
+
+
 class WriteError(UserError):
     """A file cannot be written: the disk is full, or the folder is not writable."""
 

@@ -15,6 +15,8 @@ ROOMS = {
     "errors": "",
     "files": "errors",
     "html": "",
+    "wire": "errors",
+    "client": "errors wire",
     "models": "errors",
     "config": "errors models",
     "preprocess": "errors files config models",
@@ -25,11 +27,12 @@ ROOMS = {
     "weights": "errors files config models preprocess checkpoints text",
     "parity": "errors files config models checkpoints weights",
     "training": "errors files config models preprocess checkpoints text data",
-    "evaluation": "errors files html config models preprocess checkpoints data policy",
+    "evaluation": "errors files html wire client config models preprocess checkpoints data policy",
+    "serving": "errors html wire preprocess checkpoints data policy",
     "tpu_plans": "errors config models preprocess checkpoints policy training",
     "preflight": "errors files config models preprocess checkpoints text data training evaluation",
-    "cli": "errors config preprocess text data weights parity training evaluation tpu_plans "
-    "preflight",
+    "cli": "errors config preprocess text data weights parity training evaluation serving "
+    "tpu_plans preflight",
 }
 DATA_ROOMS = {
     "dataset_spec": "",

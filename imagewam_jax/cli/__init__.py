@@ -15,6 +15,7 @@ from imagewam_jax.cli.encode_text import add_encode_text_verb
 from imagewam_jax.cli.evaluate import add_evaluate_verb
 from imagewam_jax.cli.export import add_export_verb
 from imagewam_jax.cli.parity import add_parity_verbs
+from imagewam_jax.cli.serve import add_serve_verb
 from imagewam_jax.cli.train import add_train_verb
 from imagewam_jax.errors import DISK_FULL, ConfigError, UserError
 
@@ -23,6 +24,7 @@ VERBS = (
     add_check_verb,
     add_train_verb,
     add_evaluate_verb,
+    add_serve_verb,
     add_data_verbs,
     add_aot_verb,
     add_encode_text_verb,

@@ -44,18 +44,27 @@ class Section(NamedTuple):
 
 
 def picture(image: bytes, caption: str = "") -> Picture:
-    """Embeds a PNG or JPEG file, so that a page can show it."""
-    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    """Embeds a PNG, JPEG or SVG file, so that a page can show it."""
+    kinds = {b"\x89PNG": "png", b"<svg": "svg+xml"}
+    kind = next((kind for begin, kind in kinds.items() if image.startswith(begin)), "jpeg")
     return Picture(f"data:image/{kind};base64," + base64.b64encode(image).decode(), caption)
 
 
-def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
-    """Writes a page; every text is escaped."""
+def render_page(
+    title: str, subtitle: str, sections: Sequence[Section], refresh_seconds: int | None = None
+) -> str:
+    """A page in which every text is escaped. Browsers load it again after `refresh_seconds`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("imagewam_jax", "html"), autoescape=True
     )
-    page = environment.get_template("page.html")
-    path.write_text(page.render(title=title, subtitle=subtitle, sections=sections))
+    return environment.get_template("page.html").render(
+        title=title, subtitle=subtitle, sections=sections, refresh_seconds=refresh_seconds
+    )
+
+
+def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> None:
+    """Writes a page, which stays as it is."""
+    path.write_text(render_page(title, subtitle, sections))
 
 
 def image_grid(rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> bytes:

@@ -22,6 +22,7 @@ from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.models.imagewam import ImageWAM
 from imagewam_jax.models.parameters import abstract_params, policy_builder
+from imagewam_jax.models.text_encoders.base import TextEncoder
 from imagewam_jax.policy.checks import (
     check_euler_steps,
     check_image_size,
@@ -32,6 +33,14 @@ from imagewam_jax.policy.checks import (
     check_time,
     clamped_dims,
 )
+from imagewam_jax.policy.met_instructions import PLACES, MetInstructions
+from imagewam_jax.policy.text_assets import (
+    check_table,
+    encoder_of,
+    no_text,
+    table_tree,
+    with_tokens,
+)
 from imagewam_jax.preprocess.images import REFERENCES, ImageSpec, prepare_images
 from imagewam_jax.preprocess.inputs import (
     Observations,
@@ -40,8 +49,8 @@ from imagewam_jax.preprocess.inputs import (
     image_spec,
     make_context,
 )
-from imagewam_jax.text.encoders import check_kind, check_width, make_prompt
-from imagewam_jax.text.tables import TextTableFile, open_text_table
+from imagewam_jax.text.encoders import make_prompt
+from imagewam_jax.text.tables import open_text_table
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,9 +72,10 @@ class Policy:
         metadata: Mapping[str, Any],
         step: int,
         dataset: str | None = None,
+        text_encoder: TextEncoder | None = None,
     ):
         """`dataset` names the one in whose units the policy sees and acts, if it was trained on
-        several."""
+        several. With `text_encoder` it takes any instruction."""
         self.metadata, self.step = metadata, step
         self.dataset, row = _dataset(metadata, dataset)
         self.statistics = metadata["statistics"][metadata["datasets"][row]]
@@ -79,6 +89,17 @@ class Policy:
         self._state = jax.tree.map(np.asarray, self._assets.state.of(0))
         self._warned: set[int] = set()  # the state's dimensions that were warned of
         self._rows = {prompt: row for row, prompt in enumerate(metadata["prompts"])}
+        self._met: MetInstructions | None = None
+        if text_encoder is not None:
+            # Two instructions may have become one prompt: there can be more rows than prompts.
+            rows, tokens, _ = self._assets.text.shape
+            section = self.config["text"]
+            self._met = MetInstructions(text_encoder, section, first=rows, tokens=tokens)
+            self._assets = dataclasses.replace(
+                self._assets,
+                text=jnp.pad(self._assets.text, ((0, PLACES), (0, 0), (0, 0))),
+                text_length=jnp.pad(self._assets.text_length, (0, PLACES), constant_values=1),
+            )
 
     @property
     def horizon(self) -> int:
@@ -98,23 +119,62 @@ class Policy:
         """Numbers in the state of the robot; 0 if the policy takes none."""
         return self._model.config.proprio_dim or 0
 
-    def text_ids(self, instructions: Sequence[str]) -> Int[np.ndarray, " b"]:
-        """Rows of `PolicyAssets.text` for some instructions: the `text_id` of `Observations`.
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Those that the policy was saved with, in the order of their `text_id`."""
+        before, _, after = self.config["text"]["template"].partition("{}")
+        return tuple(prompt.removeprefix(before).removesuffix(after) for prompt in self._rows)
 
-        CheckpointError names an instruction that is not known, to the letter.
+    @property
+    def encodes_text(self) -> bool:
+        """Whether it takes instructions that it was not saved with."""
+        return self._met is not None
+
+    def knows(self, instruction: str) -> bool:
+        """Whether nothing has to be encoded to act on an instruction."""
+        (prompt,) = self._prompts([instruction])
+        return prompt in self._rows or (self._met is not None and prompt in self._met)
+
+    def text_ids(self, instructions: Sequence[str]) -> Int[np.ndarray, " b"]:
+        """The `text_id` of `Observations` for some instructions.
+
+        A policy with a text encoder encodes those that are new, logs how long that took, and keeps
+        the last `met_instructions.PLACES`. Without one, CheckpointError names an instruction that
+        is not known, to the letter. InputError: one is too long.
         """
-        template = self.config["text"]["template"]
-        prompts = [make_prompt(template, text) for text in check_instructions(instructions)]
-        if unknown := sorted(set(prompts) - set(self._rows)):
+        prompts = self._prompts(instructions)
+        if self._met is None and (unknown := sorted(set(prompts) - set(self._rows))):
             known = list(self._rows)
             if len(known) > 8:
                 close = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0)
                 known = f"{len(known)}, the closest are {close}"
             raise CheckpointError(
-                f"the checkpoint has no text features of {unknown}; it knows {known}. For others, "
-                "load it with a table that `imagewam encode-text` made"
+                f"the checkpoint has no text features of {unknown}; it knows {known}. {_NEW_TEXT}"
             )
-        return np.array([self._rows[prompt] for prompt in prompts], np.int32)
+        return np.array([self._text_id(prompt) for prompt in prompts], np.int32)
+
+    def _prompts(self, instructions: Sequence[str]) -> list[str]:
+        template = self.config["text"]["template"]
+        return [make_prompt(template, text) for text in check_instructions(instructions)]
+
+    def _text_id(self, prompt: str) -> int:
+        """The number of a prompt, which is encoded if it is new."""
+        if prompt in self._rows:
+            return self._rows[prompt]
+        number = self._met.number(prompt)
+        if number is None:
+            encoded = self._met.encode(prompt)
+            number, row = self._met.keep(prompt)
+            text, length = _with_text(
+                self._assets.text,
+                self._assets.text_length,
+                row,
+                jnp.asarray(encoded.features, self._assets.text.dtype),
+                encoded.length,
+            )
+            self._assets = dataclasses.replace(self._assets, text=text, text_length=length)
+            _LOG.info("encoded %r in %.3f s", prompt, encoded.seconds)
+        return number
 
     def act(
         self,
@@ -209,8 +269,10 @@ class Policy:
             observations,
             cameras=self.cameras,
             state_dim=self.state_dim,
-            prompts=len(self._assets.text),
+            prompts=self._met.numbers if self._met else len(self._assets.text),
         )
+        if self._met:
+            observations = observations._replace(text_id=self._met.rows(observations.text_id))
         clamped = set(clamped_dims(observations.state, self._state).tolist())
         if new := sorted(clamped - self._warned):
             self._warned |= clamped
@@ -235,6 +297,8 @@ def load_policy(
     average: bool = True,
     autoencoder: Path | str | None = None,
     text_table: Path | str | None = None,
+    text_encoder: Path | str | None = None,
+    text_tokens: int | None = None,
     dataset: str | None = None,
 ) -> Policy:
     """The policy of a run's newest checkpoint, or of the step that `path` names.
@@ -244,6 +308,9 @@ def load_policy(
     average: take the moving average of the weights, where there is one.
     autoencoder, text_table: a checkpoint and a file that replace these assets, which a converted
         policy can lack. The known prompts are then those of the table.
+    text_encoder: a checkpoint of the encoder that the policy was trained with, or "config" for
+        the one that its config names: the policy then takes any instruction.
+    text_tokens: that an instruction may have, if more than those that the policy knows.
     dataset: the one in whose units the policy acts, if it was trained on several.
     CheckpointError: there is no policy, or it is not whole.
     """
@@ -259,17 +326,25 @@ def load_policy(
         params = checkpoints.restore(step, {which: saved})[which]
         params, config = merged_params(params, config.lora), without_lora(config)
         section, instead = metadata["config"]["autoencoder"], {}
+        dtype = jax.tree.leaves(params["backbone"])[0].dtype
         if autoencoder is not None:
             instead["autoencoder"] = read_autoencoder(autoencoder, section)
         if text_table is not None:
             file = open_text_table(text_table)
-            _check_text(file, metadata, config.backbone.text_dim)
-            dtype = jax.tree.leaves(params["backbone"])[0].dtype
-            instead["text"], metadata["prompts"] = _text(file, dtype), list(file.prompts)
+            check_table(file, metadata, config.backbone.text_dim)
+            instead["text"], metadata["prompts"] = table_tree(file, dtype), list(file.prompts)
+            metadata.setdefault("text_encoder", file.encoder)
+        encoder = None
+        if text_encoder is not None:
+            encoder = encoder_of(text_encoder, metadata, config.backbone.text_dim)
+            if "text" not in trees | set(instead):
+                instead["text"], metadata["prompts"] = no_text(config, text_tokens, dtype), []
         if lacking := sorted(set(ASSET_TREES) - trees - set(instead)):
             raise CheckpointError(f"{path}: the policy cannot act without {lacking}: {_ADVICE}")
         assets = restore_assets(checkpoints, step, section, instead)
-    return Policy(policy_builder(config)(params), assets, metadata, step, dataset)
+    if text_tokens is not None:
+        assets = with_tokens(assets, text_tokens)
+    return Policy(policy_builder(config)(params), assets, metadata, step, dataset, encoder)
 
 
 def _host(result: Array) -> Float[np.ndarray, "..."]:
@@ -296,6 +371,11 @@ def _dataset(metadata: Mapping[str, Any], name: str | None) -> tuple[str, int]:
     return name, known.index(name)
 
 
+_NEW_TEXT = (
+    "For others, load it with a table that `imagewam encode-text` made (--text-table), or with its "
+    "text encoder (--text-encoder), which encodes what it meets"
+)
+
 _ADVICE = (
     "an autoencoder can be converted with it, or taken from another checkpoint; text comes from a "
     "table that `imagewam encode-text` makes; normalizers need dataset_stats.json beside the "
@@ -303,22 +383,10 @@ _ADVICE = (
 )
 
 
-def _check_text(file: TextTableFile, metadata: Mapping[str, Any], text_dim: int) -> None:
-    """DataError or ConfigError unless the encoder that the policy was trained with made a table.
-
-    A converted policy tells only the kind of its encoder.
-    """
-    if "text_encoder" in metadata:
-        file.check_encoder(metadata["text_encoder"])
-    else:
-        check_kind(metadata["config"]["text"]["encoder"], file)
-    check_width(text_dim, file.channels)
-
-
-def _text(file: TextTableFile, dtype: jnp.dtype) -> dict[str, Array]:
-    """All features of a table, as the tree "text" of a checkpoint."""
-    table = file.select(file.prompts)
-    return {"features": jnp.asarray(table.features, dtype), "length": jnp.asarray(table.lengths)}
+@jax.jit
+def _with_text(text, lengths, row, features, length):
+    """Text and lengths with those of one more prompt in a row."""
+    return text.at[row].set(features), lengths.at[row].set(length)
 
 
 @partial(jax.jit, static_argnames=("images", "euler_steps"))

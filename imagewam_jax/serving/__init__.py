@@ -1,0 +1,1 @@
+"""A policy behind a socket: requests of several robots, checked, batched, answered, and counted."""
