@@ -14,6 +14,7 @@ PACKAGE = Path(imagewam_jax.__file__).parent
 ROOMS = {
     "errors": "",
     "files": "errors",
+    "distributed": "errors",
     "html": "",
     "models": "errors",
     "config": "errors models",
@@ -24,12 +25,12 @@ ROOMS = {
     "policy": "errors config models preprocess checkpoints text",
     "weights": "errors files config models preprocess checkpoints text",
     "parity": "errors files config models checkpoints weights",
-    "training": "errors files config models preprocess checkpoints text data",
-    "evaluation": "errors files html config models preprocess checkpoints data policy",
+    "training": "errors files distributed config models preprocess checkpoints text data",
+    "evaluation": "errors files distributed html config models preprocess checkpoints data policy",
     "tpu_plans": "errors config models preprocess checkpoints policy training",
     "preflight": "errors files config models preprocess checkpoints text data training evaluation",
-    "cli": "errors config preprocess text data weights parity training evaluation tpu_plans "
-    "preflight",
+    "cli": "errors distributed config preprocess text data weights parity training evaluation "
+    "tpu_plans preflight",
 }
 DATA_ROOMS = {
     "dataset_spec": "",

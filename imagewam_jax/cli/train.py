@@ -42,8 +42,8 @@ def add_train_verb(verbs: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax import distributed
     from imagewam_jax.config.loading import read_config
-    from imagewam_jax.training import distributed
     from imagewam_jax.training.metrics.goodput import process_seconds
     from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
     from imagewam_jax.training.train import train
@@ -75,8 +75,8 @@ def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _check(loaded: "LoadedConfig", arguments: argparse.Namespace) -> None:
     """Let the first process look for everything that would stop the run; if there is something, all
     processes end."""
+    from imagewam_jax import distributed
     from imagewam_jax.preflight.report import Refused, preflight
-    from imagewam_jax.training import distributed
 
     report = None
     if distributed.is_first():

@@ -1,7 +1,7 @@
 """Parts that all transformers here are built from.
 
 Parameters are `nnx.Param`s with the metadata `axes`: one logical name per array axis
-(`layer, embed, heads, head_dim, mlp, ...`), which `training.sharding` maps to mesh axes.
+(`layer, embed, heads, head_dim, mlp, ...`), which `models.partitioning` maps to mesh axes.
 A module computes in the dtype of its parameters; statistics of norms are always float32.
 """
 

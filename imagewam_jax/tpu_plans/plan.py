@@ -12,13 +12,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from imagewam_jax.errors import PlanError
+from imagewam_jax.models.sharding import make_mesh
 from imagewam_jax.tpu_plans.arguments import Inputs
 from imagewam_jax.tpu_plans.compile import DoesNotFit, compile_program
 from imagewam_jax.tpu_plans.programs import Program, act_program, train_program
 from imagewam_jax.tpu_plans.report import Plan
 from imagewam_jax.tpu_plans.topology import Topology, tpu_topology
 from imagewam_jax.training.compiler_options import compiler_options, options_for
-from imagewam_jax.training.sharding import make_mesh
 
 TICK_SECONDS = 1.0  # between two updates of a stage's time in a terminal
 

@@ -13,6 +13,11 @@ from imagewam_jax.errors import PlanError
 from imagewam_jax.models import flops
 from imagewam_jax.models.flops import Sizes
 from imagewam_jax.models.parameters import abstract_params, module_tree, policy_builder
+from imagewam_jax.models.sharding import (
+    batch_rows,
+    batch_sharding,
+    param_shardings,
+)
 from imagewam_jax.policy.policy import compute_actions
 from imagewam_jax.preprocess.inputs import PolicyAssets, encode_images, image_spec, work_sizes
 from imagewam_jax.tpu_plans.arguments import (
@@ -26,11 +31,6 @@ from imagewam_jax.tpu_plans.arguments import (
 from imagewam_jax.tpu_plans.floor import Stage, acting_stages, training_stages
 from imagewam_jax.tpu_plans.flops import function_flops, jaxpr_flops, kernel_flops
 from imagewam_jax.training.prepare import check_fits
-from imagewam_jax.training.sharding import (
-    batch_rows,
-    batch_sharding,
-    param_shardings,
-)
 from imagewam_jax.training.step import abstract_state, jit_train_step, step_settings
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
     given = parser.parse_args()
-    from imagewam_jax.training import distributed
+    from imagewam_jax import distributed
     from imagewam_jax.training.train import train
 
     distributed.initialize(

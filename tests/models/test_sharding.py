@@ -12,13 +12,13 @@ from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.parameters import flatten, parameter_axes
 from imagewam_jax.models.partitioning import MESH_AXES, RULES
-from imagewam_jax.training.batches import put_batch
-from imagewam_jax.training.sharding import (
+from imagewam_jax.models.sharding import (
     batch_rows,
     batch_sharding,
     make_mesh,
     param_shardings,
 )
+from imagewam_jax.training.batches import put_batch
 from tests.training.tiny import one_device, tiny_config
 
 MESH = {"data": 1, "fsdp": -1, "tensor": 1, "context": 1, "slices": 1}
