@@ -121,6 +121,14 @@ def from_first(tree: T) -> T:
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
+def from_each(tree: T) -> T:
+    """The arrays of all processes, which are of one shape, on all of them: each has a new first
+    axis, of processes."""
+    if jax.process_count() == 1:
+        return jax.tree.map(lambda x: np.asarray(x)[None], tree)
+    return multihost_utils.process_allgather(tree)
+
+
 def all_agree(value: bool) -> bool:
     """Whether it is true in every process."""
     if jax.process_count() == 1:

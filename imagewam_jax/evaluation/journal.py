@@ -36,7 +36,7 @@ class Journal:
         identity = json.loads(json.dumps(identity))
         lines = _whole_lines(path) if resume and path.exists() else []
         if lines:
-            _check(path, lines[0], identity)
+            check_identity(path, "episodes", lines[0], identity)
         else:
             lines = [identity]
         for line in lines[1:]:
@@ -77,8 +77,11 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path}: not a list of ended episodes: {error}") from error
 
 
-def _check(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """ConfigError, which names what differs, unless both are of the same evaluation."""
+def check_identity(
+    path: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """ConfigError, which names what differs, unless both are of the same evaluation; `what` is in
+    the file."""
     names = sorted(set(found) | set(wanted))
     other = [
         f"{name} was {found.get(name)!r} and is {wanted.get(name)!r}"
@@ -87,6 +90,6 @@ def _check(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> N
     ]
     if other:
         raise ConfigError(
-            f"{path}: episodes of another evaluation: {'; '.join(other)}. Evaluate without "
+            f"{path}: {what} of another evaluation: {'; '.join(other)}. Evaluate without "
             "--resume, or with another --output"
         )

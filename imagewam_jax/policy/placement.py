@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Int64, Shaped
 
 from imagewam_jax.models.sharding import batch_parts, batch_sharding, rows_here
 
@@ -27,6 +27,14 @@ class Placement:
             self._sharding, self._parts = batch_sharding(mesh), batch_parts(mesh)
             self._parts_here = len(rows_here(mesh, self._parts))
             self._by_rows = jax.jit(lambda x: x, out_shardings=self._sharding)
+
+    def whole_batch(self, count: int) -> int:
+        """The smallest number of rows, of all hosts together, from `count` that divides evenly."""
+        return count if self._mesh is None else -(-count // self._parts) * self._parts
+
+    def rows_here(self, whole_batch: int) -> Int64[np.ndarray, " rows"]:
+        """The rows of a batch that divides evenly which this host gives."""
+        return np.arange(whole_batch) if self._mesh is None else rows_here(self._mesh, whole_batch)
 
     def run(
         self, function: Callable[..., Shaped[Array, "b ..."]], *batch: Any

@@ -82,7 +82,7 @@ class Policy:
         self.statistics = metadata["statistics"][metadata["datasets"][row]]
         rows = np.array([row])
         self.config = metadata["config"]
-        self._model, self._all_assets, self._placement = model, assets, Placement(mesh)
+        self._model, self._all_assets, self.placement = model, assets, Placement(mesh)
         self._assets = dataclasses.replace(  # of this dataset alone, so that its `dataset_id` is 0
             assets, actions=assets.actions.of(rows), state=assets.state.of(rows)
         )
@@ -179,7 +179,7 @@ class Policy:
         """Images as the model sees them, resized and arranged: one mosaic, or each camera where
         the layout is "references". `image_size` is that of `Observations`."""
         seen = partial(_seen, spec=self._images)
-        return self._placement.run(seen, *self._checked_images(images, image_size))
+        return self.placement.run(seen, *self._checked_images(images, image_size))
 
     def encode(
         self,
@@ -188,13 +188,13 @@ class Policy:
     ) -> Float[np.ndarray, "b rows columns channels"]:
         """Latents of images, as training has them for its target."""
         encode = partial(_encode, self._assets, spec=self._images)
-        return _host(self._placement.run(encode, *self._checked_images(images, image_size)))
+        return _host(self.placement.run(encode, *self._checked_images(images, image_size)))
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[np.ndarray, "b H W 3"]:
         """Images in [-1, 1], not clamped."""
         axes = "[batch, row, column, channel]"
         latent = check_numbers(latent, "latent", axes, (None, *self._latent))
-        return _host(self._placement.run(partial(_decode, self._assets), latent))
+        return _host(self.placement.run(partial(_decode, self._assets), latent))
 
     def latent_shape(self, images: UInt8[Array, "b camera h w 3"]) -> tuple[int, ...]:
         """The shape of what `encode` returns, without computing it."""
@@ -212,7 +212,7 @@ class Policy:
     ) -> Float[np.ndarray, "b ..."]:
         """What a compiled function of model, assets and a batch makes of one."""
         function = partial(function, self._model, self._assets, **settings)
-        return _host(self._placement.run(function, *batch))
+        return _host(self.placement.run(function, *batch))
 
     def _checked(
         self, observations: Observations, noise: Any
