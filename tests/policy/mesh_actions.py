@@ -23,6 +23,7 @@ MESHES = {
     "one": None,
     "fsdp": {},
     "fsdp_tensor": {"tensor": 2},
+    "data_fsdp_tensor": {"data": 2, "tensor": 2},
     "data_tensor_context": {"data": 2, "fsdp": 1, "tensor": 2, "context": 2},
     "one_row": {"fsdp": 1, "tensor": 2, "context": 4},  # all devices share what a row needs
 }
