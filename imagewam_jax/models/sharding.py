@@ -115,6 +115,15 @@ def param_shardings(mesh: Mesh, policy: ImageWAMConfig) -> dict[str, Any]:
     )
 
 
+def cache_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """How an array of a cache, [layer, robot, token, head, ...], lies where attention reads it.
+
+    Heads that are fewer than the queries' lie whole on each device if they cannot be divided.
+    """
+    heads = None if shape[3] % _parts(mesh, "heads") else RULES["heads"]
+    return NamedSharding(mesh, PartitionSpec(None, RULES["batch"], None, heads))
+
+
 def _sharding(mesh: Mesh, path: str, names: Sequence[str], shape: Sequence[int]) -> NamedSharding:
     for name, size in zip(names, shape, strict=True):
         if size % _parts(mesh, name):

@@ -104,6 +104,7 @@ def _setup(
             setup["compiler options"] = ", ".join(f"{k}={v}" for k, v in options.items())
     else:
         setup["Euler steps"] = str(config["acting"]["euler_steps"])
+        setup["keys and values kept"] = f"{program.cache / 2**20:.1f} MiB on each chip"
     return setup
 
 
