@@ -21,11 +21,11 @@ import jax.numpy as jnp
 
 from imagewam_jax.models.attention import BACKENDS, KV, backend
 from imagewam_jax.models.partitioning import MESH_AXES
+from imagewam_jax.models.sharding import make_mesh, replicated
 from imagewam_jax.tpu_plans.compile import compile_afresh
 from imagewam_jax.tpu_plans.cost import cycles
 from imagewam_jax.tpu_plans.hlo import computed_instructions, count_runs, parse_module
 from imagewam_jax.tpu_plans.topology import tpu_topology
-from imagewam_jax.training.sharding import make_mesh, replicated
 
 # LIBERO with 47 tokens of text and the robot's state: samples a chip, tokens of each stream, heads.
 SAMPLES, TARGET, CONTEXT, ACTION, HEADS, HEAD_DIM = 4, 392, 440, 16, 24, 128

@@ -16,8 +16,8 @@ from benchmarks.torch_policy import PolicyAssets, TorchTrainer, load_params
 from benchmarks.workload import Workload
 from imagewam_jax.checkpoints.assets import asset_trees
 from imagewam_jax.models.parameters import policy_builder
+from imagewam_jax.models.sharding import make_mesh
 from imagewam_jax.policy.policy import Policy
-from imagewam_jax.training.sharding import make_mesh
 from imagewam_jax.training.step import (
     abstract_state,
     init_state,

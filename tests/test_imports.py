@@ -14,6 +14,7 @@ PACKAGE = Path(imagewam_jax.__file__).parent
 ROOMS = {
     "errors": "",
     "files": "errors",
+    "distributed": "errors",
     "html": "",
     "wire": "errors",
     "client": "errors wire",
@@ -26,13 +27,14 @@ ROOMS = {
     "policy": "errors config models preprocess checkpoints text",
     "weights": "errors files config models preprocess checkpoints text",
     "parity": "errors files config models checkpoints weights",
-    "training": "errors files config models preprocess checkpoints text data",
-    "evaluation": "errors files html wire client config models preprocess checkpoints data policy",
+    "training": "errors files distributed config models preprocess checkpoints text data",
+    "evaluation": "errors files distributed html wire client config models preprocess checkpoints "
+    "data policy",
     "serving": "errors html wire preprocess checkpoints data policy",
     "tpu_plans": "errors config models preprocess checkpoints policy training",
     "preflight": "errors files config models preprocess checkpoints text data training evaluation",
-    "cli": "errors config preprocess text data weights parity training evaluation serving "
-    "tpu_plans preflight",
+    "cli": "errors distributed config preprocess text data weights parity training evaluation "
+    "serving tpu_plans preflight",
 }
 DATA_ROOMS = {
     "dataset_spec": "",

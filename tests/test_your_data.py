@@ -66,5 +66,7 @@ def test_five_commands_lead_from_an_unknown_set_to_an_evaluated_policy(tmp_path)
     assert "desk_arm: episodes" in (clone / "runs" / "mine.html").read_text()
     evaluation = clone / "runs" / "mine" / "evaluation"
     assert (evaluation / "report.html").is_file()
-    errors = json.loads((evaluation / "evaluation.json").read_text())["offline"]["action_error"]
+    errors = json.loads((evaluation / "evaluation.json").read_text())["offline"]["desk_arm"][
+        "action_error"
+    ]
     assert sum(errors["policy"]) < sum(errors["mean action"])

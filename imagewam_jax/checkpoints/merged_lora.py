@@ -22,15 +22,16 @@ def without_lora(policy: ImageWAMConfig) -> ImageWAMConfig:
 
 
 def merged_params(params: Params, lora: LoRAConfig) -> Params:
-    """The parameters with merged kernels, which keep their dtypes."""
+    """The parameters with merged kernels, which keep their dtypes and the places where they lie."""
     if not lora.rank:
         return params
     flat = flatten(params)
     kept = {path: leaf for path, leaf in flat.items() if _LORA not in path}
-    merge = jax.jit(jax.vmap(lambda kernel, a, b: merged_kernel(kernel, a, b, _scale(lora))))
-    for path in kept:
+    merge = jax.vmap(lambda kernel, a, b: merged_kernel(kernel, a, b, _scale(lora)))
+    for path, kernel in kept.items():
         if (factors := _factors(path, flat)) is not None:
-            kept[path] = merge(kept[path], *(flat[name] for name in factors))
+            merge_there = jax.jit(merge, out_shardings=kernel.sharding)
+            kept[path] = merge_there(kernel, *(flat[name] for name in factors))
     return unflatten(kept)
 
 

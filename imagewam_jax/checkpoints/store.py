@@ -281,9 +281,9 @@ class Checkpoints:
             self._manager.close()
 
 
-def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
+def open_checkpoint(path: Path | str, placement: Sharding | None = None) -> tuple[Checkpoints, int]:
     """Open the checkpoints at a path (a run's folder, its `checkpoints`, or one step) and return
-    them with the step that is meant, by default the latest.
+    them with the step that is meant, by default the latest. `placement` is that of `Checkpoints`.
 
     CheckpointError: there is no checkpoint.
     """
@@ -300,7 +300,7 @@ def open_checkpoint(path: Path | str) -> tuple[Checkpoints, int]:
     if not steps or (step is not None and step not in steps):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise CheckpointError(f"{path}: no {wanted}; it has {steps}")
-    checkpoints = Checkpoints(path, read_only=True)
+    checkpoints = Checkpoints(path, read_only=True, placement=placement)
     chosen = steps[-1] if step is None else step
     try:
         checkpoints.restore_json(chosen, "metadata")

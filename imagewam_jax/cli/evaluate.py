@@ -6,6 +6,12 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from imagewam_jax.cli.devices import (
+    add_hosts_arguments,
+    add_mesh_arguments,
+    mesh_of,
+    together,
+)
 from imagewam_jax.errors import ConfigError
 
 
@@ -15,7 +21,8 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
         "evaluate",
         help="measure a checkpoint on held-out episodes and in its simulator",
         description="Writes evaluation.json, and then report.html with pictures. The simulator "
-        "that the config names plays policies of its own dataset.",
+        "that the config names plays policies of its own dataset; several hosts have recorded data "
+        "alone.",
     )
     evaluate.add_argument(
         "--checkpoint", required=True, type=Path, help="a run's folder, or one step's in it"
@@ -31,19 +38,27 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--split", help="the episodes, such as 'train[90%%:]'; default: data.eval_split"
     )
-    evaluate.add_argument("--dataset", help="of several that it was trained on, the one to take")
+    evaluate.add_argument(
+        "--dataset", help="of several that it was trained on, the one to take; default: all"
+    )
     evaluate.add_argument(
         "--samples",
         type=count_or_all,
         default=512,
-        help="recorded samples, spread over the split, or 'all'; default: 512",
+        help="recorded samples of each dataset, spread over the split, or 'all'; default: 512",
+    )
+    evaluate.add_argument(
+        "--batch-size",
+        type=int,
+        default=64,
+        help="recorded samples at once, over all devices; default: 64",
     )
     evaluate.add_argument("--episodes", type=int, default=100, help="played by each policy variant")
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
     evaluate.add_argument(
         "--resume",
         action="store_true",
-        help="do not play again what an interrupted evaluation has played in the simulator",
+        help="go on where an interrupted evaluation was, with recorded data and in the simulator",
     )
     evaluate.add_argument(
         "--record",
@@ -63,6 +78,8 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
         help="of the simulator, in place of all of the config's, such as "
         "--option=\"suites=('libero_goal',)\"; can be repeated",
     )
+    add_mesh_arguments(evaluate)
+    add_hosts_arguments(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -85,23 +102,28 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     output = arguments.output
     if output and output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file, expected a folder")
+    from imagewam_jax import distributed
     from imagewam_jax.evaluation.evaluate import evaluate
 
-    report = evaluate(
-        arguments.checkpoint,
-        output,
-        autoencoder=arguments.autoencoder,
-        text_table=arguments.text_table,
-        dataset=arguments.dataset,
-        data_directory=arguments.data,
-        split=arguments.split,
-        samples=arguments.samples,
-        simulator="" if arguments.no_simulator else arguments.simulator,
-        options=dict(arguments.option) or None,
-        episodes=arguments.episodes,
-        workers=arguments.workers,
-        resume=arguments.resume,
-        record=arguments.record,
-    )
-    print(f"report: {report}")
+    with together(arguments):
+        report = evaluate(
+            arguments.checkpoint,
+            output,
+            autoencoder=arguments.autoencoder,
+            text_table=arguments.text_table,
+            dataset=arguments.dataset,
+            data_directory=arguments.data,
+            split=arguments.split,
+            samples=arguments.samples,
+            batch_size=arguments.batch_size,
+            mesh=mesh_of(arguments),
+            simulator="" if arguments.no_simulator else arguments.simulator,
+            options=dict(arguments.option) or None,
+            episodes=arguments.episodes,
+            workers=arguments.workers,
+            resume=arguments.resume,
+            record=arguments.record,
+        )
+        if distributed.is_first():
+            print(f"report: {report}")
     return 0

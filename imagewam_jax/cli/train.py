@@ -3,11 +3,11 @@
 import argparse
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imagewam_jax.errors import HostsError, UserError
+from imagewam_jax.cli.devices import add_hosts_arguments, together
+from imagewam_jax.errors import HostsError
 
 if TYPE_CHECKING:
     from imagewam_jax.config.loading import LoadedConfig
@@ -27,56 +27,33 @@ def add_train_verb(verbs: argparse._SubParsersAction) -> None:
     train.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint, if any"
     )
-    hosts = train.add_argument_group(
-        "several hosts", "The same command runs on each; process 0 writes."
-    )
-    hosts.add_argument(
-        "--distributed",
-        action="store_true",
-        help="they find each other: on Cloud TPU, GKE and Slurm",
-    )
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="otherwise: where process 0 is")
-    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    hosts.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    add_hosts_arguments(train)
     train.set_defaults(run=_train)
 
 
 def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.config.loading import read_config
-    from imagewam_jax.training import distributed
     from imagewam_jax.training.metrics.goodput import process_seconds
     from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
     from imagewam_jax.training.train import train
 
     loaded = read_config(arguments.config, rest)
     began = time.perf_counter() - process_seconds()
-    distributed.initialize(
-        automatic=arguments.distributed,
-        coordinator=arguments.coordinator,
-        processes=arguments.processes,
-        process=arguments.process,
-    )
-    try:
-        _check(loaded, arguments)
-        train(loaded.config, arguments.workdir, resume=arguments.resume, began=began)
-    except Preempted as error:
-        print(f"imagewam train: {error}; go on with --resume", file=sys.stderr)
-        return EXIT_STATUS
-    except BaseException as error:
-        distributed.end_if_several(
-            f"imagewam train: {error}"
-            if isinstance(error, UserError)
-            else "".join(traceback.format_exception(error))
-        )
-        raise
+    with together(arguments):
+        try:
+            _check(loaded, arguments)
+            train(loaded.config, arguments.workdir, resume=arguments.resume, began=began)
+        except Preempted as error:
+            print(f"imagewam train: {error}; go on with --resume", file=sys.stderr)
+            return EXIT_STATUS
     return 0
 
 
 def _check(loaded: "LoadedConfig", arguments: argparse.Namespace) -> None:
     """Let the first process look for everything that would stop the run; if there is something, all
     processes end."""
+    from imagewam_jax import distributed
     from imagewam_jax.preflight.report import Refused, preflight
-    from imagewam_jax.training import distributed
 
     report = None
     if distributed.is_first():

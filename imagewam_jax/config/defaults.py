@@ -103,7 +103,7 @@ def defaults() -> ConfigDict:
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,
             },
-            "mesh": {  # how many devices share what: training.sharding; -1: the devices left over
+            "mesh": {  # how many devices share what: models.sharding; -1: the devices left over
                 "data": 1,
                 "fsdp": -1,
                 "tensor": 1,

@@ -8,17 +8,22 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int64
 
 from imagewam_jax.checkpoints.steps import is_step
 from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
+from imagewam_jax.config.defaults import defaults
 from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
+from imagewam_jax.data.loading.loader import checksum
+from imagewam_jax.distributed import first_alone, is_first
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation import report
 from imagewam_jax.evaluation.closed_loop import (
@@ -29,9 +34,12 @@ from imagewam_jax.evaluation.closed_loop import (
 )
 from imagewam_jax.evaluation.journal import Journal
 from imagewam_jax.evaluation.offline import (
+    BATCH_SIZE,
     MAX_SAMPLES,
     TARGET,
+    OfflineResult,
     Predictions,
+    chosen_frames,
     evaluate_offline,
     evaluation_frames,
     predict,
@@ -44,9 +52,11 @@ from imagewam_jax.evaluation.recording import open_recording
 from imagewam_jax.evaluation.rollout import RolloutResult
 from imagewam_jax.evaluation.simulators import simulates
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
+from imagewam_jax.evaluation.snapshot import Snapshot
 from imagewam_jax.files import LOCK_FILE, only_writer
-from imagewam_jax.html.page import write_page
+from imagewam_jax.html.page import Section, write_page
 from imagewam_jax.models.autoencoders import to_uint8
+from imagewam_jax.models.sharding import make_mesh
 from imagewam_jax.policy.policy import Policy, load_policy
 
 _LOG = logging.getLogger(__name__)
@@ -63,12 +73,15 @@ _DECIDING_PACKAGES = (
 
 
 def _alone(function: Callable[..., Path]) -> Callable[..., Path]:
-    """`evaluate`, with a lock on its output: InUseError names another process that writes there."""
+    """`evaluate`, with a lock on its output, held by the process that writes there: InUseError
+    names another process that does."""
 
     @functools.wraps(function)
     def locked(checkpoint: Path | str, output: Path | str | None = None, **options) -> Path:
         output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
-        with only_writer(output / LOCK_FILE, "imagewam evaluate"):
+        with contextlib.ExitStack() as stack:
+            if is_first():
+                stack.enter_context(only_writer(output / LOCK_FILE, "imagewam evaluate"))
             return function(checkpoint, output, **options)
 
     return locked
@@ -85,6 +98,8 @@ def evaluate(
     data_directory: str | None = None,
     split: str | None = None,
     samples: int | None = MAX_SAMPLES,
+    batch_size: int = BATCH_SIZE,
+    mesh: Mapping[str, int] | None = None,
     simulator: str | None = None,
     options: Mapping[str, Any] | None = None,
     episodes: int = 100,
@@ -94,65 +109,82 @@ def evaluate(
 ) -> Path:
     """Evaluates a checkpoint on held-out episodes and in its simulator; returns the report.
 
-    A simulator that plays another dataset than the policy's is left out.
+    A simulator that plays another dataset than the policy's is left out, and so is that of the
+    config on several hosts. These all call this, and the first of them writes.
 
     output: a folder; by default `evaluation` beside the checkpoints.
     autoencoder, text_table: what a converted policy lacks (`load_policy`).
-    dataset: the one to evaluate on, if the policy was trained on several; of an official policy
-        any that its config names.
+    dataset: the one to evaluate on, of several that the policy was trained on, or of an official
+        policy any that its config names; by default all of them.
     data_directory: where the data is now, if it was moved since training.
     split: the held-out episodes; by default `data.eval_split`.
-    samples: those of the split that errors are measured on, spread evenly; None takes all.
+    samples: those of the split of each dataset that errors are measured on, spread evenly; None
+        takes all.
+    batch_size: samples that are predicted at once, over all devices.
+    mesh: fields of the section `mesh` of a config that are not as in the defaults; None is one
+        device where there is only one.
     simulator: the one to play; None is that of the policy's config, and "" plays none.
     options: of the simulator named, in place of the config's.
-    resume: episodes that an interrupted evaluation has played in the simulator are not played
-        again (`journal.py`).
+    resume: what an interrupted evaluation has predicted is not predicted again (`snapshot.py`), and
+        episodes that it has played in the simulator are not played again (`journal.py`).
     record: a folder where what the policy does in the simulator becomes a dataset (`recording.py`).
-    ConfigError: a count is below 1, the simulator does not fit the policy, or `resume` finds the
-        episodes of another evaluation. DataError: there are no held-out samples.
+    ConfigError: a count is below 1, the simulator or the mesh does not fit the policy, or `resume`
+        finds another evaluation. DataError: there are no held-out samples.
     """
-    for name, count in (("samples", samples), ("episodes", episodes), ("workers", workers)):
+    counts = {"samples": samples, "batch_size": batch_size}
+    for name, count in (*counts.items(), ("episodes", episodes), ("workers", workers)):
         if count is not None and count < 1:
             raise ConfigError(f"{name} is {count}, expected at least 1")
     policy = load_policy(
-        checkpoint, autoencoder=autoencoder, text_table=text_table, dataset=dataset
+        checkpoint,
+        mesh=_mesh(mesh),
+        autoencoder=autoencoder,
+        text_table=text_table,
+        dataset=dataset or next(iter(_trained_on(checkpoint)), None),
     )
     config = policy.config
     section = config["data"] | ({"directory": data_directory} if data_directory else {})
     split = split or section["eval_split"]
     section = {**section, "eval_split": split}
-    opened = config_data({**config, "data": section})[policy.dataset]
-    with contextlib.suppress(DataError):  # the training episodes need not be here
-        for shared in shared_splits([opened], section):
-            _LOG.warning("%s", shared)
-    start_frames = evaluation_frames(opened, split)
+    with first_alone("opening the data"):
+        data = config_data({**config, "data": section})
+    datasets = [data[dataset]] if dataset else list(data.datasets)
+    for opened in datasets:
+        with contextlib.suppress(DataError):  # the training episodes need not be here
+            for shared in shared_splits([opened], section):
+                _LOG.warning("%s", shared)
+        evaluation_frames(opened, split)  # an error now, and not after hours
     if simulator is None:
-        simulator = config["evaluation"]["simulator"]
+        simulator = config["evaluation"]["simulator"] if jax.process_count() == 1 else ""
         options = config["evaluation"]["options"] if options is None else options
     options = dict(options or {})
-    if simulator and not simulates(simulator, opened.name):
-        print(f"the simulator {simulator!r} does not play {opened.name!r}: recorded data alone")
-        simulator = ""
-    if record is not None and not simulator:
+    simulated = _simulated(simulator, policy, datasets)
+    if record is not None and not simulated:
         raise ConfigError(f"--record {record}: there is no simulator to play")
     output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
-    output.mkdir(parents=True, exist_ok=True)
-    results: dict = {"checkpoint_step": policy.step, "dataset": opened.name, "split": split}
+    if is_first():
+        output.mkdir(parents=True, exist_ok=True)
+    results: dict = {
+        "checkpoint_step": policy.step,
+        "datasets": [opened.name for opened in datasets],
+        "split": split,
+    }
     played, films = None, output / "films"
-    if simulator:
+    if simulated:
+        policy = policy.of(simulated.name)
         identity = _identity(policy, checkpoint, simulator, options, autoencoder, text_table)
         with contextlib.ExitStack() as stack:
             recording = None
             if record is not None:
                 recording = stack.enter_context(
-                    open_recording(record, opened.spec, policy.cameras, identity, resume=resume)
+                    open_recording(record, simulated.spec, policy.cameras, identity, resume=resume)
                 )
             journal = stack.enter_context(
                 Journal(output / "episodes.jsonl", identity, resume=resume)
             )
             played = evaluate_closed_loop(
                 policy,
-                opened,
+                simulated,
                 simulator,
                 options=options,
                 episodes=episodes,
@@ -169,28 +201,125 @@ def evaluate(
             _write_results(output, results)
             if recording is not None:
                 recording.build()
-    offline = evaluate_offline(policy, opened, split, max_samples=samples)
-    results["offline"] = offline.summary()
-    _write_results(output, results)
-    print(_summary(results))
+    offline: dict[str, OfflineResult] = {}
+    for opened in datasets:
+        frames = chosen_frames(opened, split, samples)
+        identity = {
+            **_policy_identity(policy.of(opened.name), checkpoint, autoencoder, text_table),
+            **opened.identity(split),
+            "samples": f"{len(frames)}:{checksum(frames)}",
+            "versions": _versions(("imagewam-jax", "jax", "numpy")),
+        }
+        snapshot = Snapshot(output / "recorded" / f"{opened.name}.npz", identity, resume=resume)
+        offline[opened.name] = evaluate_offline(
+            policy.of(opened.name),
+            opened,
+            split,
+            max_samples=samples,
+            batch_size=batch_size,
+            snapshot=snapshot,
+        )
+        results["offline"] = {
+            name: {"action_names": list(data[name].spec.action.dims), **found.summary()}
+            for name, found in offline.items()
+        }
+        _write_results(output, results)
+    if is_first():
+        print(_summary(results))
 
-    names, sections = opened.spec.action.dims, []
+    sections = []
     if played:
         sections.append(report.success_section(success))
         sections.append(report.task_section(rollouts, spec))
         sections.append(report.episode_section(rollouts, spec.instructions, films))
         sections.append(report.video_section(rollouts, films, output))
-    sections.append(report.offline_section(offline, names))
-    shown = start_frames[_spread(len(start_frames), SHOWN_SAMPLES)]
-    if examples := _examples(policy, opened, split, shown):
-        sections.append(report.prediction_section(*examples, names))
+    for opened in datasets:
+        sections += _recorded_sections(
+            policy.of(opened.name), opened, split, offline[opened.name], of=len(datasets)
+        )
     metrics = read_metrics(_run_folder(Path(checkpoint)) / METRICS_FILE)
     if metrics:
         sections.append(report.training_section(metrics))
-    title = f"{opened.name}: step {policy.step}"
-    subtitle = f"{Path(checkpoint)}; dataset {opened.index.name} {opened.index.version}, {split}"
-    write_page(output / "report.html", title, subtitle, sections)
+    if is_first():
+        title = f"{', '.join(results['datasets'])}: step {policy.step}"
+        versions = ", ".join(f"{opened.index.name} {opened.index.version}" for opened in datasets)
+        subtitle = f"{Path(checkpoint)}; dataset {versions}, {split}"
+        write_page(output / "report.html", title, subtitle, sections)
     return output / "report.html"
+
+
+def _recorded_sections(
+    policy: Policy, dataset: Dataset, split: str, offline: OfflineResult, *, of: int
+) -> list[Section]:
+    """The errors on a dataset, which is one `of` several, and predictions on some samples of it."""
+    dims, name = dataset.spec.action.dims, dataset.name if of > 1 else ""
+    sections = [report.offline_section(offline, dims, name)]
+    frames = evaluation_frames(dataset, split)
+    shown = frames[_spread(len(frames), max(2, SHOWN_SAMPLES // of))]
+    if examples := _examples(policy, dataset, split, shown):
+        sections.append(report.prediction_section(*examples, dims, name))
+    return sections
+
+
+def _mesh(fields: Mapping[str, int] | None) -> Mesh | None:
+    """The mesh of all devices with these fields. ConfigError: there is none."""
+    if not fields and jax.device_count() == 1:
+        return None
+    return make_mesh(defaults().mesh.to_dict() | dict(fields or {}))
+
+
+def _trained_on(checkpoint: Path | str) -> list[str]:
+    """The datasets that a policy was trained on; none where there is no policy."""
+    checkpoints, step = open_checkpoint(checkpoint)
+    with contextlib.closing(checkpoints):
+        return checkpoints.restore_json(step, "metadata").get("datasets", [])
+
+
+def _simulated(simulator: str, policy: Policy, datasets: Sequence[Dataset]) -> Dataset | None:
+    """The dataset whose robot the simulator plays, None if there is none.
+
+    ConfigError: there are several, each with a normalization of its own, or several hosts.
+    """
+    if not simulator:
+        return None
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"the simulator {simulator!r} is played by one process, and there are "
+            f"{jax.process_count()}: evaluate on recorded data alone with --no-simulator"
+        )
+    known = [dataset for dataset in datasets if simulates(simulator, dataset.name)]
+    names = [dataset.name for dataset in known]
+    if not known:
+        others = ", ".join(repr(dataset.name) for dataset in datasets)
+        print(f"the simulator {simulator!r} does not play {others}: recorded data alone")
+        return None
+    official = policy.statistics.get("source", {}).get("official")
+    if len(known) > 1 and not (policy.config["data"].get("pool_statistics") or official):
+        raise ConfigError(
+            f"the simulator {simulator!r} plays {names}, each in its own units: name one of them "
+            "with --dataset, or evaluate on recorded data alone with --no-simulator"
+        )
+    return known[0]
+
+
+def _policy_identity(
+    policy: Policy,
+    checkpoint: Path | str,
+    autoencoder: Path | None,
+    text_table: Path | None,
+) -> dict:
+    """All that decides how a policy acts."""
+    checkpoints, step = open_checkpoint(checkpoint)
+    with contextlib.closing(checkpoints):
+        checksums = json.dumps(checkpoints.checksums(step), sort_keys=True)
+    return {
+        "checkpoint": hashlib.sha256(checksums.encode()).hexdigest()[:16],
+        "step": step,
+        "dataset": policy.dataset,
+        "autoencoder": str(autoencoder or ""),
+        "text_table": str(text_table or ""),
+        "acting": dict(policy.config["acting"]),
+    }
 
 
 def _identity(
@@ -202,25 +331,22 @@ def _identity(
     text_table: Path | None,
 ) -> dict:
     """All that decides how an episode in the simulator ends."""
-    checkpoints, step = open_checkpoint(checkpoint)
-    with contextlib.closing(checkpoints):
-        checksums = json.dumps(checkpoints.checksums(step), sort_keys=True)
-    versions = {}
-    for package in _DECIDING_PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[package] = version(package)
     return {
-        "checkpoint": hashlib.sha256(checksums.encode()).hexdigest()[:16],
-        "step": step,
-        "dataset": policy.dataset,
+        **_policy_identity(policy, checkpoint, autoencoder, text_table),
         "demonstrations": policy.config["data"]["train_split"],
-        "autoencoder": str(autoencoder or ""),
-        "text_table": str(text_table or ""),
         "simulator": simulator,
         "options": options,
-        "acting": dict(policy.config["acting"]),
-        "versions": versions,
+        "versions": _versions(_DECIDING_PACKAGES),
     }
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _by_task_and_suite(rollout: RolloutResult, spec: SimulatorSpec) -> dict:
@@ -237,6 +363,8 @@ def _by_task_and_suite(rollout: RolloutResult, spec: SimulatorSpec) -> dict:
 
 
 def _write_results(output: Path, results: dict) -> None:
+    if not is_first():
+        return
     text = json.dumps(results, indent=2, allow_nan=False)
     (output / "evaluation.json").write_text(text + "\n")
 
@@ -256,6 +384,7 @@ def _examples(
         batch, good = read_samples(reader, start_frames, skip_bad=True)
     if not good.any():
         return None
+    batch = {key: values[good] for key, values in batch.items()}
     seeds = range(good.sum())
     predictions = predict(policy, dataset, batch, seeds)
     observations = recorded_observations(policy, dataset, batch)
@@ -283,11 +412,13 @@ def _summary(results: dict) -> str:
         f"{name:28s} {s['successes']:3d} / {s['episodes']}   {s['low']:.0%} - {s['high']:.0%}"
         for name, s in results.get("closed_loop", {}).items()
     ]
-    offline = results["offline"]
-    for name, error in offline["action_error"].items():
-        lines.append(f"action error, {name:20s} {_mean(error)}")
-    for name, key in (("imagined            ", "imagined"), ("copied current frame", "copied")):
-        lines.append(f"latent error, {name} {_mean([offline[f'{key}_latent_error']])}")
+    for dataset, offline in results["offline"].items():
+        if len(results["offline"]) > 1:
+            lines.append(f"{dataset}, {offline['samples']} samples")
+        for name, error in offline["action_error"].items():
+            lines.append(f"action error, {name:20s} {_mean(error)}")
+        for name, key in (("imagined            ", "imagined"), ("copied current frame", "copied")):
+            lines.append(f"latent error, {name} {_mean([offline[f'{key}_latent_error']])}")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ class Journal:
         self._ended: dict[tuple[str, str, int], Ended] = {}
         lines = _whole_lines(path) if resume and path.exists() else []
         if lines:
-            check_identity(path, lines[0], identity)
+            check_identity(path, "episodes", lines[0], identity)
         else:
             lines = [dict(identity)]
         for line in lines[1:]:
@@ -79,8 +79,11 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path}: not a list of ended episodes: {error}") from error
 
 
-def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """ConfigError, which names what differs, unless what is in a file is of the same evaluation."""
+def check_identity(
+    path: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """ConfigError, which names what differs, unless both are of the same evaluation; `what` is in
+    the file."""
     wanted = json.loads(json.dumps(wanted))  # as it would be read: lists for tuples
     names = sorted(set(found) | set(wanted))
     other = [
@@ -90,6 +93,6 @@ def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
     ]
     if other:
         raise ConfigError(
-            f"{path}: episodes of another evaluation: {'; '.join(other)}. Evaluate without "
+            f"{path}: {what} of another evaluation: {'; '.join(other)}. Evaluate without "
             "--resume, or with another --output"
         )

@@ -5,40 +5,89 @@ guesses that need no model. The error of the imagined latent is compared with th
 one, taken for a prediction.
 """
 
+import collections
+import contextlib
+import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int64, UInt8
-from tqdm import trange
+from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
+from tqdm import tqdm
 
 from imagewam_jax.data.datasets import Dataset
-from imagewam_jax.data.loading.samples import SampleReader, empty_batch
+from imagewam_jax.data.loading.samples import Batch, SampleReader, empty_batch
+from imagewam_jax.distributed import from_each, is_first
 from imagewam_jax.errors import DataError
 from imagewam_jax.evaluation.episode_means import EpisodeMeans
+from imagewam_jax.evaluation.snapshot import Snapshot
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.preprocess.inputs import Observations
 
 POLICY, LAST_ACTION, MEAN_ACTION = "policy", "repeat the last action", "mean action"
 MAX_SAMPLES = 512
+BATCH_SIZE = 64
 CURRENT, TARGET = 0, 1  # the moments of a sample's images
 
+T = TypeVar("T")
 
-class OfflineResult(NamedTuple):
+
+class SampleErrors(NamedTuple):
+    """Errors of some samples; those that are not good have an image that cannot be read."""
+
+    action: dict[str, Float32[np.ndarray, "n horizon a"]]
+    is_pad: Bool[np.ndarray, "n horizon"]
+    imagined: Float32[np.ndarray, " n"]
+    copied: Float32[np.ndarray, " n"]
+    is_good: Bool[np.ndarray, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfflineResult:
     """Errors on held-out samples.
 
     action_error: method -> absolute error per step ahead and dimension of the dataset's actions;
         steps ahead that no sample has, where all episodes are shorter, have no mean.
     imagined_error, copied_error: mean squared error of a target latent.
-    left_out: samples with an image that cannot be read.
+    counts: samples, and those left out, since an image of theirs cannot be read.
     """
 
     action_error: dict[str, EpisodeMeans]
     imagined_error: EpisodeMeans
     copied_error: EpisodeMeans
-    samples: int
-    left_out: int = 0
+    counts: Int64[np.ndarray, "2"]
+
+    @property
+    def samples(self) -> int:
+        return int(self.counts[0])
+
+    @property
+    def left_out(self) -> int:
+        return int(self.counts[1])
+
+    def add(self, errors: SampleErrors, episode_n: Int[np.ndarray, " n"]) -> None:
+        """Adds samples of these episodes, which are numbered as those of the means."""
+        good = errors.is_good
+        self.counts[:] += good.sum(), (~good).sum()
+        valid = (~errors.is_pad[good])[..., None].astype(float)
+        for name, mean in self.action_error.items():
+            mean.add(episode_n[good], errors.action[name][good], valid)
+        for mean, error in (
+            (self.imagined_error, errors.imagined),
+            (self.copied_error, errors.copied),
+        ):
+            mean.add(episode_n[good], error[good], np.ones(good.sum()))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays, by name: what they hold is the result."""
+        means = {"imagined": self.imagined_error, "copied": self.copied_error}
+        means |= {f"action, {name}": mean for name, mean in self.action_error.items()}
+        found = {f"total of {name}": mean.total for name, mean in means.items()}
+        found |= {f"weight of {name}": mean.weight for name, mean in means.items()}
+        return {"counts": self.counts, **found}
 
     def summary(self) -> dict:
         """The errors as numbers and lists for JSON, each with half of its 95 % interval."""
@@ -98,65 +147,96 @@ def _have_last_action(
     return ~is_first & np.isfinite(standardized.actions[frames - 1]).all(1)
 
 
+def chosen_frames(dataset: Dataset, split: str, most: int | None) -> Int64[np.ndarray, " samples"]:
+    """Some of the `evaluation_frames`, spread evenly over the split; None takes all."""
+    frames = evaluation_frames(dataset, split)
+    count = len(frames) if most is None else min(most, len(frames))
+    return frames[np.linspace(0, len(frames) - 1, count).astype(int)]
+
+
 def evaluate_offline(
     policy: Policy,
     dataset: Dataset,
     split: str,
     *,
     max_samples: int | None = MAX_SAMPLES,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
+    snapshot: Snapshot | None = None,
 ) -> OfflineResult:
     """Predicts samples spread evenly over a split, which start at `evaluation_frames`.
 
+    The hosts of the policy's mesh share the samples of each batch, and all of them return the
+    result, which depends on mesh and hosts no more than the last bits of a prediction do.
+
     max_samples: None takes all of them.
+    batch_size: how many are predicted at once, over all hosts; rounded up to what divides evenly.
+    snapshot: what it has is gone on with, and what is found is added to it.
     BadFrameError: an image cannot be read, and `data.bad_frames` allows none.
     """
-    reader = dataset.reader(split)
-    skip_bad = policy.config["data"]["bad_frames"] > 0
-    start_frames = evaluation_frames(dataset, split)
-    have_last = _have_last_action(dataset, split, start_frames).all()
-    count = len(start_frames) if max_samples is None else min(max_samples, len(start_frames))
-    start_frames = start_frames[np.linspace(0, len(start_frames) - 1, count).astype(int)]
-    actions_na = reader.standardized.actions
-    mean_action = np.array(policy.statistics["action"]["mean"])[: actions_na.shape[1]]
-
-    episodes, chunk = len(reader.split.episode_start) - 1, (policy.horizon, actions_na.shape[1])
+    section = policy.config["data"]
+    frames = chosen_frames(dataset, split, max_samples)
+    count, batch_size = len(frames), policy.placement.whole_batch(batch_size)
+    rows_here = policy.placement.rows_here(batch_size)
+    have_last = _have_last_action(dataset, split, frames).all()
+    episodes, episode_n = np.unique(
+        dataset.select(split).split.frame_episode[frames], return_inverse=True
+    )
     methods = [POLICY, *([LAST_ACTION] if have_last else []), MEAN_ACTION]
-    errors = {name: EpisodeMeans(episodes, chunk) for name in methods}
-    imagined, copied = EpisodeMeans(episodes, ()), EpisodeMeans(episodes, ())
-    samples = 0
-    for start in trange(0, count, batch_size, desc="held-out samples", unit="batch"):
-        rows = np.arange(start, min(start + batch_size, count))
-        batch, good = read_samples(reader, start_frames[rows], skip_bad)
-        if not good.any():
-            continue
-        rows = rows[good]
-        chosen = start_frames[rows]
-        samples += len(chosen)
-        episode_n = batch["episode"]
-        p = predict(policy, dataset, batch, rows)
-        guesses = {POLICY: p.actions, MEAN_ACTION: mean_action[None, None]}
-        if have_last:
-            guesses[LAST_ACTION] = actions_na[chosen - 1][:, None]
-        valid = (~p.is_pad)[..., None].astype(float)
-        for name, error in errors.items():
-            error.add(episode_n, np.abs(guesses[name] - p.true_actions), valid)
-        for means, latent in ((imagined, p.imagined), (copied, p.current_latent)):
-            means.add(
-                episode_n,
-                np.square(latent - p.true_latent).mean((1, 2, 3)),
-                np.ones(len(chosen)),
-            )
-    reader.close()
-    if not samples:
+    chunk = (policy.horizon, len(dataset.spec.action.dims))
+    result = OfflineResult(
+        {name: EpisodeMeans(len(episodes), chunk) for name in methods},
+        imagined_error=EpisodeMeans(len(episodes), ()),
+        copied_error=EpisodeMeans(len(episodes), ()),
+        counts=np.zeros(2, np.int64),
+    )
+    done = snapshot.restore(result.arrays()) if snapshot else 0
+    starts = range(done, count, batch_size)
+
+    def numbers_here(start: int) -> Int64[np.ndarray, " n"]:
+        """The samples that this host predicts: behind the last one, the last one again."""
+        return np.minimum(start + rows_here, count - 1)
+
+    with (
+        contextlib.closing(dataset.reader(split)) as reader,
+        tqdm(
+            total=count,
+            initial=done,
+            desc=f"held-out samples of {dataset.name}",
+            unit="sample",
+            disable=not is_first(),
+        ) as progress,
+    ):
+        actions_na = reader.standardized.actions
+        mean_action = np.array(policy.statistics["action"]["mean"])[: actions_na.shape[1]]
+
+        def read(start: int) -> tuple[Batch, Bool[np.ndarray, " n"]]:
+            return read_samples(reader, frames[numbers_here(start)], section["bad_frames"] > 0)
+
+        batches = read_ahead(read, starts, section["threads"])
+        for start, (batch, is_good) in zip(starts, batches, strict=True):
+            numbers = numbers_here(start)
+            guesses = {MEAN_ACTION: mean_action[None, None]}
+            if have_last:
+                guesses[LAST_ACTION] = actions_na[frames[numbers] - 1][:, None]
+            predictions = predict(policy, dataset, batch, numbers)
+            errors = _all_rows(_sample_errors(predictions, guesses, is_good), rows_here)
+            stop = min(start + batch_size, count)
+            errors = jax.tree.map(lambda x, n=stop - start: x[:n], errors)
+            result.add(errors, episode_n[start:stop])
+            progress.update(stop - start)
+            if snapshot:
+                snapshot.save(result.arrays(), stop)
+    if snapshot:
+        snapshot.save(result.arrays(), count, at_once=True)
+    if not result.samples:
         raise DataError(f"{dataset.name}: no image of the samples of {split!r} can be read")
-    return OfflineResult(errors, imagined, copied, samples, count - samples)
+    return result
 
 
 def read_samples(
     reader: SampleReader, start_frames: Int64[np.ndarray, " n"], skip_bad: bool
-) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, " n"]]:
-    """The batch of the samples whose images can be read, and which of all those are.
+) -> tuple[Batch, Bool[np.ndarray, " n"]]:
+    """The batch of some samples, and those whose images can all be read; others are grey.
 
     BadFrameError: one cannot be read, and it is not to be skipped.
     """
@@ -164,8 +244,23 @@ def read_samples(
     bad = reader.fill(batch, np.arange(len(start_frames)), start_frames)
     if bad and not skip_bad:
         raise bad[0].error
-    good = ~np.isin(np.arange(len(start_frames)), [image.row for image in bad])
-    return {key: values[good] for key, values in batch.items()}, good
+    return batch, ~np.isin(np.arange(len(start_frames)), [image.row for image in bad])
+
+
+def read_ahead(read: Callable[[int], T], numbers: Iterable[int], threads: int) -> Iterator[T]:
+    """What `read` makes of each number, in order, while threads read the next ones."""
+    waiting: collections.deque[Future] = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for number in numbers:
+                waiting.append(pool.submit(read, number))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def predict(
@@ -184,6 +279,33 @@ def predict(
         true_latent=policy.encode(*stored_images(batch, TARGET)),
         current_latent=policy.encode(*stored_images(batch, CURRENT)),
     )
+
+
+def _sample_errors(
+    p: Predictions, guesses: Mapping[str, Float[np.ndarray, "..."]], is_good: Bool[np.ndarray, " n"]
+) -> SampleErrors:
+    """The errors of predictions, and of guesses of their actions."""
+
+    def latent_error(guess: Float[np.ndarray, "n h w c"]) -> Float32[np.ndarray, " n"]:
+        return np.square(guess - p.true_latent).mean((1, 2, 3), dtype=np.float32)
+
+    return SampleErrors(
+        {
+            name: np.abs(guess - p.true_actions).astype(np.float32)
+            for name, guess in {POLICY: p.actions, **guesses}.items()
+        },
+        p.is_pad,
+        latent_error(p.imagined),
+        latent_error(p.current_latent),
+        is_good,
+    )
+
+
+def _all_rows(errors: SampleErrors, rows_here: Int64[np.ndarray, " n"]) -> SampleErrors:
+    """The errors of a whole batch on every host, of which each has those of its rows."""
+    rows = from_each(rows_here.astype(np.int32)).reshape(-1)
+    _, of_row = np.unique(rows, return_index=True)  # hosts can hold the same rows
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[of_row], from_each(errors))
 
 
 def recorded_observations(

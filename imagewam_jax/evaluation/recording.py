@@ -148,5 +148,5 @@ def open_recording(
                 f"{folder}: holds a recording; go on with it by --resume, or record elsewhere"
             )
         else:
-            check_identity(folder, found["identity"], identity)
+            check_identity(folder, "episodes", found["identity"], identity)
         yield Recording(folder, row)

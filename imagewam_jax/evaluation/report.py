@@ -126,8 +126,10 @@ def video_section(results: Mapping[str, RolloutResult], films: Path, page: Path)
     return Section("Videos", text, rows)
 
 
-def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Section:
-    """Errors on held-out demonstrations."""
+def offline_section(
+    result: OfflineResult, action_names: Sequence[str], dataset: str = ""
+) -> Section:
+    """Errors on held-out demonstrations; `dataset` names theirs where there are several."""
     rows = [("mean absolute error", *action_names)]
     for name, error in result.action_error.items():
         rows.append((name, *(_plus_minus(*mean) for mean in zip(*error.mean((0,)), strict=True))))
@@ -141,7 +143,11 @@ def offline_section(result: OfflineResult, action_names: Sequence[str]) -> Secti
         f"{_plus_minus(*copied)}{ratio}."
     )
     pictures = [picture(action_errors(result.action_error))]
-    return Section("Held-out demonstrations", text, rows, pictures)
+    return Section(_titled("Held-out demonstrations", dataset), text, rows, pictures)
+
+
+def _titled(title: str, dataset: str) -> str:
+    return f"{title}: {dataset}" if dataset else title
 
 
 def _episodes(result: OfflineResult) -> str:
@@ -155,9 +161,10 @@ def _plus_minus(value: float, half_width: float) -> str:
 
 
 def prediction_section(
-    pictures: Pictures, predictions: Predictions, action_names: Sequence[str]
+    pictures: Pictures, predictions: Predictions, action_names: Sequence[str], dataset: str = ""
 ) -> Section:
-    """What the policy saw, imagined, attended to and did, sample by sample."""
+    """What the policy saw, imagined, attended to and did, sample by sample; `dataset` names theirs
+    where there are several."""
     rows = [
         [*current, future, reconstructed, imagined, overlay(current[0], attention)]
         for current, future, reconstructed, imagined, attention in zip(*pictures, strict=True)
@@ -169,7 +176,7 @@ def prediction_section(
     recorded = np.where(predictions.is_pad[..., None], np.nan, predictions.true_actions)
     chunks = action_chunks(predictions.actions, recorded, action_names)
     return Section(
-        "Predictions",
+        _titled("Predictions", dataset),
         pictures=[
             picture(
                 image_grid(rows),

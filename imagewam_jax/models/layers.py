@@ -1,7 +1,7 @@
 """Parts that all transformers here are built from.
 
 Parameters are `nnx.Param`s with the metadata `axes`: one logical name per array axis
-(`layer, embed, heads, head_dim, mlp, ...`), which `training.sharding` maps to mesh axes.
+(`layer, embed, heads, head_dim, mlp, ...`), which `models.partitioning` maps to mesh axes.
 A module computes in the dtype of its parameters; statistics of norms are always float32.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from imagewam_jax.models.partitioning import constrain, is_divided
+from imagewam_jax.models.partitioning import constrain, is_divided, with_whole_rows
 from imagewam_jax.models.remat import MLP, named
 
 M = TypeVar("M", bound=nnx.Module)
@@ -70,7 +70,10 @@ class Linear(nnx.Module):
         kernel, leading = self.kernel[...], x.shape[:-1]
         rows = leading if is_divided("tokens") else (-1,)
         x = x.astype(kernel.dtype).reshape(*rows, kernel.shape[0])
+        inputs, outputs = self.kernel.get_metadata("axes")[-2:]
+        x = with_whole_rows(x, inputs, outputs)
         y = x @ kernel if self.lora is None else x @ kernel + self.lora(x)
+        y = with_whole_rows(y, outputs, inputs)
         y = y.reshape(*leading, kernel.shape[1])
         return y if self.bias is None else y + self.bias[...]
 

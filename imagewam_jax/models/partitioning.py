@@ -54,6 +54,19 @@ def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."
     return jax.lax.with_sharding_constraint(x, spec) if any(spec) else x
 
 
+def with_whole_rows(x: Shaped[Array, "*rows last"], last: str, other: str) -> Shaped[Array, "..."]:
+    """Say that no row of one side of a product is spread over devices, if the kernel has this side
+    on `fsdp` and the `other` on `tensor`.
+
+    Left to itself, XLA may divide such rows over `tensor`, and then it gives samples the results,
+    or the gradients, of others where `data`, `fsdp` and `tensor` all divide (seen with jax 0.10.2).
+    """
+    if dividing_axes(last) != ("fsdp",) or dividing_axes(other) != ("tensor",):
+        return x
+    leading = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*leading, None))
+
+
 def is_divided(name: str) -> bool:
     """Whether a logical axis is spread over several devices."""
     return bool(dividing_axes(name))

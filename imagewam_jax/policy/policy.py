@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from imagewam_jax.checkpoints.assets import ASSET_TREES, read_autoencoder, restore_assets
@@ -22,6 +23,12 @@ from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.models.imagewam import ImageWAM
 from imagewam_jax.models.parameters import abstract_params, policy_builder
+from imagewam_jax.models.sharding import (
+    param_shardings,
+    replicate,
+    replicated,
+    with_shardings,
+)
 from imagewam_jax.models.text_encoders.base import TextEncoder
 from imagewam_jax.policy.checks import (
     check_euler_steps,
@@ -34,6 +41,7 @@ from imagewam_jax.policy.checks import (
     clamped_dims,
 )
 from imagewam_jax.policy.met_instructions import PLACES, MetInstructions
+from imagewam_jax.policy.placement import Placement
 from imagewam_jax.policy.text_assets import (
     check_table,
     encoder_of,
@@ -58,6 +66,8 @@ _LOG = logging.getLogger(__name__)
 class Policy:
     """A policy restored from a checkpoint. Compiled once per batch size and image size.
 
+    On a mesh it computes on all devices; who gives which rows there is told in `policy.placement`.
+
     Its methods take NumPy or JAX arrays. Images are uint8 RGB, channels last, and of any height and
     width: they are resized as training resized the stored ones, stretched to `data.image_size` or,
     for the cameras in `data.letterbox`, within black borders. What does not fit the policy is an
@@ -73,15 +83,18 @@ class Policy:
         step: int,
         dataset: str | None = None,
         text_encoder: TextEncoder | None = None,
+        mesh: Mesh | None = None,
     ):
         """`dataset` names the one in whose units the policy sees and acts, if it was trained on
-        several. With `text_encoder` it takes any instruction."""
-        self.metadata, self.step = metadata, step
+        several. With `text_encoder` it takes any instruction. Where there is a mesh, the arrays of
+        model and assets lie on it."""
+        self.metadata, self.step, self.mesh = metadata, step, mesh
         self.dataset, row = _dataset(metadata, dataset)
         self.statistics = metadata["statistics"][metadata["datasets"][row]]
         rows = np.array([row])
         self.config = metadata["config"]
-        self._model = model
+        self._model, self._all_assets, self.placement = model, assets, Placement(mesh)
+        self._text_encoder = text_encoder
         self._assets = dataclasses.replace(  # of this dataset alone, so that its `dataset_id` is 0
             assets, actions=assets.actions.of(rows), state=assets.state.of(rows)
         )
@@ -100,6 +113,19 @@ class Policy:
                 text=jnp.pad(self._assets.text, ((0, PLACES), (0, 0), (0, 0))),
                 text_length=jnp.pad(self._assets.text_length, (0, PLACES), constant_values=1),
             )
+
+    def of(self, dataset: str) -> "Policy":
+        """The same policy in the units of another dataset that it was trained on; parameters are
+        shared. CheckpointError: it was not."""
+        return Policy(
+            self._model,
+            self._all_assets,
+            self.metadata,
+            self.step,
+            dataset,
+            text_encoder=self._text_encoder,
+            mesh=self.mesh,
+        )
 
     @property
     def horizon(self) -> int:
@@ -187,15 +213,9 @@ class Policy:
         euler_steps: by default `acting.euler_steps` of the config.
         """
         observations, noise = self._checked(observations, noise)
-        return _host(
-            compute_actions(
-                self._model,
-                self._assets,
-                observations,
-                noise,
-                self._images,
-                self._euler_steps(euler_steps),
-            )
+        steps = self._euler_steps(euler_steps)
+        return self._run(
+            compute_actions, observations, noise, images=self._images, euler_steps=steps
         )
 
     def imagine(
@@ -210,7 +230,7 @@ class Policy:
         shape = (len(observations.state), *self._latent)
         noise = check_numbers(noise, "noise", "[batch, row, column, channel]", shape)
         steps = self._euler_steps(euler_steps)
-        return _host(_imagine(self._model, self._assets, observations, noise, self._images, steps))
+        return self._run(_imagine, observations, noise, images=self._images, euler_steps=steps)
 
     def attention_on_reference(
         self, observations: Observations, noise: Float[Array, "b s a"], time: float = 0.5
@@ -219,7 +239,7 @@ class Policy:
         `ImageWAM.action_attention`. The noise is that of `act`."""
         observations, noise = self._checked(observations, noise)
         time = check_time(time)
-        return _host(_attention(self._model, self._assets, observations, noise, time, self._images))
+        return self._run(_attention, observations, noise, time=time, images=self._images)
 
     def seen(
         self,
@@ -228,7 +248,8 @@ class Policy:
     ) -> UInt8[np.ndarray, "b reference H W 3"]:
         """Images as the model sees them, resized and arranged: one mosaic, or each camera where
         the layout is "references". `image_size` is that of `Observations`."""
-        return np.asarray(_seen(*self._checked_images(images, image_size), self._images))
+        seen = partial(_seen, spec=self._images)
+        return self.placement.run(seen, *self._checked_images(images, image_size))
 
     def encode(
         self,
@@ -236,14 +257,14 @@ class Policy:
         image_size: Int[Array, "b camera 2"] | None = None,
     ) -> Float[np.ndarray, "b rows columns channels"]:
         """Latents of images, as training has them for its target."""
-        images, image_size = self._checked_images(images, image_size)
-        return _host(_encode(self._assets, images, image_size, self._images))
+        encode = partial(_encode, self._assets, spec=self._images)
+        return _host(self.placement.run(encode, *self._checked_images(images, image_size)))
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[np.ndarray, "b H W 3"]:
         """Images in [-1, 1], not clamped."""
         axes = "[batch, row, column, channel]"
         latent = check_numbers(latent, "latent", axes, (None, *self._latent))
-        return _host(_decode(self._assets, latent))
+        return _host(self.placement.run(partial(_decode, self._assets), latent))
 
     def latent_shape(self, images: UInt8[Array, "b camera h w 3"]) -> tuple[int, ...]:
         """The shape of what `encode` returns, without computing it."""
@@ -255,6 +276,13 @@ class Policy:
         images = jax.ShapeDtypeStruct((1, len(self.cameras), 1, 1, 3), jnp.uint8)
         encode = partial(_encode, image_size=None, spec=self._images)
         return jax.eval_shape(encode, self._assets, images).shape[1:]
+
+    def _run(
+        self, function: Callable[..., Array], *batch: Any, **settings: Any
+    ) -> Float[np.ndarray, "b ..."]:
+        """What a compiled function of model, assets and a batch makes of one."""
+        function = partial(function, self._model, self._assets, **settings)
+        return _host(self.placement.run(function, *batch))
 
     def _checked(
         self, observations: Observations, noise: Any
@@ -294,6 +322,7 @@ class Policy:
 def load_policy(
     path: Path | str,
     *,
+    mesh: Mesh | None = None,
     average: bool = True,
     autoencoder: Path | str | None = None,
     text_table: Path | str | None = None,
@@ -305,6 +334,9 @@ def load_policy(
 
     Weights keep the dtype that they were saved in; low-rank additions are merged into them.
 
+    mesh: the devices that share the policy (`models.sharding.make_mesh`), of several hosts too,
+        which all load it; None is the first device. Each parameter is read where it lies, so that
+        no device or host needs to hold the whole policy.
     average: take the moving average of the weights, where there is one.
     autoencoder, text_table: a checkpoint and a file that replace these assets, which a converted
         policy can lack. The known prompts are then those of the table.
@@ -312,9 +344,10 @@ def load_policy(
         the one that its config names: the policy then takes any instruction.
     text_tokens: that an instruction may have, if more than those that the policy knows.
     dataset: the one in whose units the policy acts, if it was trained on several.
-    CheckpointError: there is no policy, or it is not whole.
+    CheckpointError: there is no policy, or it is not whole. ConfigError: the mesh cannot divide it.
     """
-    checkpoints, step = open_checkpoint(path)
+    placement = None if mesh is None else replicated(mesh)
+    checkpoints, step = open_checkpoint(path, placement)
     with contextlib.closing(checkpoints):
         metadata, trees = checkpoints.restore_json(step, "metadata"), checkpoints.trees(step)
         if "horizon" not in metadata["config"].get("model", {}):
@@ -323,6 +356,8 @@ def load_policy(
         which = checkpoints.weights(step, None if average else "params")
         saved = checkpoints.abstract(step, which)
         check_arrays(abstract_params(config), saved, f"{path}: {which}")
+        if mesh is not None:
+            saved = with_shardings(saved, param_shardings(mesh, config))
         params = checkpoints.restore(step, {which: saved})[which]
         params, config = merged_params(params, config.lora), without_lora(config)
         section, instead = metadata["config"]["autoencoder"], {}
@@ -341,13 +376,16 @@ def load_policy(
                 instead["text"], metadata["prompts"] = no_text(config, text_tokens, dtype), []
         if lacking := sorted(set(ASSET_TREES) - trees - set(instead)):
             raise CheckpointError(f"{path}: the policy cannot act without {lacking}: {_ADVICE}")
+        if placement is not None:
+            instead = replicate(instead, placement)
         assets = restore_assets(checkpoints, step, section, instead)
     if text_tokens is not None:
         assets = with_tokens(assets, text_tokens)
-    return Policy(policy_builder(config)(params), assets, metadata, step, dataset, encoder)
+    model = policy_builder(config)(params)
+    return Policy(model, assets, metadata, step, dataset, text_encoder=encoder, mesh=mesh)
 
 
-def _host(result: Array) -> Float[np.ndarray, "..."]:
+def _host(result: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """The result in float32, whatever the policy computes in."""
     return np.asarray(result, np.float32)
 

@@ -5,11 +5,11 @@ from jax.sharding import Mesh
 
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.attention import check_backend
+from imagewam_jax.models.sharding import batch_rows, make_mesh
 from imagewam_jax.preflight.model import compute_dtype, images, policy, trained_parts
 from imagewam_jax.preflight.run import Run, about
 from imagewam_jax.training.compiler_options import check_compiler_options, compiler_options
 from imagewam_jax.training.metrics.watch import check_watch
-from imagewam_jax.training.sharding import batch_rows, make_mesh
 from imagewam_jax.training.state import TrainState
 from imagewam_jax.training.step import abstract_state, step_settings
 

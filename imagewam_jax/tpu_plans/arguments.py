@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from imagewam_jax.checkpoints.assets import new_autoencoder
 from imagewam_jax.config.schema import DTYPES
 from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.models.sharding import batch_sharding, replicated
 from imagewam_jax.preprocess.inputs import Observations, PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
-from imagewam_jax.training.sharding import batch_sharding, replicated
 
 # Qwen3 tokens of the longest prompt of LIBERO's four suites in the official template; the shortest
 # has 31.

@@ -12,13 +12,13 @@ from typing import Any
 from jax.sharding import Mesh
 
 from imagewam_jax.errors import PlanError
+from imagewam_jax.models.sharding import make_mesh
 from imagewam_jax.tpu_plans.arguments import Inputs
 from imagewam_jax.tpu_plans.compile import DoesNotFit, compile_program
 from imagewam_jax.tpu_plans.programs import Program, act_program, train_program
 from imagewam_jax.tpu_plans.report import Plan
 from imagewam_jax.tpu_plans.topology import Topology, tpu_topology
 from imagewam_jax.training.compiler_options import compiler_options, options_for
-from imagewam_jax.training.sharding import make_mesh
 
 TICK_SECONDS = 1.0  # between two updates of a stage's time in a terminal
 
@@ -104,6 +104,7 @@ def _setup(
             setup["compiler options"] = ", ".join(f"{k}={v}" for k, v in options.items())
     else:
         setup["Euler steps"] = str(config["acting"]["euler_steps"])
+        setup["keys and values kept"] = f"{program.cache / 2**20:.1f} MiB on each chip"
     return setup
 
 

@@ -13,8 +13,20 @@ from imagewam_jax.errors import PlanError
 from imagewam_jax.models import flops
 from imagewam_jax.models.flops import Sizes
 from imagewam_jax.models.parameters import abstract_params, module_tree, policy_builder
+from imagewam_jax.models.sharding import (
+    batch_rows,
+    batch_sharding,
+    cache_sharding,
+    param_shardings,
+)
 from imagewam_jax.policy.policy import compute_actions
-from imagewam_jax.preprocess.inputs import PolicyAssets, encode_images, image_spec, work_sizes
+from imagewam_jax.preprocess.inputs import (
+    PolicyAssets,
+    encode_images,
+    image_spec,
+    make_context,
+    work_sizes,
+)
 from imagewam_jax.tpu_plans.arguments import (
     Inputs,
     abstract_assets,
@@ -26,11 +38,6 @@ from imagewam_jax.tpu_plans.arguments import (
 from imagewam_jax.tpu_plans.floor import Stage, acting_stages, training_stages
 from imagewam_jax.tpu_plans.flops import function_flops, jaxpr_flops, kernel_flops
 from imagewam_jax.training.prepare import check_fits
-from imagewam_jax.training.sharding import (
-    batch_rows,
-    batch_sharding,
-    param_shardings,
-)
 from imagewam_jax.training.step import abstract_state, jit_train_step, step_settings
 
 
@@ -55,7 +62,8 @@ class Program:
     """A traced function, ready to be compiled, with its sizes and counts.
 
     memory: bytes of its arguments on each chip, by what they are. kernel_flops: of its Pallas
-    kernels by name, on all chips together. stages: what it must do at least.
+    kernels by name, on all chips together. stages: what it must do at least. cache: bytes of keys
+    and values of the context on each chip, where they are kept.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Program:
     counts: Counts
     kernel_flops: dict[str, int]
     stages: tuple[Stage, ...]
+    cache: int = 0
 
 
 def train_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh) -> Program:
@@ -140,6 +149,14 @@ def act_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh, batch: in
         (batch, policy.horizon, policy.expert.action_dim), jnp.float32, batch_sharding(mesh)
     )
 
+    def prefill(params, assets, observations):
+        return rebuild(params).prefill(make_context(assets, spec, observations)).groups
+
+    cache = jax.tree.map(
+        lambda x: shaped(x.shape, x.dtype, cache_sharding(mesh, x.shape)),
+        jax.eval_shape(prefill, params, assets, observations),
+    )
+
     @jax.jit
     def act(params, assets, observations, noise):
         return compute_actions(rebuild(params), assets, observations, noise, spec, steps)
@@ -178,6 +195,7 @@ def act_program(config: Mapping[str, Any], inputs: Inputs, mesh: Mesh, batch: in
             autoencoder_flops=encoding,
             autoencoder=module_tree(assets.autoencoder),
         ),
+        cache=bytes_per_chip(cache),
     )
 
 

@@ -6,7 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Shaped
+
+from imagewam_jax.models.sharding import replicated
 
 
 def learning_rate(section: Mapping[str, Any], steps: int) -> optax.Schedule:
@@ -45,3 +48,19 @@ def update_ema(ema: Any, params: Any, step: Int[Array, ""] | int, decay: float) 
     """The moving average after `step` updates; young averages forget faster."""
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
+
+
+def optimizer_shardings(
+    mesh: Mesh, optimizer: optax.GradientTransformation, params: Any, shardings: Any
+) -> Any:
+    """The shardings of an optimizer's state: what it keeps of a parameter lies beside it.
+
+    `params` are abstract.
+    """
+    return optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, params),
+        shardings,
+        transform_non_params=lambda _: replicated(mesh),
+    )

@@ -21,17 +21,17 @@ from imagewam_jax.config.schema import DTYPES, choose, policy_config
 from imagewam_jax.data.datasets import Data, Dataset
 from imagewam_jax.data.loading.samples import empty_batch
 from imagewam_jax.data.statistics.exact import statistics_by_dataset
+from imagewam_jax.distributed import is_first
 from imagewam_jax.errors import ConfigError, UserError, collecting, raise_all
 from imagewam_jax.models.autoencoders import latent_grid, patch
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, abstract_params
+from imagewam_jax.models.sharding import with_shardings
 from imagewam_jax.preprocess.images import prepare_images
 from imagewam_jax.preprocess.inputs import PolicyAssets, image_spec
 from imagewam_jax.preprocess.normalization import Normalizer, make_normalizer, stack_normalizers
 from imagewam_jax.preprocess.statistics import statistics_to_json
 from imagewam_jax.text.encoders import encode_text
-from imagewam_jax.training.distributed import is_first
-from imagewam_jax.training.sharding import with_shardings
 
 FIT_FRAMES = 1000  # frames of each dataset that a patch autoencoder is fitted to
 FIT_BATCH = 100  # frames that are in memory at a time, in the size in which they are stored

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from imagewam_jax.checkpoints.assets import abstract_asset_trees, asset_trees, assets_from_trees
 from imagewam_jax.checkpoints.store import Checkpoints
+from imagewam_jax.distributed import all_agree, is_first, wait_for_all
 from imagewam_jax.errors import CheckpointError, Unreadable
 from imagewam_jax.preprocess.inputs import PolicyAssets
-from imagewam_jax.training.distributed import all_agree, is_first, wait_for_all
 from imagewam_jax.training.state import (
     TrainState,
     all_params,

@@ -29,6 +29,12 @@ from imagewam_jax.models.parameters import (
     unflatten,
 )
 from imagewam_jax.models.partitioning import constrain, partition_spec
+from imagewam_jax.models.sharding import (
+    param_shardings,
+    replicated,
+    shardings_of,
+    with_shardings,
+)
 from imagewam_jax.preprocess.images import ImageSpec
 from imagewam_jax.preprocess.inputs import PolicyAssets, image_spec, make_sample, target_weights
 from imagewam_jax.training.compiler_options import (
@@ -39,15 +45,9 @@ from imagewam_jax.training.compiler_options import (
 from imagewam_jax.training.optimizer import (
     learning_rate,
     make_optimizer,
+    optimizer_shardings,
     update_ema,
     updates_made,
-)
-from imagewam_jax.training.sharding import (
-    optimizer_shardings,
-    param_shardings,
-    replicated,
-    shardings_of,
-    with_shardings,
 )
 from imagewam_jax.training.state import FlatParams, TrainState, cast, partition, trained_paths
 

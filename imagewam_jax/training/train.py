@@ -17,8 +17,17 @@ from imagewam_jax.checkpoints.store import Checkpoints, check_space, tree_bytes
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.data.datasets import config_data, resolve_widths
 from imagewam_jax.data.loading.loader import BadFrames, Source
+from imagewam_jax.distributed import first_alone, from_first, is_first
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.files import LOCK_FILE, only_writer
+from imagewam_jax.models.sharding import (
+    batch_rows,
+    batch_sharding,
+    make_mesh,
+    replicate,
+    replicated,
+    shardings_of,
+)
 from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.training.batches import (
     DevicePrefetch,
@@ -28,7 +37,6 @@ from imagewam_jax.training.batches import (
     validation_batches,
 )
 from imagewam_jax.training.compiler_options import check_compiler_options
-from imagewam_jax.training.distributed import first_alone, from_first, is_first, replicate
 from imagewam_jax.training.finite import FiniteSteps
 from imagewam_jax.training.metrics.watch import Watch, check_watch
 from imagewam_jax.training.metrics.work import step_work
@@ -37,13 +45,6 @@ from imagewam_jax.training.preemption import Preempted, PreemptionNotice
 from imagewam_jax.training.prepare import check_fits, make_assets, starting_weights
 from imagewam_jax.training.resume import resume as resume_run
 from imagewam_jax.training.resume import save, state_trees
-from imagewam_jax.training.sharding import (
-    batch_rows,
-    batch_sharding,
-    make_mesh,
-    replicated,
-    shardings_of,
-)
 from imagewam_jax.training.state import TrainState, all_params, flat_params
 from imagewam_jax.training.step import (
     Metrics,

@@ -114,8 +114,8 @@ def test_every_layout(robotwin_set, name, tmp_path, monkeypatch, capsys):
     assert "'metaworld_faucet' does not play 'robotwin'" in capsys.readouterr().out
     results = results_of(report)
     assert "closed_loop" not in results
-    assert (results["dataset"], results["split"]) == ("robotwin", "train[1:]")
-    offline = results["offline"]
+    assert (results["datasets"], results["split"]) == (["robotwin"], "train[1:]")
+    offline = results["offline"]["robotwin"]
     assert offline["samples"] == 5
     # Six steps: from the second on, the fifth is the last one ahead that was recorded.
     actions = features_of("robotwin", 6)["action"]
@@ -139,25 +139,48 @@ def test_every_layout(robotwin_set, name, tmp_path, monkeypatch, capsys):
     assert ("current images of the 2 cameras" in page) == (current == 2)
 
 
-def test_a_dataset_with_less_than_others_of_its_mixture(robotwin_set, tmp_path):
-    """Fewer dimensions and cameras, smaller images: what it lacks is not measured."""
-    folder = tmp_path / "sets"
-    write_public_set(folder / "metaworld_faucet" / "1.0.0", "metaworld_faucet", [(16, 24)], LENGTHS)
-    shutil.copytree(robotwin_set, folder / "robotwin" / "1.0.0")
+@pytest.fixture(scope="module")
+def mixture_run(robotwin_set, tmp_path_factory):
+    """A run on a set and another with fewer dimensions and cameras, and smaller images."""
+    folder = tmp_path_factory.mktemp("mixture")
+    sets = folder / "sets"
+    write_public_set(sets / "metaworld_faucet" / "1.0.0", "metaworld_faucet", [(16, 24)], LENGTHS)
+    shutil.copytree(robotwin_set, sets / "robotwin" / "1.0.0")
     layout, cameras, size, *_ = LAYOUTS["references"]
-    config = config_of(folder, layout, cameras, size)
+    config = config_of(sets, layout, cameras, size)
     config.data.dataset, config.data.mixture = "", "both"
-    sets = [{"dataset": name, "weight": 1.0} for name in ("robotwin", "metaworld_faucet")]
-    config.data.mixtures = {"both": sets}
-    run = untrained_run(config, tmp_path / "run")
-    report = evaluate(run, dataset="metaworld_faucet", simulator="")
-    errors = results_of(report)["offline"]["action_error"]
+    entries = [{"dataset": name, "weight": 1.0} for name in ("robotwin", "metaworld_faucet")]
+    config.data.mixtures = {"both": entries}
+    return untrained_run(config, folder / "run")
+
+
+def test_a_dataset_with_less_than_others_of_its_mixture(mixture_run, tmp_path):
+    """What it lacks is not measured."""
+    report = evaluate(mixture_run, tmp_path, dataset="metaworld_faucet", simulator="")
+    errors = results_of(report)["offline"]["metaworld_faucet"]["action_error"]
     assert {name: len(error) for name, error in errors.items()} == dict.fromkeys(
         (POLICY, LAST_ACTION, MEAN_ACTION), 4
     )
-    now, lacking, future, *_ = columns_of(report, *size, scale=2)
+    now, lacking, future, *_ = columns_of(report, *LAYOUTS["references"][2], scale=2)
     for image, color in ((now, RED), (lacking, BLACK), (future, RED)):
         check_colors(image, ((0, 32, 0, 48), color))
+
+
+def test_all_datasets_of_a_mixture(mixture_run, tmp_path, capsys):
+    """Each in its own units, as if it were evaluated alone."""
+    report = evaluate(mixture_run, tmp_path / "all", simulator="", samples=3)
+    found = results_of(report)
+    assert found["datasets"] == list(found["offline"]) == ["robotwin", "metaworld_faucet"]
+    printed = capsys.readouterr().out
+    for name, dims in (("robotwin", 14), ("metaworld_faucet", 4)):
+        assert f"{name}, 3 samples" in printed
+        assert len(found["offline"][name]["action_names"]) == dims
+        alone = evaluate(mixture_run, tmp_path / name, dataset=name, simulator="", samples=3)
+        assert results_of(alone)["offline"] == {name: found["offline"][name]}
+    headings = re.findall("<h2>(.*?)</h2>", report.read_text())
+    assert [heading.split(": ")[1] for heading in headings] == 2 * ["robotwin"] + 2 * [
+        "metaworld_faucet"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +202,7 @@ def test_the_libero_recipe(libero_sets, tmp_path):
         evaluate(run, dataset="libero_goal_no_noops")
     assert not (run / "evaluation").exists()
     report = evaluate(run, dataset="libero_goal_no_noops", split="train[1:]")
-    errors = results_of(report)["offline"]["action_error"]
+    errors = results_of(report)["offline"]["libero_goal_no_noops"]["action_error"]
     assert {name: len(error) for name, error in errors.items()} == dict.fromkeys(
         (POLICY, LAST_ACTION, MEAN_ACTION), 7
     )
@@ -194,7 +217,7 @@ def test_the_robotwin_recipe(robotwin_set, tmp_path):
     config.data.directory = str(robotwin_set)
     run = untrained_run(config, tmp_path / "run", ml_dtypes.bfloat16)
     report = evaluate(run, split="train[1:]")
-    assert len(results_of(report)["offline"]["action_error"][POLICY]) == 14
+    assert len(results_of(report)["offline"]["robotwin"]["action_error"][POLICY]) == 14
     now, future, *_ = columns_of(report, 288, 256, scale=1)
     for image in (now, future):
         check_colors(image, *REGIONS["compact_288x256"])

@@ -149,13 +149,13 @@ def test_samples_whose_images_cannot_be_read(dataset, monkeypatch):
     batch, good = offline.read_samples(reader, frames, skip_bad=True)
     assert good.tolist() == [True, True, False, True]
     for key, values in batch.items():
-        np.testing.assert_array_equal(values, whole[key][good])
+        np.testing.assert_array_equal(values[good], whole[key][good])
     reader.close()
 
 
 def test_numbers_that_are_not_there_are_null():
     error = means([[[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]], [[[1], [1], [0]]])
-    result = offline.OfflineResult({POLICY: error}, means([np.inf]), means([1.0]), samples=1)
+    result = offline.OfflineResult({POLICY: error}, means([np.inf]), means([1.0]), np.array([1, 0]))
     summary = result.summary()
     assert summary["action_error"] == {POLICY: [2.0, 3.0]}
     assert summary["action_error_by_step"] == {POLICY: [1.5, 3.5, None]}

@@ -87,7 +87,7 @@ def test_evaluation_without_a_simulator(report):
     assert report.name == "report.html" and report.parent.name == "evaluation"
     results = json.loads((report.parent / "evaluation.json").read_text())
     assert results["checkpoint_step"] == 40 and "closed_loop" not in results
-    offline = results["offline"]
+    offline = results["offline"]["metaworld_faucet"]
     assert set(offline["action_error"]) == {"policy", "repeat the last action", "mean action"}
     assert all(len(error) == 4 for error in offline["action_error"].values())
     assert offline["copied_latent_error"] > 0
@@ -108,7 +108,7 @@ def test_errors_of_a_single_episode_have_no_interval():
     means.add(np.zeros(3, int), np.full((3, 4, 2), 0.25), np.ones((3, 4, 2)))
     latents = EpisodeMeans(1, ())
     latents.add(np.zeros(3, int), np.ones(3), np.ones(3))
-    result = OfflineResult({"policy": means}, latents, latents, samples=3)
+    result = OfflineResult({"policy": means}, latents, latents, counts=np.array([3, 0]))
     section = offline_section(result, ("x", "y"))
     assert section.table[1] == ("policy", "0.250", "0.250")
     assert "nan" not in section.text and "of 1 episode," in section.text

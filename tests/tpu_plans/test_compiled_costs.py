@@ -8,13 +8,13 @@ import pytest
 
 from imagewam_jax.models.attention import KV, backend
 from imagewam_jax.models.partitioning import MESH_AXES
+from imagewam_jax.models.sharding import make_mesh, replicated
 from imagewam_jax.tpu_plans.compile import compile_afresh
 from imagewam_jax.tpu_plans.estimate import Cost, program_cost, slice_links
 from imagewam_jax.tpu_plans.flops import function_flops, kernel_flops
 from imagewam_jax.tpu_plans.hlo import count_runs, parse_module
 from imagewam_jax.tpu_plans.sources import parse_stacks
 from imagewam_jax.tpu_plans.topology import slice_sides, tpu_topology
-from imagewam_jax.training.sharding import make_mesh, replicated
 from tests.tpu_compiler import needs_libtpu
 
 pytestmark = [

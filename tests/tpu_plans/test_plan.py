@@ -93,6 +93,7 @@ def test_acting(tmp_path, capsys):
     page = (tmp_path / "quickstart-act-v5e-1x1.md").read_text()
     printed = capsys.readouterr().out
     assert page in printed and printed.splitlines()[-1].startswith("Estimated: a step takes ")
+    assert "0.8 MiB on each chip" in page  # 2 robots, 6 layers, 64 tokens of 128 channels, float32
     assert "--batch=2" in page and "--config.acting.euler_steps=3" in page
     plan = plan_from_json((tmp_path / "quickstart-act-v5e-1x1.json").read_text())
     once = plan.counts.computed - plan.counts.autoencoder

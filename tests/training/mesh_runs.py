@@ -21,6 +21,7 @@ RUNS = {
     "data": {"mesh.data": 8, "mesh.fsdp": 1},
     "fsdp": {},
     "fsdp_tensor": {"mesh.tensor": 2},
+    "data_fsdp_tensor": {"mesh.data": 2, "mesh.tensor": 2},
     "context": {"mesh.context": 2},
     "slices": {"mesh.data": 2, "mesh.slices": 2},  # each process stands for a slice
 }
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
     given = parser.parse_args()
-    from imagewam_jax.training import distributed
+    from imagewam_jax import distributed
     from imagewam_jax.training.train import train
 
     distributed.initialize(

@@ -6,13 +6,13 @@ import pytest
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.models.sharding import make_mesh
 from imagewam_jax.training import step as step_module
 from imagewam_jax.training.compiler_options import (
     check_compiler_options,
     compiler_options,
     options_for,
 )
-from imagewam_jax.training.sharding import make_mesh
 from imagewam_jax.training.step import abstract_state, jit_train_step, step_settings
 from tests.training.tiny import tiny_config
 

@@ -11,12 +11,12 @@ from imagewam_jax.checkpoints.checksums import not_finite
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import NotFiniteError
+from imagewam_jax.models.sharding import shardings_of
 from imagewam_jax.training import train as loop
 from imagewam_jax.training.batches import DevicePrefetch
 from imagewam_jax.training.finite import FiniteSteps
 from imagewam_jax.training.optimizer import updates_made
 from imagewam_jax.training.resume import restore
-from imagewam_jax.training.sharding import shardings_of
 from imagewam_jax.training.step import abstract_state, step_settings
 from imagewam_jax.training.train import train
 from tests.training.tiny import copy_sample, one_device, tiny_config

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagewam_jax.config.defaults import defaults
-from imagewam_jax.training.sharding import make_mesh
+from imagewam_jax.models.sharding import make_mesh
 from imagewam_jax.training.train import train
 from tests.shared_folder import shared
 

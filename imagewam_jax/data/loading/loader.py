@@ -275,16 +275,17 @@ def _fingerprint(
             {
                 **source.identity,
                 "share": source.share,
-                "anchors": f"{len(source.start_frames)}:{_checksum(source.start_frames)}",
+                "anchors": f"{len(source.start_frames)}:{checksum(source.start_frames)}",
             }
             for source in sources
         ],
         "sample": sources[0].reader.identity(),
-        "order": _checksum(first),
+        "order": checksum(first),
         "global_batch": global_batch,
         "seed": seed,
     }
 
 
-def _checksum(numbers: Int[np.ndarray, " n"]) -> str:
+def checksum(numbers: Int[np.ndarray, " n"]) -> str:
+    """A short text that differs for other numbers, or for another order of them."""
     return f"{google_crc32c.value(numbers.astype('<i8').tobytes()):08x}"

@@ -1,4 +1,4 @@
-"""Several hosts that train together: how they find each other, and what one does before others."""
+"""Several hosts of one job: how they find each other, and what one does before others."""
 
 import contextlib
 import itertools
@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -121,18 +121,16 @@ def from_first(tree: T) -> T:
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
+def from_each(tree: T) -> T:
+    """The arrays of all processes, which are of one shape, on all of them: each has a new first
+    axis, of processes."""
+    if jax.process_count() == 1:
+        return jax.tree.map(lambda x: np.asarray(x)[None], tree)
+    return multihost_utils.process_allgather(tree)
+
+
 def all_agree(value: bool) -> bool:
     """Whether it is true in every process."""
     if jax.process_count() == 1:
         return value
     return bool(np.all(multihost_utils.process_allgather(np.array(value))))
-
-
-def replicate(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Arrays that every process holds, as global ones that lie on every device."""
-
-    def put(x):
-        x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(put, tree)

@@ -1,4 +1,4 @@
-"""Where the arrays of a run lie: a mesh of devices, and the shardings that follow from it.
+"""Where arrays lie: a mesh of devices, and the shardings that follow from it.
 
 What each axis of a mesh divides is told in `models.partitioning`. Slices of a multi-slice pod are
 whole parts of `data`, the axis that communicates least.
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
@@ -76,16 +75,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_rows(mesh: Mesh, global_batch: int, accumulate: int) -> Int64[np.ndarray, " rows"]:
-    """The samples of a global batch that this host's devices hold, in order.
+    """The samples of a global batch of training that this host's devices hold, in order.
 
     ConfigError: the batch cannot be divided over the devices and `accumulate` parts.
     """
-    if global_batch % (_parts(mesh, "batch") * accumulate):
+    if global_batch % (batch_parts(mesh) * accumulate):
         sizes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in RULES["batch"])
         raise ConfigError(
             f"train.batch_size {global_batch} does not divide over {sizes} of the mesh and "
             f"{accumulate} of train.accumulate"
         )
+    return rows_here(mesh, global_batch)
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """The number of parts that a mesh divides a batch into."""
+    return _parts(mesh, "batch")
+
+
+def rows_here(mesh: Mesh, global_batch: int) -> Int64[np.ndarray, " rows"]:
+    """The samples of a global batch, a multiple of `batch_parts`, that this host's devices hold, in
+    order. Hosts that share what is computed for a sample hold the same ones."""
     held = batch_sharding(mesh).addressable_devices_indices_map((global_batch,))
     rows = np.arange(global_batch)
     return np.unique(np.concatenate([rows[index] for index in held.values()]))
@@ -103,6 +113,15 @@ def param_shardings(mesh: Mesh, policy: ImageWAMConfig) -> dict[str, Any]:
     return unflatten(
         {path: _sharding(mesh, path, names, shapes[path].shape) for path, names in axes.items()}
     )
+
+
+def cache_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """How an array of a cache, [layer, robot, token, head, ...], lies where attention reads it.
+
+    Heads that are fewer than the queries' lie whole on each device if they cannot be divided.
+    """
+    heads = None if shape[3] % _parts(mesh, "heads") else RULES["heads"]
+    return NamedSharding(mesh, PartitionSpec(None, RULES["batch"], None, heads))
 
 
 def _sharding(mesh: Mesh, path: str, names: Sequence[str], shape: Sequence[int]) -> NamedSharding:
@@ -124,22 +143,6 @@ def _shown(mesh: Mesh, name: str) -> str:
     return ", ".join(f"mesh.{axis} {mesh.shape[axis]}" for axis in RULES[name])
 
 
-def optimizer_shardings(
-    mesh: Mesh, optimizer: optax.GradientTransformation, params: Any, shardings: Any
-) -> Any:
-    """The shardings of an optimizer's state: what it keeps of a parameter lies beside it.
-
-    `params` are abstract.
-    """
-    return optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, params),
-        shardings,
-        transform_non_params=lambda _: replicated(mesh),
-    )
-
-
 def with_shardings(tree: Any, shardings: Any) -> Any:
     """Abstract arrays that say where they lie."""
     return jax.tree.map(
@@ -152,3 +155,13 @@ def with_shardings(tree: Any, shardings: Any) -> Any:
 def shardings_of(abstract: Any) -> Any:
     """The shardings that abstract arrays say."""
     return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def replicate(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that every process holds, as global ones that lie on every device."""
+
+    def put(x):
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)

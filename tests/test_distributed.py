@@ -6,8 +6,8 @@ import textwrap
 
 import pytest
 
+from imagewam_jax import distributed
 from imagewam_jax.errors import ConfigError
-from imagewam_jax.training import distributed
 from launch.local import free_port
 from tests.training.tiny import ROOT
 
@@ -17,7 +17,7 @@ def together(script: str, processes: int = 2) -> list[subprocess.CompletedProces
     start = f"""
         import sys, time
         import jax
-        from imagewam_jax.training import distributed
+        from imagewam_jax import distributed
         from imagewam_jax.errors import HostsError
         process = int(sys.argv[1])
         distributed.initialize(

@@ -6,19 +6,20 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.parameters import flatten, parameter_axes
 from imagewam_jax.models.partitioning import MESH_AXES, RULES
-from imagewam_jax.training.batches import put_batch
-from imagewam_jax.training.sharding import (
+from imagewam_jax.models.sharding import (
     batch_rows,
     batch_sharding,
+    cache_sharding,
     make_mesh,
     param_shardings,
 )
+from imagewam_jax.training.batches import put_batch
 from tests.training.tiny import one_device, tiny_config
 
 MESH = {"data": 1, "fsdp": -1, "tensor": 1, "context": 1, "slices": 1}
@@ -106,6 +107,14 @@ def test_a_batch_that_cannot_be_divided():
         batch_rows(sized(data=2, fsdp=4), 12, 1)
     with pytest.raises(ConfigError, match=r"data 2 x fsdp 1 .* and 5 of train.accumulate"):
         batch_rows(sized(data=2), 12, 5)
+
+
+def test_a_cache_is_shared_by_robots_and_heads():
+    mesh = AbstractMesh((2, 2, 2, 1), MESH_AXES)
+    shared = cache_sharding(mesh, (5, 8, 40, 6, 16))
+    assert shared.shard_shape((5, 8, 40, 6, 16)) == (5, 2, 40, 3, 16)
+    few_heads = (5, 8, 40, 1, 16)
+    assert cache_sharding(mesh, few_heads).shard_shape(few_heads) == (5, 2, 40, 1, 16)
 
 
 def test_every_axis_of_a_parameter_has_a_rule():
