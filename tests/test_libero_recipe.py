@@ -58,13 +58,6 @@ def made(tmp_path_factory) -> Path:
     for extra in ("tensorflow_datasets", "transformers"):
         pytest.importorskip(extra, reason="make libero installs it")
     runs = tmp_path_factory.mktemp("runs")
-    programs = runs / "bin"
-    programs.mkdir()
-    (programs / "python").symlink_to(sys.executable)
-    (programs / "imagewam").write_text(
-        f"#!{sys.executable}\nimport sys, imagewam_jax.cli as c; sys.exit(c.main())\n"
-    )
-    (programs / "imagewam").chmod(0o755)
     installed = [option for target in (".venv/demo", ".venv/libero") for option in ("-o", target)]
     few = {
         "LIBERO_DEMONSTRATIONS": 1,
@@ -74,7 +67,7 @@ def made(tmp_path_factory) -> Path:
         # Two episodes, and the recipe's part for validation has a fiftieth.
         "LIBERO_EVALUATE": f"--episodes=2 --samples=4 {SPLIT}",
     }
-    where = {"BIN": programs, "RUNS": runs}
+    where = {"BIN": Path(sys.executable).parent, "RUNS": runs}
     settings = [f"{name}={value}" for name, value in (where | few).items()]
     run(["make", *installed, "-o", "opengl", *settings, "libero"], PYTHONPATH=str(ROOT))
     return runs / "libero"
