@@ -28,8 +28,9 @@ from imagewam_jax.parity.cases import KINDS
 from imagewam_jax.parity.cases.base import Output, Sizes
 from imagewam_jax.parity.cases.folder import CONFIG, NORMS, Folder, Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
-from imagewam_jax.parity.cases.policy_case import STACK
+from imagewam_jax.parity.stacks import stack_of
 from imagewam_jax.weights.io.tensors import ArraySource
+from imagewam_jax.weights.layouts.families import family_of
 from imagewam_jax.weights.layouts.imagewam_checkpoint import official_settings
 
 # The folder of each component.
@@ -150,8 +151,8 @@ def _policy_settings(config: ImageWAMConfig) -> dict[str, Any]:
     }
     kept = ("action_dit_config", "proprio_dim", "pack_proprio_after_text", "qwen_context_len")
     return {
-        "stack": STACK,
-        "flux2_params": official["flux2_params"],
+        "stack": stack_of(config.backbone).name,
+        **family_of(config.backbone).settings(config)[1],
         **{name: model[name] for name in kept if name in model},
         "schedulers": schedulers | {"num_train_timesteps": TIMESTEPS},
         "loss": model["loss"],

@@ -22,10 +22,10 @@ from imagewam_jax.parity.cases.loaded import Loaded
 # Recorded tensors that nothing here computes again: patterns of their names, and why.
 NOT_REPEATED = {
     r"kvref\..*|pred_kv_.*": "of the cached editing path, another function than ImageWAM's",
-    r"attention_mask_.*": "masks over queries are never built here; predictions show them",
+    r"attention_mask(_.*)?": "masks over queries are never built here; predictions show them",
     r"pred_base|pred_legacy_merge": "without adapters, or wrongly merged: another model",
     r".*\.lora_[AB]|loss_weight": "of LoRA adapters, which are merged when they are converted",
-    r"mot\.mixtures\.video\.(double|single)_blocks\..*": "aliases, the same tensors a second time",
+    r"mot\.mixtures\.video\.(\w+_)?blocks\..*": "aliases, the same tensors a second time",
     r"model\.(layers\..*|norm\.weight)|lm_head\.weight": "behind the last layer of the encoder",
     r"bn\.num_batches_tracked": "a counter of training, which no model has",
     r"text_attention_mask": "an input, as attention_mask is",

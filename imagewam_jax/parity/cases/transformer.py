@@ -1,4 +1,4 @@
-"""The transformer alone, as it edits and makes images, and its rotation tables.
+"""The FLUX.2 transformer alone, as it edits and makes images, and its rotation tables.
 
 Text, target and reference are one sequence, in which every token sees all others; the text has no
 mask. A recording with LoRA is one of the same forward pass: adapters are merged when weights are
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.attention import attend_xla
-from imagewam_jax.models.backbones.base import Backbone
+from imagewam_jax.models.backbones.flux2 import Flux2
 from imagewam_jax.models.blocks import AttentionLayout
 from imagewam_jax.models.layer_runner import Stack, run_layers
 from imagewam_jax.models.layers import Rope, rope_tables
@@ -41,7 +41,7 @@ MERGED = ("pred_lora", "pred_merged")
 
 @run_once
 def _forward(
-    model: Backbone,
+    model: Flux2,
     images: list[Float[Array, "b _ c"]],
     text: Float[Array, "b t text_dim"],
     positions: Int[Array, "b s 4"],
@@ -49,7 +49,7 @@ def _forward(
 ) -> Float[Array, "b n c"]:
     """Velocities of the tokens of all images, which are a target and at most one reference."""
     target, *references = images
-    condition = model.condition(time_b)
+    condition = model.condition_at(time_b)
     layout = AttentionLayout(
         n_target=positions.shape[1],  # every token sees all others, as a target does
         n_text=text.shape[1],
