@@ -32,6 +32,7 @@ SIGNATURE = ("infer0.text_hidden_states", "infer0.noise")
 IMAGINING_SIGNATURE = ("infer_video.noise",)
 # Inputs of a training step that are named the same here.
 SAME = ("text_hidden_states", "text_attention_mask", "ref_img_ids", "proprio")
+NOISE = "eps_ref"  # that the reference's posterior is sampled with, where it is
 
 _NOISE = ("batch", "steps", "dims")
 
@@ -76,6 +77,7 @@ def _inputs(
     for i in range(sizes.batch):
         names = {name: name for name in SAME if name in train}
         names["ref_image_latents"] = stack_of(config.backbone).reference
+        names |= {NOISE: "eps_vae"} if NOISE in train else {}
         tensors |= {f"infer{i}.{new}": train[old][i : i + 1] for old, new in names.items()}
         shape = (1, config.horizon, config.expert.action_dim)
         tensors[f"infer{i}.noise"] = normal(rng, *shape)

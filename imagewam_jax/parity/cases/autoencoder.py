@@ -78,13 +78,14 @@ def _frames_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChec
 def _frames_inputs(
     loaded: Loaded, folder: Folder, sizes: Sizes, rng: np.random.Generator
 ) -> dict[str, np.ndarray] | None:
-    """Two frames of noise; None without an autoencoder."""
+    """Two frames, and what their posteriors are sampled with; None without an autoencoder."""
     if "autoencoder" not in loaded:
         return None
-    factor = loaded.config("autoencoder").factor
+    config = loaded.config("autoencoder")
     rows, columns = sizes.grid
-    shape = (sizes.batch, 3, 2, factor * rows, factor * columns)
-    return {"video": rng.uniform(-1, 1, shape).astype(np.float32)}
+    shape = (sizes.batch, 3, 2, config.factor * rows, config.factor * columns)
+    video = rng.uniform(-1, 1, shape).astype(np.float32)
+    return {"video": video, **recorded_stack(folder).posterior_noise(config, sizes, rng)}
 
 
 FRAMES = Kind(

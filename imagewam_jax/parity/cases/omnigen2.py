@@ -129,12 +129,12 @@ NATIVE = Kind(
 
 def _moments_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """Mean and log-variance of the first frame, and the image that its latent is decoded to."""
-    model, io = loaded.module("autoencoder"), folder.need(*MOMENTS_SIGNATURE)
+    model, io = loaded.module("autoencoder"), folder.need("video")
     _, moments = encode(model, nhwc(io["video"][:, :, 0]))
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     yield Output("vae_mean_first_frame", nchw(mean), limits.AUTOENCODER)
     yield Output("vae_logvar_first_frame", nchw(log_variance), limits.AUTOENCODER)
-    if "vae_decoded_ref" in io and "backbone" in loaded:
+    if "ref_image_latents" in io and is_omnigen2(loaded):
         config = loaded.config("backbone")
         image = decode(model, OmniGen2Stack().cells(config, io, "ref_image_latents", ""))
         # The official policy clamps what it decodes; the autoencoder by itself does not.
@@ -147,6 +147,8 @@ MOMENTS = Kind(
     file="train.safetensors",
     find=having(*MOMENTS_SIGNATURE),
     outputs=_moments_outputs,
+    inputs=lambda loaded, *_: {} if "autoencoder" in loaded and is_omnigen2(loaded) else None,
+    case="policy",
 )
 
 

@@ -46,6 +46,11 @@ class Stack(Protocol):
         """The recorded form of what an autoencoder of `config` encodes; `noise` names the noise
         that a posterior was sampled with. None: that is not recorded."""
 
+    def posterior_noise(
+        self, config: Any, sizes: Sizes, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Noise to sample the posteriors of a training step's two frames with, by name."""
+
     def imagined_reference(self, loaded: Loaded, io: Tensors) -> Float[Array, "b h w c"] | None:
         """The reference image of what the first sample's policy imagines, as the backbone takes it.
         None: the checkpoint lacks the autoencoder that it was encoded with."""

@@ -55,6 +55,9 @@ class Flux2Stack:
         """The official code takes the mean, too."""
         return np.asarray(as_tokens(cells))
 
+    def posterior_noise(self, config, sizes: Sizes, rng) -> dict[str, np.ndarray]:
+        return {}
+
     def imagined_reference(self, loaded: Loaded, io: Tensors) -> Float[Array, "b h w c"]:
         """The same as when it acts."""
         return self.cells(loaded.config("backbone"), io, "infer0.ref_tokens", "infer0.ref_img_ids")

@@ -11,7 +11,15 @@ from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig, from_cells,
 from imagewam_jax.models.backbones.omnigen2 import OmniGen2Config
 from imagewam_jax.models.imagewam import Cache, Context, ImageWAM, Sample
 from imagewam_jax.parity.cases import limits
-from imagewam_jax.parity.cases.base import Output, Sizes, check_axes, check_width, nhwc, run_once
+from imagewam_jax.parity.cases.base import (
+    Output,
+    Sizes,
+    check_axes,
+    check_width,
+    nhwc,
+    normal,
+    run_once,
+)
 from imagewam_jax.parity.cases.folder import Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.images import encode
@@ -48,6 +56,13 @@ class OmniGen2Stack:
         mean, log_variance = np.split(np.moveaxis(np.asarray(moments), -1, 1), 2, axis=1)
         sample = mean + np.exp(log_variance.clip(-30, 20) / 2) * io[noise]
         return (sample - config.shift) * config.scale
+
+    def posterior_noise(
+        self, config: AutoencoderKLConfig, sizes: Sizes, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        sides = (config.patch * side for side in sizes.grid)
+        shape = (sizes.batch, config.latent_channels, *sides)
+        return {name: normal(rng, *shape) for name in ("eps_target", "eps_ref")}
 
     def imagined_reference(self, loaded: Loaded, io: Tensors) -> Float[Array, "b h w c"] | None:
         """Officially each use of an image samples its posterior anew."""

@@ -30,6 +30,7 @@ class Family:
     initial_name: the transformer's tensor that a tensor of a new expert is made from.
     scaled: whether the official script scales what it resizes.
     initial_config: sizes of a new expert.
+    has_unpacked: whether the robot state's token can stand behind padded text.
     settings: the sections of a training config that describe the networks: those of its section
         `model`, and those beside it.
     """
@@ -50,4 +51,5 @@ class Family:
     initial_name: Callable[[str], str]
     scaled: bool
     initial_config: Callable[[Metadata], ActionExpertConfig]
+    has_unpacked: bool
     settings: Callable[[ImageWAMConfig], tuple[dict[str, Any], dict[str, Any]]]

@@ -332,5 +332,6 @@ FLUX2 = Family(
     initial_name=lambda name: name,
     scaled=True,
     initial_config=initial_expert_config,
+    has_unpacked=True,
     settings=settings,
 )

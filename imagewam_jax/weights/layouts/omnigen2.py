@@ -317,5 +317,6 @@ OMNIGEN2 = Family(
     initial_name=_initial_name,
     scaled=False,
     initial_config=initial_expert_config,
+    has_unpacked=False,
     settings=settings,
 )
