@@ -2,8 +2,8 @@
 `:omnigen2`.
 
 The official recipe (docs/spec/imagewam_flux2.md, 7.2 and 8.1; docs/spec/imagewam_omnigen2.md, 11)
-sees a head camera over two wrist cameras, one mosaic of 288 x 256. How many steps its 5 epochs are depends on the copy
-of the dataset; set `train.steps`.
+sees a head camera over two wrist cameras, one mosaic of 288 x 256. How many steps its 5 epochs are
+depends on the copy of the dataset; set `train.steps`.
 """
 
 from ml_collections import ConfigDict
