@@ -21,6 +21,7 @@ from imagewam_jax.errors import CheckpointError, ConfigError
 from imagewam_jax.files import partial_path
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
+from imagewam_jax.models.backbones.flux2 import Flux2Config
 from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3Config
@@ -167,6 +168,10 @@ def _policy_settings(config: ImageWAMConfig) -> dict[str, Any]:
 
 
 def _transformer_settings(config: Any) -> dict[str, Any]:
+    if not isinstance(config, Flux2Config):
+        raise ConfigError(
+            "of a transformer alone only FLUX.2 is recorded; of others, record a whole policy"
+        )
     policy = ImageWAMConfig(config, ActionExpertConfig())
     return {
         "flux2_params": official_settings(policy)["flux2_params"],

@@ -110,8 +110,8 @@ def _images_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChec
             if latent is not None:
                 yield Output(f"{prefix}{stack.reference}", latent, limits.AUTOENCODER)
     if "infer_video.latents_per_step" in io:
-        states = stack.cells(
-            loaded.config("backbone"), io, "infer_video.latents_per_step", "infer0.ref_img_ids"
+        states = stack.latents(
+            model.config, io, "infer_video.latents_per_step", "infer0.ref_img_ids"
         )
         image = decode(model, states[-1:])[0]
         # The official policy clamps what it imagines; the autoencoder by itself does not.

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from imagewam_jax.models.attention import attend_xla
+from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig
 from imagewam_jax.models.backbones.omnigen2 import OmniGen2, OmniGen2Config
 from imagewam_jax.models.blocks import AttentionLayout
 from imagewam_jax.models.layer_runner import Stack, run_layers
@@ -130,13 +131,15 @@ NATIVE = Kind(
 def _moments_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """Mean and log-variance of the first frame, and the image that its latent is decoded to."""
     model, io = loaded.module("autoencoder"), folder.need("video")
+    if not isinstance(model.config, AutoencoderKLConfig):
+        yield NotChecked(MOMENTS.name, "of another autoencoder than the checkpoint's")
+        return
     _, moments = encode(model, nhwc(io["video"][:, :, 0]))
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     yield Output("vae_mean_first_frame", nchw(mean), limits.AUTOENCODER)
     yield Output("vae_logvar_first_frame", nchw(log_variance), limits.AUTOENCODER)
-    if "ref_image_latents" in io and is_omnigen2(loaded):
-        config = loaded.config("backbone")
-        image = decode(model, OmniGen2Stack().cells(config, io, "ref_image_latents", ""))
+    if "ref_image_latents" in io:
+        image = decode(model, OmniGen2Stack().latents(model.config, io, "ref_image_latents", ""))
         # The official policy clamps what it decodes; the autoencoder by itself does not.
         yield Output("vae_decoded_ref", nchw(np.clip(image, -1, 1)), limits.AUTOENCODER)
 

@@ -65,6 +65,7 @@ def _forward(
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     model, io = loaded.module("backbone"), folder.need(*SIGNATURE)
+    check_flux2(loaded, io.file)
     if "guidance" in io:
         raise ConversionError(f"{io.file}: recorded with a guidance embedding, which klein has not")
     x, text, time_b = io["x"], io["ctx"], jnp.asarray(io["timesteps"], loaded.dtype)
@@ -145,6 +146,7 @@ def _rotation_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotCh
     wide, as those of the full-size models are.
     """
     io, config = folder.need(*ROTATION_SIGNATURE), loaded.config("backbone")
+    check_flux2(loaded, io.file)
     ids, pairs = io["ids"], config.head_dim // 2
     recorded = next((io.specs[name].shape[3] for name in io if name.startswith("pe_")), pairs)
     axes = config.rope_axes if recorded == pairs else (2 * recorded // 4,) * 4
@@ -168,6 +170,12 @@ def _rotation_inputs(
     corners = [ids.reshape(14, 28, 4)[::13, ::27].reshape(-1, 4) for ids in images]
     actions = model.action_positions(16)[[0, 1, 15]]
     return {"ids": np.concatenate([text, *corners, actions])[None].astype(np.int32)}
+
+
+def check_flux2(loaded: Loaded, file: str) -> None:
+    """ConversionError: the checkpoint's transformer is another one."""
+    if not isinstance(loaded.config("backbone"), Flux2Config):
+        raise ConversionError(f"{file}: recorded of FLUX.2, the checkpoint is of another backbone")
 
 
 def rotation_matrices(rope: Rope) -> Float[np.ndarray, "b s pairs 2 2"]:

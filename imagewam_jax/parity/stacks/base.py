@@ -32,6 +32,9 @@ class Stack(Protocol):
         positions of its tokens, where they are recorded. ConversionError: it is of another model.
         """
 
+    def latents(self, config: Any, io: Tensors, name: str, ids: str) -> Float[Array, "b h w c"]:
+        """The same, as the autoencoder of `config` decodes it."""
+
     def recorded(self, config: Any, cells: Float[Array, "b h w c"]) -> Float[np.ndarray, "b ..."]:
         """The inverse of `cells`."""
 

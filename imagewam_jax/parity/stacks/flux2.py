@@ -44,8 +44,12 @@ class Flux2Stack:
         return timestep / TIMESTEPS
 
     def cells(self, config: Flux2Config, io: Tensors, name: str, ids: str):
+        cells = self.latents(config, io, name, ids)
+        check_width(io.file, name, cells.shape[-1], config.in_channels, "policy")
+        return cells
+
+    def latents(self, config, io: Tensors, name: str, ids: str):
         tokens = check_axes(io.file, name, io[name], "batch", "tokens", "channels")
-        check_width(io.file, name, tokens.shape[-1], config.in_channels, "policy")
         return as_grid(tokens, grid_of(io, ids))
 
     def recorded(self, config: Flux2Config, cells: Float[Array, "b h w c"]):

@@ -40,9 +40,14 @@ class OmniGen2Stack:
         return timestep
 
     def cells(self, config: OmniGen2Config, io: Tensors, name: str, ids: str):
+        cells = self.latents(config, io, name, ids)
+        check_width(io.file, name, cells.shape[-1], config.in_channels, "policy")
+        return cells
+
+    def latents(
+        self, config: OmniGen2Config | AutoencoderKLConfig, io: Tensors, name: str, ids: str
+    ):
         latent = check_axes(io.file, name, io[name], "batch", "channels", "rows", "columns")
-        channels = config.in_channels // config.patch**2
-        check_width(io.file, name, latent.shape[1], channels, "policy")
         return to_cells(np.moveaxis(latent, 1, -1), config.patch)
 
     def recorded(self, config: OmniGen2Config, cells: Float[Array, "b h w c"]):
