@@ -153,6 +153,11 @@ def recipe(model: str) -> ConfigDict:
     return choose({**KLEIN, "omnigen2": omnigen2_recipe}, model, "the model of the recipe")()
 
 
+def backbone_recipe(name: str) -> ConfigDict:
+    """The official recipe for a backbone of this name, whatever its sizes."""
+    return omnigen2_recipe() if name == "omnigen2" else official_recipe()
+
+
 def omnigen2_recipe() -> ConfigDict:
     """The official recipe (docs/spec/imagewam_omnigen2.md, 2, 3, 4 and 11) for OmniGen2."""
     config = official_recipe()

@@ -88,10 +88,9 @@ def without_other_functions(tensors):
         "native_second",
         "infer_video.eps_vae",
     )
-    if "vae_mean_first_frame" in tensors:
-        other += ("attention_mask",)
     states = {f"hidden_states.{n}" for n in (1, 2, 28)}
-    return {n for n in tensors if not n.startswith(other) or n == "attention_mask"} - states
+    masks = set() if "input_ids" in tensors else {"attention_mask"}  # of tokens, or over queries
+    return {n for n in tensors if not n.startswith(other)} - states - masks
 
 
 def test_the_numbers_of_a_policy_belong_together(policy):

@@ -1,5 +1,6 @@
 """OmniGen2 and its autoencoder in the layouts of others, and back."""
 
+import contextlib
 import json
 
 import jax
@@ -8,6 +9,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from imagewam_jax.checkpoints.store import open_checkpoint
+from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2, OmniGen2Config
@@ -30,6 +33,7 @@ from imagewam_jax.weights.layouts.mapping import check, foreign_shapes
 from imagewam_jax.weights.layouts.omnigen2 import initial_expert_config
 from tests.goldens import golden
 from tests.models.official import config_of
+from tests.parity.recordings import converted
 from tests.weights.foreign import change, copy_case
 
 CASE = "imagewam_omnigen2"
@@ -119,6 +123,19 @@ def test_official_sizes_of_a_new_expert():
     assert initial_expert_config({}) == ActionExpertConfig()
     rounded = {"action_dit_config": {"residual_dim": 36, "multiple_of": 32}}
     assert initial_expert_config(rounded).mlp_dim == 160
+
+
+def test_a_converted_policy_has_the_rest_of_its_recipe():
+    config = saved_config(converted(CASE))
+    assert config["text"]["encoder"] == "qwen2_5_vl"
+    assert config["autoencoder"]["name"] == "kl" and config["autoencoder"]["groups"] == 4
+    assert policy_config(config["model"]).backbone.kv_heads == 2
+
+
+def saved_config(path):
+    checkpoints, step = open_checkpoint(path)
+    with contextlib.closing(checkpoints):
+        return checkpoints.restore_json(step, "metadata")["config"]
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])

@@ -226,7 +226,7 @@ class OmniGen2Head(nnx.Module):
         """Its scale at an embedded time."""
         return self.modulation(jax.nn.silu(time))[:, None]
 
-    def __call__(self, x: Tokens, scale: Float[Array, "b 1 d"]) -> Float[Array, "b s out"]:
+    def __call__(self, x: Tokens, scale: Float[Array, "#b 1 d"]) -> Float[Array, "b s out"]:
         return self.linear(layer_norm(x) * (1 + scale))
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.attention import attend_xla
-from imagewam_jax.models.backbones.flux2 import Flux2
+from imagewam_jax.models.backbones.flux2 import Flux2, Flux2Config
 from imagewam_jax.models.blocks import AttentionLayout
 from imagewam_jax.models.layer_runner import Stack, run_layers
 from imagewam_jax.models.layers import Rope, rope_tables
