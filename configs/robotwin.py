@@ -1,17 +1,18 @@
-"""Fine-tunes on RoboTwin 2.0, three cameras: `--config=configs/robotwin.py:4b` or `:9b`.
+"""Fine-tunes on RoboTwin 2.0, three cameras: `--config=configs/robotwin.py:4b`, `:9b` or
+`:omnigen2`.
 
-The official recipe (docs/spec/imagewam_flux2.md, 7.2 and 8.1): head camera over two wrist cameras,
-one mosaic of 288 x 256. How many steps its 5 epochs are depends on the copy of the dataset; set
-`train.steps`.
+The official recipe (docs/spec/imagewam_flux2.md, 7.2 and 8.1; docs/spec/imagewam_omnigen2.md, 11)
+sees a head camera over two wrist cameras, one mosaic of 288 x 256. How many steps its 5 epochs are
+depends on the copy of the dataset; set `train.steps`.
 """
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.defaults import klein_recipe
+from imagewam_jax.config.defaults import recipe
 
 
-def get_config(size: str = "4b") -> ConfigDict:
-    config = klein_recipe(size)
+def get_config(model: str = "4b") -> ConfigDict:
+    config = recipe(model)
     config.data.dataset = "robotwin"
     config.data.train_split, config.data.eval_split = "train[:99%]", "train[99%:]"
     config.data.cameras = ("primary", "left_wrist", "right_wrist")
@@ -21,7 +22,8 @@ def get_config(size: str = "4b") -> ConfigDict:
     config.data.normalization = "z-score"
     config.model.expert.action_dim = 14
     config.model.proprio_dim = 14
-    config.train.batch_size = {"4b": 384, "9b": 64}[size]
+    # Of OmniGen2 16 on each of 8 devices: officially only the first number is told.
+    config.train.batch_size = {"4b": 384, "9b": 64, "omnigen2": 128}[model]
     config.train.checkpoint_every = 2500
     config.acting.execute_steps = 16
     return config

@@ -13,9 +13,12 @@ its tensors, whose names can have prefixes of trainers:
 
   FLUX.2 [klein] transformer    original or diffusers layout
   FLUX.2 autoencoder            original or diffusers layout
+  OmniGen2 transformer          diffusers layout
+  AutoencoderKL                 diffusers layout, as OmniGen2's
   Qwen3                         Hugging Face layout, with its tokenizer
-  ImageWAM checkpoint           official: plain, LoRA merged or not, or trained tensors only (the
-                                transformer that these were trained from is another SOURCE)
+  ImageWAM checkpoint           official, on FLUX.2 or OmniGen2: plain, LoRA merged or not, or
+                                trained tensors only (the transformer that these were trained from
+                                is another SOURCE)
 
 Several sources become one checkpoint. What tensors do not tell is read from config.json,
 train_config.yaml or config.yaml beside a source, statistics from dataset_stats.json (or give

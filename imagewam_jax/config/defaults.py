@@ -1,15 +1,17 @@
-"""Every field of a config, with its meaning, and the official recipe for FLUX.2 klein.
+"""Every field of a config, with its meaning, and the official recipes.
 
 Config files start from one of these functions and change fields. The defaults of the optimizer and
-the flow are those of the official recipe (docs/spec/imagewam_flux2.md, 6 and 8.1).
+the flow are those of the official recipes (docs/spec/imagewam_flux2.md, 6 and 8.1).
 """
-
-import dataclasses
 
 from ml_collections import ConfigDict
 
-from imagewam_jax.config.schema import choose
+from imagewam_jax.config.schema import choose, named_section
+from imagewam_jax.models.autoencoders import AUTOENCODERS
+from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig
+from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
+from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2
 
 KLEIN = {"4b": KLEIN_4B, "9b": KLEIN_9B}
 PROMPT = "A video recorded from a robot's point of view executing the following instruction: {}"
@@ -141,6 +143,31 @@ def defaults() -> ConfigDict:
     )
 
 
+def recipe(model: str) -> ConfigDict:
+    """The official recipe for a model: "4b" or "9b" of FLUX.2 klein, or "omnigen2".
+
+    ConfigError: another model.
+    """
+    if model in KLEIN:
+        return klein_recipe(model)
+    return choose({**KLEIN, "omnigen2": omnigen2_recipe}, model, "the model of the recipe")()
+
+
+def backbone_recipe(name: str) -> ConfigDict:
+    """The official recipe for a backbone of this name, whatever its sizes."""
+    return omnigen2_recipe() if name == "omnigen2" else official_recipe()
+
+
+def omnigen2_recipe() -> ConfigDict:
+    """The official recipe (docs/spec/imagewam_omnigen2.md, 2, 3, 4 and 11) for OmniGen2."""
+    config = official_recipe()
+    config.text.encoder = "qwen2_5_vl"
+    config.text.buckets = (31, 47, 63, 95, 127, 128)  # officially at most 128 tokens
+    config.autoencoder = {**named_section(AutoencoderKLConfig(), AUTOENCODERS), "weights": ""}
+    config.model.backbone = named_section(OMNIGEN2, BACKBONES)
+    return config
+
+
 def klein_recipe(size: str) -> ConfigDict:
     """The official recipe (docs/spec/imagewam_flux2.md, 3.1, 7.2 and 8.1) for FLUX.2 klein.
 
@@ -148,7 +175,7 @@ def klein_recipe(size: str) -> ConfigDict:
     """
     config = official_recipe()
     backbone = choose(KLEIN, size, "the size of FLUX.2 klein")
-    config.model.backbone = {"name": "flux2", **dataclasses.asdict(backbone)}
+    config.model.backbone = named_section(backbone, BACKBONES)
     return config
 
 

@@ -18,6 +18,7 @@ from imagewam_jax.models.blocks import (
     Tokens,
     attend_action,
 )
+from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.layers import (
     Axis,
     Linear,
@@ -113,8 +114,8 @@ class ActionExpert(nnx.Module):
     def groups(self) -> tuple[nnx.Module, nnx.Module]:
         return self.double_layers, self.single_layers
 
-    def condition(self, time_b: Float[Array, " b"]) -> ActionCondition:
-        time = self.time_in(time_b)
+    def condition(self, timestep_b: Float[Array, " b"]) -> ActionCondition:
+        time = self.time_in(timestep_b / TIMESTEPS)
         return ActionCondition(
             double=self.double_modulation(time),
             single=self.single_modulation(time),

@@ -11,10 +11,12 @@ A backbone holds its tokens as `[target | reference | text]`, so that each of th
 is a slice, and the padding of the text is at its end.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -35,7 +37,18 @@ from imagewam_jax.models.partitioning import constrain
 from imagewam_jax.models.remat import OUT, QKV, named
 
 Heads = Float[Array, "b s n h"]
+KVHeads = Float[Array, "b s m h"]  # those of keys and values, which can be fewer
 Tokens = Float[Array, "b s d"]
+
+
+def project_heads(linear: Linear, z: Tokens, head_dim: int) -> Heads:
+    """What a kernel of queries, keys or values gives, head by head."""
+    y = linear(z)
+    if z.shape[0] * z.shape[1] < z.shape[2]:
+        # A TPU's compiler likes to divide the kernel into heads instead, and copies it for that. A
+        # kernel of more rows than there are tokens costs more to copy than it gains.
+        y = jax.lax.optimization_barrier(y)
+    return split_heads(named(y, QKV), head_dim)
 
 
 class _Flux2Block(nnx.Module):
@@ -60,16 +73,8 @@ class _Flux2Block(nnx.Module):
         """Normed queries and keys, and values; not yet rotated."""
         x = constrain(x, "batch", "tokens", None)
         z = modulate(x, condition[0].shift, condition[0].scale)
-        q, k, v = (self._heads(linear, z) for linear in (self.q, self.k, self.v))
+        q, k, v = (project_heads(linear, z, self.head_dim) for linear in (self.q, self.k, self.v))
         return self.q_norm(q), self.k_norm(k), v
-
-    def _heads(self, linear: Linear, z: Tokens) -> Heads:
-        y = linear(z)
-        if z.shape[0] * z.shape[1] < z.shape[2]:
-            # A TPU's compiler likes to divide the kernel into heads instead, and copies it for
-            # that. A kernel of more rows than there are tokens costs more to copy than it gains.
-            y = jax.lax.optimization_barrier(y)
-        return split_heads(named(y, QKV), self.head_dim)
 
 
 class SequentialBlock(_Flux2Block):
@@ -101,10 +106,11 @@ class AttentionLayout(NamedTuple):
     attend: Attend
 
 
-def attend_streams(q: Heads, k: Heads, v: Heads, layout: AttentionLayout) -> tuple[Heads, KV]:
+def attend_streams(q: Heads, k: KVHeads, v: KVHeads, layout: AttentionLayout) -> tuple[Heads, KV]:
     """Rotates and attends: the target to everything, the context to itself.
 
-    Returns the attended values and the context's rotated keys and values.
+    Keys and values can have fewer heads than queries: see `_attend`. Returns the attended values
+    and the context's rotated keys and values.
     """
     q, k = rotate(q, layout.rope), rotate(k, layout.rope)
     # Queries stay where their tokens are; every device sees all keys.
@@ -115,9 +121,9 @@ def attend_streams(q: Heads, k: Heads, v: Heads, layout: AttentionLayout) -> tup
     outputs = []
     if n > 0:
         length_all_b = None if length_b is None else n + length_b
-        outputs.append(layout.attend(q[:, :n], [KV(k, v)], length_all_b))
+        outputs.append(_attend(layout.attend, q[:, :n], [KV(k, v)], length_all_b))
     if n < q.shape[1]:
-        outputs.append(layout.attend(q[:, n:], [context], length_b))
+        outputs.append(_attend(layout.attend, q[:, n:], [context], length_b))
     return jnp.concatenate(outputs, axis=1), context
 
 
@@ -130,10 +136,26 @@ class ActionLayout(NamedTuple):
 
 
 def attend_action(
-    q: Heads, k: Heads, v: Heads, context: KV, layout: ActionLayout
+    q: Heads, k: KVHeads, v: KVHeads, context: KV, layout: ActionLayout
 ) -> Float[Array, "b s n h"]:
     """Rotates and attends: an action chunk to itself and to the context."""
     rope, length_b = layout.rope, layout.context_length_b
     k, v = (constrain(x, "batch", None, "heads", None) for x in (rotate(k, rope), v))
     length_all_b = None if length_b is None else q.shape[1] + length_b
-    return layout.attend(rotate(q, rope), [KV(k, v), context], length_all_b)
+    return _attend(layout.attend, rotate(q, rope), [KV(k, v), context], length_all_b)
+
+
+def _attend(
+    attend: Attend, q: Heads, segments: Sequence[KV], length_b: Int[Array, " b"] | None
+) -> Heads:
+    """Attention in which each head of keys and values can be for a group of heads of queries.
+
+    Heads of one group become queries of one head: who may look at whom never depends on the query,
+    so that a kernel need not know of groups.
+    """
+    group = q.shape[2] // segments[0].k.shape[2]
+    if group == 1:
+        return attend(q, segments, length_b)
+    queries = rearrange(q, "b s (n group) h -> b (s group) n h", group=group)
+    attended = attend(queries, segments, length_b)
+    return rearrange(attended, "b (s group) n h -> b s (n group) h", group=group)

@@ -118,7 +118,8 @@ def dense_training_step(
         (stream, "attention"): _pairs(config) * count * joint / sizes.batch
         for stream, count in queries.items()
     }
-    return _both_passes(config, rows, Flops(attention), is_trained)
+    alone = _refiners_attention(config, sizes, rows, tuple(queries))
+    return _both_passes(config, rows, Flops(attention) + alone, is_trained)
 
 
 def _both_passes(
@@ -239,18 +240,33 @@ def _attention(
     context = sum(rows[name] for name in CONTEXT)
     queries = {"context": context, "target": rows["target"], "action": rows["action"]}
     keys = {name: context + (0 if name == "context" else queries[name]) for name in streams}
-    return Flops(
-        {
-            (name, "attention"): _pairs(config) * queries[name] * keys[name] / sizes.batch
-            for name in streams
-        }
-    )
+    joint = {
+        (name, "attention"): _pairs(config) * queries[name] * keys[name] / sizes.batch
+        for name in streams
+    }
+    return Flops(joint) + _refiners_attention(config, sizes, rows, streams)
+
+
+def _refiners_attention(
+    config: ImageWAMConfig, sizes: Sizes, rows: Mapping[str, int], streams: tuple[str, ...]
+) -> Flops:
+    """Text, each reference and the target, each of which attends to itself alone."""
+    alone = {
+        "context": rows["text"] ** 2 + rows["reference"] ** 2 / sizes.references,
+        "target": rows["target"] ** 2,
+    }
+    each = _per_layer(config) * config.backbone.refiner_layers / sizes.batch
+    return Flops({(s, "attention"): each * pairs for s, pairs in alone.items() if s in streams})
 
 
 def _pairs(config: ImageWAMConfig) -> int:
     """FLOPs for each pair of a query and a key, in all layers."""
-    backbone = config.backbone
-    return 4 * backbone.heads * backbone.head_dim * sum(backbone.group_sizes)
+    return _per_layer(config) * sum(config.backbone.group_sizes)
+
+
+def _per_layer(config: ImageWAMConfig) -> int:
+    """The same in one layer."""
+    return 4 * config.backbone.heads * config.backbone.head_dim
 
 
 def _add(a: Mapping, b: Mapping) -> dict:

@@ -1,8 +1,8 @@
 """Flow matching between data (time 0) and noise (time 1) (docs/spec/imagewam_flux2.md, 6).
 
-The official scheduler counts time in timesteps from 0 to 1000; the networks take
-`timestep / 1000`. `dtype` is the one in which the official code would hold them: with bfloat16,
-timesteps, noised samples and Euler steps are rounded as in its bfloat16 runs.
+The official scheduler counts time in timesteps from 0 to 1000, which is what a network is given:
+what it makes of them is its own. `dtype` is the one in which the official code would hold them:
+with bfloat16, timesteps, noised samples and Euler steps are rounded as in its bfloat16 runs.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Noised(NamedTuple):
     """A training sample at its time, the velocity to be predicted, and the weight of its loss."""
 
     x: Float[Array, "b ..."]
-    time_b: Float[Array, " b"]
+    timestep_b: Float[Array, " b"]
     velocity: Float[Array, "b ..."]
     weight_b: Float[Array, " b"]
 
@@ -52,10 +52,9 @@ def noised(
 ) -> Noised:
     """A training sample from data, noise and uniform draws."""
     timestep_b = training_timestep(u_b, shift, dtype)
-    time_b = timestep_b / TIMESTEPS
     return Noised(
-        add_noise(clean, noise, time_b),
-        time_b,
+        add_noise(clean, noise, timestep_b / TIMESTEPS),
+        timestep_b,
         velocity(clean, noise, dtype),
         loss_weight(timestep_b, shift),
     )

@@ -2,7 +2,7 @@
 
 Its four functions run the same layers (see `layer_runner`):
 
-    training_loss   context and target at time t_v, action at time t_a, in lockstep
+    training_loss   context and target at timestep t_v, action at timestep t_a, in lockstep
     prefill         context alone, at time 0 -> keys and values of every layer
     act             action against those, in Euler steps; no image is made
     imagine         context and target, in Euler steps
@@ -169,7 +169,7 @@ class ImageWAM(nnx.Module):
             dtype,
         )
         predicted_target, predicted_actions = self.velocities(
-            sample.context, target.x, target.time_b, action.x, action.time_b
+            sample.context, target.x, target.timestep_b, action.x, action.timestep_b
         )
         target_error = predicted_target.astype(jnp.float32) - target.velocity
         action_error = predicted_actions.astype(jnp.float32) - action.velocity
@@ -192,17 +192,18 @@ class ImageWAM(nnx.Module):
         self,
         context: Context,
         target: Float[Array, "b h w c"],
-        target_time: Float[Array, " b"],
+        target_timestep: Float[Array, " b"],
         actions: Float[Array, "b s a"],
-        action_time: Float[Array, " b"],
+        action_timestep: Float[Array, " b"],
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b s a"]]:
         """Predicted velocities of a noisy target and a noisy action chunk.
 
-        Context and target are modulated by the target's time, the action by its own.
+        Context and target are modulated by the target's timestep, from 0 to 1000, the action by its
+        own.
         """
         text, layout = self.layout(context, target.shape[1:3])
-        backbone = self.backbone_stack(target, context.references, text, layout, target_time)
-        condition = self.expert.condition(action_time)
+        backbone = self.backbone_stack(target, context.references, text, layout, target_timestep)
+        condition = self.expert.condition(action_timestep)
         action_layout = self.action_layout(actions.shape[1], layout.context_length_b)
         expert = Stack(self.expert, self.expert.action_in(actions), condition, action_layout)
         remat, unroll = self.config.remat, self.config.unroll
@@ -210,15 +211,15 @@ class ImageWAM(nnx.Module):
         predicted = self.backbone.predict(x[:, : layout.n_target], backbone.condition)
         return predicted.reshape(target.shape), self.expert.predict(a, condition)
 
-    def prefill(self, context: Context, time_b: Float[Array, " b"] | None = None) -> Cache:
+    def prefill(self, context: Context, timestep_b: Float[Array, " b"] | None = None) -> Cache:
         """Runs the context through all layers and keeps its keys and values.
 
-        `time_b` modulates it; None is the official 0.
+        `timestep_b` modulates it; None is the official 0.
         """
-        if time_b is None:
-            time_b = jnp.zeros(context.text.shape[0], self._coordinate_dtype)
+        if timestep_b is None:
+            timestep_b = jnp.zeros(context.text.shape[0], self._coordinate_dtype)
         text, layout = self.layout(context, None)
-        stack = self.backbone_stack(None, context.references, text, layout, time_b)
+        stack = self.backbone_stack(None, context.references, text, layout, timestep_b)
         _, groups = run_layers(stack, tap=lambda seen: seen.context, unroll=self.config.unroll)
         return Cache(groups, layout.context_length_b)
 
@@ -237,16 +238,16 @@ class ImageWAM(nnx.Module):
             return actions, Steps(actions, predicted)
 
         # All steps' modulations at once: their weights are read once, not at every step.
-        conditions = jax.tree.map(lambda c: c[:, None], expert.condition(schedule.time))
+        conditions = jax.tree.map(lambda c: c[:, None], expert.condition(schedule.timestep))
         noise = noise.astype(self._coordinate_dtype)
         return jax.lax.scan(step, noise, (conditions, schedule.delta))
 
     def action_attention(
-        self, context: Context, noisy: Float[Array, "b s a"], time_b: Float[Array, " b"]
+        self, context: Context, noisy: Float[Array, "b s a"], timestep_b: Float[Array, " b"]
     ) -> Float[Array, "b layer h w"]:
         """How much of its attention the action pays to each cell of the first reference.
 
-        Averaged over heads and action steps, at one time; the rest of each layer's weight is on
+        Averaged over heads and action steps, at one timestep; the rest of each layer's weight is on
         other references, text and the actions themselves.
         """
         expert, cache = self.expert, self.prefill(context)
@@ -259,7 +260,7 @@ class ImageWAM(nnx.Module):
             return weights.mean((1, 2))[:, first]
 
         layout = self.action_layout(noisy.shape[1], cache.length_b)
-        stack = Stack(expert, expert.action_in(noisy), expert.condition(time_b), layout)
+        stack = Stack(expert, expert.action_in(noisy), expert.condition(timestep_b), layout)
         _, groups = run_layers(expert=stack, cache=cache.groups, tap=reference_weights)
         maps = jnp.concatenate(groups).swapaxes(0, 1)
         return maps.reshape(*maps.shape[:2], rows, columns)
@@ -271,9 +272,9 @@ class ImageWAM(nnx.Module):
         text, layout = self.layout(context, noise.shape[1:3])
 
         def step(target, step):
-            time, delta = step
-            time_b = jnp.broadcast_to(time, target.shape[:1])
-            stack = self.backbone_stack(target, context.references, text, layout, time_b)
+            timestep, delta = step
+            timestep_b = jnp.broadcast_to(timestep, target.shape[:1])
+            stack = self.backbone_stack(target, context.references, text, layout, timestep_b)
             (x, _), _ = run_layers(stack, unroll=self.config.unroll)
             predicted = self.backbone.predict(x[:, : layout.n_target], stack.condition)
             predicted = predicted.reshape(target.shape)
@@ -281,7 +282,7 @@ class ImageWAM(nnx.Module):
             return target, Steps(target, predicted)
 
         noise = noise.astype(self._coordinate_dtype)
-        return jax.lax.scan(step, noise, (schedule.time, schedule.delta))
+        return jax.lax.scan(step, noise, (schedule.timestep, schedule.delta))
 
     def action_schedule(self, steps: int = 10) -> Schedule:
         """The Euler steps of `act` (the official count is 10)."""
@@ -330,10 +331,10 @@ class ImageWAM(nnx.Module):
         references: Float[Array, "b k rows columns c"],
         text: Float[Array, "b t text_dim"],
         layout: AttentionLayout,
-        time_b: Float[Array, " b"],
+        timestep_b: Float[Array, " b"],
     ) -> Stack:
-        """The backbone with its tokens at a time; text and layout are those of `layout`."""
-        condition = self.backbone.condition(time_b)
+        """The backbone with its tokens at a timestep; text and layout are those of `layout`."""
+        condition = self.backbone.condition(timestep_b)
         tokens = self.backbone.embed(target, references, text, condition, layout)
         return Stack(self.backbone, tokens, condition, layout)
 

@@ -139,9 +139,9 @@ class TimeEmbedding(nnx.Module):
 
     width = 256
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.wi = Linear(Axis("time", self.width), Axis("embed", dim), rngs=rngs)
-        self.wo = Linear(Axis("embed", dim), Axis("modulation", dim), rngs=rngs)
+    def __init__(self, dim: int, *, bias: bool = False, rngs: nnx.Rngs):
+        self.wi = Linear(Axis("time", self.width), Axis("embed", dim), bias=bias, rngs=rngs)
+        self.wo = Linear(Axis("embed", dim), Axis("modulation", dim), bias=bias, rngs=rngs)
 
     def __call__(self, time_b: Float[Array, " b"]) -> Float[Array, "b d"]:
         return self.wo(jax.nn.silu(self.wi(sinusoids(time_b, self.width))))
@@ -231,9 +231,10 @@ def rope_tables(
     """Rotation tables for integer positions on several axes (docs/spec/imagewam_flux2.md, 1.4).
 
     With `dtype=bfloat16`, frequencies, angles and tables are each rounded to bfloat16, as in
-    a bfloat16 run of the official code; the tables themselves are always float32. They are
-    made by NumPy and looked up, so they are bit for bit the same on every accelerator. Positions
-    are below `MAX_POSITION`; a larger one rotates by NaN rather than by a wrong angle.
+    a bfloat16 run of the official code, and with `dtype=float64` only the tables are rounded; these
+    are always float32. They are made by NumPy and looked up, so they are bit for bit the same on
+    every accelerator. Positions are below `MAX_POSITION`; a larger one rotates by NaN rather than
+    by a wrong angle.
     """
     parts = []
     for axis, dim in enumerate(axes_dim):
@@ -252,12 +253,12 @@ def _cos_sin(dim: int, theta: float, dtype: np.dtype) -> Float[np.ndarray, "posi
     """Float32 `[cos, sin]` of every position, with each step rounded to `dtype`."""
 
     def rounded(x):
-        return x.astype(np.float32).astype(dtype).astype(np.float32)
+        return x if dtype == np.float64 else x.astype(np.float32).astype(dtype).astype(np.float32)
 
     exponents = rounded(np.arange(0, dim, 2) / dim)
     frequencies = rounded(1 / rounded(np.float32(theta) ** exponents))
     angles = rounded(rounded(np.arange(MAX_POSITION))[:, None] * frequencies)
-    return np.stack([rounded(np.cos(angles)), rounded(np.sin(angles))], -1)
+    return np.stack([rounded(np.cos(angles)), rounded(np.sin(angles))], -1).astype(np.float32)
 
 
 def rotate(x: Float[Array, "b s n h"], rope: Rope) -> Float[Array, "b s n h"]:

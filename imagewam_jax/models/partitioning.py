@@ -37,6 +37,7 @@ RULES = MappingProxyType(
         "time": (),
         "action": (),
         "proprio": (),
+        "reference": (),
         "rank": (),
     }
 )

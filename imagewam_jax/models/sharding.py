@@ -104,7 +104,7 @@ def rows_here(mesh: Mesh, global_batch: int) -> Int64[np.ndarray, " rows"]:
 def param_shardings(mesh: Mesh, policy: ImageWAMConfig) -> dict[str, Any]:
     """The sharding of each parameter. ConfigError names one that the mesh cannot divide."""
     # Kernels have all channels of all heads on one axis, which would be divided within a head.
-    heads, parts = policy.backbone.heads, _parts(mesh, "heads")
+    heads, parts = policy.backbone.kv_heads, _parts(mesh, "heads")
     if heads % parts:
         raise ConfigError(
             f"the backbone has {heads} heads, which do not divide over {_shown(mesh, 'heads')}"

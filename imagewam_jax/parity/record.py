@@ -21,6 +21,7 @@ from imagewam_jax.errors import CheckpointError, ConfigError
 from imagewam_jax.files import partial_path
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
+from imagewam_jax.models.backbones.flux2 import Flux2Config
 from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3Config
@@ -28,8 +29,9 @@ from imagewam_jax.parity.cases import KINDS
 from imagewam_jax.parity.cases.base import Output, Sizes
 from imagewam_jax.parity.cases.folder import CONFIG, NORMS, Folder, Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
-from imagewam_jax.parity.cases.policy_case import STACK
+from imagewam_jax.parity.stacks import stack_of
 from imagewam_jax.weights.io.tensors import ArraySource
+from imagewam_jax.weights.layouts.families import family_of
 from imagewam_jax.weights.layouts.imagewam_checkpoint import official_settings
 
 # The folder of each component.
@@ -150,8 +152,8 @@ def _policy_settings(config: ImageWAMConfig) -> dict[str, Any]:
     }
     kept = ("action_dit_config", "proprio_dim", "pack_proprio_after_text", "qwen_context_len")
     return {
-        "stack": STACK,
-        "flux2_params": official["flux2_params"],
+        "stack": stack_of(config.backbone).name,
+        **family_of(config.backbone).settings(config)[1],
         **{name: model[name] for name in kept if name in model},
         "schedulers": schedulers | {"num_train_timesteps": TIMESTEPS},
         "loss": model["loss"],
@@ -166,6 +168,10 @@ def _policy_settings(config: ImageWAMConfig) -> dict[str, Any]:
 
 
 def _transformer_settings(config: Any) -> dict[str, Any]:
+    if not isinstance(config, Flux2Config):
+        raise ConfigError(
+            "of a transformer alone only FLUX.2 is recorded; of others, record a whole policy"
+        )
     policy = ImageWAMConfig(config, ActionExpertConfig())
     return {
         "flux2_params": official_settings(policy)["flux2_params"],

@@ -22,13 +22,19 @@ from imagewam_jax.parity.cases.loaded import Loaded
 # Recorded tensors that nothing here computes again: patterns of their names, and why.
 NOT_REPEATED = {
     r"kvref\..*|pred_kv_.*": "of the cached editing path, another function than ImageWAM's",
-    r"attention_mask_.*": "masks over queries are never built here; predictions show them",
+    r"attention_mask(_.*)?": "masks over queries are never built here; predictions show them",
     r"pred_base|pred_legacy_merge": "without adapters, or wrongly merged: another model",
     r".*\.lora_[AB]|loss_weight": "of LoRA adapters, which are merged when they are converted",
-    r"mot\.mixtures\.video\.(double|single)_blocks\..*": "aliases, the same tensors a second time",
+    r"mot\.mixtures\.video\.(\w+_)?blocks\..*": "aliases, the same tensors a second time",
     r"model\.(layers\..*|norm\.weight)|lm_head\.weight": "behind the last layer of the encoder",
     r"bn\.num_batches_tracked": "a counter of training, which no model has",
     r"text_attention_mask": "an input, as attention_mask is",
+    r"native_second_ref_of_sample0": "a reference of another size than the first",
+}
+# Recorded files that nothing here computes again, and why.
+FILES_NOT_REPEATED = {
+    "train_nopack.safetensors": "of a policy that reads the features of padded text, which tables "
+    "of text do not hold",
 }
 OTHERWISE = "nothing here repeats it"
 LACKING = "nothing that the checkpoint has repeats it"
@@ -222,7 +228,8 @@ def _unread(folder: Folder, known: list[NotChecked]) -> Iterator[NotChecked]:
         reasons: dict[str, list[str]] = {}
         for name in sorted(tensors.unread - mentioned):
             found = (why for pattern, why in NOT_REPEATED.items() if re.fullmatch(pattern, name))
-            reasons.setdefault(next(found, otherwise), []).append(name)
+            why = FILES_NOT_REPEATED.get(file) or next(found, otherwise)
+            reasons.setdefault(why, []).append(name)
         for why, names in reasons.items():
             yield NotChecked(f"{file}: {_listed(names)}", why)
 

@@ -21,6 +21,7 @@ from imagewam_jax.checkpoints.store import check_arrays, open_checkpoint
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.autoencoders import to_uint8
+from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.imagewam import ImageWAM
 from imagewam_jax.models.parameters import abstract_params, policy_builder
 from imagewam_jax.models.sharding import (
@@ -450,8 +451,8 @@ def _imagine(model, assets, observations, noise, images, euler_steps):
 
 @partial(jax.jit, static_argnames=("images",))
 def _attention(model, assets, observations, noise, time, images):
-    time_b = jnp.full(noise.shape[0], time)
-    return model.action_attention(make_context(assets, images, observations), noise, time_b)
+    timestep_b = jnp.full(noise.shape[0], TIMESTEPS * time)
+    return model.action_attention(make_context(assets, images, observations), noise, timestep_b)
 
 
 @partial(jax.jit, static_argnames=("spec",))

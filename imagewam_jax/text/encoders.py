@@ -184,5 +184,13 @@ def _byte_qwen3(section: Mapping[str, Any]) -> TextEncoder:
     return byte_qwen3(section["seed"])
 
 
+def _qwen2_5_vl(section: Mapping[str, Any]) -> TextEncoder:
+    raise MissingWeights(
+        "features of the text encoder qwen2_5_vl are read from a table alone, and text.table names "
+        "none: make it where PyTorch and transformers are installed, with "
+        "data/text_features/qwen2_5_vl.py, and give --config.text.table=FILE"
+    )
+
+
 # name in the config -> function that makes the encoder
-TEXT_ENCODERS = {"byte_qwen3": _byte_qwen3, "qwen3": qwen3}
+TEXT_ENCODERS = {"byte_qwen3": _byte_qwen3, "qwen3": qwen3, "qwen2_5_vl": _qwen2_5_vl}

@@ -87,7 +87,7 @@ def acting_stages(
     tokens = sizes.text_tokens + (policy.proprio_dim is not None)
     tokens += sizes.references * rows * columns
     backbone = policy.backbone
-    cache = 2 * tokens * backbone.heads * backbone.head_dim * sum(backbone.group_sizes)
+    cache = 2 * tokens * backbone.kv_heads * backbone.head_dim * sum(backbone.group_sizes)
     each = weights(expert) - weights(once) + weight_bytes * sizes.batch * cache / chips
     encoder = sum(
         leaf.size * leaf.dtype.itemsize

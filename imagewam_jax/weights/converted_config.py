@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagewam_jax.config.defaults import official_recipe
+from imagewam_jax.config.defaults import backbone_recipe
 from imagewam_jax.config.schema import choose, policy_config
 from imagewam_jax.errors import ConversionError, DataError
 from imagewam_jax.preprocess.images import LAYOUTS, REFERENCES, mosaic
@@ -35,7 +35,10 @@ def merged_config(
         merged = _merge(merged, section)
     if "horizon" not in merged.get("model", {}):
         return merged
-    whole = json.loads(official_recipe().to_json() if config is None else json.dumps(config))
+    if config is None:
+        whole = json.loads(backbone_recipe(merged["model"]["backbone"]["name"]).to_json())
+    else:
+        whole = json.loads(json.dumps(config))
     merged["model"] |= {name: whole["model"][name] for name in RUN_TIME}
     if config is not None:
         _check_same(policy_config(whole["model"]), policy_config(merged["model"]), "model")

@@ -19,7 +19,9 @@ from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.errors import CheckpointError, ConversionError
 from imagewam_jax.files import partial_path
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
+from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig
 from imagewam_jax.models.backbones.flux2 import Flux2Config
+from imagewam_jax.models.backbones.omnigen2 import OmniGen2Config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten
 from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
@@ -34,12 +36,15 @@ from imagewam_jax.weights.io.tensors import (
 )
 from imagewam_jax.weights.io.torch_files import write_torch_file
 from imagewam_jax.weights.layouts import registry as layouts
+from imagewam_jax.weights.layouts.autoencoder_kl import autoencoder_kl_json
+from imagewam_jax.weights.layouts.families import FAMILIES
 from imagewam_jax.weights.layouts.flux2_autoencoder_diffusers import (
     flux2_autoencoder_diffusers_json,
 )
 from imagewam_jax.weights.layouts.flux2_diffusers import flux2_diffusers_json
 from imagewam_jax.weights.layouts.imagewam_checkpoint import checkpoint_contents
 from imagewam_jax.weights.layouts.mapping import ForeignView, under
+from imagewam_jax.weights.layouts.omnigen2 import omnigen2_json
 from imagewam_jax.weights.layouts.registry import Layout
 from imagewam_jax.weights.official import official_sidecar
 
@@ -55,9 +60,9 @@ class Target(NamedTuple):
     json: Callable[[Any], dict[str, Any]] | None = None
 
 
-# The targets by format, then by the type of a component's config.
+# The targets by format, then by the type of a component's config; of a policy, of its backbone's.
 TARGETS: dict[str, dict[type, Target]] = {
-    "official": {ImageWAMConfig: Target(layouts.IMAGEWAM_FLUX2, "model.pt")},
+    "official": {kind: Target(layout, "model.pt") for kind, layout in layouts.POLICIES.items()},
     "flux2": {
         Flux2Config: Target(layouts.FLUX2, "transformer.safetensors"),
         Flux2AutoencoderConfig: Target(layouts.FLUX2_AUTOENCODER, "ae.safetensors"),
@@ -67,13 +72,15 @@ TARGETS: dict[str, dict[type, Target]] = {
         Flux2AutoencoderConfig: Target(
             layouts.FLUX2_AUTOENCODER_DIFFUSERS, "vae", flux2_autoencoder_diffusers_json
         ),
+        OmniGen2Config: Target(layouts.OMNIGEN2, "transformer", omnigen2_json),
+        AutoencoderKLConfig: Target(layouts.AUTOENCODER_KL, "vae", autoencoder_kl_json),
     },
 }
 # What each format holds, for messages.
 HOLDS = {
-    "official": "a whole policy on FLUX.2",
+    "official": "a whole policy on " + " or ".join(family.title for family in FAMILIES),
     "flux2": "a FLUX.2 transformer and autoencoder",
-    "diffusers": "a FLUX.2 transformer and autoencoder",
+    "diffusers": "a FLUX.2 or OmniGen2 transformer and an autoencoder",
 }
 
 
@@ -157,12 +164,12 @@ def plan(
         lora, components["policy"] = components["policy"].lora, without_lora(components["policy"])
     if "backbone" in components and "expert" in metadata["config"].get("model", {}):
         absent.append("first weights of the action expert")
-    if "policy" in components and ImageWAMConfig not in targets:
+    if "policy" in components and format != "official":
         components["backbone"] = components.pop("policy").backbone
         print("the action expert and the robot state's embedding are not part of this layout")
     for name, config in components.items():
-        target = targets.get(type(config))
-        if target is None or not _fits(config):
+        target = _target(targets, format, config)
+        if target is None:
             absent.append(name)
             continue
         tree = COMPONENTS[name].tree
@@ -181,9 +188,12 @@ def plan(
     return jobs
 
 
-def _fits(config: Any) -> bool:
-    """Whether it is no policy, or one on FLUX.2: other backbones have other layouts."""
-    return not isinstance(config, ImageWAMConfig) or isinstance(config.backbone, Flux2Config)
+def _target(targets: Mapping[type, Target], format: str, config: Any) -> Target | None:
+    """Where a component goes; None if the format has no place for it."""
+    is_policy = isinstance(config, ImageWAMConfig)
+    if is_policy is not (format == "official"):
+        return None
+    return targets.get(type(config.backbone if is_policy else config))
 
 
 def _source(

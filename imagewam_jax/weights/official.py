@@ -23,6 +23,7 @@ from imagewam_jax.preprocess.statistics import (
     statistics_from_json,
 )
 from imagewam_jax.weights.converted_config import RUN_TIME
+from imagewam_jax.weights.layouts.families import family_of
 from imagewam_jax.weights.layouts.imagewam import BACKBONE, imagewam_config
 from imagewam_jax.weights.layouts.imagewam_checkpoint import (
     MIXED_PRECISION,
@@ -31,6 +32,7 @@ from imagewam_jax.weights.layouts.imagewam_checkpoint import (
 )
 from imagewam_jax.weights.layouts.imagewam_settings import MODES, key_order, setting
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs
+from imagewam_jax.weights.overrides import OVERRIDES
 from imagewam_jax.weights.sidecar import STATISTICS_FILE
 
 SETTINGS_FILE = "train_config.yaml"
@@ -162,7 +164,8 @@ def official_sidecar(
     settings that were kept do not belong to these tensors."""
     contents = settings(config, metadata, specs)
     texts = {SETTINGS_FILE: yaml.safe_dump(contents, sort_keys=False, allow_unicode=True)}
-    if np.dtype(specs[f"{BACKBONE}img_in.weight"].dtype).name != config.coordinate_dtype:
+    first = BACKBONE + family_of(config.backbone).first
+    if np.dtype(specs[first].dtype).name != config.coordinate_dtype:
         precision = MIXED_PRECISION[config.coordinate_dtype]
         print(
             f"positions and times of this policy are in {config.coordinate_dtype}, its weights are "
@@ -189,8 +192,11 @@ def _describes(metadata: Metadata, config: ImageWAMConfig, specs: Specs) -> bool
 def _overrides(config: ImageWAMConfig) -> dict[str, Any]:
     """The values of a config that a user can set: see `overrides.OVERRIDES`."""
     return {
-        "rope_axes": list(config.backbone.rope_axes),
-        "rope_theta": config.backbone.rope_theta,
+        **{
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(config.backbone).items()
+            if name in OVERRIDES
+        },
         "horizon": config.horizon,
         "max_horizon": config.expert.max_horizon,
         "pack_proprio_after_text": config.proprio_position is None,

@@ -23,12 +23,15 @@ _dtype = {"bfloat16": "bfloat16", "float32": "float32"}.__getitem__
 OVERRIDES = {
     "rope_axes": Override(_integers, "channels of a head that each axis turns: 32,32,32,32"),
     "rope_theta": Override(float, "base of the RoPE wavelengths"),
+    "timestep_scale": Override(float, "what OmniGen2 multiplies a timestep by: 1000"),
     "lora_alpha": Override(float, "alpha of LoRA factors; the files do not hold it"),
     "horizon": Override(int, "actions per chunk"),
     "max_horizon": Override(int, "the expert's limit of it"),
     "expert_dim": Override(int, "width of a new action expert"),
     "expert_mlp_ratio": Override(float, "inner width of its MLPs over that"),
-    "expert_scale": Override(_boolean, "false: its first weights are resized without scaling"),
+    "expert_scale": Override(
+        _boolean, "whether its first weights are scaled when they are resized"
+    ),
     "pack_proprio_after_text": Override(
         _boolean, "false: the robot state stands behind the padded text"
     ),

@@ -11,6 +11,7 @@ import numpy as np
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
+from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten, unflatten
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
@@ -33,7 +34,13 @@ from imagewam_jax.weights.layouts.sets import find_weights, unwrapped
 from imagewam_jax.weights.sidecar import Sidecar, read_sidecar
 
 # Public models, recognized by the sizes that shapes give.
-PUBLIC = {"klein 4B": KLEIN_4B, "klein 9B": KLEIN_9B, "Qwen3-4B": QWEN3_4B, "Qwen3-8B": QWEN3_8B}
+PUBLIC = {
+    "klein 4B": KLEIN_4B,
+    "klein 9B": KLEIN_9B,
+    "OmniGen2": OMNIGEN2,
+    "Qwen3-4B": QWEN3_4B,
+    "Qwen3-8B": QWEN3_8B,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,15 +17,27 @@ from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.text.encoders import TEXT_ENCODERS, make_prompt
 from tests.training.tiny import ROOT
 
-BACKBONE = {"4b": 3_875_544_576, "9b": 9_078_581_248}
+BACKBONE = {"4b": 3_875_544_576, "9b": 9_078_581_248, "omnigen2": 3_967_161_400}
 EXPERT = {
     ("4b", 7): 642_012_416,
     ("4b", 14): 642_026_752,
     ("9b", 7): 952_392_704,
     ("9b", 14): 952_407_040,
+    ("omnigen2", 7): 759_719_431,
+    ("omnigen2", 14): 759_719_431 + 7 * 2049,
 }
-PROPRIO = {("libero", "4b"): 69_120, ("robotwin", "4b"): 115_200, ("libero", "9b"): 110_592}
-# docs/spec/imagewam_flux2.md, 7.2 and 8.1.
+TEXT = {
+    "4b": ("qwen3", 512, QWEN3_4B.feature_dim),
+    "9b": ("qwen3", 512, QWEN3_8B.feature_dim),
+    "omnigen2": ("qwen2_5_vl", 128, 2048),
+}
+PROPRIO = {
+    ("libero", "4b"): 69_120,
+    ("robotwin", "4b"): 115_200,
+    ("libero", "9b"): 110_592,
+    ("libero", "omnigen2"): 9 * 2048,
+}
+# docs/spec/imagewam_flux2.md, 7.2 and 8.1, and docs/spec/imagewam_omnigen2.md, 11.
 RECIPES = {
     "libero": {
         "cameras": 2,
@@ -33,7 +45,7 @@ RECIPES = {
         "mosaic": (224, 448),
         "action_dim": 7,
         "state_dim": 8,
-        "batch_size": {"4b": 80, "9b": 96},
+        "batch_size": {"4b": 80, "9b": 96, "omnigen2": 96},
         "normalization": "min/max",
     },
     "robotwin": {
@@ -42,12 +54,13 @@ RECIPES = {
         "mosaic": (288, 256),
         "action_dim": 14,
         "state_dim": 14,
-        "batch_size": {"4b": 384, "9b": 64},
+        "batch_size": {"4b": 384, "9b": 64, "omnigen2": 128},
         "normalization": "z-score",
     },
 }
-CASES = [(name, size) for name in RECIPES for size in ("4b", "9b")]
+CASES = [(name, size) for name in RECIPES for size in BACKBONE]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+ALL = [*FILES, "libero:omnigen2", "robotwin:omnigen2"]
 
 
 def load(name: str) -> dict:
@@ -60,7 +73,7 @@ def count(tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_config_loads(name):
     config = load(name)
     policy = policy_config(config["model"])
@@ -81,7 +94,7 @@ def test_a_config_of_an_older_version_is_told_where_things_are_now(tmp_path):
 
 
 def test_all_kinds_of_parts_are_in_use():
-    configs = [load(name) for name in FILES]
+    configs = [load(name) for name in ALL]
     assert {config["autoencoder"]["name"] for config in configs} == set(AUTOENCODERS)
     assert {config["text"]["encoder"] for config in configs} == set(TEXT_ENCODERS)
 
@@ -113,12 +126,11 @@ def test_facts_of_the_official_recipe(name, size):
     assert (optimizer["b1"], optimizer["b2"], optimizer["clip_norm"]) == (0.9, 0.95, 1.0)
     assert (optimizer["warmup_fraction"], optimizer["final_fraction"]) == (0.05, 0.01)
     assert optimizer["ema_decay"] == 0.0 and config["seed"] == 42
-    assert config["text"]["encoder"] == "qwen3" and max(config["text"]["buckets"]) == 512
+    encoder, longest, text_dim = TEXT[size]
+    assert config["text"]["encoder"] == encoder and max(config["text"]["buckets"]) == longest
+    assert policy_config(model).backbone.text_dim == text_dim
     assert make_prompt(config["text"]["template"], "fold it") == (
         "A video recorded from a robot's point of view executing the following instruction: fold it"
-    )
-    assert (
-        policy_config(model).backbone.text_dim == {"4b": QWEN3_4B, "9b": QWEN3_8B}[size].feature_dim
     )
 
 
@@ -168,13 +180,14 @@ def test_shapes_of_training_and_acting(name, size):
     (loss, parts), actions, target, cache = jax.eval_shape(
         compute, abstract_params(policy), assets, batch
     )
-    assert target.shape == (batch_size, height // 16, width // 16, 128)
+    cell = policy.backbone.in_channels
+    assert target.shape == (batch_size, height // 16, width // 16, cell)
     assert loss.shape == () and loss.dtype == jnp.float32
     assert parts["action_loss_b"].shape == (batch_size,)
     assert actions.shape == (batch_size, horizon, action_dim)
     layers = sum(group.k.shape[0] for group in cache.groups)
     context = height * width // 256 + tokens + 1
-    assert layers == {"4b": 25, "9b": 32}[size]
+    assert layers == {"4b": 25, "9b": 32, "omnigen2": 32}[size]
     assert all(group.k.shape[1:3] == (batch_size, context) for group in cache.groups)
 
 

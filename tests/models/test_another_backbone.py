@@ -48,6 +48,14 @@ class TwiceConfig:
     layers: int = 3
 
     @property
+    def kv_heads(self):
+        return self.heads
+
+    @property
+    def refiner_layers(self):
+        return 1
+
+    @property
     def group_sizes(self):
         return (self.layers,)
 
@@ -96,8 +104,8 @@ class TwiceNetwork(nnx.Module):
     def groups(self):
         return (self.layers,)
 
-    def condition(self, time_b):
-        time = self.time_in(time_b)
+    def condition(self, timestep_b):
+        time = self.time_in(timestep_b / 1000)
         return self.modulation(time), self.head.condition(time)
 
     def group_conditions(self, condition):
@@ -201,14 +209,14 @@ def test_it_is_trained(policy, sample):
 
 
 def test_it_acts_from_the_cache_as_in_the_joint_forward(policy, sample):
-    time = np.full(2, 0.25, np.float32)
+    timestep = np.full(2, 250, np.float32)
     _, joint = run_once(ImageWAM.velocities)(
-        policy, sample.context, sample.target, time, sample.actions, time
+        policy, sample.context, sample.target, timestep, sample.actions, timestep
     )
-    cache = run_once(ImageWAM.prefill)(policy, sample.context, time)
+    cache = run_once(ImageWAM.prefill)(policy, sample.context, timestep)
     (left,) = cache.groups
     assert left.keys() == {"first", "second"} and left["first"].k.shape[0] == 3
-    schedule = policy.action_schedule(1)._replace(timestep=1000 * time[:1])
+    schedule = policy.action_schedule(1)._replace(timestep=timestep[:1])
     _, steps = run_once(ImageWAM.act)(policy, cache, sample.actions, schedule)
     np.testing.assert_allclose(steps.velocity[0], joint, atol=2e-6)
 

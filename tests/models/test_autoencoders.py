@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.autoencoders import AUTOENCODERS, latent_grid, to_uint8
 from imagewam_jax.models.autoencoders.flux2 import Flux2Autoencoder, Flux2AutoencoderConfig
+from imagewam_jax.models.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
 from imagewam_jax.models.autoencoders.patch import (
     SCALE_FLOOR,
     PatchAutoencoder,
@@ -17,6 +18,7 @@ from imagewam_jax.models.autoencoders.patch import (
     fit,
 )
 from imagewam_jax.models.parameters import module_tree
+from imagewam_jax.weights.layouts.autoencoder_kl import autoencoder_kl_rules
 from imagewam_jax.weights.layouts.flux2_autoencoder import COUNTER, flux2_autoencoder_rules
 from tests.goldens import golden
 from tests.models.official import with_parameters
@@ -55,6 +57,23 @@ def test_flux2_computes_in_the_dtype_of_its_parameters():
     assert jax.eval_shape(lambda m, x: m.decode(x), model, image).dtype == jnp.bfloat16
 
 
+def test_kl_full_size():
+    """The autoencoders of FLUX.1 and OmniGen2, and of SDXL and Ovis-U1."""
+    for config, numbers, names in (
+        (AutoencoderKLConfig(), 83_819_683, 244),
+        (AutoencoderKLConfig(latent_channels=4, has_quantizers=True), 83_653_863, 248),
+    ):
+        model = jax.eval_shape(lambda c=config: AutoencoderKL(c, rngs=nnx.Rngs(0)))
+        assert sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param))) == numbers
+        assert len({n for r in autoencoder_kl_rules(config) for n in r.names()}) == names
+        image = jax.ShapeDtypeStruct((2, 224, 448, 3), jnp.bfloat16)
+        latent = jax.eval_shape(lambda m, x: m.encode(x), model, image)
+        assert (
+            latent.shape == (2, 14, 28, model.channels) == (2, 14, 28, 4 * config.latent_channels)
+        )
+        assert jax.eval_shape(lambda m, x: m.decode(x), model, latent).shape == image.shape
+
+
 def test_flux2_conversion_is_strict():
     folder = golden("flux2_autoencoder")
     weights = load_file(folder / "weights.safetensors")
@@ -77,6 +96,7 @@ def test_flux2_conversion_is_strict():
 def test_a_side_that_is_no_multiple_of_the_factor(name, shape):
     small = {
         "flux2": Flux2AutoencoderConfig(32, (1, 1, 1, 1), 1, 4),
+        "kl": AutoencoderKLConfig((4, 4, 4, 4), 1, 4, groups=2),
         "patch": PatchAutoencoderConfig(factor=16),
     }[name]
     config_type, module = AUTOENCODERS[name]

@@ -53,19 +53,19 @@ def test_a_batch_of_mixed_lengths_is_its_samples():
 def test_acting_from_the_cache_is_the_joint_forward(folder):
     policy = official.load_policy(folder)
     io, sample, _ = official.train_case(folder)
-    time = io["unit_timestep_video"]
+    timestep = io["timestep_video"]
     _, joint = official.velocities(
         policy,
         sample.context,
         official.as_grid(io["noisy_video"], folder),
-        time,
+        timestep,
         io["noisy_action"],
-        time,
+        timestep,
     )
-    cache = official.prefill(policy, sample.context, time)
-    for i in range(len(time)):
+    cache = official.prefill(policy, sample.context, timestep)
+    for i in range(len(timestep)):
         one = jax.tree.map(lambda x, i=i: x[:, i : i + 1], cache.groups)
-        schedule = policy.action_schedule(1)._replace(timestep=1000 * time[i : i + 1])
+        schedule = policy.action_schedule(1)._replace(timestep=timestep[i : i + 1])
         _, steps = official.act(
             policy,
             cache._replace(groups=one, length_b=cache.length_b[i : i + 1]),
@@ -86,7 +86,7 @@ def test_the_context_does_not_see_target_or_action(folder):
     @jax.jit
     def derivative(d_target, d_action):
         def predict(target, action):
-            times = io["unit_timestep_video"], io["unit_timestep_action"]
+            times = io["timestep_video"], io["timestep_action"]
             return policy.velocities(sample.context, target, times[0], action, times[1])
 
         return jax.jvp(predict, (target, action), (d_target, d_action))[1]
@@ -133,9 +133,9 @@ def test_bfloat16_is_near_float32(folder, coordinates):
         in_bfloat16(official.load_policy(folder), coordinates),
         sample.context,
         official.as_grid(io["noisy_video"], folder),
-        jnp.asarray(io["unit_timestep_video"], coordinates),
+        jnp.asarray(io["timestep_video"], coordinates),
         io["noisy_action"],
-        jnp.asarray(io["unit_timestep_action"], coordinates),
+        jnp.asarray(io["timestep_action"], coordinates),
     )
     assert target.dtype == action.dtype == jnp.bfloat16
     mean, largest = BFLOAT16_LIMITS[coordinates]

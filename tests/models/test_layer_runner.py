@@ -23,12 +23,12 @@ def stacks(policy):
     context = sample.context
     text, layout = policy.layout(context, sample.target.shape[1:3])
     backbone = policy.backbone_stack(
-        sample.target, context.references, text, layout, draws.target_u
+        sample.target, context.references, text, layout, 1000 * draws.target_u
     )
     expert = Stack(
         policy.expert,
         policy.expert.action_in(sample.actions),
-        policy.expert.condition(draws.action_u),
+        policy.expert.condition(1000 * draws.action_u),
         policy.action_layout(sample.actions.shape[1], layout.context_length_b),
     )
     return backbone, expert

@@ -61,6 +61,59 @@ def test_a_whole_policy(case):
         assert {"holes.pack_*", "left_padded.pack_*"} < why_not.keys()
 
 
+def test_a_whole_policy_on_omnigen2():
+    """As of FLUX.2; its recordings hold latents, and the noise that they were sampled with."""
+    case = "imagewam_omnigen2"
+    report = verify(converted(case), golden(case))
+    assert report.passed and not names_of(report, passed=False)
+    found, why_not = names_of(report), reasons(report)
+    norms = json.loads((golden(case) / "grad_norms.json").read_text())
+    assert found >= {f"grad_norms.json: {name}" for name in norms}
+    for file in ("trace", "grads", "vae"):
+        assert found >= recorded(case, f"{file}.safetensors")
+    inputs = [
+        "video",
+        "action",
+        "noise_.*",
+        "eps_.*",
+        "u_.*",
+        "proprio",
+        "text_.*",
+        "action_.*_pad",
+    ]
+    left = without(recorded(case, "train.safetensors") - found, *inputs)
+    native = ("native_forward_two_refs_pred", "native_second_ref_of_sample0")
+    assert left == {f"train.safetensors: {name}" for name in (*native, "attention_mask")}
+    assert "of two sizes" in why_not["native_forward_two_refs_pred"]
+    inputs = [r"infer\d\.(noise|image|eps_vae|proprio|text_.*)", r"infer_video\.(noise|eps_vae)"]
+    assert without(recorded(case, "infer.safetensors") - found, *inputs) == set()
+    (unpacked,) = (why for what, why in why_not.items() if what.startswith("train_nopack"))
+    assert "padded text" in unpacked
+
+
+def test_a_policy_without_the_autoencoder_of_its_recording():
+    """What was imagined started from an image that only the autoencoder can encode again."""
+    report = verify(converted("omnigen2_alone"), golden("imagewam_omnigen2"))
+    assert report.passed
+    assert "autoencoder" in reasons(report)["infer_video.latents_per_step"]
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_first_weights_of_an_expert_for_omnigen2(width, tmp_path):
+    case = golden("action_init_omnigen2")
+    source = copy_case(case, tmp_path / "source", "transformer_weights.safetensors")
+    convert([source], tmp_path / "made", expert="official", overrides={"expert_dim": width})
+    report = verify(tmp_path / "made", case)
+    name = {16: "narrow", 32: "wide"}[width]
+    assert report.passed
+    assert recorded("action_init_omnigen2", f"action_init_{name}.safetensors") < names_of(report)
+
+
+def test_a_recording_of_another_backbone():
+    with pytest.raises(ConversionError, match="recorded of omnigen2, the checkpoint is of flux2"):
+        verify(converted("policy_alone"), golden("imagewam_omnigen2"))
+
+
 def test_a_transformer():
     report = verify(converted("flux2_transformer"), golden("flux2_transformer"))
     assert report.passed

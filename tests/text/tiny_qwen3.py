@@ -39,7 +39,7 @@ CHAT_THINKING_2507 = TURNS + _ANSWER + "{{- '<think>\n' }}{%- endif %}"
 
 
 @functools.cache
-def _tokenizer_json() -> str:
+def tokenizer_json() -> str:
     """A byte-level BPE with the special tokens of Qwen3."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -72,7 +72,7 @@ def tokenizer_files(chat_template: str | None = CHAT) -> dict[str, str]:
     }
     if chat_template is not None:
         config["chat_template"] = chat_template
-    return {"tokenizer.json": _tokenizer_json(), "tokenizer_config.json": json.dumps(config)}
+    return {"tokenizer.json": tokenizer_json(), "tokenizer_config.json": json.dumps(config)}
 
 
 def parameters(config: Qwen3Config = SIZES, dtype: str = "bfloat16") -> dict[str, Any]:

@@ -103,12 +103,12 @@ def test_merged_kernels_compute_the_same(finished):
     merged = merged_params(params, with_additions.lora)
     assert flatten(merged).keys() == flatten(abstract_params(config)).keys()
     x = jax.random.normal(jax.random.key(0), (2, 5, 16))
-    condition = jnp.full(2, 0.3)
+    timestep = jnp.full(2, 300.0)
 
     def predict(config, params):
         backbone = policy_builder(config)(params).backbone
         layer = jax.tree.map(lambda leaf: leaf[0], backbone.single_layers)
-        on = backbone.group_conditions(backbone.condition(condition))[1]
+        on = backbone.group_conditions(backbone.condition(timestep))[1]
         return layer.block.project(x, on)
 
     for one, other in zip(predict(with_additions, params), predict(config, merged), strict=True):

@@ -165,7 +165,7 @@ def test_a_missing_source_tensor_is_named(recorded):
     _, case, source = recorded
     name = "single_blocks.1.linear1.weight"
     without = ArraySource({k: v for k, v in source.items() if k != name}, "file")
-    with pytest.raises(ConversionError, match=f"the FLUX.2 weights have no {name}"):
+    with pytest.raises(ConversionError, match=f"the transformer.s weights have no {name}"):
         initial_expert(without, flux2_config(case["flux2_params"]), {"expert_dim": 32}, "official")
 
 

@@ -38,7 +38,7 @@ def nhwc(image):
 @jax.jit
 def stock_forward(model: Flux2, images, text, positions, time):
     """The unmasked FLUX.2 forward: every token is one that sees all others."""
-    condition = model.condition(jnp.asarray(time))
+    condition = model.condition_at(jnp.asarray(time))
     layout = AttentionLayout(
         n_target=positions.shape[1],
         n_text=text.shape[1],

@@ -8,7 +8,7 @@ import pytest
 
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
-from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
+from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B, Flux2Config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
 from imagewam_jax.weights.components import COMPONENTS
@@ -159,7 +159,7 @@ def test_official_checkpoints(size, action_dim, proprio_dim, tensors, stored):
         proprio_dim=proprio_dim,
         coordinate_dtype="bfloat16",
     )
-    shapes = shapes_of(layouts.IMAGEWAM_FLUX2, config)
+    shapes = shapes_of(layouts.POLICIES[Flux2Config], config)
     aliases = {alias: shapes[name] for alias, name in alias_names(config).items()}
     assert len(aliases) == {"4b": 140, "9b": 192}[size]
     mot = [name for name in {**shapes, **aliases} if name.startswith("mot.")]
@@ -167,4 +167,4 @@ def test_official_checkpoints(size, action_dim, proprio_dim, tensors, stored):
     proprio = {name: shape for name, shape in shapes.items() if name.startswith("proprio_")}
     assert numbers(proprio) == (proprio_dim + 1) * config.backbone.text_dim
     assert numbers(shapes) - numbers(proprio) == stored
-    assert_recognised(layouts.IMAGEWAM_FLUX2, shapes | aliases, config)
+    assert_recognised(layouts.POLICIES[Flux2Config], shapes | aliases, config)

@@ -4,9 +4,10 @@ from flax import nnx
 
 from imagewam_jax.models.backbones.base import Backbone, BackboneConfig
 from imagewam_jax.models.backbones.flux2 import Flux2, Flux2Config
+from imagewam_jax.models.backbones.omnigen2 import OmniGen2, OmniGen2Config
 
 # name in the config -> (its configuration, its module)
-BACKBONES = {"flux2": (Flux2Config, Flux2)}
+BACKBONES = {"flux2": (Flux2Config, Flux2), "omnigen2": (OmniGen2Config, OmniGen2)}
 
 
 def make_backbone(config: BackboneConfig, *, rngs: nnx.Rngs) -> Backbone:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -41,12 +40,21 @@ class BackboneConfig(Protocol):
         """Heads of queries, which are the expert's, too."""
 
     @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, each of which is for `heads / kv_heads` heads of queries."""
+
+    @property
     def head_dim(self) -> int:
         """Channels of one head."""
 
     @property
     def group_sizes(self) -> tuple[int, ...]:
         """Layers in each group, in order."""
+
+    @property
+    def refiner_layers(self) -> int:
+        """Layers in which text, each reference and the target attend to themselves alone, before
+        those of the groups."""
 
 
 @runtime_checkable
@@ -73,8 +81,10 @@ class Transformer(Protocol):
     def groups(self) -> tuple[nnx.Module, ...]:
         """Stacks of equal layers (`layers.stacked`), in order; a slice is one layer."""
 
-    def condition(self, time_b: Float[Array, " b"]) -> Any:
-        """Everything that depends on a time in [0, 1], 1 being pure noise."""
+    def condition(self, timestep_b: Float[Array, " b"]) -> Any:
+        """Everything that depends on the scheduler's timestep, from 0 to 1000, which is pure noise;
+        in its dtype. What unit and direction of time its weights know is the network's own matter.
+        """
 
     def group_conditions(self, condition: Any) -> tuple:
         """The part of a condition that each of `groups` takes."""
@@ -122,20 +132,6 @@ class Backbone(Transformer, Protocol):
 
     def make_expert(self, config: ActionExpertConfig, *, rngs: nnx.Rngs) -> "Expert":
         """An action expert whose layers answer this backbone's, one to one."""
-
-    def rope_at(self, positions: Int[Array, "#b s axes"], dtype: jnp.dtype) -> Rope:
-        """Rotation tables of any positions."""
-
-    def target_positions(self, grid: tuple[int, int]) -> Int[np.ndarray, "tokens axes"]:
-        """Positions of a target's tokens, row by row."""
-
-    def reference_positions(
-        self, grid: tuple[int, int], index: int = 0
-    ) -> Int[np.ndarray, "tokens axes"]:
-        """Positions of the tokens of one reference image."""
-
-    def action_positions(self, horizon: int) -> Int[np.ndarray, "tokens axes"]:
-        """Positions of an action chunk."""
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from imagewam_jax.models.blocks import (
     SequentialBlock,
     attend_streams,
 )
+from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.layers import (
     Axis,
     Linear,
@@ -72,6 +73,14 @@ class Flux2Config:
     def mlp_dim(self) -> int:
         """`dim * mlp_ratio`, rounded down as officially; not if a rounding error is missing."""
         return int(self.dim * self.mlp_ratio + 1e-6)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.heads
+
+    @property
+    def refiner_layers(self) -> int:
+        return 0
 
     @property
     def group_sizes(self) -> tuple[int, int]:
@@ -173,7 +182,11 @@ class Flux2(nnx.Module):
     def groups(self) -> tuple[nnx.Module, nnx.Module]:
         return self.double_layers, self.single_layers
 
-    def condition(self, time_b: Float[Array, " b"]) -> Flux2Condition:
+    def condition(self, timestep_b: Float[Array, " b"]) -> Flux2Condition:
+        return self.condition_at(timestep_b / TIMESTEPS)
+
+    def condition_at(self, time_b: Float[Array, " b"]) -> Flux2Condition:
+        """The condition at a time in [0, 1], which is what the transformer knows."""
         time = self.time_in(time_b)
         return Flux2Condition(
             double=(self.double_modulation_image(time), self.double_modulation_text(time)),
@@ -230,18 +243,21 @@ class Flux2(nnx.Module):
         return self.rope_at(self.action_positions(horizon)[None], dtype)
 
     def rope_at(self, positions: Int[Array, "#b s 4"], dtype: jnp.dtype) -> Rope:
+        """Rotation tables of any positions."""
         return rope_tables(positions, self.config.rope_axes, self.config.rope_theta, dtype)
 
     def target_positions(self, grid: tuple[int, int]) -> Int[np.ndarray, "tokens 4"]:
+        """Positions of a target's tokens, row by row."""
         return _image_positions(grid, TARGET_TIME)
 
     def reference_positions(
         self, grid: tuple[int, int], index: int = 0
     ) -> Int[np.ndarray, "tokens 4"]:
+        """Positions of the tokens of one reference image."""
         return _image_positions(grid, REFERENCE_TIME * (1 + index))
 
     def action_positions(self, horizon: int) -> Int[np.ndarray, "tokens 4"]:
-        """Coordinates `(2, step, 0, 0)`."""
+        """Positions `(2, step, 0, 0)` of an action chunk."""
         steps = np.arange(horizon)
         return np.stack([np.full_like(steps, ACTION_TIME), steps, 0 * steps, 0 * steps], -1)
 

@@ -8,6 +8,7 @@ from imagewam_jax.parity.cases import (
     acting,
     autoencoder,
     layers,
+    omnigen2,
     packing,
     text_encoder,
     training,
@@ -18,8 +19,11 @@ from imagewam_jax.parity.cases import (
 # In the order in which they are recorded: the outputs of one can be inputs of another.
 KINDS = (
     autoencoder.FRAMES,
+    omnigen2.MOMENTS,
     training.STEP,
     layers.LAYERS,
+    omnigen2.LAYERS,
+    omnigen2.NATIVE,
     training.GRADIENTS,
     acting.ACTING,
     acting.IMAGINING,

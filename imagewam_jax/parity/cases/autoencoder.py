@@ -4,9 +4,7 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from imagewam_jax.models.autoencoders.flux2 import Flux2Autoencoder
 from imagewam_jax.parity.cases import acting, limits
 from imagewam_jax.parity.cases.base import (
     Kind,
@@ -17,26 +15,15 @@ from imagewam_jax.parity.cases.base import (
     nchw,
     nhwc,
     normal,
-    run_once,
 )
 from imagewam_jax.parity.cases.folder import Folder
 from imagewam_jax.parity.cases.loaded import Loaded
-from imagewam_jax.parity.cases.policy_case import as_grid, as_tokens, grid_of, recorded_samples
+from imagewam_jax.parity.cases.policy_case import recorded_samples
+from imagewam_jax.parity.images import decode, encode
+from imagewam_jax.parity.stacks import recorded_stack
 
 SIGNATURE = ("image", "decode_in")
 FRAMES_SIGNATURE = ("video",)
-
-
-@run_once
-def encode(model, image: Float[Array, "b H W 3"]):
-    """The latent; and mean and log-variance [..., 2 c] of a variational encoder, None of others."""
-    moments = model.encoder(image) if isinstance(model, Flux2Autoencoder) else None
-    return model.encode(image), moments
-
-
-@run_once
-def decode(model, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-    return model.decode(latent)
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
@@ -76,22 +63,29 @@ AUTOENCODER = Kind(
 
 def _frames_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """The latents that a training step makes of its frames."""
-    model, video = loaded.module("autoencoder"), folder.need(*FRAMES_SIGNATURE)["video"]
-    for name, frame in (("ref_image_latents", 0), ("target_latent", -1)):
-        latent, _ = encode(model, nhwc(video[:, :, frame]))
-        yield Output(name, as_tokens(latent), limits.AUTOENCODER)
+    model, io = loaded.module("autoencoder"), folder.need(*FRAMES_SIGNATURE)
+    stack, video = recorded_stack(folder), io["video"]
+    for name, frame, noise in (
+        ("ref_image_latents", 0, "eps_ref"),
+        ("target_latent", -1, "eps_target"),
+    ):
+        latent, moments = encode(model, nhwc(video[:, :, frame]))
+        latent = stack.sampled(model.config, latent, moments, io, noise)
+        if latent is not None:
+            yield Output(name, latent, limits.AUTOENCODER)
 
 
 def _frames_inputs(
     loaded: Loaded, folder: Folder, sizes: Sizes, rng: np.random.Generator
 ) -> dict[str, np.ndarray] | None:
-    """Two frames of noise; None without an autoencoder."""
+    """Two frames, and what their posteriors are sampled with; None without an autoencoder."""
     if "autoencoder" not in loaded:
         return None
-    factor = loaded.config("autoencoder").factor
+    config = loaded.config("autoencoder")
     rows, columns = sizes.grid
-    shape = (sizes.batch, 3, 2, factor * rows, factor * columns)
-    return {"video": rng.uniform(-1, 1, shape).astype(np.float32)}
+    shape = (sizes.batch, 3, 2, config.factor * rows, config.factor * columns)
+    video = rng.uniform(-1, 1, shape).astype(np.float32)
+    return {"video": video, **recorded_stack(folder).posterior_noise(config, sizes, rng)}
 
 
 FRAMES = Kind(
@@ -108,13 +102,18 @@ FRAMES = Kind(
 def _images_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """The latents that a policy acts on, and the image that it imagines."""
     model, io = loaded.module("autoencoder"), folder.need(*acting.SIGNATURE)
+    stack = recorded_stack(folder)
     for prefix in recorded_samples(io):
         if f"{prefix}image" in io:
-            latent, _ = encode(model, nhwc(io[f"{prefix}image"]))
-            yield Output(f"{prefix}ref_tokens", as_tokens(latent), limits.AUTOENCODER)
+            latent, moments = encode(model, nhwc(io[f"{prefix}image"]))
+            latent = stack.sampled(model.config, latent, moments, io, f"{prefix}eps_vae")
+            if latent is not None:
+                yield Output(f"{prefix}{stack.reference}", latent, limits.AUTOENCODER)
     if "infer_video.latents_per_step" in io:
-        last = io["infer_video.latents_per_step"][-1:]
-        image = decode(model, as_grid(last, grid_of(io, "infer0.ref_img_ids")))[0]
+        states = stack.latents(
+            model.config, io, "infer_video.latents_per_step", "infer0.ref_img_ids"
+        )
+        image = decode(model, states[-1:])[0]
         # The official policy clamps what it imagines; the autoencoder by itself does not.
         yield Output("infer_video.image", nchw(np.clip(image, -1, 1)), limits.AUTOENCODER)
 

@@ -1,42 +1,56 @@
-"""The tokens of a policy before and after every layer of a training step."""
+"""The tokens of a policy on FLUX.2 before and after every layer of a training step."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Array, Float
 
+from imagewam_jax.models.backbones.flux2 import Flux2Config
+from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.imagewam import Context, ImageWAM
 from imagewam_jax.models.layer_runner import Stack, run_layers
 from imagewam_jax.parity.cases import limits
 from imagewam_jax.parity.cases.base import Kind, NotChecked, Output, having, run_once
 from imagewam_jax.parity.cases.folder import Folder
 from imagewam_jax.parity.cases.loaded import Loaded
-from imagewam_jax.parity.cases.policy_case import joint_inputs, training_case, with_images
+from imagewam_jax.parity.cases.policy_case import joint_inputs, training_case
 from imagewam_jax.parity.cases.transformer import rotation_matrices
+from imagewam_jax.parity.official_order import with_images
 
 SIGNATURE = ("pre.txt", "pre.img", "pre.action")
 
 
 @run_once
-def _joint_states(policy: ImageWAM, context: Context, target, target_time, actions, action_time):
-    """What `ImageWAM.velocities` goes through: the rotation of the backbone's tokens, the embedded
-    times, the tokens of (backbone, expert) before the layers, and those after each, stacked."""
+def joint_states(
+    policy: ImageWAM, context: Context, target, target_timestep, actions, action_timestep
+):
+    """What `ImageWAM.velocities` goes through, of (backbone, expert): the rotations of their
+    tokens, their conditions, their tokens before the layers, and those after each, stacked."""
     text, layout = policy.layout(context, target.shape[1:3])
-    backbone = policy.backbone_stack(target, context.references, text, layout, target_time)
+    backbone = policy.backbone_stack(target, context.references, text, layout, target_timestep)
     expert = Stack(
         policy.expert,
         policy.expert.action_in(actions),
-        policy.expert.condition(action_time),
+        policy.expert.condition(action_timestep),
         policy.action_layout(actions.shape[1], layout.context_length_b),
     )
     _, after = run_layers(backbone, expert, tap=lambda seen: (seen.x, seen.a))
-    times = policy.backbone.time_in(target_time), policy.expert.time_in(action_time)
-    return layout.rope, times, (backbone.tokens, expert.tokens), after
+    ropes = layout.rope, expert.layout.rope
+    conditions = backbone.condition, expert.condition
+    return ropes, conditions, (backbone.tokens, expert.tokens), after
+
+
+@run_once
+def _embedded_times(policy: ImageWAM, *timesteps: Float[Array, " b"]):
+    networks = policy.backbone, policy.expert
+    return [n.time_in(t / TIMESTEPS) for n, t in zip(networks, timesteps, strict=True)]
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     policy, case = loaded.module("policy"), training_case(loaded, folder)
-    rope, times, before, after = _joint_states(policy, *joint_inputs(case, policy.config))
+    inputs = joint_inputs(case, policy.config)
+    (rope, _), _, before, after = joint_states(policy, *inputs)
+    times = _embedded_times(policy, inputs[2], inputs[4])
     valid = case.text.valid
 
     def official(tokens: Float[Array, "b s *c"]) -> tuple[np.ndarray, np.ndarray]:
@@ -73,12 +87,17 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
         yield Output(f"single.{i}.action", single[1][i], limits.VELOCITY)
 
 
+def _inputs(loaded: Loaded, *_) -> dict[str, np.ndarray] | None:
+    """Those of the training step; None for a policy on another backbone."""
+    return {} if isinstance(loaded.config("policy").backbone, Flux2Config) else None
+
+
 LAYERS = Kind(
     name="every layer of that step",
     part="policy",
     file="trace.safetensors",
     find=having(*SIGNATURE),
     outputs=_outputs,
-    inputs=lambda *_: {},  # those of the training step
+    inputs=_inputs,
     case="policy",
 )

@@ -18,7 +18,7 @@ from imagewam_jax.parity.cases.base import (
 )
 from imagewam_jax.parity.cases.folder import Folder
 from imagewam_jax.parity.cases.loaded import Loaded
-from imagewam_jax.parity.cases.policy_case import official_text, text_layout
+from imagewam_jax.parity.official_order import official_text, text_layout
 
 SIGNATURE = ("context", "proprio")
 

@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from imagewam_jax.models.flow_matching import training_timestep
 from imagewam_jax.models.imagewam import ImageWAM
 from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.parity.cases import limits
@@ -16,7 +14,6 @@ from imagewam_jax.parity.cases.base import (
     Output,
     Sizes,
     having,
-    image_ids,
     normal,
     run_once,
     text_inputs,
@@ -25,12 +22,12 @@ from imagewam_jax.parity.cases.folder import NORMS, Folder, Tensors
 from imagewam_jax.parity.cases.loaded import Loaded, foreign_view
 from imagewam_jax.parity.cases.policy_case import (
     TRAINING,
-    as_tokens,
     joint_inputs,
     noised,
-    official_text,
     training_case,
 )
+from imagewam_jax.parity.official_order import official_text
+from imagewam_jax.parity.stacks import stack_of
 from imagewam_jax.weights.layouts.imagewam import imagewam_rules
 
 GRADIENTS_FILE = "grads.safetensors"
@@ -48,34 +45,24 @@ def _gradients(policy: ImageWAM, sample, draws):
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     policy, case = loaded.module("policy"), training_case(loaded, folder)
-    config, sample = policy.config, case.sample
-
-    backbone, references = policy.backbone, sample.context.references
-    for name, positions in (
-        ("ref_img_ids", backbone.reference_positions(references.shape[2:4])),
-        ("target_img_ids", backbone.target_positions(case.grid)),
-    ):
-        positions = np.broadcast_to(positions, (len(sample.target), *positions.shape))
-        yield Output(name, positions, limits.EQUAL)
-
+    config, sample, stack = policy.config, case.sample, case.stack
+    yield from stack.training_outputs(policy, sample, case.text)
     text, mask = official_text(policy, sample.context, case.text)
     yield Output("context_with_proprio", text, limits.ROUNDING, case.text.valid)
     yield Output("context_mask_with_proprio", mask, limits.EQUAL)
 
     target, action = noised(case, config)
-    for name, u_b, flow, sampled in (
-        ("video", case.draws.target_u, config.target_flow, target),
-        ("action", case.draws.action_u, config.action_flow, action),
-    ):
-        timestep_b = training_timestep(u_b, flow.train_shift, jnp.dtype(config.coordinate_dtype))
-        yield Output(f"timestep_{name}", timestep_b, limits.TIMESTEP)
-        yield Output(f"unit_timestep_{name}", sampled.time_b, limits.TIME)
+    for name, sampled in (("video", target), ("action", action)):
+        yield Output(f"timestep_{name}", sampled.timestep_b, limits.TIMESTEP)
+        time_b = stack.network_time(sampled.timestep_b)
+        yield Output(f"{stack.training_time}_{name}", time_b, limits.TIME)
         yield Output(f"weight_{name}", sampled.weight_b, limits.TIME_WEIGHT)
-    yield Output("noisy_video", as_tokens(target.x), limits.ROUNDING)
+    yield Output("noisy_video", stack.recorded(config.backbone, target.x), limits.ROUNDING)
     yield Output("noisy_action", action.x, limits.ROUNDING)
 
     predicted_target, predicted_action = _velocities(policy, *joint_inputs(case, config))
-    yield Output("pred_video", as_tokens(predicted_target), limits.VELOCITY)
+    predicted_target = stack.recorded(config.backbone, predicted_target)
+    yield Output("pred_video", predicted_target, limits.VELOCITY)
     yield Output("pred_action", predicted_action, limits.VELOCITY)
 
     loss, parts = _training_loss(policy, sample, case.draws)
@@ -94,17 +81,21 @@ def _inputs(
     loaded: Loaded, folder: Folder, sizes: Sizes, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """A batch of texts of unequal length, its last sample with padded steps and a dimension."""
-    config, b, backbone = loaded.config("policy"), sizes.batch, loaded.module("backbone")
-    tokens = (b, sizes.grid[0] * sizes.grid[1], config.backbone.in_channels)
+    policy, config, b = loaded.module("policy"), loaded.config("policy"), sizes.batch
+    stack = stack_of(config.backbone)
+
+    def image() -> np.ndarray:
+        cells = normal(rng, b, *sizes.grid, config.backbone.in_channels)
+        return stack.recorded(config.backbone, cells)
+
     actions = (b, config.horizon, config.expert.action_dim)
     tensors = {
         **text_inputs(config.backbone.text_dim, sizes, rng),
-        "ref_img_ids": image_ids(sizes, backbone.reference_positions(sizes.grid)),
-        "target_img_ids": image_ids(sizes, backbone.target_positions(sizes.grid)),
+        **stack.training_inputs(policy, sizes),
         "action": normal(rng, *actions),
         "action_is_pad": np.zeros(actions[:2], bool),
         "action_dim_is_pad": np.zeros(actions[::2], bool),
-        "noise_video": normal(rng, *tokens),
+        "noise_video": image(),
         "u_video": rng.random(b, np.float32),
         "noise_action": normal(rng, *actions),
         "u_action": rng.random(b, np.float32),
@@ -114,7 +105,7 @@ def _inputs(
     if config.proprio_dim is not None:
         tensors["proprio"] = normal(rng, b, 2, config.proprio_dim)  # of which the first is used
     if folder.having("ref_image_latents") is None:  # without an autoencoder
-        tensors |= {name: normal(rng, *tokens) for name in ("ref_image_latents", "target_latent")}
+        tensors |= {name: image() for name in ("ref_image_latents", "target_latent")}
     return tensors
 
 

@@ -1,4 +1,4 @@
-"""The transformer alone, as it edits and makes images, and its rotation tables.
+"""The FLUX.2 transformer alone, as it edits and makes images, and its rotation tables.
 
 Text, target and reference are one sequence, in which every token sees all others; the text has no
 mask. A recording with LoRA is one of the same forward pass: adapters are merged when weights are
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.attention import attend_xla
-from imagewam_jax.models.backbones.base import Backbone
+from imagewam_jax.models.backbones.flux2 import Flux2, Flux2Config
 from imagewam_jax.models.blocks import AttentionLayout
 from imagewam_jax.models.layer_runner import Stack, run_layers
 from imagewam_jax.models.layers import Rope, rope_tables
@@ -41,7 +41,7 @@ MERGED = ("pred_lora", "pred_merged")
 
 @run_once
 def _forward(
-    model: Backbone,
+    model: Flux2,
     images: list[Float[Array, "b _ c"]],
     text: Float[Array, "b t text_dim"],
     positions: Int[Array, "b s 4"],
@@ -49,7 +49,7 @@ def _forward(
 ) -> Float[Array, "b n c"]:
     """Velocities of the tokens of all images, which are a target and at most one reference."""
     target, *references = images
-    condition = model.condition(time_b)
+    condition = model.condition_at(time_b)
     layout = AttentionLayout(
         n_target=positions.shape[1],  # every token sees all others, as a target does
         n_text=text.shape[1],
@@ -65,6 +65,7 @@ def _forward(
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     model, io = loaded.module("backbone"), folder.need(*SIGNATURE)
+    check_flux2(loaded, io.file)
     if "guidance" in io:
         raise ConversionError(f"{io.file}: recorded with a guidance embedding, which klein has not")
     x, text, time_b = io["x"], io["ctx"], jnp.asarray(io["timesteps"], loaded.dtype)
@@ -145,6 +146,7 @@ def _rotation_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotCh
     wide, as those of the full-size models are.
     """
     io, config = folder.need(*ROTATION_SIGNATURE), loaded.config("backbone")
+    check_flux2(loaded, io.file)
     ids, pairs = io["ids"], config.head_dim // 2
     recorded = next((io.specs[name].shape[3] for name in io if name.startswith("pe_")), pairs)
     axes = config.rope_axes if recorded == pairs else (2 * recorded // 4,) * 4
@@ -168,6 +170,12 @@ def _rotation_inputs(
     corners = [ids.reshape(14, 28, 4)[::13, ::27].reshape(-1, 4) for ids in images]
     actions = model.action_positions(16)[[0, 1, 15]]
     return {"ids": np.concatenate([text, *corners, actions])[None].astype(np.int32)}
+
+
+def check_flux2(loaded: Loaded, file: str) -> None:
+    """ConversionError: the checkpoint's transformer is another one."""
+    if not isinstance(loaded.config("backbone"), Flux2Config):
+        raise ConversionError(f"{file}: recorded of FLUX.2, the checkpoint is of another backbone")
 
 
 def rotation_matrices(rope: Rope) -> Float[np.ndarray, "b s pairs 2 2"]:

@@ -15,13 +15,11 @@ from imagewam_jax.parity.cases.loaded import Loaded, foreign_view
 from imagewam_jax.parity.cases.training import GRADIENTS_FILE
 from imagewam_jax.weights.io.tensors import TensorSource, without
 from imagewam_jax.weights.layouts.action_init import FRESH
-from imagewam_jax.weights.layouts.flux2 import action_expert_rules
+from imagewam_jax.weights.layouts.families import FAMILIES, family_of
 from imagewam_jax.weights.layouts.metadata import find
 from imagewam_jax.weights.layouts.registry import Layout, recognize
 
 EXPERT_PREFIX = "action_init_"  # a file's name is this and the name of its settings
-EXPERT_SIGNATURE = ("time_in.in_layer.weight", "single_blocks.0.linear1.weight")
-ELSEWHERE = ("img_in.weight", *FRESH)  # what a transformer or a whole expert has besides
 
 
 def _recognized(folder: Folder) -> Iterator[tuple[str, Layout, TensorSource]]:
@@ -64,20 +62,25 @@ WEIGHTS = Kind(
 
 
 def _expert_files(folder: Folder) -> dict[str, Tensors]:
+    """The files with first weights of an expert of any family, and nothing else."""
     return {
         name: tensors
         for name, tensors in folder.files.items()
-        if all(n in tensors for n in EXPERT_SIGNATURE)
-        and not any(n.startswith(ELSEWHERE) for n in tensors)
+        for family in FAMILIES
+        if all(n in tensors for n in family.expert)
+        and family.first not in tensors
+        and not any(n.startswith(FRESH) for n in tensors)
     }
 
 
 def _expert_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """Compares the files whose settings are those that the checkpoint's expert was made with."""
     expert, backbone = loaded.config("expert"), loaded.config("backbone")
-    rules = [r for r in action_expert_rules(expert, backbone) if not r.name.startswith(FRESH)]
+    family = family_of(backbone)
+    rules = [r for r in family.expert_rules(expert, backbone) if not r.name.startswith(FRESH)]
     ours = foreign_view(rules, loaded.tree("expert"), str(loaded.path))
-    scaled = find(loaded.metadata, "provenance.given.expert_scale") is not False
+    scaled = find(loaded.metadata, "provenance.given.expert_scale")
+    scaled = family.scaled if scaled is None else scaled
     for file, tensors in _expert_files(folder).items():
         target = file.removesuffix(".safetensors").removeprefix(EXPERT_PREFIX)
         settings = find(folder.config, f"targets.{target}") or {}
@@ -86,7 +89,7 @@ def _expert_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChec
             yield NotChecked(file, f"the checkpoint has the {loaded.first_expert} first weights")
         elif shapes != {name: spec.shape for name, spec in ours.specs.items()}:
             yield NotChecked(file, "of an expert of other sizes")
-        elif settings.get("apply_alpha_scaling", True) is not scaled:
+        elif settings.get("apply_alpha_scaling", family.scaled) is not scaled:
             yield NotChecked(file, f"the checkpoint's are{'' if scaled else ' not'} scaled")
         else:
             for name in ours.specs:

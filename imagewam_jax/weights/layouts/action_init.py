@@ -1,13 +1,13 @@
-"""First weights of the action expert, made from FLUX.2 weights (docs/spec/imagewam_flux2.md, 4.3).
+"""First weights of an action expert, made from a transformer's (docs/spec/imagewam_flux2.md, 4.3).
 
-FLUX.2 and the expert are both in the original layout. The official recipe resizes a fused matrix as
-a whole, which mixes its bands: a row of the expert's keys is made of rows of queries, keys and
+Transformer and expert are both in the official layout. The official recipe resizes a fused matrix
+as a whole, which mixes its bands: a row of the expert's keys is made of rows of queries, keys and
 values alike. The aligned recipe resizes each band by itself.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +15,12 @@ import numpy as np
 from flax import nnx
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.models.action_expert import ActionExpert, ActionExpertConfig
-from imagewam_jax.models.backbones.flux2 import Flux2Config
-from imagewam_jax.models.parameters import flatten, unflatten
+from imagewam_jax.models.action_expert import ActionExpertConfig
+from imagewam_jax.models.backbones import make_backbone
+from imagewam_jax.models.backbones.base import BackboneConfig
+from imagewam_jax.models.parameters import flatten, module_tree, unflatten
 from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec, read_checked
-from imagewam_jax.weights.layouts.flux2 import (
-    action_expert_rules,
-    flux2_rules,
-    initial_expert_config,
-)
+from imagewam_jax.weights.layouts.families import family_of
 from imagewam_jax.weights.layouts.mapping import Rule, foreign_shapes
 from imagewam_jax.weights.layouts.metadata import Metadata, find
 
@@ -41,70 +38,78 @@ class Initial(NamedTuple):
 
 
 def initial_expert(
-    flux2: TensorSource, backbone: Flux2Config, metadata: Metadata, recipe: str
+    transformer: TensorSource, backbone: BackboneConfig, metadata: Metadata, recipe: str
 ) -> Initial:
     """First weights of an expert, except for its action embedding and its head.
 
     `recipe` is one of `RECIPES`; sizes that `metadata` lacks are the official ones. A matrix whose
     last axis changes from N to n is multiplied by sqrt(N / n), which keeps the size of its outputs,
-    unless `expert_scale` is false in `metadata`. ConversionError: the recipe is unknown, or FLUX.2
-    lacks a tensor.
+    if `expert_scale` in `metadata` says so, or else if the official script does. ConversionError:
+    the recipe is unknown, or the transformer lacks a tensor.
     """
     if recipe not in RECIPES:
         raise ConversionError(f"unknown recipe {recipe!r}; choose from {RECIPES}")
-    expert, scale = initial_expert_config(metadata), find(metadata, "expert_scale")
-    module = jax.eval_shape(
-        lambda: ActionExpert(
-            expert,
-            heads=backbone.heads,
-            head_dim=backbone.head_dim,
-            group_sizes=backbone.group_sizes,
-            rngs=nnx.Rngs(0),
-        )
-    )
-    like = nnx.to_pure_dict(nnx.state(module))
-    every = action_expert_rules(expert, backbone)
+    family = family_of(backbone)
+    expert, scale = family.initial_config(metadata), find(metadata, "expert_scale")
+
+    def make() -> nnx.Module:
+        rngs = nnx.Rngs(0)
+        return make_backbone(backbone, rngs=rngs).make_expert(expert, rngs=rngs)
+
+    like = module_tree(jax.eval_shape(make))
+    every = family.expert_rules(expert, backbone)
     shapes = foreign_shapes(every, like)
-    aligned = (flux2_rules(backbone), every) if recipe == "aligned" else None
+    aligned = (family.transformer_rules(backbone), every) if recipe == "aligned" else None
     rules = [r for r in every if not r.name.startswith(FRESH)]
     paths = {s.path for r in rules for s in r.slices}
     abstract = unflatten({path: leaf for path, leaf in flatten(like).items() if path in paths})
-    source = InitialExpert(flux2, shapes, aligned=aligned, scale=scale is not False)
+    source = InitialExpert(
+        transformer,
+        shapes,
+        aligned=aligned,
+        scale=family.scaled if scale is None else scale,
+        source_name=family.initial_name,
+    )
     return Initial(expert, rules, source, abstract)
 
 
 class InitialExpert:
-    """A source of float32 expert tensors, each made of the FLUX.2 tensor of the same name.
+    """A source of float32 expert tensors, each made of a tensor of the transformer.
 
     Equal shapes are copied, others interpolated axis by axis with aligned corners.
     """
 
     def __init__(
         self,
-        flux2: TensorSource,
+        transformer: TensorSource,
         shapes: Mapping[str, tuple[int, ...]],
         *,
         aligned: tuple[Sequence[Rule], Sequence[Rule]] | None = None,
         scale: bool = True,
+        source_name: Callable[[str], str] = lambda name: name,
     ):
-        """`shapes` are the shapes of the expert's tensors. `aligned` has the rules of FLUX.2 and of
-        the expert, which say where bands are; None means the official recipe. ConversionError:
-        FLUX.2 lacks a tensor."""
-        self._flux2, self._scale = flux2, scale
+        """`shapes` are the shapes of the expert's tensors. `aligned` has the rules of transformer
+        and expert, which say where bands are; None means the official recipe. `source_name` is the
+        transformer's tensor that a tensor of the expert is made of. ConversionError: the
+        transformer lacks one."""
+        self._transformer, self._scale, self._source_name = transformer, scale, source_name
         self._rules = [{n: r for r in rules for n in r.names()} for rules in aligned or ()]
         self.specs: dict[str, TensorSpec] = {}
         for name, shape in shapes.items():
             if name.startswith(FRESH):
                 continue
-            if name not in flux2.specs:
+            source = source_name(name)
+            if source not in transformer.specs:
                 raise ConversionError(
-                    f"the FLUX.2 weights have no {name}, which the action expert starts from"
+                    f"the transformer's weights have no {source}, which the action expert starts "
+                    "from"
                 )
-            file = f"{flux2.specs[name].file} (resized)"
+            file = f"{transformer.specs[source].file} (resized)"
             self.specs[name] = TensorSpec(shape, np.dtype(np.float32), file)
 
     def read(self, name: str) -> np.ndarray:
-        source, shape = read_checked(self._flux2, name), self.specs[name].shape
+        source = read_checked(self._transformer, self._source_name(name))
+        shape = self.specs[name].shape
         resized = source.astype(np.float32)
         for axis, size in enumerate(shape):
             old, new = self._bands(name, axis, source.shape[axis], size)
@@ -122,8 +127,10 @@ class InitialExpert:
         if not self._rules:
             return [[old], [new]]
         return [
-            band_widths(rules[name], axis, size)
-            for rules, size in zip(self._rules, (old, new), strict=True)
+            band_widths(rules[of], axis, size)
+            for rules, of, size in zip(
+                self._rules, (self._source_name(name), name), (old, new), strict=True
+            )
         ]
 
 

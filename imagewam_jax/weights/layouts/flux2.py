@@ -11,6 +11,8 @@ from typing import Any
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B, Flux2Config
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.weights.layouts.family import Family
 from imagewam_jax.weights.layouts.mapping import TRANSPOSE, Rule, TensorSlice, rule
 from imagewam_jax.weights.layouts.metadata import (
     Metadata,
@@ -112,6 +114,51 @@ def initial_expert_config(metadata: Metadata) -> ActionExpertConfig:
     }
     found = {name: find(metadata, *names) for name, names in keys.items()}
     return ActionExpertConfig(**{k: v for k, v in found.items() if v is not None})
+
+
+def check_expert(expert: ActionExpertConfig, backbone: Flux2Config, metadata: Metadata) -> None:
+    """ConversionError: the training config has another expert than the tensors."""
+    given = section(metadata, "model.action_dit_config", "action_dit_config")
+    sizes = expert_settings(expert, backbone)
+    found = {name: given.get(name) for name in sizes}
+    found["mlp_ratio"] = exact_ratio(found["mlp_ratio"], expert.mlp_dim, expert.dim)
+    agree(sizes, found, "action_dit_config")
+
+
+def expert_settings(expert: ActionExpertConfig, backbone: Flux2Config) -> dict[str, Any]:
+    """What the official training config says of the expert, besides its limit."""
+    return {
+        "action_dim": expert.action_dim,
+        "hidden_dim": expert.dim,
+        "num_heads": backbone.heads,
+        "attn_head_dim": backbone.head_dim,
+        "num_layers_double": backbone.double_layers,
+        "num_layers_single": backbone.single_layers,
+        "mlp_ratio": expert.mlp_ratio,
+    }
+
+
+def settings(config: ImageWAMConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an official training config says of the expert and of the transformer."""
+    expert, backbone = config.expert, config.backbone
+    of_expert = {
+        **expert_settings(expert, backbone),
+        "max_action_horizon": expert.max_horizon,
+    }
+    of_transformer = {
+        "in_channels": backbone.in_channels,
+        "context_in_dim": backbone.text_dim,
+        "hidden_size": backbone.dim,
+        "num_heads": backbone.heads,
+        "depth": backbone.double_layers,
+        "depth_single_blocks": backbone.single_layers,
+        "axes_dim": list(backbone.rope_axes),
+        "theta": backbone.rope_theta,
+        "mlp_ratio": backbone.mlp_ratio,
+        "use_guidance_embed": False,
+    }
+    model = {"flux2_lora_config": {"enabled": False}, "action_dit_config": of_expert}
+    return model, {"flux2_params": of_transformer}
 
 
 def _in_official_config(name: str) -> tuple[str, str]:
@@ -243,3 +290,48 @@ def _norms(name: str, path: str, layers: int) -> list[Rule]:
 def norm_rule(name: str, path: str, layers: int) -> Rule:
     """The scale of the norm of q or k."""
     return rule(name, path, NORM_PAIRS, layers=layers, two=2)
+
+
+FLUX2 = Family(
+    stack="flux2",
+    title="FLUX.2",
+    backbone=Flux2Config,
+    first="img_in.weight",
+    head="head.linear.weight",
+    expert=("time_in.in_layer.weight", "single_blocks.0.linear1.weight"),
+    aliases={"double_blocks.": "double_blocks.", "single_blocks.": "single_blocks."},
+    modules=(
+        (
+            "img_in",
+            "time_in",
+            "txt_in",
+            "double_blocks",
+            "single_blocks",
+            "double_stream_modulation_img",
+            "double_stream_modulation_txt",
+            "single_stream_modulation",
+            "final_layer.linear",
+            "final_layer.adaLN_modulation",
+        ),
+        (
+            "action_encoder",
+            "time_in",
+            "double_stream_modulation_img",
+            "single_stream_modulation",
+            "double_blocks",
+            "single_blocks",
+            "head.linear",
+            "head.adaLN_modulation",
+        ),
+    ),
+    transformer_config=flux2_config,
+    transformer_rules=flux2_rules,
+    expert_config=expert_config,
+    expert_rules=action_expert_rules,
+    check_expert=check_expert,
+    initial_name=lambda name: name,
+    scaled=True,
+    initial_config=initial_expert_config,
+    has_unpacked=True,
+    settings=settings,
+)

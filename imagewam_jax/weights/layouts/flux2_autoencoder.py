@@ -6,6 +6,7 @@ where 1 x 1 convolutions are matrices.
 
 from itertools import pairwise
 
+from imagewam_jax.models.autoencoders.convolutional import Sizes
 from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
 from imagewam_jax.weights.layouts.mapping import Rule, rule
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, count, section, size
@@ -34,13 +35,19 @@ def flux2_autoencoder_config(specs: Specs, metadata: Metadata) -> Flux2Autoencod
 
 def flux2_autoencoder_rules(config: Flux2AutoencoderConfig) -> list[Rule]:
     """Map original names to the tree of `models.autoencoders.flux2.Flux2Autoencoder`."""
-    levels = len(config.widths)
-    rules = [
+    return [
         rule("bn.running_mean", "mean", "c -> c"),
         rule("bn.running_var", "variance", "c -> c"),
-        *_pointwise("encoder.quant_conv", "encoder.quantize"),
-        *_pointwise("decoder.post_quant_conv", "decoder.dequantize"),
+        *convolutional_rules(config),
     ]
+
+
+def convolutional_rules(config: Sizes) -> list[Rule]:
+    """The rules of encoder and decoder, which other autoencoders have too."""
+    levels, rules = len(config.widths), []
+    if config.has_quantizers:
+        rules += _pointwise("encoder.quant_conv", "encoder.quantize")
+        rules += _pointwise("decoder.post_quant_conv", "decoder.dequantize")
     for side in ("encoder", "decoder"):
         rules += _conv(f"{side}.conv_in", f"{side}.conv_in")
         rules += _middle(f"{side}.mid", f"{side}.middle")

@@ -6,6 +6,7 @@ the opposite order, and the attention's projections are matrices.
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from imagewam_jax.models.autoencoders.flux2 import (
@@ -63,8 +64,7 @@ def flux2_autoencoder_diffusers_config(specs: Specs, metadata: Metadata) -> Flux
 
 def flux2_autoencoder_diffusers_rules(config: Flux2AutoencoderConfig) -> list[Rule]:
     """Map names of diffusers to the tree of `models.autoencoders.flux2.Flux2Autoencoder`."""
-    last = len(config.widths) - 1
-    return [_renamed(r, last) for r in flux2_autoencoder_rules(config)]
+    return diffusers_names(flux2_autoencoder_rules(config), len(config.widths))
 
 
 def flux2_autoencoder_diffusers_json(config: Flux2AutoencoderConfig) -> dict[str, Any]:
@@ -89,6 +89,11 @@ def flux2_autoencoder_diffusers_json(config: Flux2AutoencoderConfig) -> dict[str
         "batch_norm_momentum": 0.1,
         "patch_size": [PATCH, PATCH],
     }
+
+
+def diffusers_names(rules: Iterable[Rule], levels: int) -> list[Rule]:
+    """Rules of the original layout under the names of diffusers."""
+    return [_renamed(r, levels - 1) for r in rules]
 
 
 def _renamed(r: Rule, last: int) -> Rule:

@@ -1,11 +1,10 @@
-"""Official ImageWAM checkpoints of the FLUX.2 family (docs/spec/imagewam_flux2.md, 8.4).
+"""Official ImageWAM checkpoints, of all families (docs/spec/imagewam_flux2.md, 8.4).
 
 `mot.mixtures.video.transformer.*` is the backbone, `mot.mixtures.action.*` the expert, and
 `proprio_encoder.*` the robot state's embedding. The file has the backbone's blocks a second time,
 under names without `transformer`; these aliases can be stale (spec, gotcha 13) and are never read.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,24 +13,17 @@ from imagewam_jax.models.flow_matching import FlowConfig
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.weights.io.tensors import Joined, Renamed, TensorSource, dtype_name
 from imagewam_jax.weights.layouts import lora
-from imagewam_jax.weights.layouts.flux2 import (
-    TRANSPOSE,
-    action_expert_rules,
-    exact_ratio,
-    expert_config,
-    flux2_config,
-    flux2_rules,
-)
+from imagewam_jax.weights.layouts.families import family_of, recognized_family
+from imagewam_jax.weights.layouts.family import Family
 from imagewam_jax.weights.layouts.imagewam_settings import frames_horizon, setting
 from imagewam_jax.weights.layouts.lora import BASE, FACTOR_A, FACTOR_B
-from imagewam_jax.weights.layouts.mapping import Rule, rule, under
+from imagewam_jax.weights.layouts.mapping import TRANSPOSE, Rule, rule, under
 from imagewam_jax.weights.layouts.metadata import (
     Metadata,
     SourceMetadata,
     Specs,
     agree,
     find,
-    section,
     size,
 )
 
@@ -39,13 +31,14 @@ MOT = "mot."
 BACKBONE = f"{MOT}mixtures.video.transformer."
 EXPERT = f"{MOT}mixtures.action."
 PROPRIO = "proprio_encoder."
-_ALIAS = re.compile(r"mot\.mixtures\.video\.((?:double|single)_blocks\..*)")
+ALIASES = f"{MOT}mixtures.video."
 
 
 def imagewam_rules(config: ImageWAMConfig) -> list[Rule]:
     """Map official names to the tree of `models.imagewam.ImageWAM`."""
-    rules = under(flux2_rules(config.backbone), prefix=BACKBONE, path="backbone")
-    expert = action_expert_rules(config.expert, config.backbone)
+    family = family_of(config.backbone)
+    rules = under(family.transformer_rules(config.backbone), prefix=BACKBONE, path="backbone")
+    expert = family.expert_rules(config.expert, config.backbone)
     rules += under(expert, prefix=EXPERT, path="expert")
     if config.proprio_dim is not None:
         rules += [
@@ -57,28 +50,23 @@ def imagewam_rules(config: ImageWAMConfig) -> list[Rule]:
 
 def alias_names(config: ImageWAMConfig) -> dict[str, str]:
     """Each alias in a full checkpoint, with the name of the tensor that it stands for."""
-    names = [n for r in flux2_rules(config.backbone) for n in r.names()]
-    blocks = [n for n in names if n.startswith(("double_blocks.", "single_blocks."))]
-    return {f"mot.mixtures.video.{n}": BACKBONE + n for n in blocks}
+    family = family_of(config.backbone)
+    names = [n for r in family.transformer_rules(config.backbone) for n in r.names()]
+    return {
+        ALIASES + alias + name.removeprefix(blocks): BACKBONE + name
+        for alias, blocks in family.aliases.items()
+        for name in names
+        if name.startswith(blocks)
+    }
 
 
 def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
     """The sizes from shapes; time shifts, loss weights and the like from the official training
     config, or else the official defaults. ConversionError: they contradict each other."""
-    backbone = flux2_config(_below(specs, BACKBONE), metadata)
-    expert = expert_config(_below(specs, EXPERT), metadata)
-    given = section(metadata, "model.action_dit_config", "action_dit_config")
-    sizes = {"action_dim": expert.action_dim, "hidden_dim": expert.dim}
-    sizes |= {
-        "num_heads": backbone.heads,
-        "attn_head_dim": backbone.head_dim,
-        "num_layers_double": backbone.double_layers,
-        "num_layers_single": backbone.single_layers,
-        "mlp_ratio": expert.mlp_ratio,
-    }
-    found = {name: given.get(name) for name in sizes}
-    found["mlp_ratio"] = exact_ratio(found["mlp_ratio"], expert.mlp_dim, expert.dim)
-    agree(sizes, found, "action_dit_config")
+    family = recognized_family(specs, EXPERT)
+    backbone = family.transformer_config(_below(specs, BACKBONE), metadata)
+    expert = family.expert_config(_below(specs, EXPERT), metadata)
+    family.check_expert(expert, backbone, metadata)
     has_proprio = f"{PROPRIO}weight" in specs
     proprio_dim = size(specs, f"{PROPRIO}weight", 1) if has_proprio else None
     widths = {
@@ -89,9 +77,16 @@ def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
     if not has_proprio:  # the policy then ignores what the processor puts out
         del widths["proprio_output_dim"]
     agree(widths, {name: setting(_files(metadata), name) for name in widths}, "the training config")
+    position = _proprio_position(metadata)
+    if position is not None and not family.has_unpacked:
+        raise ConversionError(
+            f"{_file(specs)}: pack_proprio_after_text is off, so that this policy on "
+            f"{family.title} reads the features of padded text, which tables of text do not hold: "
+            "only policies with it on are supported"
+        )
     fields = {
         "proprio_dim": proprio_dim,
-        "proprio_position": _proprio_position(metadata),
+        "proprio_position": position,
         "target_flow": _flow(metadata, "video"),
         "action_flow": _flow(metadata, "action"),
         "horizon": _horizon(metadata, min(ImageWAMConfig.horizon, expert.max_horizon)),
@@ -110,16 +105,17 @@ def imagewam_source(
 ) -> TensorSource:
     """The tensors without aliases, with LoRA factors merged, completed from `base`.
 
-    `base` has the FLUX.2 weights, under the names of the original layout, that a checkpoint of only
-    the trained tensors was trained from. ConversionError: `base` or LoRA's alpha is needed and
+    `base` has the transformer's weights, under the names of the official code, that a checkpoint of
+    only the trained tensors was trained from. ConversionError: `base` or LoRA's alpha is needed and
     absent.
     """
-    kept = _without_aliases(source)
-    if BACKBONE + "img_in.weight" not in kept.specs:
+    family = recognized_family(source.specs, EXPERT)
+    kept = _without_aliases(source, family)
+    if BACKBONE + family.first not in kept.specs:
         if base is None:
             raise ConversionError(
-                f"{_file(kept.specs)}: holds only what was trained; give the FLUX.2 weights that "
-                "it was trained from as another source"
+                f"{_file(kept.specs)}: holds only what was trained; give the {family.title} "
+                "weights that it was trained from as another source"
             )
         kept = Joined(kept, Renamed(base, lambda name: _base_name(name, kept.specs)))
     return lora.merged(kept, metadata)
@@ -127,10 +123,11 @@ def imagewam_source(
 
 def state(specs: Specs) -> str:
     """Describe, for the terminal, which of the official kinds of checkpoint it is."""
-    aliases = {name: spec for name, spec in specs.items() if _ALIAS.match(name)}
+    family = recognized_family(specs, EXPERT)
+    aliases = {name: spec for name, spec in specs.items() if _alias(name, family)}
     kept = {name: spec for name, spec in specs.items() if name not in aliases}
     words = [lora.state(kept)]
-    if BACKBONE + "img_in.weight" not in specs:
+    if BACKBONE + family.first not in specs:
         words.append("trained tensors only")
     if lora.lora_rank(aliases) is not None and lora.lora_rank(kept) is None:
         words.append("LoRA merged, un-merged leftovers under alias names are not read")
@@ -138,14 +135,22 @@ def state(specs: Specs) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _without_aliases(source: TensorSource) -> Renamed:
+def _without_aliases(source: TensorSource, family: Family) -> Renamed:
     """The source without aliases. ConversionError: an alias stands for no tensor of the source."""
-    plain = {_plain(name) for name in source.specs if not _ALIAS.match(name)}
-    for name in source.specs:
-        alias = _ALIAS.match(name)
-        if alias and _plain(BACKBONE + alias[1]) not in plain:
+    aliases = {name: _alias(name, family) for name in source.specs}
+    plain = {_plain(name) for name, alias in aliases.items() if alias is None}
+    for name, alias in aliases.items():
+        if alias is not None and _plain(alias) not in plain:
             raise ConversionError(f"{_file(source.specs)}: unexpected tensor {name}")
-    return Renamed(source, lambda name: None if _ALIAS.match(name) else name)
+    return Renamed(source, lambda name: name if aliases[name] is None else None)
+
+
+def _alias(name: str, family: Family) -> str | None:
+    """The tensor that a name stands for as an alias; None if it is none."""
+    for alias, blocks in family.aliases.items():
+        if name.startswith(ALIASES + alias):
+            return BACKBONE + blocks + name.removeprefix(ALIASES + alias)
+    return None
 
 
 def _plain(name: str) -> str:

@@ -47,11 +47,11 @@ def only(*values: Any) -> Kind:
     return Kind(f"{words}: nothing else is supported", lambda v: (type(v), v) in accepted)
 
 
-def ending(end: str) -> Kind:
-    """A kind of Python names whose last part is `end`."""
+def ending(*ends: str) -> Kind:
+    """A kind of Python names whose last part is one of `ends`."""
     return Kind(
-        f"{end}: nothing else is supported",
-        lambda value: isinstance(value, str) and value.rpartition(".")[2] == end,
+        f"{' or '.join(ends)}: nothing else is supported",
+        lambda value: isinstance(value, str) and value.rpartition(".")[2] in ends,
     )
 
 
@@ -94,7 +94,34 @@ DECIDE: tuple[tuple[str, Kind, str], ...] = (
     ("flux2_params.theta", NUMBER, "model.backbone.rope_theta"),
     ("rope_axes", SIZES, "model.backbone.rope_axes, in our own exports"),
     ("rope_theta", NUMBER, "model.backbone.rope_theta, in our own exports"),
+    ("transformer_config.patch_size", COUNT, "model.backbone.patch"),
+    ("transformer_config.in_channels", COUNT, "compared with the tensors"),
+    ("transformer_config.out_channels", COUNT, "compared with the tensors"),
+    ("transformer_config.hidden_size", COUNT, "compared with the tensors"),
+    ("transformer_config.num_layers", COUNT, "compared with the tensors"),
+    ("transformer_config.num_refiner_layers", COUNT, "compared with the tensors"),
+    ("transformer_config.num_attention_heads", COUNT, "compared with the tensors"),
+    ("transformer_config.num_kv_heads", COUNT, "compared with the tensors"),
+    ("transformer_config.text_feat_dim", COUNT, "compared with the tensors"),
+    ("multiple_of", COUNT, "the inner widths of MLPs, which tensors have"),
+    ("ffn_dim_multiplier", NUMBER, "the same"),
+    ("transformer_config.norm_eps", NUMBER, "model.backbone.norm_eps"),
+    ("transformer_config.axes_dim_rope", SIZES, "model.backbone.rope_axes"),
+    ("transformer_config.axes_lens", SIZES, "bounds of positions, which ours have not"),
+    ("transformer_config.timestep_scale", NUMBER, "model.backbone.timestep_scale"),
+    ("timestep_scale", NUMBER, "model.backbone.timestep_scale, in our own exports"),
     ("action_dit_config.action_dim", COUNT, "compared with the tensors"),
+    ("action_dit_config.residual_dim", COUNT, "compared with the tensors"),
+    ("action_dit_config.num_kv_heads", COUNT, "officially replaced by the transformer's"),
+    ("action_dit_config.num_layers", COUNT, "officially replaced by the transformer's"),
+    ("action_dit_config.norm_eps", NUMBER, "compared with the transformer's"),
+    (
+        "action_dit_config.frequency_embedding_size",
+        only(256),
+        "channels of embedded times",
+    ),
+    ("action_dit_config.timestep_scale", NUMBER, "model.backbone.action_timestep_scale"),
+    ("action_dit_config.rope_theta", NUMBER, "model.backbone.action_rope_theta"),
     ("action_dit_config.hidden_dim", COUNT, "compared with the tensors"),
     ("action_dit_config.num_heads", COUNT, "compared with the tensors"),
     ("action_dit_config.attn_head_dim", COUNT, "compared with the tensors"),
@@ -104,7 +131,11 @@ DECIDE: tuple[tuple[str, Kind, str], ...] = (
     ("action_dit_config.max_action_horizon", COUNT, "model.expert.max_horizon"),
     ("max_horizon", COUNT, "model.expert.max_horizon, in our own exports"),
     # The policy.
-    ("model._target_", ending("create_imagewam_flux2_klein"), "the policy that this layout is of"),
+    (
+        "model._target_",
+        ending("create_imagewam_flux2_klein", "create_imagewam_omnigen2"),
+        "the policy that this layout is of",
+    ),
     ("pack_proprio_after_text", FLAG, "model.proprio_position"),
     ("proprio_position", COUNT, "model.proprio_position"),
     ("context_len", COUNT, "model.proprio_position, if the state stands behind padded text"),
@@ -138,6 +169,7 @@ IRRELEVANT: Mapping[str, tuple[str, ...]] = {
         "flux2_model_path",
         "flux2_src_path",
         "ae_model_path",
+        "omnigen2_*",  # where things are, and how text is padded
         "variant",  # the tensors tell it
         "qwen3_model_spec",  # the width of text features tells it
         "load_text_encoder",
@@ -182,6 +214,7 @@ IRRELEVANT: Mapping[str, tuple[str, ...]] = {
         "profile_*",
     ),
     "flux2_params": (),  # all of its keys are in DECIDE
+    "transformer_config": (),  # likewise
 }
 # Sections of evaluations and tools, in which keys of the same names mean something else.
 _OTHERS = {"val", "test", "EVALUATION", "MULTIRUN", "hydra", "wandb", "infer", "vae"}

@@ -16,6 +16,7 @@ class Layout:
 
     component: what it is of a policy, one of `weights.components.COMPONENTS`.
     signature: tensors that every file of this layout has and that no other layout has together.
+    lacks: tensors of which a file of this layout has none, but those of a similar one do.
     config: makes the sizes from shapes and metadata.
     rules: makes the mapping from the sizes.
     source: makes the tensors that the rules map, from those of the file, the metadata, and the base
@@ -37,6 +38,7 @@ class Layout:
     source: Callable[[TensorSource, Metadata, TensorSource | None], TensorSource] = (
         lambda source, metadata, base: source
     )
+    lacks: tuple[str, ...] = ()
     modules: tuple[tuple[str, str], ...] = ()
     contains: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()

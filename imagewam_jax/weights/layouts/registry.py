@@ -3,14 +3,18 @@
 from imagewam_jax.weights.io.tensors import TensorSource
 from imagewam_jax.weights.layouts import (
     action_init,
+    autoencoder_kl,
     flux2,
     flux2_autoencoder,
     flux2_autoencoder_diffusers,
     flux2_diffusers,
     imagewam,
     lora,
+    omnigen2,
     qwen3,
 )
+from imagewam_jax.weights.layouts.families import FAMILIES
+from imagewam_jax.weights.layouts.family import Family
 from imagewam_jax.weights.layouts.layout import Layout
 from imagewam_jax.weights.layouts.sets import find_weights
 
@@ -58,17 +62,41 @@ QWEN3 = Layout(
     source=lambda source, metadata, base: qwen3.used(source, metadata),
     modules=(("model.", r"(embed_tokens|layers|norm)\."), ("lm_head.", "weight$")),
 )
-IMAGEWAM_FLUX2 = Layout(
-    name="ImageWAM on FLUX.2, official checkpoint",
-    component="policy",
-    signature=(f"{imagewam.EXPERT}action_encoder.weight", f"{imagewam.EXPERT}head.linear.weight"),
-    config=imagewam.imagewam_config,
-    rules=imagewam.imagewam_rules,
-    source=imagewam.imagewam_source,
-    modules=((imagewam.MOT, r"mixtures\."), (imagewam.PROPRIO, "(weight|bias)$")),
-    contains=(imagewam.BACKBONE,),
-    state=imagewam.state,
+OMNIGEN2 = Layout(
+    name="OmniGen2 transformer, diffusers layout",
+    component="backbone",
+    signature=("ref_image_patch_embedder.weight", "time_caption_embed.caption_embedder.0.weight"),
+    config=omnigen2.omnigen2_config,
+    rules=omnigen2.omnigen2_rules,
+    initial_expert=action_init.initial_expert,
 )
+AUTOENCODER_KL = Layout(
+    name="AutoencoderKL, diffusers layout",
+    component="autoencoder",
+    signature=("decoder.conv_norm_out.weight", "encoder.down_blocks.0.resnets.0.conv1.weight"),
+    lacks=("bn.running_mean",),
+    config=autoencoder_kl.autoencoder_kl_config,
+    rules=autoencoder_kl.autoencoder_kl_rules,
+)
+
+
+def _policy(family: Family) -> Layout:
+    """The official checkpoint of a policy of one family."""
+    return Layout(
+        name=f"ImageWAM on {family.title}, official checkpoint",
+        component="policy",
+        signature=(f"{imagewam.EXPERT}action_encoder.weight", imagewam.EXPERT + family.head),
+        config=imagewam.imagewam_config,
+        rules=imagewam.imagewam_rules,
+        source=imagewam.imagewam_source,
+        modules=((imagewam.MOT, r"mixtures\."), (imagewam.PROPRIO, "(weight|bias)$")),
+        contains=(imagewam.BACKBONE,),
+        state=imagewam.state,
+    )
+
+
+# The layout of an official checkpoint, by the type of the backbone's configuration.
+POLICIES = {family.backbone: _policy(family) for family in FAMILIES}
 
 LAYOUTS = (
     FLUX2,
@@ -76,7 +104,9 @@ LAYOUTS = (
     FLUX2_AUTOENCODER,
     FLUX2_AUTOENCODER_DIFFUSERS,
     QWEN3,
-    IMAGEWAM_FLUX2,
+    OMNIGEN2,
+    AUTOENCODER_KL,
+    *POLICIES.values(),
 )
 
 

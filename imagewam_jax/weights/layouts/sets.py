@@ -166,6 +166,8 @@ def _all_sets(names: set[str], layouts: Sequence[Layout]) -> Iterator[_Set]:
                     continue
                 if top and prefix.endswith(top):
                     continue  # the whole name is there
+                if any(prefix + other in names for other in layout.lacks):
+                    continue
                 if all(prefix + other in names for other in rest):
                     yield _Set(layout, prefix, bool(top))
 

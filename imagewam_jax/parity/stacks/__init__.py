@@ -1,0 +1,43 @@
+"""The recordings of each backbone's policies. A new one is a file here and an entry below."""
+
+from typing import Any
+
+from imagewam_jax.errors import ConversionError
+from imagewam_jax.parity.cases.folder import Folder
+from imagewam_jax.parity.stacks.base import Stack
+from imagewam_jax.parity.stacks.flux2 import Flux2Stack
+from imagewam_jax.parity.stacks.omnigen2 import OmniGen2Stack
+
+STACKS: tuple[Stack, ...] = (Flux2Stack(), OmniGen2Stack())
+
+
+def stack_of(backbone: Any) -> Stack:
+    """The recordings of policies whose backbone has this configuration. ConversionError: there are
+    none of such policies."""
+    found = next((stack for stack in STACKS if isinstance(backbone, stack.backbone)), None)
+    if found is None:
+        raise ConversionError(f"no recordings are known of policies on {type(backbone).__name__}")
+    return found
+
+
+def recorded_stack(folder: Folder) -> Stack:
+    """The kind of recordings that a folder says it is of; those that do not say are of FLUX.2.
+
+    ConversionError: it is unknown.
+    """
+    name = folder.config.get("stack", Flux2Stack.name)
+    found = next((stack for stack in STACKS if stack.name == name), None)
+    if found is None:
+        known = ", ".join(stack.name for stack in STACKS)
+        raise ConversionError(f"{folder.path}: recorded of {name!r}, known are {known}")
+    return found
+
+
+def checked_stack(folder: Folder, backbone: Any) -> Stack:
+    """The same. ConversionError: the checkpoint's backbone is another."""
+    found, expected = recorded_stack(folder), stack_of(backbone)
+    if found.name != expected.name:
+        raise ConversionError(
+            f"{folder.path}: recorded of {found.name}, the checkpoint is of {expected.name}"
+        )
+    return found

@@ -1,0 +1,72 @@
+"""What differs between the recordings of policies on different backbones."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from imagewam_jax.models.imagewam import Cache, Context, ImageWAM, Sample
+from imagewam_jax.parity.cases.base import Output, Sizes
+from imagewam_jax.parity.cases.folder import Tensors
+from imagewam_jax.parity.cases.loaded import Loaded
+from imagewam_jax.parity.official_order import TextLayout
+
+
+class Stack(Protocol):
+    """The recordings of policies on one backbone: a recorded image is in the form in which the
+    official code of that backbone has it, and ours is a grid of cells."""
+
+    name: ClassVar[str]  # what the official code calls it
+    backbone: ClassVar[type]  # the type of the backbone's configuration
+    reference: ClassVar[str]  # the tensor of a reference image that a policy acts on
+    # What the networks get for a timestep is called this in training, and this when acting.
+    training_time: ClassVar[str]
+    acting_times: ClassVar[str]
+
+    def network_time(self, timestep: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """What the official networks get for a timestep."""
+
+    def cells(self, config: Any, io: Tensors, name: str, ids: str) -> Float[Array, "b h w c"]:
+        """A recorded image, as the backbone of `config` takes it; the tensor `ids` has the
+        positions of its tokens, where they are recorded. ConversionError: it is of another model.
+        """
+
+    def latents(self, config: Any, io: Tensors, name: str, ids: str) -> Float[Array, "b h w c"]:
+        """The same, as the autoencoder of `config` decodes it."""
+
+    def recorded(self, config: Any, cells: Float[Array, "b h w c"]) -> Float[np.ndarray, "b ..."]:
+        """The inverse of `cells`."""
+
+    def sampled(
+        self,
+        config: Any,
+        cells: Float[Array, "b h w c"],
+        moments: Float[Array, "b H W moments"] | None,
+        io: Tensors,
+        noise: str,
+    ) -> Float[np.ndarray, "b ..."] | None:
+        """The recorded form of what an autoencoder of `config` encodes; `noise` names the noise
+        that a posterior was sampled with. None: that is not recorded."""
+
+    def posterior_noise(
+        self, config: Any, sizes: Sizes, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Noise to sample the posteriors of a training step's two frames with, by name."""
+
+    def imagined_reference(self, loaded: Loaded, io: Tensors) -> Float[Array, "b h w c"] | None:
+        """The reference image of what the first sample's policy imagines, as the backbone takes it.
+        None: the checkpoint lacks the autoencoder that it was encoded with."""
+
+    def training_inputs(self, policy: ImageWAM, sizes: Sizes) -> dict[str, np.ndarray]:
+        """Inputs of a training step that only these recordings have."""
+
+    def training_outputs(
+        self, policy: ImageWAM, sample: Sample, text: TextLayout
+    ) -> Iterator[Output]:
+        """Positions and lengths that follow from the inputs of a training step."""
+
+    def acting_outputs(
+        self, policy: ImageWAM, context: Context, cache: Cache, text: TextLayout, prefix: str
+    ) -> Iterator[Output]:
+        """What the context leaves to the action, and what else there is of it."""

@@ -1,0 +1,55 @@
+"""What the official code calls the parts of the policies of one backbone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from imagewam_jax.models.action_expert import ActionExpertConfig
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.weights.layouts.mapping import Rule
+from imagewam_jax.weights.layouts.metadata import Metadata, Specs
+
+
+@dataclass(frozen=True)
+class Family:
+    """The policies of one backbone in the official layout.
+
+    stack: what the official code calls them.
+    title: the backbone's name for people.
+    backbone: the type of the backbone's configuration.
+    first: a tensor that every transformer has.
+    head: a tensor that every action expert has, and that of no other family.
+    expert: tensors of an expert without its embedding and head, by which a file of first weights is
+        known.
+    aliases: beginnings of the names that a checkpoint lists twice, in the transformer, by those of
+        the second time.
+    modules: the names of the modules of a transformer and of an expert, in native order.
+    transformer_config, transformer_rules: sizes of a transformer, and its mapping.
+    expert_config, expert_rules: the same for its action expert.
+    check_expert: raises a ConversionError where the training config has another expert.
+    initial_name: the transformer's tensor that a tensor of a new expert is made from.
+    scaled: whether the official script scales what it resizes.
+    initial_config: sizes of a new expert.
+    has_unpacked: whether the robot state's token can stand behind padded text.
+    settings: the sections of a training config that describe the networks: those of its section
+        `model`, and those beside it.
+    """
+
+    stack: str
+    title: str
+    backbone: type
+    first: str
+    head: str
+    expert: tuple[str, ...]
+    aliases: Mapping[str, str]
+    modules: tuple[tuple[str, ...], tuple[str, ...]]
+    transformer_config: Callable[[Specs, Metadata], Any]
+    transformer_rules: Callable[[Any], list[Rule]]
+    expert_config: Callable[[Specs, Metadata], ActionExpertConfig]
+    expert_rules: Callable[[ActionExpertConfig, Any], list[Rule]]
+    check_expert: Callable[[ActionExpertConfig, Any, Metadata], None]
+    initial_name: Callable[[str], str]
+    scaled: bool
+    initial_config: Callable[[Metadata], ActionExpertConfig]
+    has_unpacked: bool
+    settings: Callable[[ImageWAMConfig], tuple[dict[str, Any], dict[str, Any]]]
