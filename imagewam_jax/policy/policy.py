@@ -20,8 +20,6 @@ from imagewam_jax.checkpoints.merged_lora import merged_params, without_lora
 from imagewam_jax.checkpoints.store import check_arrays, open_checkpoint
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import CheckpointError
-from imagewam_jax.models.autoencoders import to_uint8
-from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.imagewam import ImageWAM
 from imagewam_jax.models.parameters import abstract_params, policy_builder
 from imagewam_jax.models.sharding import (
@@ -43,6 +41,15 @@ from imagewam_jax.policy.checks import (
 )
 from imagewam_jax.policy.met_instructions import PLACES, MetInstructions
 from imagewam_jax.policy.placement import Placement
+from imagewam_jax.policy.programs import (
+    compute_actions,
+    compute_attention,
+    compute_images,
+    compute_imagined,
+    compute_latents,
+    compute_seen,
+    with_text,
+)
 from imagewam_jax.policy.text_assets import (
     check_table,
     encoder_of,
@@ -50,13 +57,10 @@ from imagewam_jax.policy.text_assets import (
     table_tree,
     with_tokens,
 )
-from imagewam_jax.preprocess.images import REFERENCES, ImageSpec, prepare_images
 from imagewam_jax.preprocess.inputs import (
     Observations,
     PolicyAssets,
-    encode_images,
     image_spec,
-    make_context,
 )
 from imagewam_jax.text.encoders import make_prompt
 from imagewam_jax.text.tables import open_text_table
@@ -192,7 +196,7 @@ class Policy:
         if number is None:
             encoded = self._met.encode(prompt)
             number, row = self._met.keep(prompt)
-            text, length = _with_text(
+            text, length = with_text(
                 self._assets.text,
                 self._assets.text_length,
                 row,
@@ -231,7 +235,9 @@ class Policy:
         shape = (len(observations.state), *self._latent)
         noise = check_numbers(noise, "noise", "[batch, row, column, channel]", shape)
         steps = self._euler_steps(euler_steps)
-        return self._run(_imagine, observations, noise, images=self._images, euler_steps=steps)
+        return self._run(
+            compute_imagined, observations, noise, images=self._images, euler_steps=steps
+        )
 
     def attention_on_reference(
         self, observations: Observations, noise: Float[Array, "b s a"], time: float = 0.5
@@ -240,7 +246,7 @@ class Policy:
         `ImageWAM.action_attention`. The noise is that of `act`."""
         observations, noise = self._checked(observations, noise)
         time = check_time(time)
-        return self._run(_attention, observations, noise, time=time, images=self._images)
+        return self._run(compute_attention, observations, noise, time=time, images=self._images)
 
     def seen(
         self,
@@ -249,7 +255,7 @@ class Policy:
     ) -> UInt8[np.ndarray, "b reference H W 3"]:
         """Images as the model sees them, resized and arranged: one mosaic, or each camera where
         the layout is "references". `image_size` is that of `Observations`."""
-        seen = partial(_seen, spec=self._images)
+        seen = partial(compute_seen, spec=self._images)
         return self.placement.run(seen, *self._checked_images(images, image_size))
 
     def encode(
@@ -258,14 +264,14 @@ class Policy:
         image_size: Int[Array, "b camera 2"] | None = None,
     ) -> Float[np.ndarray, "b rows columns channels"]:
         """Latents of images, as training has them for its target."""
-        encode = partial(_encode, self._assets, spec=self._images)
+        encode = partial(compute_latents, self._assets, spec=self._images)
         return _host(self.placement.run(encode, *self._checked_images(images, image_size)))
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[np.ndarray, "b H W 3"]:
         """Images in [-1, 1], not clamped."""
         axes = "[batch, row, column, channel]"
         latent = check_numbers(latent, "latent", axes, (None, *self._latent))
-        return _host(self.placement.run(partial(_decode, self._assets), latent))
+        return _host(self.placement.run(partial(compute_images, self._assets), latent))
 
     def latent_shape(self, images: UInt8[Array, "b camera h w 3"]) -> tuple[int, ...]:
         """The shape of what `encode` returns, without computing it."""
@@ -275,7 +281,7 @@ class Policy:
     def _latent(self) -> tuple[int, int, int]:
         """Rows, columns and channels of a latent: they do not depend on the size of the images."""
         images = jax.ShapeDtypeStruct((1, len(self.cameras), 1, 1, 3), jnp.uint8)
-        encode = partial(_encode, image_size=None, spec=self._images)
+        encode = partial(compute_latents, image_size=None, spec=self._images)
         return jax.eval_shape(encode, self._assets, images).shape[1:]
 
     def _run(
@@ -420,52 +426,3 @@ _ADVICE = (
     "table that `imagewam encode-text` makes; normalizers need dataset_stats.json beside the "
     "weights and a known mode when they are converted"
 )
-
-
-@jax.jit
-def _with_text(text, lengths, row, features, length):
-    """Text and lengths with those of one more prompt in a row."""
-    return text.at[row].set(features), lengths.at[row].set(length)
-
-
-@partial(jax.jit, static_argnames=("images", "euler_steps"))
-def compute_actions(
-    model: ImageWAM,
-    assets: PolicyAssets,
-    observations: Observations,
-    noise: Float[Array, "b s a"],
-    images: ImageSpec,
-    euler_steps: int,
-) -> Float[Array, "b s a"]:
-    """Action chunks in real units, of the first dataset that `assets` have."""
-    cache = model.prefill(make_context(assets, images, observations))
-    actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
-    return assets.actions.of(0).denormalize(actions)
-
-
-@partial(jax.jit, static_argnames=("images", "euler_steps"))
-def _imagine(model, assets, observations, noise, images, euler_steps):
-    context = make_context(assets, images, observations)
-    return model.imagine(context, noise, model.target_schedule(euler_steps))[0]
-
-
-@partial(jax.jit, static_argnames=("images",))
-def _attention(model, assets, observations, noise, time, images):
-    timestep_b = jnp.full(noise.shape[0], TIMESTEPS * time)
-    return model.action_attention(make_context(assets, images, observations), noise, timestep_b)
-
-
-@partial(jax.jit, static_argnames=("spec",))
-def _seen(images, image_size, spec):
-    prepared = prepare_images(images[:, :, None], image_size, spec, None)[:, 0]
-    return to_uint8(prepared if spec.layout == REFERENCES else prepared[:, None])
-
-
-@partial(jax.jit, static_argnames=("spec",))
-def _encode(assets, images, image_size, spec):
-    return encode_images(assets, spec, images[:, :, None], image_size)[:, 0, 0]
-
-
-@jax.jit
-def _decode(assets, latent):
-    return assets.autoencoder.decode(latent)

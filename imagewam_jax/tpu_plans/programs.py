@@ -19,7 +19,7 @@ from imagewam_jax.models.sharding import (
     cache_sharding,
     param_shardings,
 )
-from imagewam_jax.policy.policy import compute_actions
+from imagewam_jax.policy.programs import compute_actions
 from imagewam_jax.preprocess.inputs import (
     PolicyAssets,
     encode_images,
