@@ -1,5 +1,5 @@
 # make demo: data, training, evaluation and report, from nothing, in a quarter of an hour on two cores.
-# make libero: the official LIBERO recipe in a size that two cores train, from nothing, in 90 minutes.
+# make libero: the official LIBERO recipe in small sizes, from demonstrations to an evaluation.
 # make test: what changes with daily work, in about ten minutes on two idle cores.
 # make test-all: the whole test suite.
 # Each makes its own environment in .venv first.
