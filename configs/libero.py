@@ -14,6 +14,7 @@ makes them (docs/libero.md).
 from ml_collections import ConfigDict
 
 from imagewam_jax.config.defaults import recipe
+from imagewam_jax.config.schema import choose
 
 # Of OmniGen2 12 on each of 8 devices: officially only the first number is told.
 BATCH_SIZE = {"4b": 80, "9b": 96, "omnigen2": 96, "tiny": 32}
@@ -22,6 +23,7 @@ EXECUTE_STEPS = {"4b": 12, "9b": 12, "omnigen2": 8, "tiny": 12}
 
 
 def get_config(model: str = "4b") -> ConfigDict:
+    steps = choose(STEPS, model, "the model of the recipe")
     config = recipe("4b" if model == "tiny" else model)
     config.data.mixture = "libero"
     # The official recipe holds nothing out: validation episodes are trained on, too.
@@ -35,7 +37,7 @@ def get_config(model: str = "4b") -> ConfigDict:
     config.model.expert.action_dim = 7
     config.model.proprio_dim = 8
     config.train.batch_size = BATCH_SIZE[model]
-    config.train.steps = STEPS[model]
+    config.train.steps = steps
     config.acting.execute_steps = EXECUTE_STEPS[model]
     if model == "tiny":
         _shrink(config)

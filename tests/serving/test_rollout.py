@@ -15,6 +15,27 @@ from tests.serving.robots import FAST, served, tiny_actor
 EPISODES = [("open", 0), ("close", 1), ("open", 2), ("close", 3), ("open", 4), ("close", 5)]
 
 
+class Frames:
+    """Keeps what is seen in each episode (a `rollout.Observer`)."""
+
+    every_step = True
+
+    def __init__(self):
+        self.seen: dict[int, list[np.ndarray]] = {}
+
+    def began(self, episode, start, observation):
+        self.seen[episode] = [observation.images_nhwc]
+
+    def acted(self, episode, actions, seen):
+        self.seen[episode] += [observation.images_nhwc for observation in seen]
+
+    def ended(self, episode, ended):
+        pass
+
+    def of(self, episode: int) -> np.ndarray:
+        return np.stack(self.seen[episode])
+
+
 def test_every_episode_is_the_same(policy):
     """All batches are of two rows, as those of the pool are: bit for bit the same frames."""
     with (
@@ -22,21 +43,23 @@ def test_every_episode_is_the_same(policy):
         SimulatorPool(NAME, num_simulators=2, num_workers=1) as pool,
     ):
         sources = [RemotePolicy(running.url) for _ in range(2)]
-        played = [
-            rollout(pool, each, EPISODES, execute_steps=3, record=range(len(EPISODES)))
-            for each in (acting(policy, 7), asking(sources, 7), asking(sources, 8))
-        ]
+        films = [Frames() for _ in range(3)]
+        policies = (acting(policy, 7), asking(sources, 7), asking(sources, 8))
+        direct, asked, _ = (
+            rollout(pool, each, EPISODES, execute_steps=3, observers=[film])
+            for each, film in zip(policies, films, strict=True)
+        )
         for source in sources:
             source.close()
-    direct, asked, other = played
     assert direct.success.sum() > 0 and direct.steps.min() > 3
     np.testing.assert_array_equal(direct.success, asked.success)
     np.testing.assert_array_equal(direct.steps, asked.steps)
-    for episode, frames in direct.frames.items():
-        np.testing.assert_array_equal(frames, asked.frames[episode])
+    for episode in range(len(EPISODES)):
+        np.testing.assert_array_equal(films[0].of(episode), films[1].of(episode))
     assert any(
-        direct.frames[episode].shape != frames.shape or (direct.frames[episode] != frames).any()
-        for episode, frames in other.frames.items()
+        films[0].of(episode).shape != films[2].of(episode).shape
+        or (films[0].of(episode) != films[2].of(episode)).any()
+        for episode in range(len(EPISODES))
     )
 
 

@@ -89,10 +89,16 @@ def train(dataset, tmp_path, capsys):
         ("model.attention=cudnn", "model.attention: attention 'cudnn' runs on NVIDIA GPUs and the"),
         ("model.remat=some", "unknown remat policy 'some'; choose from ['full', 'none'"),
         ("model.coordinate_dtype=half", "model.coordinate_dtype is 'half'; choose from"),
-        ("autoencoder.name=vqgan", "autoencoder.name is 'vqgan'; choose from ['flux2', 'patch']"),
+        (
+            "autoencoder.name=vqgan",
+            "autoencoder.name is 'vqgan'; choose from ['flux2', 'kl', 'patch']",
+        ),
         ("autoencoder.factor=24", "height 64 is not a multiple of 24, the autoencoder's factor"),
         ("autoencoder.channels=769", "autoencoder: channels 769 must be between 1 and the 768"),
-        ("text.encoder=t5", "text.encoder is 't5'; choose from ['byte_qwen3', 'qwen3']"),
+        (
+            "text.encoder=t5",
+            "text.encoder is 't5'; choose from ['byte_qwen3', 'qwen2_5_vl', 'qwen3']",
+        ),
         ("text.encoder=qwen3", "neither text.weights nor text.table names any. Obtain Qwen/Qwen3-"),
         ("text.weights=/no/x", "text.weights is '/no/x': the weights of byte_qwen3 are random"),
         ("text.template=open", "text.template is 'open', without {} for the instruction"),
@@ -134,7 +140,9 @@ def test_config_files_that_do_not_exist(train):
 
 
 def test_a_size_that_a_recipe_does_not_have(train):
-    assert "'5b'; choose from ['4b', '9b']" in train(config="configs/libero.py:5b")
+    assert "'5b'; choose from ['4b', '9b', 'omnigen2', 'tiny']" in train(
+        config="configs/libero.py:5b"
+    )
 
 
 def test_a_recipe_without_the_weights_that_it_needs(dataset):

@@ -56,7 +56,7 @@ def test_its_loss_falls(run):
 def test_it_is_evaluated(run):
     assert cli.main(["evaluate", f"--checkpoint={run}", "--no-simulator", "--samples=8"]) == 0
     report = json.loads((run / "evaluation" / "evaluation.json").read_text())
-    assert report["offline"]["samples"] == 8
+    assert report["offline"]["metaworld_faucet"]["samples"] == 8
 
 
 def test_it_acts_on_what_it_sees_and_is_told(run):

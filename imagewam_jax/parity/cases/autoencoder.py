@@ -20,7 +20,7 @@ from imagewam_jax.parity.cases.folder import Folder
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.cases.policy_case import recorded_samples
 from imagewam_jax.parity.images import decode, encode
-from imagewam_jax.parity.stacks import recorded_stack
+from imagewam_jax.parity.stacks import Stack, checked_stack, recorded_stack
 
 SIGNATURE = ("image", "decode_in")
 FRAMES_SIGNATURE = ("video",)
@@ -61,10 +61,17 @@ AUTOENCODER = Kind(
 )
 
 
+def _stack(loaded: Loaded, folder: Folder) -> Stack:
+    """The kind of a policy's recordings. ConversionError: the checkpoint's backbone is another."""
+    if "backbone" in loaded:
+        return checked_stack(folder, loaded.config("backbone"))
+    return recorded_stack(folder)
+
+
 def _frames_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """The latents that a training step makes of its frames."""
     model, io = loaded.module("autoencoder"), folder.need(*FRAMES_SIGNATURE)
-    stack, video = recorded_stack(folder), io["video"]
+    stack, video = _stack(loaded, folder), io["video"]
     for name, frame, noise in (
         ("ref_image_latents", 0, "eps_ref"),
         ("target_latent", -1, "eps_target"),
@@ -102,7 +109,7 @@ FRAMES = Kind(
 def _images_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """The latents that a policy acts on, and the image that it imagines."""
     model, io = loaded.module("autoencoder"), folder.need(*acting.SIGNATURE)
-    stack = recorded_stack(folder)
+    stack = _stack(loaded, folder)
     for prefix in recorded_samples(io):
         if f"{prefix}image" in io:
             latent, moments = encode(model, nhwc(io[f"{prefix}image"]))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig, from_cells, to_cells
 from imagewam_jax.models.backbones.omnigen2 import OmniGen2Config
 from imagewam_jax.models.imagewam import Cache, Context, ImageWAM, Sample
@@ -58,6 +59,10 @@ class OmniGen2Stack:
     ) -> Float[np.ndarray, "b c h w"] | None:
         if noise not in io:
             return None
+        if not isinstance(config, AutoencoderKLConfig):
+            raise ConversionError(
+                f"{io.file}: latents of {self.name}'s autoencoder, the checkpoint has another kind"
+            )
         mean, log_variance = np.split(np.moveaxis(np.asarray(moments), -1, 1), 2, axis=1)
         sample = mean + np.exp(log_variance.clip(-30, 20) / 2) * io[noise]
         return (sample - config.shift) * config.scale
