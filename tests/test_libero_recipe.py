@@ -132,16 +132,19 @@ def test_bfloat16_and_lora_on_two_devices_survive_a_kill(killed):
 
 @pytest.mark.slow
 def test_what_was_trained_goes_to_the_official_layout_and_back(made, killed, tmp_path):
-    pytest.importorskip("torch", reason="writes model.pt")
-    imagewam("export", killed, "--format=official", f"--to={tmp_path / 'official'}")
-    autoencoder = made / "released" / "ae.safetensors"
-    back = tmp_path / "back"
-    config = ["--config", CONFIG]
+    torch = pytest.importorskip("torch", reason="writes model.pt")
+    first, again = tmp_path / "official", tmp_path / "again"
+    imagewam("export", killed, "--format=official", f"--to={first}")
     dataset = made / "rlds" / "libero_goal_no_noops" / "1.0.0"
-    model = tmp_path / "official" / "model.pt"
-    imagewam(
-        "convert", model, autoencoder, "--to", back, *config, f"--config.data.directory={dataset}"
-    )
-    imagewam("record", killed, f"--to={tmp_path / 'recording'}")
-    compared = imagewam("verify", back, tmp_path / "recording")
-    assert "action" in compared
+    config = ["--config", CONFIG, f"--config.data.directory={dataset}"]
+    sources = [first / "model.pt", made / "released" / "ae.safetensors"]
+    imagewam("convert", *sources, "--to", tmp_path / "back", *config)
+    imagewam("export", tmp_path / "back", "--format=official", f"--to={again}")
+    expected, found = (torch.load(folder / "model.pt")["mot"] for folder in (first, again))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+    imagewam("record", tmp_path / "back", f"--to={tmp_path / 'recording'}")
+    compared = imagewam("verify", tmp_path / "back", tmp_path / "recording")
+    assert "all pass" in compared

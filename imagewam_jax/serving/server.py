@@ -264,7 +264,8 @@ class PolicyServer:
             code = "ok"
         except Refused as error:
             reply, code = str(error), error.kind
-            _LOG.warning("%s: %s", connection.address, error)
+            # Its text: whoever keeps a record of the log would keep the message with the error.
+            _LOG.warning("%s: %s", connection.address, reply)
         replying = time.monotonic()
         await self._send(connection, reply)
         end = time.monotonic()
