@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tokenizers
 from flax import nnx
+from tokenizer import tokenizer_files
 
 from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3, Qwen3Config
@@ -18,16 +18,6 @@ from imagewam_jax.weights.layouts.qwen3 import qwen3_rules
 
 VOCABULARY = 512  # 256 bytes, special tokens, and pieces of words
 HEAD_DIM = 16
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-# Qwen3's chat template, as far as a single turn of the user goes.
-CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
-    "{%- if enable_thinking is defined and enable_thinking is false %}"
-    "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
-)
 
 
 def write_qwen3(folder: Path, feature_dim: int, prompts: Sequence[str], seed: int) -> None:
@@ -55,8 +45,8 @@ def write_qwen3(folder: Path, feature_dim: int, prompts: Sequence[str], seed: in
     folder.mkdir(parents=True)
     write_safetensors(folder / "model.safetensors", ArraySource(tensors, str(folder)))
     (folder / "config.json").write_text(json.dumps(_config_json(sizes), indent=2) + "\n")
-    (folder / "tokenizer.json").write_text(_tokenizer(prompts).to_str(), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER_CONFIG, indent=2) + "\n")
+    for name, text in tokenizer_files(prompts, VOCABULARY).items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _config_json(sizes: Qwen3Config) -> dict:
@@ -77,33 +67,3 @@ def _config_json(sizes: Qwen3Config) -> dict:
         "use_sliding_window": False,
         "tie_word_embeddings": True,
     }
-
-
-_TOKENIZER_CONFIG = {
-    "tokenizer_class": "Qwen2Tokenizer",
-    "bos_token": None,
-    "eos_token": "<|im_end|>",
-    "pad_token": "<|endoftext|>",
-    "unk_token": None,
-    "add_prefix_space": False,
-    "model_max_length": 131072,
-    "chat_template": CHAT_TEMPLATE,
-}
-
-
-def _tokenizer(prompts: Sequence[str]) -> tokenizers.Tokenizer:
-    """Byte-level pairs, as Qwen3's are, of some prompts; any other text can be written, too."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.normalizer = tokenizers.normalizers.NFC()
-    bytes_ = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer, tokenizer.decoder = bytes_, tokenizers.decoders.ByteLevel()
-    thoughts = [tokenizers.AddedToken(text, normalized=False) for text in ("<think>", "</think>")]
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(thoughts),
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=bytes_.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sorted(set(prompts)), trainer)
-    tokenizer.add_tokens(thoughts)
-    return tokenizer

@@ -1,4 +1,4 @@
-"""Imports and runs the scripts in data/, which is not a package."""
+"""Imports and runs the scripts in data/ and tiny_networks/, which are no packages."""
 
 import importlib.util
 import subprocess
@@ -9,6 +9,7 @@ from types import ModuleType
 DATA = Path(__file__).resolve().parents[2] / "data"
 FOLDER = DATA / "metaworld_faucet"
 LIBERO_FOLDER = DATA / "libero"
+TINY_NETWORKS = DATA.parent / "tiny_networks"
 SAMPLE = FOLDER / "sample" / "metaworld_faucet" / "1.0.0"
 
 

@@ -8,7 +8,7 @@ import pytest
 from imagewam_jax.errors import DataError, MissingWeights
 from imagewam_jax.text.encoders import encode_text, text_source
 from imagewam_jax.text.tables import open_text_table
-from tests.text.tiny_qwen3 import tokenizer_json
+from tests.text.tiny_qwen3 import tokenizer_files
 from tests.training.tiny import ROOT
 
 SECTION = {"encoder": "qwen2_5_vl", "weights": "", "template": "do: {}", "buckets": (8, 16)}
@@ -30,7 +30,7 @@ def model(tmp_path_factory):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("qwen2_5_vl")
-    (folder / "tokenizer.json").write_text(tokenizer_json())
+    (folder / "tokenizer.json").write_text(tokenizer_files()["tokenizer.json"])
     transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), pad_token="<|endoftext|>"
     ).save_pretrained(folder)

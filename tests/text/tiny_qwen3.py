@@ -1,8 +1,6 @@
 """Text encoders like a converted Qwen3, of a few kilobytes: a real tokenizer and few channels."""
 
 import dataclasses
-import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from flax import nnx
 
 from imagewam_jax.checkpoints.store import Checkpoints
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3, Qwen3Config
+from tests.data_builders.scripts import TINY_NETWORKS, load
 
 # As of Qwen3: 27 layers matter, and one more is there in the language model. Its tokenizer has
 # fewer tokens than its embeddings have rows, too.
@@ -20,59 +19,18 @@ SENTENCES = (
     "A video recorded from a robot's point of view executing the following instruction:",
     "pick up the black bowl and place it on the plate, open the middle drawer",
 )
-_ANSWER = "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
-_NO_THOUGHT = "{{- '<think>\n\n</think>\n\n' }}"
-# What Qwen3's chat template is for one turn, and those of its variants of 2507.
-TURNS = (
-    "{%- for m in messages %}"
-    "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{%- endfor %}"
-)
-CHAT = (
-    TURNS
-    + _ANSWER
-    + "{%- if enable_thinking is defined and enable_thinking is false %}"
-    + _NO_THOUGHT
-    + "{%- endif %}{%- endif %}"
-)
-CHAT_INSTRUCT_2507 = TURNS + _ANSWER + "{%- endif %}"
-CHAT_THINKING_2507 = TURNS + _ANSWER + "{{- '<think>\n' }}{%- endif %}"
-
-
-@functools.cache
-def tokenizer_json() -> str:
-    """A byte-level BPE with the special tokens of Qwen3."""
-    tokenizers = pytest.importorskip("tokenizers")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.normalizer = tokenizers.normalizers.NFC()
-    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = byte_level
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=340,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=byte_level.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
-    thoughts = ("<think>", "</think>")
-    tokenizer.add_tokens([tokenizers.AddedToken(t, normalized=False) for t in thoughts])
-    return tokenizer.to_str()
+VOCABULARY = 342
+_tokenizer = load("tokenizer", TINY_NETWORKS)
+CHAT = _tokenizer.CHAT_TEMPLATE
+# Those of Qwen3's variants of 2507.
+CHAT_INSTRUCT_2507 = _tokenizer.TURNS + _tokenizer.ANSWER + "{%- endif %}"
+CHAT_THINKING_2507 = _tokenizer.TURNS + _tokenizer.ANSWER + "{{- '<think>\n' }}{%- endif %}"
 
 
 def tokenizer_files(chat_template: str | None = CHAT) -> dict[str, str]:
     """The files of a tokenizer: name -> content."""
-    config = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "bos_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "unk_token": None,
-        "add_prefix_space": False,
-        "model_max_length": 131072,
-    }
-    if chat_template is not None:
-        config["chat_template"] = chat_template
-    return {"tokenizer.json": tokenizer_json(), "tokenizer_config.json": json.dumps(config)}
+    pytest.importorskip("tokenizers")
+    return _tokenizer.tokenizer_files(SENTENCES, VOCABULARY, chat_template)
 
 
 def parameters(config: Qwen3Config = SIZES, dtype: str = "bfloat16") -> dict[str, Any]:
