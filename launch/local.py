@@ -170,28 +170,32 @@ def start(
     *,
     processes: int,
     devices: int,
+    program: Sequence[str] = IMAGEWAM,
     environment: Mapping[str, str] | None = None,
     output: Callable[[str], None] = write_line,
 ) -> LocalProcesses:
     """Starts `imagewam ARGUMENTS` in several processes that find each other.
 
     devices: virtual CPU devices of each process.
+    program: another one that takes its arguments, in place of `imagewam`.
     environment: variables to add to those of this process.
     """
     found = {**os.environ, **(environment or {})}
     return LocalProcesses(
-        imagewam_commands(arguments, processes, free_port()),
+        commands_of(arguments, processes, free_port(), program),
         environment=with_virtual_devices(found, devices),
         output=output,
     )
 
 
-def imagewam_commands(arguments: Sequence[str], processes: int, port: int) -> list[list[str]]:
+def commands_of(
+    arguments: Sequence[str], processes: int, port: int, program: Sequence[str] = IMAGEWAM
+) -> list[list[str]]:
     """The command of each process; a single process needs no coordinator."""
     if processes == 1:
-        return [[*IMAGEWAM, *arguments]]
+        return [[*program, *arguments]]
     together = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"]
-    return [[*IMAGEWAM, *arguments, *together, f"--process={n}"] for n in range(processes)]
+    return [[*program, *arguments, *together, f"--process={n}"] for n in range(processes)]
 
 
 def with_virtual_devices(environment: Mapping[str, str], devices: int) -> dict[str, str]:

@@ -8,15 +8,14 @@ The mesh, batch and rematerialization of each plan are chosen here, with the rea
 
 import argparse
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from imagewam_jax.tpu_plans.report import index_rows, plan_from_json
+from launch.local import IMAGEWAM
 
 PLANS = Path(__file__).parent / "plans"
 ROOT = PLANS.parents[1]
-IMAGEWAM = (sys.executable, "-c", "import sys; from imagewam_jax.cli import main; sys.exit(main())")
 
 
 class Wanted(NamedTuple):

@@ -6,7 +6,6 @@ evaluated, exported to the official layout, converted back, and compared.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,34 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from launch.local import IMAGEWAM
+from tests.commands import ENVIRONMENT, run
 from tests.evaluation.opengl import require_libero
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/libero.py:tiny"
 STEPS = 4
 SPLIT = "--split=train[:1]"
-IMAGEWAM = [sys.executable, "-c", "import sys, imagewam_jax.cli as c; sys.exit(c.main())"]
-# Those of the other tests save time of compiling, and take it when running.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-
-
-def run(command: list, **environment: str) -> str:
-    """What a command prints; it must succeed."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    printed = f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
-    assert done.returncode == 0, f"{command}\n{printed}"
-    return done.stdout
 
 
 def imagewam(*arguments) -> str:
-    return run([*IMAGEWAM, *arguments])
+    return run([*IMAGEWAM, *arguments], ROOT)
 
 
 def train_steps(workdir: Path) -> list[int]:
@@ -69,7 +52,7 @@ def made(tmp_path_factory) -> Path:
     }
     where = {"BIN": Path(sys.executable).parent, "RUNS": runs}
     settings = [f"{name}={value}" for name, value in (where | few).items()]
-    run(["make", *installed, "-o", "opengl", *settings, "libero"], PYTHONPATH=str(ROOT))
+    run(["make", *installed, "-o", "opengl", *settings, "libero"], ROOT, PYTHONPATH=str(ROOT))
     return runs / "libero"
 
 
@@ -117,7 +100,7 @@ def killed(made, tmp_path_factory) -> Path:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.2)
         process.send_signal(signal.SIGKILL)
-    assert "devices: 2 x cpu" in run(command, **two_devices)
+    assert "devices: 2 x cpu" in run(command, ROOT, **two_devices)
     return workdir
 
 

@@ -1,22 +1,23 @@
 """The commands of docs/your_data.md, run from a fresh copy of the project as a reader would."""
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from launch.local import IMAGEWAM
+from tests.commands import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "your_data.md").read_text()
 NOT_IN_A_CLONE = (".git", ".venv", "runs", "imagewam_index", "__pycache__", ".*_cache")
 PROGRAMS = {
     "python": [sys.executable],
-    "imagewam": [sys.executable, "-c", "import sys, imagewam_jax.cli as c; sys.exit(c.main())"],
+    "imagewam": IMAGEWAM,
 }
 
 
@@ -24,21 +25,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def run(command: str, folder: Path) -> str:
+def typed(command: str, folder: Path) -> str:
+    """What a command of the page prints."""
     program, *arguments = shlex.split(command.replace("\\\n", ""))
-    # Those of the other tests save time of compiling, and take it when running.
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    environment |= {"PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*PROGRAMS[program], *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=3000,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    here = {"PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    return run([*PROGRAMS[program], *arguments], folder, **here)
 
 
 @pytest.mark.slow(minutes=9)
@@ -49,8 +40,8 @@ def test_five_commands_lead_from_an_unknown_set_to_an_evaluated_policy(tmp_path)
     )
     write, describe, *others = blocks("sh")
     assert len(others) == 4
-    run(write, clone)
-    printed = run(describe, clone)
+    typed(write, clone)
+    printed = typed(describe, clone)
     fields = printed[printed.index("config.data.directory") :]
     # What the page shows is what is printed, but for where the reader's clone is.
     (shown,) = blocks("python")
@@ -61,7 +52,7 @@ def test_five_commands_lead_from_an_unknown_set_to_an_evaluated_policy(tmp_path)
     indented = "".join(f"    {line}\n" for line in fields.splitlines())
     (clone / "configs" / "mine.py").write_text(f"{before}{indented}    return config\n{after}")
     for command in others:
-        run(command, clone)
+        typed(command, clone)
 
     assert "desk_arm: episodes" in (clone / "runs" / "mine.html").read_text()
     evaluation = clone / "runs" / "mine" / "evaluation"

@@ -1,7 +1,6 @@
 """Recorded episodes are evaluated alike by one device, a mesh, several hosts, and after kills."""
 
 import json
-import os
 import sys
 
 import numpy as np
@@ -9,9 +8,8 @@ import pytest
 
 from imagewam_jax.cli.devices import _MESH
 from imagewam_jax.config.defaults import defaults
-from launch.local import LocalProcesses, free_port, with_virtual_devices
 from tests.evaluation.untrained import shrink, untrained_run, write_public_set
-from tests.training.tiny import ROOT
+from tests.hosts import run_together
 
 DATASETS = ("robotwin", "metaworld_faucet")
 KILLED = 137  # SIGKILL, as a shell reports it
@@ -53,24 +51,15 @@ def run(tmp_path_factory):
     return untrained_run(config, folder / "run")
 
 
-def evaluated(run, output, *more: str, processes: int, devices: int, kill: int = 0) -> int:
-    """The exit code of an evaluation in batches of eight; each process kills itself when it is to
-    predict for the `kill`th time."""
-    command = [sys.executable, "-c", PROGRAM, str(kill), "evaluate", f"--checkpoint={run}"]
-    command += [f"--output={output}", "--batch-size=8", "--samples=all", *more]
-    together = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}"]
-    commands = [
-        [*command, *([*together, f"--process={n}"] if processes > 1 else [])]
-        for n in range(processes)
-    ]
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = with_virtual_devices({**os.environ, "PYTHONPATH": paths}, devices)
-    lines: list[str] = []
-    with LocalProcesses(commands, environment=environment, output=lines.append) as job:
-        code = job.wait(timeout=1200)
-    assert code == (KILLED if kill else 0), "\n".join(lines[-60:])
+def evaluated(run, output, *more: str, processes: int, devices: int, kill: int = 0) -> None:
+    """Evaluates in batches of eight; each process kills itself when it is to predict for the
+    `kill`th time."""
+    arguments = ["evaluate", f"--checkpoint={run}", f"--output={output}"]
+    arguments += ["--batch-size=8", "--samples=all", *more]
+    program = [sys.executable, "-c", PROGRAM, str(kill)]
+    code = KILLED if kill else 0
+    lines = run_together(program, *arguments, processes=processes, devices=devices, code=code)
     assert sum("report: " in line for line in lines) == (0 if kill else 1)  # of the first alone
-    return code
 
 
 def results(output) -> dict:

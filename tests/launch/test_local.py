@@ -139,11 +139,11 @@ def test_a_command_that_is_not_there_leaves_nothing_running():
 
 
 def test_commands_find_each_other():
-    first, second = local.imagewam_commands(["train", "--workdir=w"], 2, 1234)
+    first, second = local.commands_of(["train", "--workdir=w"], 2, 1234)
     together = ["train", "--workdir=w", "--coordinator=127.0.0.1:1234", "--processes=2"]
     assert first == [*local.IMAGEWAM, *together, "--process=0"]
     assert second == [*local.IMAGEWAM, *together, "--process=1"]
-    assert local.imagewam_commands(["train"], 1, 1234) == [[*local.IMAGEWAM, "train"]]
+    assert local.commands_of(["train"], 1, 1234) == [[*local.IMAGEWAM, "train"]]
 
 
 def test_devices_replace_those_that_were_set():

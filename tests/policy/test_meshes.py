@@ -1,6 +1,5 @@
 """Eight devices, of one process or of two, compute what one does, and share what they hold."""
 
-import os
 import pickle
 import sys
 
@@ -10,11 +9,10 @@ import pytest
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.models.sharding import make_mesh
 from imagewam_jax.policy.policy import load_policy
-from launch.local import LocalProcesses, free_port, with_virtual_devices
 from tests.evaluation.untrained import shrink, untrained_run, write_public_set
+from tests.hosts import run_together
 from tests.policy.mesh_actions import BATCH, MESHES, ROBOTS
 from tests.shared_folder import shared
-from tests.training.tiny import ROOT
 
 HEADS = 2
 
@@ -36,17 +34,8 @@ def low_rank_run():
 
 def computed(file, *meshes: str, processes: int) -> dict:
     """What processes that share eight devices compute on these meshes."""
-    command = [sys.executable, "-m", "tests.policy.mesh_actions", str(file), str(low_rank_run())]
-    together = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}"]
-    commands = [
-        [*command, *meshes, *([*together, f"--process={n}"] if processes > 1 else [])]
-        for n in range(processes)
-    ]
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = with_virtual_devices({**os.environ, "PYTHONPATH": paths}, 8 // processes)
-    lines: list[str] = []
-    with LocalProcesses(commands, environment=environment, output=lines.append) as job:
-        assert job.wait(timeout=1200) == 0, "\n".join(lines[-60:])
+    program = [sys.executable, "-m", "tests.policy.mesh_actions", str(file), str(low_rank_run())]
+    run_together(program, *meshes, processes=processes, devices=8 // processes)
     return pickle.loads(file.read_bytes())
 
 

@@ -1,6 +1,5 @@
 """Two processes of four devices each compute what one process with one device does."""
 
-import os
 import sys
 
 import numpy as np
@@ -8,9 +7,9 @@ import pytest
 
 from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
 from imagewam_jax.models.parameters import flatten
-from launch.local import LocalProcesses, free_port, with_virtual_devices
+from tests.hosts import run_together
 from tests.training.mesh_runs import HALF, RUNS, START, STEPS
-from tests.training.tiny import ROOT, copy_sample
+from tests.training.tiny import copy_sample
 
 pytestmark = pytest.mark.slow(minutes=5)
 TOLERANCE = 1e-5  # of losses, relative
@@ -31,17 +30,8 @@ def folder(tmp_path_factory):
 
 
 def run(folder, *arguments: str, processes: int, devices: int) -> None:
-    module = [sys.executable, "-m", "tests.training.mesh_runs", str(folder), *arguments]
-    together = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={processes}"]
-    commands = [
-        [*module, *together, f"--process={n}"] if processes > 1 else module
-        for n in range(processes)
-    ]
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = with_virtual_devices({**os.environ, "PYTHONPATH": paths}, devices)
-    lines: list[str] = []
-    with LocalProcesses(commands, environment=environment, output=lines.append) as job:
-        assert job.wait(timeout=2400) == 0, "\n".join(lines[-60:])
+    program = [sys.executable, "-m", "tests.training.mesh_runs", str(folder)]
+    run_together(program, *arguments, processes=processes, devices=devices, timeout=2400)
 
 
 def losses(workdir, key="loss"):

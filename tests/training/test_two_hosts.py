@@ -10,7 +10,8 @@ import pytest
 
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from launch.local import PREEMPTED, LocalProcesses, free_port, with_virtual_devices
-from tests.training.tiny import ROOT, copy_sample
+from tests.hosts import paths
+from tests.training.tiny import copy_sample
 
 pytestmark = pytest.mark.slow(minutes=2)
 STEPS, EVERY = 60, 20
@@ -54,8 +55,7 @@ def start(tmp_path_factory):
         f"    config.train.update(steps={STEPS}, checkpoint_every={EVERY}, keep_checkpoints=9)\n"
         "    return config\n"
     )
-    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = with_virtual_devices({**os.environ, "PYTHONPATH": paths}, 1)
+    environment = with_virtual_devices({**os.environ, **paths()}, 1)
 
     def begin(workdir, *faults, lines):
         train = ["train", f"--config={config}", f"--workdir={workdir}", "--resume"]
