@@ -121,8 +121,8 @@ def evaluate(
     ConfigError: a count is below 1, the simulator or the mesh does not fit the policy, or `resume`
         finds another evaluation. DataError: there are no held-out samples.
     """
-    counts = {"samples": samples, "batch_size": batch_size}
-    for name, count in (*counts.items(), ("episodes", episodes), ("workers", workers)):
+    counts = {"samples": samples, "batch_size": batch_size, "episodes": episodes}
+    for name, count in {**counts, "workers": workers}.items():
         if count is not None and count < 1:
             raise ConfigError(f"{name} is {count}, expected at least 1")
     policy = load_policy(
@@ -139,11 +139,12 @@ def evaluate(
     with first_alone("opening the data"):
         data = config_data({**config, "data": section})
     datasets = [data[dataset]] if dataset else list(data.datasets)
+    frames = {}  # at which the samples of each dataset start: none is an error now, not in hours
     for opened in datasets:
         with contextlib.suppress(DataError):  # the training episodes need not be here
             for shared in shared_splits([opened], section):
                 _LOG.warning("%s", shared)
-        evaluation_frames(opened, split)  # an error now, and not after hours
+        frames[opened.name] = evaluation_frames(opened, split)
     if simulator is None:
         simulator = config["evaluation"]["simulator"] if jax.process_count() == 1 else ""
         options = config["evaluation"]["options"] if options is None else options
@@ -151,17 +152,15 @@ def evaluate(
     simulated = _simulated(simulator, policy, datasets)
     if record is not None and not simulated:
         raise ConfigError(f"--record {record}: there is no simulator to play")
-    output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
-    if is_first():
-        output.mkdir(parents=True, exist_ok=True)
     results: dict = {
         "checkpoint_step": policy.step,
         "datasets": [opened.name for opened in datasets],
         "split": split,
     }
     played, films = None, output / "films"
+    in_units_of = {opened.name: policy.of(opened.name) for opened in datasets}
     if simulated:
-        policy = policy.of(simulated.name)
+        policy = in_units_of[simulated.name]
         identity = episode_identity(policy, checkpoint, simulator, options, autoencoder, text_table)
         with contextlib.ExitStack() as stack:
             recording = None
@@ -192,26 +191,27 @@ def evaluate(
             if recording is not None:
                 recording.build()
     offline: dict[str, OfflineResult] = {}
+    acts = policy_identity(policy, checkpoint, autoencoder, text_table)
     for opened in datasets:
-        frames = chosen_frames(opened, split, samples)
+        chosen = chosen_frames(frames[opened.name], samples)
         identity = {
-            **policy_identity(policy.of(opened.name), checkpoint, autoencoder, text_table),
+            **acts,
             **opened.identity(split),
-            "samples": f"{len(frames)}:{checksum(frames)}",
+            "samples": f"{len(chosen)}:{checksum(chosen)}",
             "versions": versions(("imagewam-jax", "jax", "numpy")),
         }
         snapshot = Snapshot(output / "recorded" / f"{opened.name}.npz", identity, resume=resume)
         offline[opened.name] = evaluate_offline(
-            policy.of(opened.name),
+            in_units_of[opened.name],
             opened,
             split,
-            max_samples=samples,
+            chosen,
             batch_size=batch_size,
             snapshot=snapshot,
         )
-        results["offline"] = {
-            name: {"action_names": list(data[name].spec.action.dims), **found.summary()}
-            for name, found in offline.items()
+        results.setdefault("offline", {})[opened.name] = {
+            "action_names": list(opened.spec.action.dims),
+            **offline[opened.name].summary(),
         }
         _write_results(output, results)
     if is_first():
@@ -225,7 +225,12 @@ def evaluate(
         sections.append(report.video_section(rollouts, films, output))
     for opened in datasets:
         sections += _recorded_sections(
-            policy.of(opened.name), opened, split, offline[opened.name], of=len(datasets)
+            in_units_of[opened.name],
+            opened,
+            split,
+            frames[opened.name],
+            offline[opened.name],
+            of=len(datasets),
         )
     metrics = read_metrics(_run_folder(Path(checkpoint)) / METRICS_FILE)
     if metrics:
@@ -239,14 +244,22 @@ def evaluate(
 
 
 def _recorded_sections(
-    policy: Policy, dataset: Dataset, split: str, offline: OfflineResult, *, of: int
+    policy: Policy,
+    dataset: Dataset,
+    split: str,
+    frames: Int64[np.ndarray, " samples"],
+    offline: OfflineResult,
+    *,
+    of: int,
 ) -> list[Section]:
     """The errors on a dataset, which is one `of` several, and predictions on some samples of it."""
     dims, name = dataset.spec.action.dims, dataset.name if of > 1 else ""
-    sections = [report.offline_section(offline, dims, name)]
-    frames = evaluation_frames(dataset, split)
     shown = frames[_spread(len(frames), max(2, SHOWN_SAMPLES // of))]
-    if examples := _examples(policy, dataset, split, shown):
+    examples = _examples(policy, dataset, split, shown)  # which all hosts compute together
+    if not is_first():
+        return []
+    sections = [report.offline_section(offline, dims, name)]
+    if examples:
         sections.append(report.prediction_section(*examples, dims, name))
     return sections
 

@@ -61,7 +61,7 @@ def episode_identity(
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Those of the packages that are installed."""
+    """Package -> installed version; packages that are not installed are left out."""
     found = {}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):

@@ -82,8 +82,10 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 def check_identity(
     path: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-    """ConfigError, which names what differs, unless both are of the same evaluation; `what` is in
-    the file."""
+    """Raises ConfigError, which names the fields that differ, unless `found` equals `wanted`.
+
+    what: what the file holds, for the message.
+    """
     wanted = json.loads(json.dumps(wanted))  # as it would be read: lists for tuples
     names = sorted(set(found) | set(wanted))
     other = [

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class SampleErrors(NamedTuple):
-    """Errors of some samples; those that are not good have an image that cannot be read."""
+    """Errors of some samples. `is_good` is false for one with an image that cannot be read."""
 
     action: dict[str, Float32[np.ndarray, "n horizon a"]]
     is_pad: Bool[np.ndarray, "n horizon"]
@@ -147,9 +147,10 @@ def _have_last_action(
     return ~is_first & np.isfinite(standardized.actions[frames - 1]).all(1)
 
 
-def chosen_frames(dataset: Dataset, split: str, most: int | None) -> Int64[np.ndarray, " samples"]:
-    """Some of the `evaluation_frames`, spread evenly over the split; None takes all."""
-    frames = evaluation_frames(dataset, split)
+def chosen_frames(
+    frames: Int64[np.ndarray, " samples"], most: int | None
+) -> Int64[np.ndarray, " chosen"]:
+    """At most so many of the `evaluation_frames`, spread evenly over them; None takes all."""
     count = len(frames) if most is None else min(most, len(frames))
     return frames[np.linspace(0, len(frames) - 1, count).astype(int)]
 
@@ -158,25 +159,25 @@ def evaluate_offline(
     policy: Policy,
     dataset: Dataset,
     split: str,
+    frames: Int64[np.ndarray, " samples"],
     *,
-    max_samples: int | None = MAX_SAMPLES,
     batch_size: int = BATCH_SIZE,
     snapshot: Snapshot | None = None,
 ) -> OfflineResult:
-    """Predicts samples spread evenly over a split, which start at `evaluation_frames`.
+    """Predicts the samples of a split that start at `frames`, such as `chosen_frames`.
 
     The hosts of the policy's mesh share the samples of each batch, and all of them return the
     result, which depends on mesh and hosts no more than the last bits of a prediction do.
 
-    max_samples: None takes all of them.
     batch_size: how many are predicted at once, over all hosts; rounded up to what divides evenly.
-    snapshot: what it has is gone on with, and what is found is added to it.
+    snapshot: sums of an interrupted evaluation, from which this one resumes; its own are saved
+        there.
     BadFrameError: an image cannot be read, and `data.bad_frames` allows none.
     """
     section = policy.config["data"]
-    frames = chosen_frames(dataset, split, max_samples)
     count, batch_size = len(frames), policy.placement.whole_batch(batch_size)
     rows_here = policy.placement.rows_here(batch_size)
+    of_row = _places_of_rows(rows_here)
     have_last = _have_last_action(dataset, split, frames).all()
     episodes, episode_n = np.unique(
         dataset.select(split).split.frame_episode[frames], return_inverse=True
@@ -219,7 +220,7 @@ def evaluate_offline(
             if have_last:
                 guesses[LAST_ACTION] = actions_na[frames[numbers] - 1][:, None]
             predictions = predict(policy, dataset, batch, numbers)
-            errors = _all_rows(_sample_errors(predictions, guesses, is_good), rows_here)
+            errors = _all_rows(_sample_errors(predictions, guesses, is_good), of_row)
             stop = min(start + batch_size, count)
             errors = jax.tree.map(lambda x, n=stop - start: x[:n], errors)
             result.add(errors, episode_n[start:stop])
@@ -301,10 +302,15 @@ def _sample_errors(
     )
 
 
-def _all_rows(errors: SampleErrors, rows_here: Int64[np.ndarray, " n"]) -> SampleErrors:
-    """The errors of a whole batch on every host, of which each has those of its rows."""
+def _places_of_rows(rows_here: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " rows"]:
+    """Where each row of a batch is among those that all hosts hold, one host's after another's."""
     rows = from_each(rows_here.astype(np.int32)).reshape(-1)
     _, of_row = np.unique(rows, return_index=True)  # hosts can hold the same rows
+    return of_row
+
+
+def _all_rows(errors: SampleErrors, of_row: Int64[np.ndarray, " rows"]) -> SampleErrors:
+    """The errors of a whole batch on every host, from those that each has of its rows."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[of_row], from_each(errors))
 
 

@@ -1,8 +1,8 @@
 """The sums of an evaluation of recorded episodes, on disk: one that was killed goes on from them.
 
-Samples are added in a fixed order, so sums and the number of samples that are in them are all there
-is to know; what they hold of an episode does not grow with its samples. They are exact, and what is
-added to them after a restart is what would have been added without one.
+Samples are added in a fixed order, so the sums and the number of samples added are the whole state;
+its size depends on the number of episodes alone. Restored sums are bit-exact: a resumed evaluation
+ends with the same numbers.
 """
 
 import json
@@ -20,7 +20,7 @@ from imagewam_jax.evaluation.journal import check_identity
 from imagewam_jax.files import writing, written_whole
 
 SAVE_EVERY_S = 30.0
-MOST_OF_THE_TIME = 0.05  # that may be spent with writing
+WRITING_SHARE = 0.05  # of the time, at most, goes into writing
 _IDENTITY = "identity"
 
 
@@ -33,7 +33,7 @@ class Snapshot:
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, resume: bool):
         self._path, self._resume = path, resume
-        self._identity = json.loads(json.dumps(identity))
+        self._identity = identity
         self._next_save = time.monotonic() + SAVE_EVERY_S
 
     def restore(self, sums: Mapping[str, np.ndarray]) -> int:
@@ -60,7 +60,7 @@ class Snapshot:
         with writing(self._path), written_whole(self._path) as file:
             np.savez(file, **{_IDENTITY: identity, "done": np.array(done)}, **sums)
         took = time.monotonic() - began
-        self._next_save = began + took + max(SAVE_EVERY_S, took / MOST_OF_THE_TIME)
+        self._next_save = began + took + max(SAVE_EVERY_S, took / WRITING_SHARE)
 
     def _read(self) -> tuple[dict[str, np.ndarray], int]:
         try:

@@ -31,7 +31,8 @@ def dataset(policy):
 @pytest.fixture(scope="module")
 def result(policy, dataset):
     # Batches of 5 leave one that is not full.
-    return evaluate_offline(policy, dataset, "val", max_samples=SAMPLES, batch_size=5)
+    frames = offline.chosen_frames(offline.evaluation_frames(dataset, "val"), SAMPLES)
+    return evaluate_offline(policy, dataset, "val", frames, batch_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,8 @@ def test_first_steps_alone(policy, dataset, monkeypatch):
     """Nothing came before them that could be repeated, and all of them are in the sums."""
     firsts = dataclasses.replace(dataset, every=10_000)
     starts = dataset.index.split("val").episode_start[:-1]
-    assert offline.evaluation_frames(firsts, "val").tolist() == starts.tolist()
+    frames = offline.evaluation_frames(firsts, "val")
+    assert frames.tolist() == starts.tolist()
 
     def predict(policy, dataset, batch, seeds):
         latent = np.zeros((len(seeds), 1, 1, 1), np.float32)
@@ -123,7 +125,7 @@ def test_first_steps_alone(policy, dataset, monkeypatch):
         return offline.Predictions(0 * true, true, batch["action_is_pad"], latent, latent, latent)
 
     monkeypatch.setattr(offline, "predict", predict)
-    errors = evaluate_offline(policy, firsts, "val").action_error
+    errors = evaluate_offline(policy, firsts, "val", frames).action_error
     assert set(errors) == {POLICY, MEAN_ACTION}
     actions = dataset.index.split("val").steps["action"][:]
     np.testing.assert_allclose(
@@ -187,8 +189,9 @@ def test_summary(result):
 
 def test_all_samples(policy, dataset):
     """Without a limit each sample that can be evaluated counts."""
-    whole = evaluate_offline(policy, dataset, "val", max_samples=None)
     frames = offline.evaluation_frames(dataset, "val")
+    chosen = offline.chosen_frames(frames, None)
+    whole = evaluate_offline(policy, dataset, "val", chosen)
     assert whole.samples == len(frames) > SAMPLES
     of_episode = np.bincount(dataset.index.split("val").frame_episode[frames])
     np.testing.assert_array_equal(whole.imagined_error.weight, of_episode)
