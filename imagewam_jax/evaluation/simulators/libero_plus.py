@@ -9,8 +9,6 @@ A task is one trial. Sensor noise is drawn from numpy's global generator at ever
 tasks with noise draw both cameras at all of them.
 """
 
-import contextlib
-import io
 import math
 import random
 import re
@@ -20,12 +18,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from imagewam_jax.errors import ConfigError, SimulatorError
+from imagewam_jax.evaluation.simulators.base import check_options
 from imagewam_jax.evaluation.simulators.libero import (
     FOUR_SUITES,
     PROTOCOLS,
     EvaluationProtocol,
     Libero,
     LiberoTask,
+    check_numbers,
+    listed_suite,
     prepare_drawing,
 )
 
@@ -62,14 +63,12 @@ class LiberoPlus(Libero):
         instructions: str = "clean",
         image_side: int = 256,
     ):
-        for name, values, known in (
+        check_options(
+            "LIBERO-Plus",
             ("suites", suites, FOUR_SUITES),
-            ("protocol", (protocol,), tuple(PROTOCOLS)),
+            ("protocol", (protocol,), PROTOCOLS),
             ("instructions", (instructions,), INSTRUCTIONS),
-        ):
-            if unknown := [value for value in values if value not in known]:
-                message = f"unknown {name} {unknown}; known: {', '.join(known)}"
-                raise ConfigError(f"LIBERO-Plus: {message}")
+        )
         if not 0 < share <= 1:
             raise ConfigError(f"LIBERO-Plus: share is {share}, expected more than 0 and at most 1")
         package = _installed()
@@ -138,16 +137,14 @@ def _tasks_of(
 ) -> dict[str, LiberoTask]:
     """The tasks of a suite that are played, by "suite/name". ConfigError: it has none of a number.
     SimulatorError: the package is LIBERO itself."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports the order of its tasks
-        listed = import_module(f"{package}.benchmark").get_benchmark(suite)()
+    listed = listed_suite(import_module(f"{package}.benchmark"), suite)
     count = listed.get_num_tasks()
     if count <= 100:
         raise SimulatorError(
             f"LIBERO-Plus: the package libero here has {count} tasks of {suite}, expected "
             f"{TASKS[suite]}: it is LIBERO; install sylvestf/LIBERO-plus in its place"
         )
-    if unknown := [number for number in numbers if not 0 <= number < count]:
-        raise ConfigError(f"LIBERO-Plus: {suite} has the tasks 0 to {count - 1}, found {unknown}")
+    check_numbers("LIBERO-Plus", suite, numbers, count)
     folder = Path(import_module(package).get_libero_path("bddl_files"))
     tasks = {}
     for number in numbers or sampled_tasks(suite, count, share):

@@ -16,7 +16,13 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from imagewam_jax.errors import ConfigError, SimulatorError
-from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec, finite_action
+from imagewam_jax.evaluation.simulators.base import (
+    Observation,
+    SimulatorSpec,
+    check_options,
+    check_start,
+    finite_action,
+)
 from imagewam_jax.evaluation.simulators.metaworld_faucet import ROBOT, STATE_DIM, scripted_action
 from imagewam_jax.evaluation.simulators.opengl import configure_opengl, fast_renderer
 
@@ -102,8 +108,7 @@ class Metaworld:
         goals_seed: int = 42,
         image_side: int = 224,
     ):
-        if unknown := [suite for suite in suites if suite not in SUITES]:
-            raise ConfigError(f"Meta-World: unknown suites {unknown}; known: {', '.join(SUITES)}")
+        check_options("Meta-World", ("suites", suites, SUITES))
         if unknown := sorted(set(instructions or {}) - set(INSTRUCTIONS)):
             raise ConfigError(f"Meta-World: instructions for unknown tasks {unknown}")
         if find_spec("metaworld") is None:
@@ -133,10 +138,7 @@ class Metaworld:
 
     def reset(self, task: str, seed: int) -> Observation:
         """Starts a trial. ValueError: there is no such task or trial."""
-        if task not in self.spec.instructions:
-            raise ValueError(f"unknown task {task!r}; known: {', '.join(self.spec.instructions)}")
-        if not 0 <= seed < GOALS:
-            raise ValueError(f"{task} has the trials 0 to {GOALS - 1}, found {seed}")
+        check_start(self.spec, task, seed)
         self._load(task.rpartition("/")[2])
         self._task = task
         self._env.set_task(self._goals[seed])

@@ -1,9 +1,7 @@
 """Many simulators in several processes, driven as one batch."""
 
 import contextlib
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
@@ -14,7 +12,7 @@ from jaxtyping import Float
 
 from imagewam_jax.errors import ConfigError, OpenGLUnavailable, SimulatorError
 from imagewam_jax.evaluation.simulators.base import ChunkOutcome, Observation, SimulatorSpec
-from imagewam_jax.evaluation.simulators.interpreters import foreign_interpreter
+from imagewam_jax.evaluation.simulators.interpreters import foreign_interpreter, own_interpreter
 from imagewam_jax.evaluation.simulators.messages import (
     observation_from,
     outcome_from,
@@ -76,8 +74,7 @@ class SimulatorPool:
         python = options.pop("python", None)
         try:
             if python is None:
-                path = os.pathsep.join(path for path in sys.path if path)
-                started_by = sys.executable, {**os.environ, "PYTHONPATH": path}
+                started_by = own_interpreter()
             else:
                 started_by = self._resources.enter_context(foreign_interpreter(str(python)))
             for index in range(num_workers):

@@ -30,7 +30,13 @@ import numpy as np
 from jaxtyping import Float
 
 from imagewam_jax.errors import ConfigError, SimulatorError
-from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec, finite_action
+from imagewam_jax.evaluation.simulators.base import (
+    Observation,
+    SimulatorSpec,
+    check_options,
+    check_start,
+    finite_action,
+)
 
 PHASES = ("demo_clean", "demo_randomized")
 FIRST_SEED = 100_000 * (1 + 42)
@@ -115,14 +121,11 @@ class RoboTwin:
             wordings=said,
         )
         self._env, self._task = None, ""
+        self._arguments: dict[str, Any] = {}  # of the task's environment
 
     def reset(self, task: str, seed: int) -> Observation:
         """Starts a trial. ValueError: there is no such task or trial."""
-        if task not in self.spec.instructions:
-            raise ValueError(f"unknown task {task!r}; known: {', '.join(self.spec.instructions)}")
-        if not 0 <= seed < len(self._starts[task]):
-            count = len(self._starts[task])
-            raise ValueError(f"{task} has the trials 0 to {count - 1}, found {seed}")
+        check_start(self.spec, task, seed)
         phase, _, name = task.partition("/")
         accepted_seed, self._instruction = self._starts[task][seed]
         with _silent():
@@ -130,8 +133,10 @@ class RoboTwin:
                 self._env.close_env()
             if task != self._task:
                 self._env, self._task = _environment(name), task
-            arguments = _arguments(self._root, phase, name)
-            self._env.setup_demo(now_ep_num=seed, seed=accepted_seed, is_test=True, **arguments)
+                self._arguments = _arguments(self._root, phase, name)
+            self._env.setup_demo(
+                now_ep_num=seed, seed=accepted_seed, is_test=True, **self._arguments
+            )
             self._env.set_instruction(instruction=self._instruction)
         return self.observe()
 
@@ -238,9 +243,7 @@ def find_starts(
 
 
 def _check_options(phases: Sequence[str], tasks: Sequence[str]) -> None:
-    for name, values, known in (("phases", phases, PHASES), ("tasks", tasks, tuple(MAX_STEPS))):
-        if unknown := [value for value in values if value not in known]:
-            raise ConfigError(f"RoboTwin: unknown {name} {unknown}; known: {', '.join(known)}")
+    check_options("RoboTwin", ("phases", phases, PHASES), ("tasks", tasks, MAX_STEPS))
 
 
 def _enter(root: str) -> Path:

@@ -16,8 +16,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from imagewam_jax.errors import ConfigError, SimulatorError
-from imagewam_jax.evaluation.simulators.base import Observation, SimulatorSpec, finite_action
+from imagewam_jax.data.transforms.rotations import euler_from_matrix, matrix_from_quaternion
+from imagewam_jax.errors import SimulatorError
+from imagewam_jax.evaluation.simulators.base import (
+    Observation,
+    SimulatorSpec,
+    check_options,
+    check_start,
+    finite_action,
+)
 
 TRIALS = 24  # of each task: places and turns of its two objects
 _CAMERA = "3rd_view_camera"
@@ -57,8 +64,7 @@ class Simpler:
     """
 
     def __init__(self, *, tasks: Sequence[str] = tuple(TASKS)):
-        if unknown := [task for task in tasks if task not in TASKS]:
-            raise ConfigError(f"SimplerEnv: unknown tasks {unknown}; known: {', '.join(TASKS)}")
+        check_options("SimplerEnv", ("tasks", tasks, TASKS))
         if find_spec("simpler_env") is None:
             raise SimulatorError(
                 "SimplerEnv is not installed here: install it and ManiSkill2_real2sim in an "
@@ -82,10 +88,7 @@ class Simpler:
     def reset(self, task: str, seed: int) -> Observation:
         """Starts a trial. ValueError: there is no such task or trial. SimulatorError: the
         environment cannot be made."""
-        if task not in self.spec.instructions:
-            raise ValueError(f"unknown task {task!r}; known: {', '.join(self.spec.instructions)}")
-        if not 0 <= seed < TRIALS:
-            raise ValueError(f"{task} has the trials 0 to {TRIALS - 1}, found {seed}")
+        check_start(self.spec, task, seed)
         if task != self._task:
             if self._env is not None:
                 self._env.close()
@@ -137,12 +140,8 @@ def _make(task: str):
 def bridge_state(hand: Float[np.ndarray, "8"]) -> Float32[np.ndarray, "p=7"]:
     """The state as BridgeData has it, from the hand's position, quaternion (w, x, y, z) and opening
     of the gripper."""
-    rotation = _matrix_of_quaternion(hand[3:7]) @ _POINTING_DOWN.T
-    euler = (
-        np.arctan2(rotation[2, 1], rotation[2, 2]),
-        np.arctan2(-rotation[2, 0], np.hypot(rotation[0, 0], rotation[1, 0])),
-        np.arctan2(rotation[1, 0], rotation[0, 0]),
-    )
+    rotation = matrix_from_quaternion(hand[None, [4, 5, 6, 3]]) @ _POINTING_DOWN.T
+    (euler,) = euler_from_matrix(rotation)
     return np.concatenate([hand[:3], euler, hand[7:8]]).astype(np.float32)
 
 
@@ -162,14 +161,3 @@ def rotation_vector(euler: Float[np.ndarray, "3"]) -> Float64[np.ndarray, "3"]:
     if norm == 0:
         return np.zeros(3)
     return xyz / norm * 2 * np.arctan2(norm, w)
-
-
-def _matrix_of_quaternion(wxyz: Float[np.ndarray, "4"]) -> Float64[np.ndarray, "3 3"]:
-    w, x, y, z = np.asarray(wxyz, np.float64) / np.linalg.norm(wxyz)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
