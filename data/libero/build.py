@@ -21,6 +21,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float32
 
+from imagewam_jax.data.tools.rollouts import split_files
+
 SIDE = 256
 NO_OP_NORM = 1e-4
 
@@ -116,7 +118,9 @@ def without_no_ops(actions: Float32[np.ndarray, "t a=7"]) -> list[int]:
 def rlds_episode(raw: Mapping[str, np.ndarray]) -> dict:
     """One collected episode in the layout of `LiberoNoNoops`'s features."""
     kept = without_no_ops(raw["actions"])
-    images, wrist_images = (_jpeg_files(raw, name) for name in ("image", "wrist_image"))
+    images, wrist_images = (
+        split_files(raw[f"{name}s"], raw[f"{name}_bytes"]) for name in ("image", "wrist_image")
+    )
     states, joints, instruction = raw["states"], raw["joints"], str(raw["instruction"])
     actions = raw["actions"].copy()
     actions[:, 6] = 1 - 2 * actions[:, 6]  # collected with 1 for open and 0 for closed
@@ -142,12 +146,6 @@ def rlds_episode(raw: Mapping[str, np.ndarray]) -> dict:
     noisy = "_noisy" if raw["noisy"] else ""
     file_path = f"{raw['task']}/seed_{int(raw['seed']):06d}{noisy}"
     return {"steps": steps, "episode_metadata": {"file_path": file_path}}
-
-
-def _jpeg_files(raw: Mapping[str, np.ndarray], name: str) -> list[bytes]:
-    """The encoded images of one camera, step by step."""
-    ends = np.cumsum(raw[f"{name}_bytes"])
-    return [file.tobytes() for file in np.split(raw[f"{name}s"], ends[:-1])]
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from jaxtyping import Float32, UInt8
 from scene import Scene
 from tqdm import tqdm
 
+from imagewam_jax.data.tools.rollouts import joined_files
 from imagewam_jax.errors import UserError
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.base import Observation
@@ -132,8 +133,7 @@ def record(steps: Sequence[Step]) -> dict[str, np.ndarray]:
     }
     for camera, name in enumerate(("image", "wrist_image")):
         files = [_jpeg(step.observation.images_nhwc[camera]) for step in steps]
-        arrays[f"{name}s"] = np.frombuffer(b"".join(files), np.uint8)
-        arrays[f"{name}_bytes"] = np.array([len(file) for file in files])
+        arrays[f"{name}s"], arrays[f"{name}_bytes"] = joined_files(files)
     return arrays
 
 

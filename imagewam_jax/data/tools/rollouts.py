@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64, UInt8
 from tqdm import tqdm
 
 from imagewam_jax.data.dataset_spec import DatasetSpec
@@ -41,8 +41,8 @@ _ACTION, _STATE, _LANGUAGE = "action", "observation/state", "language_instructio
 class RecordedEpisode(NamedTuple):
     """What a policy saw and did.
 
-    images: JPEG files by camera key, one per step, of before its action.
-    states: in the dataset's units, of before each action.
+    images: by camera key, one JPEG file per step, seen before its action.
+    states: before each action, in the dataset's units.
     actions: in the dataset's units, as the policy asked for them.
     """
 
@@ -105,12 +105,25 @@ def recorded_episodes(folder: Path) -> dict[int, Path]:
     return {int(path.stem): path for path in sorted((folder / _EPISODES).glob("*.npz"))}
 
 
+def joined_files(
+    files: Sequence[bytes],
+) -> tuple[UInt8[np.ndarray, " all_bytes"], Int64[np.ndarray, " files"]]:
+    """The bytes of some files, one after the other, and the length of each."""
+    return np.frombuffer(b"".join(files), np.uint8), np.array([len(file) for file in files])
+
+
+def split_files(
+    joined: UInt8[np.ndarray, " all_bytes"], lengths: Int64[np.ndarray, " files"]
+) -> list[bytes]:
+    """The inverse of `joined_files`."""
+    return [file.tobytes() for file in np.split(joined, np.cumsum(lengths)[:-1])]
+
+
 def write_episode(folder: Path, number: int, episode: RecordedEpisode) -> None:
     """Adds an episode to a recording, or replaces it."""
     arrays: dict[str, Any] = {}
     for key, files in episode.images.items():
-        arrays[f"images/{key}"] = np.frombuffer(b"".join(files), np.uint8)
-        arrays[f"bytes/{key}"] = np.array([len(file) for file in files])
+        arrays[f"images/{key}"], arrays[f"bytes/{key}"] = joined_files(files)
     arrays |= {k: v for k, v in episode._asdict().items() if k != "images"}
     with written_whole(folder / _EPISODES / f"{number:06d}.npz") as file:
         np.savez(file, **arrays)
@@ -120,15 +133,9 @@ def read_episode(path: Path) -> RecordedEpisode:
     """An episode of a recording. DataError: its file is damaged."""
     try:
         with np.load(path) as raw:
+            cameras = [key.removeprefix("bytes/") for key in raw if key.startswith("bytes/")]
             images = {
-                key.removeprefix("bytes/"): [
-                    file.tobytes()
-                    for file in np.split(
-                        raw[key.replace("bytes/", "images/", 1)], np.cumsum(raw[key])[:-1]
-                    )
-                ]
-                for key in raw
-                if key.startswith("bytes/")
+                key: split_files(raw[f"images/{key}"], raw[f"bytes/{key}"]) for key in cameras
             }
             return RecordedEpisode(
                 task=str(raw["task"]),
@@ -203,13 +210,13 @@ def _features(row: Mapping[str, Any]) -> Any:
         "discount": scalar(np.float32, doc="0 at a terminal step, otherwise 1."),
     }
     episode = {
-        "task": text(doc="Of the simulator."),
-        "seed": scalar(np.int64, doc="Of the start state: the trial, where these are stored."),
+        "task": text(doc="The task's name in the simulator."),
+        "seed": scalar(np.int64, doc="Of the start; the number of a trial whose start is stored."),
         "success": scalar(np.bool_, doc="The task was done within the simulator's step limit."),
         "policy": text(doc="A hash over the checksums of its checkpoint."),
         "policy_step": scalar(np.int64, doc="Training steps of the checkpoint."),
         "simulator": text(),
-        "options": text(doc="Of the simulator, as JSON."),
+        "options": text(doc="The simulator's options, as JSON."),
         "evaluation": text(doc="All that decides how the episode went, as JSON."),
     }
     return tfds.features.FeaturesDict(
