@@ -76,7 +76,7 @@ $(LIBERO)/released.made: $(LIBERO_DATASET)/dataset_info.json
 	  --autoencoder-steps $(LIBERO_AUTOENCODER_STEPS) --config.data.directory=$(LIBERO_DATASET)
 	touch $@
 
-# What was converted before an interruption would be refused, as another checkpoint.
+# `imagewam convert` refuses a folder with another checkpoint: what an interrupted run left is removed.
 $(LIBERO)/weights.converted: $(LIBERO)/released.made
 	rm -rf $(LIBERO)/weights
 	$(BIN)/imagewam convert $(LIBERO)/released/FLUX.2-tiny --to $(LIBERO)/weights/klein-tiny \

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from launch.local import IMAGEWAM
 from tests.commands import ENVIRONMENT, run
 from tests.evaluation.opengl import require_libero
@@ -30,7 +31,7 @@ def imagewam(*arguments) -> str:
 
 def train_steps(workdir: Path) -> list[int]:
     """The steps of a run's training rows, in the order in which they were written."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(workdir / METRICS_FILE)
     return [row["step"] for row in rows if row["kind"] == "train"]
 
 

@@ -48,7 +48,7 @@ def train_autoencoder(
         for number, images in enumerate(bar):
             error = _train_step(autoencoder, optimizer, images, jax.random.fold_in(key, number))
             bar.set_postfix(error=f"{float(error):.3f}", refresh=False)
-    standardize(autoencoder, frames)
+    _standardize(autoencoder, frames)
     return autoencoder
 
 
@@ -91,11 +91,9 @@ def _crops(
         yield np.stack(crops).astype(np.float32) / 127.5 - 1
 
 
-def standardize(autoencoder: Flux2Autoencoder, frames: UInt8[np.ndarray, "n h w 3"]) -> None:
-    """Sets mean and variance of the latents' channels to those of some images."""
+def _standardize(autoencoder: Flux2Autoencoder, frames: UInt8[np.ndarray, "n h w 3"]) -> None:
+    """Sets mean and variance of the latents' channels, which are 0 and 1, to those of images."""
     encode = nnx.jit(lambda autoencoder, images: autoencoder.encode(images))
-    autoencoder.mean[...] = jnp.zeros_like(autoencoder.mean[...])
-    autoencoder.variance[...] = jnp.ones_like(autoencoder.variance[...])
     latents = [
         np.asarray(encode(autoencoder, frames[i : i + STATISTICS_BATCH] / np.float32(127.5) - 1))
         for i in range(0, len(frames), STATISTICS_BATCH)

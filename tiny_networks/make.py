@@ -21,10 +21,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from autoencoder import train_autoencoder
 from flax import nnx
+from original import write_original
 from qwen3 import write_qwen3
 
 from imagewam_jax.config.loading import load_config
@@ -33,22 +33,10 @@ from imagewam_jax.data.datasets import config_data
 from imagewam_jax.errors import UserError
 from imagewam_jax.files import partial_path
 from imagewam_jax.models.backbones.flux2 import Flux2
-from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.text.encoders import make_prompt
 from imagewam_jax.training.prepare import some_frames
-from imagewam_jax.weights.io.safetensors_writer import write_safetensors
-from imagewam_jax.weights.io.tensors import ArraySource
 from imagewam_jax.weights.layouts import registry as layouts
 from imagewam_jax.weights.layouts.flux2_autoencoder import COUNTER
-from imagewam_jax.weights.layouts.layout import Layout
-from imagewam_jax.weights.layouts.mapping import to_foreign
-
-
-def write_original(path: Path, layout: Layout, sizes, module: nnx.Module, **more) -> None:
-    """Writes a network as a file of its original layout. more: tensors that it has besides."""
-    tree = jax.tree.map(np.asarray, module_tree(module))
-    tensors = to_foreign(layout.rules(sizes), tree) | more
-    write_safetensors(path, ArraySource(tensors, str(path)))
 
 
 def make(path: Path, write: Callable[[Path], None]) -> None:

@@ -4,17 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
+from original import write_original
 from tokenizer import tokenizer_files
 
-from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3, Qwen3Config
-from imagewam_jax.weights.io.safetensors_writer import write_safetensors
-from imagewam_jax.weights.io.tensors import ArraySource
-from imagewam_jax.weights.layouts.mapping import to_foreign
-from imagewam_jax.weights.layouts.qwen3 import qwen3_rules
+from imagewam_jax.weights.layouts import registry as layouts
 
 VOCABULARY = 512  # 256 bytes, special tokens, and pieces of words
 HEAD_DIM = 16
@@ -24,12 +20,12 @@ def write_qwen3(folder: Path, feature_dim: int, prompts: Sequence[str], seed: in
     """Writes a language model whose features, after layers 9, 18 and 27 as officially, have
     `feature_dim` channels together. Its weights are random."""
     count = len(Qwen3Config.feature_layers)
-    dim, rest = divmod(feature_dim, count * HEAD_DIM)
+    heads, rest = divmod(feature_dim, count * HEAD_DIM)
     if rest:
         raise SystemExit(
             f"model.backbone.text_dim is {feature_dim}, expected a multiple of {count * HEAD_DIM}"
         )
-    heads, dim = dim, dim * HEAD_DIM
+    dim = heads * HEAD_DIM
     sizes = Qwen3Config(
         vocab_size=VOCABULARY,
         dim=dim,
@@ -39,11 +35,10 @@ def write_qwen3(folder: Path, feature_dim: int, prompts: Sequence[str], seed: in
         head_dim=HEAD_DIM,
     )
     network = Qwen3(sizes, rngs=nnx.Rngs(seed))
-    tensors = to_foreign(qwen3_rules(sizes), jax.tree.map(np.asarray, module_tree(network)))
     # What the language model has behind the features; they do not depend on it.
-    tensors["model.norm.weight"] = np.ones(dim, np.float32)
+    last = {"model.norm.weight": np.ones(dim, np.float32)}
     folder.mkdir(parents=True)
-    write_safetensors(folder / "model.safetensors", ArraySource(tensors, str(folder)))
+    write_original(folder / "model.safetensors", layouts.QWEN3, sizes, network, **last)
     (folder / "config.json").write_text(json.dumps(_config_json(sizes), indent=2) + "\n")
     for name, text in tokenizer_files(prompts, VOCABULARY).items():
         (folder / name).write_text(text, encoding="utf-8")
