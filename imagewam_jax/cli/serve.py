@@ -1,7 +1,6 @@
 """`imagewam serve`: a policy that robots ask over the network."""
 
 import argparse
-import asyncio
 import logging
 import socket
 import sys
@@ -144,6 +143,8 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _answer(arguments: argparse.Namespace, settings: Any, listening: socket.socket) -> None:
+    import asyncio
+
     from imagewam_jax.serving.acting import make_actor
     from imagewam_jax.serving.server import serve_until_told
 
