@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.serving.settings import Settings
+
+_DEFAULTS = Settings()
 
 
 def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
@@ -44,7 +47,7 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
         "--clip", action="store_true", help="cut actions off at the range of the data"
     )
     policy.add_argument(
-        "--seed", type=int, default=0, help="of the noise, where a request has none"
+        "--seed", type=int, default=_DEFAULTS.seed, help="of the noise, where a request has none"
     )
     requests = serve.add_argument_group("requests")
     requests.add_argument(
@@ -64,11 +67,16 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
         "primary=observation/exterior_image_1_left; can be repeated",
     )
     requests.add_argument(
-        "--buckets", type=sizes, default=(1, 2, 4, 8), help="robots in a batch; default: 1,2,4,8"
+        "--buckets",
+        type=sizes,
+        default=_DEFAULTS.buckets,
+        help=f"robots in a batch; default: {','.join(map(str, _DEFAULTS.buckets))}",
     )
     network = serve.add_argument_group("the network")
-    network.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
-    network.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    network.add_argument("--host", default=_DEFAULTS.host, help="default: this machine alone")
+    network.add_argument(
+        "--port", type=int, default=_DEFAULTS.port, help=f"default: {_DEFAULTS.port}; 0: a free one"
+    )
     network.add_argument(
         "--tokens",
         type=Path,
@@ -80,9 +88,17 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
     network.add_argument(
         "--insecure", action="store_true", help="let other machines connect without a token"
     )
-    network.add_argument("--connections", type=int, default=64, help="at most; default: 64")
     network.add_argument(
-        "--rate", type=float, default=60.0, help="requests per second of each; default: 60"
+        "--connections",
+        type=int,
+        default=_DEFAULTS.connections,
+        help=f"at most; default: {_DEFAULTS.connections}",
+    )
+    network.add_argument(
+        "--rate",
+        type=float,
+        default=_DEFAULTS.rate,
+        help=f"requests per second of each; default: {_DEFAULTS.rate:g}",
     )
     serve.set_defaults(run=_serve)
 
@@ -115,7 +131,6 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"{error}: pip install 'imagewam-jax[serve]'") from error
     from imagewam_jax.serving.access import check_exposure, read_tokens
     from imagewam_jax.serving.listening import listen, url
-    from imagewam_jax.serving.settings import Settings
 
     _log_to_stderr()
     tokens = read_tokens(arguments.tokens)
@@ -142,7 +157,7 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _answer(arguments: argparse.Namespace, settings: Any, listening: socket.socket) -> None:
+def _answer(arguments: argparse.Namespace, settings: Settings, listening: socket.socket) -> None:
     import asyncio
 
     from imagewam_jax.serving.acting import make_actor
