@@ -174,7 +174,7 @@ class Policy:
         is not known, to the letter. InputError: one is too long.
         """
         prompts = self._prompts(instructions)
-        if self._met is None and (unknown := sorted(set(prompts) - set(self._rows))):
+        if self._met is None and (unknown := sorted(set(prompts).difference(self._rows))):
             known = list(self._rows)
             if len(known) > 8:
                 close = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0)
