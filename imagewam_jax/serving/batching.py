@@ -6,7 +6,6 @@ else does, so the loop goes on to answer pings while a batch is computed.
 
 import asyncio
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -76,7 +75,7 @@ class Batcher:
     async def on_device(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """Calls a function in the thread that calls JAX."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._device, functools.partial(function, *arguments))
+        return await loop.run_in_executor(self._device, function, *arguments)
 
     async def act(self, row: Row, robot: Hashable, deadline: float | None = None) -> Answer:
         """The chunk of a row. `deadline` is in seconds from now, by which it must be begun.

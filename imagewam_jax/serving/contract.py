@@ -1,5 +1,6 @@
 """What a served policy takes and gives, by the names that clients use (docs/spec/serving.md, 2)."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -152,10 +153,8 @@ def _spec(policy: Policy) -> DatasetSpec | None:
 def policy_hash(checkpoint: Path | str, step: int) -> str:
     """16 hexadecimal digits that differ where any weight, asset or setting does."""
     checkpoints, _ = open_checkpoint(checkpoint)
-    try:
+    with contextlib.closing(checkpoints):
         parts = [checkpoints.checksums(step), checkpoints.restore_json(step, "metadata")]
-    finally:
-        checkpoints.close()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
