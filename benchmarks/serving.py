@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from websockets.asyncio.client import connect
 
+from imagewam_jax.policy.noise import sample_noise
 from imagewam_jax.policy.policy import load_policy
 from imagewam_jax.preprocess.inputs import Observations
 from imagewam_jax.wire.messages import Limits, pack, unpack
@@ -112,9 +113,7 @@ async def in_turns(address: str, checkpoint: Path, turns: int) -> dict[str, Any]
         frame, client, acting = pack(asked), Client(), []
 
         def act() -> None:
-            noise = np.random.default_rng([0, 0]).standard_normal(
-                (1, policy.horizon, policy.action_dim), np.float32
-            )
+            noise = sample_noise([[0, 0]], (policy.horizon, policy.action_dim))
             policy.act(Observations(images, state, policy.text_ids(instructions)), noise)
 
         act()
