@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from websockets.asyncio.server import Server, serve
 from websockets.exceptions import ConnectionClosed
@@ -22,7 +23,7 @@ from imagewam_jax.serving.batching import Answer, Batcher, DeadlineMissed
 from imagewam_jax.serving.connection import Connection
 from imagewam_jax.serving.contract import LARGEST_FRAME, Contract
 from imagewam_jax.serving.requests import Request, ResetRequest, read_request
-from imagewam_jax.serving.sessions import Session, Sessions, timing
+from imagewam_jax.serving.sessions import Session, Sessions
 from imagewam_jax.serving.settings import (
     BAD_REQUESTS,
     BURST_SECONDS,
@@ -294,38 +295,22 @@ class PolicyServer:
         begun: float,
     ) -> bytes:
         """The message that answers a request."""
-        if isinstance(request, ResetRequest):
-            session.reset()
-            return pack(protocol.RESET_REPLY)
         decoded = time.monotonic()
-        if request.reset:
-            session.reset()
-        if request.observe:
-            return pack({})
-        step = session.step if request.step is None else request.step
-        seed = (self._settings.seed,) if request.seed is None else request.seed
-        row = Row(request.images, request.state, request.prompt, seed, step)
+        if (reply := session.begin(request)) is not None:
+            return pack(reply)
+        row = session.row(request, self._settings.seed)
         answer = await self._act(connection, row, request.deadline)
-        session.step = step + 1
-        session.prompt, session.images = request.prompt, request.images
-        session.actions = answer.chunk.actions
         self.state.metrics.clipped_actions.inc(answer.chunk.clipped)
         self.state.metrics.queue_seconds.observe(answer.queued)
         self.state.latencies.add(decode=decoded - begun, queue=answer.queued, device=answer.device)
-        message = {
-            protocol.ACTIONS: answer.chunk.actions,
-            protocol.TIMING: timing(
-                infer_ms=1000 * answer.device,
-                prev_total_ms=session.last_total_ms,
-                queue_ms=1000 * answer.queued,
-                batch_rows=answer.rows,
-                bucket=answer.bucket,
-            ),
-            protocol.CHUNK_ID: session.chunks,
-            protocol.CLIPPED: answer.chunk.clipped,
-        }
-        session.answered()
-        return pack(message)
+        timing = _timing(
+            infer_ms=1000 * answer.device,
+            prev_total_ms=session.last_total_ms,
+            queue_ms=1000 * answer.queued,
+            batch_rows=answer.rows,
+            bucket=answer.bucket,
+        )
+        return pack(session.answer(row, answer.chunk, {protocol.TIMING: timing}))
 
     async def _act(self, connection: Connection, row: Row, deadline: float | None) -> Answer:
         """Refused: it cannot be acted on, or the policy failed."""
@@ -370,6 +355,15 @@ async def serve_until_told(
     server = PolicyServer(load, settings)
     server.handle_signals()
     await server.run(listening, say)
+
+
+def _timing(**milliseconds: Any) -> dict[str, Any]:
+    """Plain numbers rounded to a microsecond: clients cut every array of a reply into steps."""
+    return {
+        name: round(float(value), 3) if isinstance(value, float) else int(value)
+        for name, value in milliseconds.items()
+        if value is not None
+    }
 
 
 def _is_fault(result: object) -> bool:
