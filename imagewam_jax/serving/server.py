@@ -130,8 +130,7 @@ class PolicyServer:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
 
     async def _load_and_act(self, say: Callable[[str], None]) -> None:
-        self._actor, self._contract = await self._batcher.on_device(self._load)
-        self.state.contract = self._contract
+        self._actor, self.state.contract = await self._batcher.on_device(self._load)
         await self._batcher.compile(self._actor, say)
         self.state.set_ready(True)
         self._ready.set()
@@ -190,7 +189,7 @@ class PolicyServer:
         begun, code = time.monotonic(), None
         try:
             await self._when_ready(connection)
-            await self._send(connection, pack(self._contract.metadata))
+            await self._send(connection, pack(self.state.contract.metadata))
             code = await self._converse(connection, sessions)
         except ConnectionClosed:
             pass
@@ -229,9 +228,9 @@ class PolicyServer:
                     frame = await connection.recv()
             except TimeoutError:
                 return 1000, "idle"
-            if len(frame) > self._contract.max_frame:
+            if len(frame) > self.state.contract.max_frame:
                 self.state.metrics.rejected.labels("size").inc()
-                return 1009, f"more than {self._contract.max_frame} bytes"
+                return 1009, f"more than {self.state.contract.max_frame} bytes"
             now = time.monotonic()
             allowance = min(
                 allowance + (now - before) * self._settings.rate,
@@ -265,6 +264,8 @@ class PolicyServer:
             code = "ok"
         except Refused as error:
             reply, code = str(error), error.kind
+            if code == protocol.INVALID:
+                self.state.metrics.rejected.labels("invalid").inc()
             # Its text: whoever keeps a record of the log would keep the message with the error.
             _LOG.warning("%s: %s", connection.address, reply)
         replying = time.monotonic()
@@ -282,9 +283,8 @@ class PolicyServer:
         try:
             if isinstance(frame, str):
                 raise MessageError("message: expected a binary frame, got a text")
-            return read_request(unpack(frame, self._contract.limits), self._contract)
+            return read_request(unpack(frame, self.state.contract.limits), self.state.contract)
         except (MessageError, InputError) as error:
-            self.state.metrics.rejected.labels("invalid").inc()
             raise Refused(protocol.INVALID, f": {error}") from error
 
     async def _reply(
@@ -321,7 +321,6 @@ class PolicyServer:
                 _LOG.info("encoded %s in %.2f s", shown(row.prompt), time.monotonic() - start)
             return await self._batcher.act(row, connection, deadline)
         except InputError as error:
-            self.state.metrics.rejected.labels("invalid").inc()
             raise Refused(protocol.INVALID, f": {error}") from error
         except DeadlineMissed as error:
             self.state.metrics.deadline_missed.inc()
