@@ -16,11 +16,10 @@ from imagewam_jax.data.datasets import config_mixture, entry_spec
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.wire.messages import Limits
-from imagewam_jax.wire.protocol import PROTOCOL
+from imagewam_jax.wire.protocol import MODES, PROTOCOL
 
 PRIMARY = "primary"
 STATE, PROMPT = "observation/state", "prompt"
-MODES = ("sync", "ensemble", "aligned")  # of client.broker: those that a served policy supports
 _MOST_INSTRUCTIONS = 1000  # that the metadata list
 _FRAME_ROOM = 2**16  # bytes of a request beside its images
 LARGEST_FRAME = 2**25
