@@ -39,7 +39,9 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
         "then it takes any instruction",
     )
     policy.add_argument(
-        "--text-tokens", type=int, help="that an instruction may have, if more than those it knows"
+        "--text-tokens",
+        type=int,
+        help="room for so many tokens in an instruction; default: that of the known ones",
     )
     policy.add_argument("--dataset", help="of several that it was trained on, whose units to use")
     policy.add_argument("--euler-steps", type=int, help="default: acting.euler_steps")

@@ -27,9 +27,9 @@ class MetInstructions:
     """Which row of the policy's text holds which prompt, beyond those that it was saved with.
 
     Rows from `first` on are given to prompts in the order in which they are met; when all are
-    taken, the prompt that was not asked for longest gives up its row. Every prompt gets a number of
-    its own, which is never used again: whoever kept that of a prompt that is gone learns so, and
-    does not act on another instruction.
+    taken, the prompt that was not asked for longest gives up its row. Every prompt gets a number
+    that is given to no other: a caller that kept the number of an evicted prompt gets an
+    InputError, and never another instruction.
 
     section: a config's `text`. tokens: that a row holds.
     """

@@ -152,7 +152,7 @@ class Policy:
 
     @property
     def instructions(self) -> tuple[str, ...]:
-        """Those that the policy was saved with, in the order of their `text_id`."""
+        """The instructions saved in the checkpoint, in the order of their `text_id`."""
         before, _, after = self.config["text"]["template"].partition("{}")
         return tuple(prompt.removeprefix(before).removesuffix(after) for prompt in self._rows)
 
@@ -162,7 +162,7 @@ class Policy:
         return self._met is not None
 
     def knows(self, instruction: str) -> bool:
-        """Whether nothing has to be encoded to act on an instruction."""
+        """Whether the text features of an instruction are known already."""
         (prompt,) = self._prompts([instruction])
         return prompt in self._rows or (self._met is not None and prompt in self._met)
 

@@ -23,7 +23,7 @@ _ACTIVE_SECONDS = 1.0  # a robot that asked so lately is expected to ask again
 
 
 class DeadlineMissed(Exception):
-    """A row was not begun in time."""
+    """The computation of a row did not begin before its deadline."""
 
 
 class Answer(NamedTuple):
@@ -64,7 +64,7 @@ class Batcher:
 
     async def compile(self, actor: Actor, say: Callable[[str], None]) -> None:
         """Compiles every size of batch for an actor, the smallest first, and says how long each
-        took. Before, nothing is acted on."""
+        took. `run` is to be called after this."""
         self._actor = actor
         for number, size in enumerate(self._buckets, start=1):
             seconds = await self.on_device(self._actor.compile, size)

@@ -150,7 +150,8 @@ def _spec(policy: Policy) -> DatasetSpec | None:
 
 
 def policy_hash(checkpoint: Path | str, step: int) -> str:
-    """16 hexadecimal digits that differ where any weight, asset or setting does."""
+    """16 hexadecimal digits of the checkpoint's arrays and metadata; options of the server do not
+    change them."""
     checkpoints, _ = open_checkpoint(checkpoint)
     with contextlib.closing(checkpoints):
         parts = [checkpoints.checksums(step), checkpoints.restore_json(step, "metadata")]

@@ -137,7 +137,7 @@ class PolicyServer:
         await self._batcher.run()
 
     async def _close(self, server: Server) -> None:
-        """Ends every connection with 1001, those that wait for an answer after it."""
+        """Closes every connection with code 1001, one with a request in flight after its answer."""
         self.state.set_ready(False)
         server.close(close_connections=False)
         with contextlib.suppress(TimeoutError):
