@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
+from imagewam_jax.policy.policy import Policy
+from imagewam_jax.preprocess.inputs import Observations
 from imagewam_jax.serving.acting import Actor, make_actor
 from imagewam_jax.serving.contract import Contract
 from imagewam_jax.serving.listening import listen, url
@@ -139,6 +141,24 @@ def observation(seed: int = 0, **changes: Any) -> dict[str, Any]:
         "imagewam/seed": seed,
         **changes,
     }
+
+
+def acted(policy: Policy, seen: list[dict[str, Any]], steps: list[int], size: int) -> np.ndarray:
+    """The chunks of `Policy.act` for observations, in a batch that repeats the first."""
+    seen = seen + seen[:1] * (size - len(seen))
+    steps = steps + steps[:1] * (size - len(steps))
+    noise = [
+        np.random.default_rng([each["imagewam/seed"], step]).standard_normal(
+            (policy.horizon, policy.action_dim), np.float32
+        )
+        for each, step in zip(seen, steps, strict=True)
+    ]
+    observations = Observations(
+        np.stack([each["observation/image"][None] for each in seen]),
+        np.stack([each["observation/state"] for each in seen]),
+        policy.text_ids([each["prompt"] for each in seen]),
+    )
+    return policy.act(observations, np.stack(noise))
 
 
 def write_certificate(folder: Path, name: str) -> tuple[Path, Path]:
