@@ -31,11 +31,13 @@ from typing import Any
 import numpy as np
 from websockets.asyncio.client import connect
 
+from imagewam_jax.client.remote import LIMITS
+from imagewam_jax.policy.noise import sample_noise
 from imagewam_jax.policy.policy import load_policy
 from imagewam_jax.preprocess.inputs import Observations
-from imagewam_jax.wire.messages import Limits, pack, unpack
+from imagewam_jax.serving.statistics import percentiles_ms
+from imagewam_jax.wire.messages import pack, unpack
 
-_LIMITS = Limits(2**20, items=4096, containers=4096)
 _TURN = 25  # calls of each side in a turn
 
 
@@ -49,14 +51,13 @@ def server(checkpoint: Path, buckets: str) -> Iterator[str]:
     ]
     command += ["serve", f"--checkpoint={checkpoint}", "--port=0", "--rate=1e9"]
     command += [f"--buckets={buckets}"]
-    number = len(buckets.split(","))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             address = ""
             for line in process.stdout:
                 if found := re.match(r"listening on (\S+)", line):
                     address = found[1]
-                if f"({number} of {number})" in line:
+                if re.search(r"\((\d+) of \1\)", line):  # the last size of batch is compiled
                     break
             if process.poll() is not None:
                 raise SystemExit("the server has ended")
@@ -88,7 +89,7 @@ class Client:
     async def ask(self, connection: Any, frame: bytes, due: float | None = None) -> None:
         start = time.perf_counter()
         await connection.send(frame)
-        reply = unpack(await connection.recv(), _LIMITS)
+        reply = unpack(await connection.recv(), LIMITS)
         end = time.perf_counter()
         timing = reply["server_timing"]
         self.calls.append(end - (start if due is None else due))
@@ -97,7 +98,7 @@ class Client:
 
 async def _connected(stack: contextlib.AsyncExitStack, address: str) -> tuple[Any, dict]:
     connection = await stack.enter_async_context(connect(address, compression=None, max_size=None))
-    return connection, unpack(await connection.recv(), _LIMITS)
+    return connection, unpack(await connection.recv(), LIMITS)
 
 
 async def in_turns(address: str, checkpoint: Path, turns: int) -> dict[str, Any]:
@@ -112,9 +113,7 @@ async def in_turns(address: str, checkpoint: Path, turns: int) -> dict[str, Any]
         frame, client, acting = pack(asked), Client(), []
 
         def act() -> None:
-            noise = np.random.default_rng([0, 0]).standard_normal(
-                (1, policy.horizon, policy.action_dim), np.float32
-            )
+            noise = sample_noise([[0, 0]], (policy.horizon, policy.action_dim))
             policy.act(Observations(images, state, policy.text_ids(instructions)), noise)
 
         act()
@@ -180,8 +179,8 @@ async def together(
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """p50, p95 and p99 in milliseconds."""
-    values = 1000 * np.percentile(seconds, (50, 95, 99))
-    return {name: round(float(v), 2) for name, v in zip(("p50", "p95", "p99"), values, strict=True)}
+    names, values = ("p50", "p95", "p99"), percentiles_ms(seconds)
+    return {name: round(value, 2) for name, value in zip(names, values, strict=True)}
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from imagewam_jax.errors import UserError
 
-# The fields of a config's `mesh` section, and what is said of them.
+# Fields of a config's `mesh` section, each with its help text.
 _MESH = {
     "data": "copies of the policy; batches are divided",
     "fsdp": "what batches and parameters are divided over",

@@ -1,7 +1,6 @@
 """`imagewam serve`: a policy that robots ask over the network."""
 
 import argparse
-import asyncio
 import logging
 import socket
 import sys
@@ -9,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.serving.settings import Settings
+
+_DEFAULTS = Settings()
 
 
 def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
@@ -37,7 +39,9 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
         "then it takes any instruction",
     )
     policy.add_argument(
-        "--text-tokens", type=int, help="that an instruction may have, if more than those it knows"
+        "--text-tokens",
+        type=int,
+        help="room for so many tokens in an instruction; default: that of the known ones",
     )
     policy.add_argument("--dataset", help="of several that it was trained on, whose units to use")
     policy.add_argument("--euler-steps", type=int, help="default: acting.euler_steps")
@@ -45,7 +49,7 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
         "--clip", action="store_true", help="cut actions off at the range of the data"
     )
     policy.add_argument(
-        "--seed", type=int, default=0, help="of the noise, where a request has none"
+        "--seed", type=int, default=_DEFAULTS.seed, help="of the noise, where a request has none"
     )
     requests = serve.add_argument_group("requests")
     requests.add_argument(
@@ -65,11 +69,16 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
         "primary=observation/exterior_image_1_left; can be repeated",
     )
     requests.add_argument(
-        "--buckets", type=sizes, default=(1, 2, 4, 8), help="robots in a batch; default: 1,2,4,8"
+        "--buckets",
+        type=sizes,
+        default=_DEFAULTS.buckets,
+        help=f"robots in a batch; default: {','.join(map(str, _DEFAULTS.buckets))}",
     )
     network = serve.add_argument_group("the network")
-    network.add_argument("--host", default="127.0.0.1", help="default: this machine alone")
-    network.add_argument("--port", type=int, default=8000, help="default: 8000; 0: a free one")
+    network.add_argument("--host", default=_DEFAULTS.host, help="default: this machine alone")
+    network.add_argument(
+        "--port", type=int, default=_DEFAULTS.port, help=f"default: {_DEFAULTS.port}; 0: a free one"
+    )
     network.add_argument(
         "--tokens",
         type=Path,
@@ -81,9 +90,17 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
     network.add_argument(
         "--insecure", action="store_true", help="let other machines connect without a token"
     )
-    network.add_argument("--connections", type=int, default=64, help="at most; default: 64")
     network.add_argument(
-        "--rate", type=float, default=60.0, help="requests per second of each; default: 60"
+        "--connections",
+        type=int,
+        default=_DEFAULTS.connections,
+        help=f"at most; default: {_DEFAULTS.connections}",
+    )
+    network.add_argument(
+        "--rate",
+        type=float,
+        default=_DEFAULTS.rate,
+        help=f"requests per second of each; default: {_DEFAULTS.rate:g}",
     )
     serve.set_defaults(run=_serve)
 
@@ -116,7 +133,6 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"{error}: pip install 'imagewam-jax[serve]'") from error
     from imagewam_jax.serving.access import check_exposure, read_tokens
     from imagewam_jax.serving.listening import listen, url
-    from imagewam_jax.serving.settings import Settings
 
     _log_to_stderr()
     tokens = read_tokens(arguments.tokens)
@@ -143,7 +159,9 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _answer(arguments: argparse.Namespace, settings: Any, listening: socket.socket) -> None:
+def _answer(arguments: argparse.Namespace, settings: Settings, listening: socket.socket) -> None:
+    import asyncio
+
     from imagewam_jax.serving.acting import make_actor
     from imagewam_jax.serving.server import serve_until_told
 

@@ -28,7 +28,6 @@ from imagewam_jax.errors import ConfigError, ServingError, UserError
 from imagewam_jax.wire import protocol
 
 _LOG = logging.getLogger(__name__)
-MODES = ("sync", "aligned", "ensemble")
 HELD = "imagewam/held"  # in what `infer` gives: why the robot holds, or ""
 _COLD = 2  # turnarounds that are not counted: connections and caches are new
 _REMEMBERED, _RECENT = 100, 10  # turnarounds
@@ -73,8 +72,8 @@ class ChunkBroker:
         ConfigError: a value is missing, or beyond its range.
         """
         about = source.metadata
-        if mode not in MODES:
-            raise ConfigError(f"mode is {mode!r}, expected one of {MODES}")
+        if mode not in protocol.MODES:
+            raise ConfigError(f"mode is {mode!r}, expected one of {protocol.MODES}")
         self._source, self._mode = source, mode
         self._horizon = int(about["action_horizon"])
         if execute_steps is None:

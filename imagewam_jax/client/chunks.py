@@ -57,7 +57,7 @@ class EnsembledChunks:
         self._chunks: list[tuple[int, np.ndarray]] = []  # origin, actions; the oldest first
 
     def __len__(self) -> int:
-        """Steps from this one on of which a chunk says something."""
+        """The number of steps, counted from `step`, for which some chunk has an action."""
         return max((origin + len(each) - self.step for origin, each in self._chunks), default=0)
 
     def add(self, actions: np.ndarray, origin: int) -> None:

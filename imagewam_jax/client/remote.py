@@ -13,8 +13,8 @@ from imagewam_jax.wire import protocol
 from imagewam_jax.wire.messages import Limits, pack, unpack
 
 _LARGEST_REPLY = 2**22
-# The metadata list instructions and describe every camera.
-_LIMITS = Limits(array_bytes=2**20, items=4096, containers=4096)
+# Of what a server sends: its metadata list instructions and describe every camera.
+LIMITS = Limits(array_bytes=2**20, items=4096, containers=4096)
 
 
 class RemotePolicy:
@@ -104,7 +104,7 @@ class RemotePolicy:
 
     def _unpacked(self, frame: bytes) -> dict[str, Any]:
         try:
-            return unpack(frame, _LIMITS)
+            return unpack(frame, LIMITS)
         except MessageError as error:
             self.close()
             raise ServingError(f"{self._url}: not a policy server: {error}") from error

@@ -18,11 +18,11 @@ def asking(sources: Sequence[ChunkSource], seed: int = 0) -> Policy:
     noise is that of `closed_loop.acting` with this seed, so that episodes end as they do without a
     server. RequestRefused: a row does not fit the policy that is served.
     """
-    workers = ThreadPoolExecutor(len(sources), "asking")
 
     def policy(batch: PolicyInput) -> Float[np.ndarray, "b horizon a"]:
         rows = range(len(batch.instructions))
-        return np.stack(list(workers.map(ask, sources, [batch] * len(rows), rows)))
+        with ThreadPoolExecutor(len(sources), "asking") as workers:
+            return np.stack(list(workers.map(ask, sources, [batch] * len(rows), rows)))
 
     def ask(source: ChunkSource, batch: PolicyInput, row: int) -> Float[np.ndarray, "horizon a"]:
         about = source.metadata

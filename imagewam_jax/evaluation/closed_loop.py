@@ -13,7 +13,6 @@ from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.evaluation.films import Films
 from imagewam_jax.evaluation.journal import Journal
-from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.recording import Recording
 from imagewam_jax.evaluation.rollout import (
     Observer,
@@ -31,6 +30,7 @@ from imagewam_jax.evaluation.simulators import simulators_per_worker
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from imagewam_jax.policy import policy as trained
+from imagewam_jax.policy.noise import sample_noise
 from imagewam_jax.preprocess.inputs import Observations
 
 FIRST_SEED = 10_000  # the seeds of demonstrations are smaller

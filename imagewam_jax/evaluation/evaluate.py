@@ -44,7 +44,6 @@ from imagewam_jax.evaluation.offline import (
     predict,
     read_samples,
     recorded_observations,
-    sample_noise,
     stored_images,
 )
 from imagewam_jax.evaluation.recording import open_recording
@@ -56,6 +55,7 @@ from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import Section, write_page
 from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.models.sharding import make_mesh
+from imagewam_jax.policy.noise import sample_noise
 from imagewam_jax.policy.policy import Policy, load_policy
 
 _LOG = logging.getLogger(__name__)

@@ -24,6 +24,7 @@ from imagewam_jax.distributed import from_each, is_first
 from imagewam_jax.errors import DataError
 from imagewam_jax.evaluation.episode_means import EpisodeMeans
 from imagewam_jax.evaluation.snapshot import Snapshot
+from imagewam_jax.policy.noise import sample_noise
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.preprocess.inputs import Observations
 
@@ -329,12 +330,6 @@ def stored_images(
     """The images of a batch at one moment, in their buffer, and their sizes unless all fill it."""
     images, sizes = batch["images"][:, :, moment], batch["image_size"]
     return images, None if (sizes == images.shape[2:4]).all() else sizes
-
-
-def sample_noise(seeds: Sequence, shape: tuple[int, ...]) -> Float[np.ndarray, "n ..."]:
-    """Draws standard normal noise that depends on each sample's own seed, not on its batch."""
-    rows = [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds]
-    return np.stack(rows)
 
 
 def _numbers(values: Float[np.ndarray, " n"]) -> list[float | None]:

@@ -4,6 +4,7 @@ Only what a page links to, such as videos, is in files beside it.
 """
 
 import base64
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,10 +55,7 @@ def render_page(
     title: str, subtitle: str, sections: Sequence[Section], refresh_seconds: int | None = None
 ) -> str:
     """A page in which every text is escaped. Browsers load it again after `refresh_seconds`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("imagewam_jax", "html"), autoescape=True
-    )
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=title, subtitle=subtitle, sections=sections, refresh_seconds=refresh_seconds
     )
 
@@ -94,6 +92,15 @@ def figure_png(figure) -> bytes:
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
     return buffer.getvalue()
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    """Compiled once: a status page is rendered again every few seconds."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("imagewam_jax", "html"), autoescape=True
+    )
+    return environment.get_template("page.html")
 
 
 def _scale(image: UInt8[np.ndarray, "h w 3"]) -> int:

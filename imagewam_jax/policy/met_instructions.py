@@ -27,9 +27,9 @@ class MetInstructions:
     """Which row of the policy's text holds which prompt, beyond those that it was saved with.
 
     Rows from `first` on are given to prompts in the order in which they are met; when all are
-    taken, the prompt that was not asked for longest gives up its row. Every prompt gets a number of
-    its own, which is never used again: whoever kept that of a prompt that is gone learns so, and
-    does not act on another instruction.
+    taken, the prompt that was not asked for longest gives up its row. Every prompt gets a number
+    that is given to no other: a caller that kept the number of an evicted prompt gets an
+    InputError, and never another instruction.
 
     section: a config's `text`. tokens: that a row holds.
     """
@@ -46,7 +46,7 @@ class MetInstructions:
         self._encoder = encoder._replace(load=functools.cache(encoder.load))
         self._buckets = section["buckets"]
         self._tokens = tokens
-        self._free = list(range(first + places - 1, first - 1, -1))
+        self._places = places
         self._numbers: collections.OrderedDict[str, int] = collections.OrderedDict()
         self._rows: dict[int, int] = {}
         self._first = self.numbers = first  # how many numbers there are, those of the saved too
@@ -80,8 +80,8 @@ class MetInstructions:
 
     def keep(self, prompt: str) -> tuple[int, int]:
         """A number and a row for a prompt that was not met before."""
-        if self._free:
-            row = self._free.pop()
+        if len(self._rows) < self._places:
+            row = self._first + len(self._rows)
         else:
             _, oldest = self._numbers.popitem(last=False)
             row = self._rows.pop(oldest)

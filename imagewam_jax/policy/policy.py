@@ -152,7 +152,7 @@ class Policy:
 
     @property
     def instructions(self) -> tuple[str, ...]:
-        """Those that the policy was saved with, in the order of their `text_id`."""
+        """The instructions saved in the checkpoint, in the order of their `text_id`."""
         before, _, after = self.config["text"]["template"].partition("{}")
         return tuple(prompt.removeprefix(before).removesuffix(after) for prompt in self._rows)
 
@@ -162,7 +162,7 @@ class Policy:
         return self._met is not None
 
     def knows(self, instruction: str) -> bool:
-        """Whether nothing has to be encoded to act on an instruction."""
+        """Whether the text features of an instruction are known already."""
         (prompt,) = self._prompts([instruction])
         return prompt in self._rows or (self._met is not None and prompt in self._met)
 
@@ -174,7 +174,7 @@ class Policy:
         is not known, to the letter. InputError: one is too long.
         """
         prompts = self._prompts(instructions)
-        if self._met is None and (unknown := sorted(set(prompts) - set(self._rows))):
+        if self._met is None and (unknown := sorted(set(prompts).difference(self._rows))):
             known = list(self._rows)
             if len(known) > 8:
                 close = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0)

@@ -46,7 +46,8 @@ def read_tokens(path: Path | None) -> dict[str, str]:
 
 
 def client_of(authorization: str | None, tokens: Mapping[str, str]) -> str | None:
-    """The name whose token a header `Authorization` holds, "" where nobody needs one; None: nobody.
+    """The name of the client whose token the header `Authorization` carries; "" if the server has
+    no tokens, None if none matches.
 
     Api-Key and Bearer are followed by the token; Basic, which browsers send, has it as password.
     """

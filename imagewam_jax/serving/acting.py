@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from imagewam_jax.errors import ConfigError, InputError, UserError
 from imagewam_jax.policy.checks import check_euler_steps
+from imagewam_jax.policy.noise import sample_noise
 from imagewam_jax.policy.policy import Policy, load_policy
 from imagewam_jax.preprocess.inputs import Observations
 from imagewam_jax.serving.contract import Contract, make_contract
@@ -121,14 +122,10 @@ class Actor:
             state=np.stack([row.state for row in padded]),
             text_id=self._policy.text_ids([row.prompt for row in padded]),
         )
-        noise = np.stack([self.noise(row) for row in padded])
+        seeds = [[*row.seed, row.step] for row in padded]
+        noise = sample_noise(seeds, (self._policy.horizon, self._policy.action_dim))
         actions = self._policy.act(observations, noise, self._euler_steps)
         return [self._chunk(actions[number]) for number in range(len(rows))]
-
-    def noise(self, row: Row) -> Float32[np.ndarray, "s a"]:
-        """Standard normal noise that depends on the row's seed and step alone."""
-        shape = (self._policy.horizon, self._policy.action_dim)
-        return np.random.default_rng([*row.seed, row.step]).standard_normal(shape, np.float32)
 
     def _chunk(self, actions: Float[np.ndarray, "s a"]) -> Chunk | NotFinite:
         if not np.isfinite(actions).all():

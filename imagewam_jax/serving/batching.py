@@ -6,7 +6,6 @@ else does, so the loop goes on to answer pings while a batch is computed.
 
 import asyncio
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -24,7 +23,7 @@ _ACTIVE_SECONDS = 1.0  # a robot that asked so lately is expected to ask again
 
 
 class DeadlineMissed(Exception):
-    """A row was not begun in time."""
+    """The computation of a row did not begin before its deadline."""
 
 
 class Answer(NamedTuple):
@@ -65,7 +64,7 @@ class Batcher:
 
     async def compile(self, actor: Actor, say: Callable[[str], None]) -> None:
         """Compiles every size of batch for an actor, the smallest first, and says how long each
-        took. Before, nothing is acted on."""
+        took. `run` is to be called after this."""
         self._actor = actor
         for number, size in enumerate(self._buckets, start=1):
             seconds = await self.on_device(self._actor.compile, size)
@@ -76,7 +75,7 @@ class Batcher:
     async def on_device(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """Calls a function in the thread that calls JAX."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._device, functools.partial(function, *arguments))
+        return await loop.run_in_executor(self._device, function, *arguments)
 
     async def act(self, row: Row, robot: Hashable, deadline: float | None = None) -> Answer:
         """The chunk of a row. `deadline` is in seconds from now, by which it must be begun.

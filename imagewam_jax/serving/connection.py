@@ -9,13 +9,13 @@ from websockets.protocol import Event
 
 
 class Connection(ServerConnection):
-    """client: the name whose token it came with, "" where nobody needs one."""
+    """client: the name that belongs to its token, "" if the server has no tokens."""
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.client = ""
         self._unfinished = 0  # bytes of a frame whose end is still to come
-        self._since = time.monotonic()  # it began
+        self._since = time.monotonic()  # when that frame began
         self._frame_ended = False
 
     @property

@@ -1,5 +1,6 @@
 """What a served policy takes and gives, by the names that clients use (docs/spec/serving.md, 2)."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,11 +16,10 @@ from imagewam_jax.data.datasets import config_mixture, entry_spec
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.policy.policy import Policy
 from imagewam_jax.wire.messages import Limits
-from imagewam_jax.wire.protocol import PROTOCOL
+from imagewam_jax.wire.protocol import MODES, PROTOCOL
 
 PRIMARY = "primary"
 STATE, PROMPT = "observation/state", "prompt"
-MODES = ("sync", "ensemble", "aligned")  # of client.broker: those that a served policy supports
 _MOST_INSTRUCTIONS = 1000  # that the metadata list
 _FRAME_ROOM = 2**16  # bytes of a request beside its images
 LARGEST_FRAME = 2**25
@@ -150,12 +150,11 @@ def _spec(policy: Policy) -> DatasetSpec | None:
 
 
 def policy_hash(checkpoint: Path | str, step: int) -> str:
-    """16 hexadecimal digits that differ where any weight, asset or setting does."""
+    """16 hexadecimal digits of the checkpoint's arrays and metadata; options of the server do not
+    change them."""
     checkpoints, _ = open_checkpoint(checkpoint)
-    try:
+    with contextlib.closing(checkpoints):
         parts = [checkpoints.checksums(step), checkpoints.restore_json(step, "metadata")]
-    finally:
-        checkpoints.close()
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

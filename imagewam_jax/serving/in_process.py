@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagewam_jax.errors import InputError, RequestRefused
-from imagewam_jax.serving.acting import Actor, NotFinite, Row
+from imagewam_jax.serving.acting import Actor, NotFinite
 from imagewam_jax.serving.contract import Contract
-from imagewam_jax.serving.requests import ResetRequest, read_request
+from imagewam_jax.serving.requests import read_request
 from imagewam_jax.serving.sessions import Sessions
 from imagewam_jax.wire import protocol
 
@@ -26,30 +26,17 @@ class InProcessPolicy:
         try:
             read = read_request(request, self._contract)
             session = self._sessions[read.session]
-            if isinstance(read, ResetRequest):
-                session.reset()
-                return dict(protocol.RESET_REPLY)
-            if read.reset:
-                session.reset()
-            if read.observe:
-                return {}
+            if (reply := session.begin(read)) is not None:
+                return reply
             if not self._actor.check_prompt(read.prompt):
                 self._actor.encode(read.prompt)
         except InputError as error:
             raise RequestRefused(f"{protocol.INVALID}: {error}") from error
-        step = session.step if read.step is None else read.step
-        seed = (self._seed,) if read.seed is None else read.seed
-        (chunk,) = self._actor.act([Row(read.images, read.state, read.prompt, seed, step)], 1)
+        row = session.row(read, self._seed)
+        (chunk,) = self._actor.act([row], 1)
         if isinstance(chunk, NotFinite):
             raise RequestRefused(f"{protocol.INTERNAL} {chunk}")
-        session.step = step + 1
-        reply = {
-            protocol.ACTIONS: chunk.actions,
-            protocol.CHUNK_ID: session.chunks,
-            protocol.CLIPPED: chunk.clipped,
-        }
-        session.answered()
-        return reply
+        return session.answer(row, chunk)
 
     def reset(self) -> None:
         """The robot begins another episode."""

@@ -77,7 +77,7 @@ def status_page(state: State) -> str:
         "numbers in a chunk"
     )
     sessions = [s for of in list(state.connections.values()) for s in of if s.chunks]
-    sessions.sort(key=lambda session: session.idle_seconds() or 0.0)
+    sessions.sort(key=Session.idle_seconds)
     sections = [
         Section("Sessions", "" if sessions else "Nobody has asked yet.", _table(sessions)),
         Section("Latency of the last requests", table=_latencies(state)),

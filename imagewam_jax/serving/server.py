@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from websockets.asyncio.server import Server, serve
 from websockets.exceptions import ConnectionClosed
@@ -22,7 +23,7 @@ from imagewam_jax.serving.batching import Answer, Batcher, DeadlineMissed
 from imagewam_jax.serving.connection import Connection
 from imagewam_jax.serving.contract import LARGEST_FRAME, Contract
 from imagewam_jax.serving.requests import Request, ResetRequest, read_request
-from imagewam_jax.serving.sessions import Session, Sessions, timing
+from imagewam_jax.serving.sessions import Session, Sessions
 from imagewam_jax.serving.settings import (
     BAD_REQUESTS,
     BURST_SECONDS,
@@ -129,15 +130,14 @@ class PolicyServer:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
 
     async def _load_and_act(self, say: Callable[[str], None]) -> None:
-        self._actor, self._contract = await self._batcher.on_device(self._load)
-        self.state.contract = self._contract
+        self._actor, self.state.contract = await self._batcher.on_device(self._load)
         await self._batcher.compile(self._actor, say)
         self.state.set_ready(True)
         self._ready.set()
         await self._batcher.run()
 
     async def _close(self, server: Server) -> None:
-        """Ends every connection with 1001, those that wait for an answer after it."""
+        """Closes every connection with code 1001, one with a request in flight after its answer."""
         self.state.set_ready(False)
         server.close(close_connections=False)
         with contextlib.suppress(TimeoutError):
@@ -189,7 +189,7 @@ class PolicyServer:
         begun, code = time.monotonic(), None
         try:
             await self._when_ready(connection)
-            await self._send(connection, pack(self._contract.metadata))
+            await self._send(connection, pack(self.state.contract.metadata))
             code = await self._converse(connection, sessions)
         except ConnectionClosed:
             pass
@@ -228,9 +228,9 @@ class PolicyServer:
                     frame = await connection.recv()
             except TimeoutError:
                 return 1000, "idle"
-            if len(frame) > self._contract.max_frame:
+            if len(frame) > self.state.contract.max_frame:
                 self.state.metrics.rejected.labels("size").inc()
-                return 1009, f"more than {self._contract.max_frame} bytes"
+                return 1009, f"more than {self.state.contract.max_frame} bytes"
             now = time.monotonic()
             allowance = min(
                 allowance + (now - before) * self._settings.rate,
@@ -264,6 +264,8 @@ class PolicyServer:
             code = "ok"
         except Refused as error:
             reply, code = str(error), error.kind
+            if code == protocol.INVALID:
+                self.state.metrics.rejected.labels("invalid").inc()
             # Its text: whoever keeps a record of the log would keep the message with the error.
             _LOG.warning("%s: %s", connection.address, reply)
         replying = time.monotonic()
@@ -281,9 +283,8 @@ class PolicyServer:
         try:
             if isinstance(frame, str):
                 raise MessageError("message: expected a binary frame, got a text")
-            return read_request(unpack(frame, self._contract.limits), self._contract)
+            return read_request(unpack(frame, self.state.contract.limits), self.state.contract)
         except (MessageError, InputError) as error:
-            self.state.metrics.rejected.labels("invalid").inc()
             raise Refused(protocol.INVALID, f": {error}") from error
 
     async def _reply(
@@ -294,38 +295,22 @@ class PolicyServer:
         begun: float,
     ) -> bytes:
         """The message that answers a request."""
-        if isinstance(request, ResetRequest):
-            session.reset()
-            return pack(protocol.RESET_REPLY)
         decoded = time.monotonic()
-        if request.reset:
-            session.reset()
-        if request.observe:
-            return pack({})
-        step = session.step if request.step is None else request.step
-        seed = (self._settings.seed,) if request.seed is None else request.seed
-        row = Row(request.images, request.state, request.prompt, seed, step)
+        if (reply := session.begin(request)) is not None:
+            return pack(reply)
+        row = session.row(request, self._settings.seed)
         answer = await self._act(connection, row, request.deadline)
-        session.step = step + 1
-        session.prompt, session.images = request.prompt, request.images
-        session.actions = answer.chunk.actions
         self.state.metrics.clipped_actions.inc(answer.chunk.clipped)
         self.state.metrics.queue_seconds.observe(answer.queued)
         self.state.latencies.add(decode=decoded - begun, queue=answer.queued, device=answer.device)
-        message = {
-            protocol.ACTIONS: answer.chunk.actions,
-            protocol.TIMING: timing(
-                infer_ms=1000 * answer.device,
-                prev_total_ms=session.last_total_ms,
-                queue_ms=1000 * answer.queued,
-                batch_rows=answer.rows,
-                bucket=answer.bucket,
-            ),
-            protocol.CHUNK_ID: session.chunks,
-            protocol.CLIPPED: answer.chunk.clipped,
-        }
-        session.answered()
-        return pack(message)
+        timing = _timing(
+            infer_ms=1000 * answer.device,
+            prev_total_ms=session.last_total_ms,
+            queue_ms=1000 * answer.queued,
+            batch_rows=answer.rows,
+            bucket=answer.bucket,
+        )
+        return pack(session.answer(row, answer.chunk, {protocol.TIMING: timing}))
 
     async def _act(self, connection: Connection, row: Row, deadline: float | None) -> Answer:
         """Refused: it cannot be acted on, or the policy failed."""
@@ -336,7 +321,6 @@ class PolicyServer:
                 _LOG.info("encoded %s in %.2f s", shown(row.prompt), time.monotonic() - start)
             return await self._batcher.act(row, connection, deadline)
         except InputError as error:
-            self.state.metrics.rejected.labels("invalid").inc()
             raise Refused(protocol.INVALID, f": {error}") from error
         except DeadlineMissed as error:
             self.state.metrics.deadline_missed.inc()
@@ -370,6 +354,15 @@ async def serve_until_told(
     server = PolicyServer(load, settings)
     server.handle_signals()
     await server.run(listening, say)
+
+
+def _timing(**milliseconds: Any) -> dict[str, Any]:
+    """Plain numbers rounded to a microsecond: clients cut every array of a reply into steps."""
+    return {
+        name: round(float(value), 3) if isinstance(value, float) else int(value)
+        for name, value in milliseconds.items()
+        if value is not None
+    }
 
 
 def _is_fault(result: object) -> bool:

@@ -2,11 +2,15 @@
 
 import collections
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+
+from imagewam_jax.serving.acting import Chunk, Row
+from imagewam_jax.serving.requests import Request, ResetRequest
+from imagewam_jax.wire import protocol
 
 _SESSIONS_OF_A_CONNECTION = 64  # the one that was used longest ago is forgotten
 _RATE_SECONDS = 10.0  # over which requests are counted
@@ -20,7 +24,7 @@ class Session:
 
     def __init__(self, label: str):
         self.label = label
-        self.step = 0  # that its next request has, unless it says so
+        self.step = 0  # the step of the next request, unless the request gives one
         self.chunks = 0
         self.prompt = ""
         self.images: UInt8[np.ndarray, "camera h w 3"] | None = None
@@ -32,18 +36,46 @@ class Session:
         """Begin another episode."""
         self.step = 0
 
-    def answered(self) -> None:
-        """Count a request that was answered."""
-        self.chunks += 1
+    def begin(self, request: Request | ResetRequest) -> dict[str, Any] | None:
+        """Take a request. The reply to one that asks for no chunk; None: it asks for one."""
+        if isinstance(request, ResetRequest):
+            self.reset()
+            return dict(protocol.RESET_REPLY)
+        if request.reset:
+            self.reset()
+        return {} if request.observe else None
+
+    def row(self, request: Request, seed: int) -> Row:
+        """What the chunk of a request is computed from; `seed` counts unless it has its own."""
+        seeds = (seed,) if request.seed is None else request.seed
+        step = self.step if request.step is None else request.step
+        return Row(request.images, request.state, request.prompt, seeds, step)
+
+    def answer(
+        self, row: Row, chunk: Chunk, more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Count a row as answered. The reply to it, which has `more` after the actions."""
+        reply = {
+            protocol.ACTIONS: chunk.actions,
+            **(more or {}),
+            protocol.CHUNK_ID: self.chunks,
+            protocol.CLIPPED: chunk.clipped,
+        }
+        self.step = row.step + 1
+        self.prompt, self.images, self.actions = row.prompt, row.images, chunk.actions
         self._answered.append(time.monotonic())
+        # Last: once it is not 0, the status page reads the rest, in another thread.
+        self.chunks += 1
+        return reply
 
     def rate(self) -> float:
         """Requests answered per second, of late."""
         since = time.monotonic() - _RATE_SECONDS
-        return sum(when > since for when in self._answered) / _RATE_SECONDS
+        return sum(when > since for when in list(self._answered)) / _RATE_SECONDS
 
-    def idle_seconds(self) -> float | None:
-        return time.monotonic() - self._answered[-1] if self._answered else None
+    def idle_seconds(self) -> float:
+        """Seconds since the last chunk, of which there must be one."""
+        return time.monotonic() - self._answered[-1]
 
 
 class Sessions:
@@ -66,12 +98,3 @@ class Sessions:
         if len(self._of) > _SESSIONS_OF_A_CONNECTION:
             self._of.popitem(last=False)
         return self._of[name]
-
-
-def timing(**milliseconds: Any) -> dict[str, Any]:
-    """Plain numbers rounded to a microsecond: clients cut every array of a reply into steps."""
-    return {
-        name: round(float(value), 3) if isinstance(value, float) else int(value)
-        for name, value in milliseconds.items()
-        if value is not None
-    }

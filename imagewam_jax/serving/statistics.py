@@ -1,6 +1,7 @@
 """How long the parts of a request take, of late."""
 
 import collections
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,9 +20,12 @@ class Latencies:
             self._seconds[stage].append(value)
 
     def percentiles(self, stage: str) -> tuple[float, float, float] | None:
-        """p50, p95 and p99 in milliseconds; None before the first request."""
+        """Those of a stage, as `percentiles_ms` has them; None before the first request."""
         seconds = list(self._seconds[stage])
-        if not seconds:
-            return None
-        p50, p95, p99 = 1000 * np.percentile(seconds, (50, 95, 99))
-        return float(p50), float(p95), float(p99)
+        return percentiles_ms(seconds) if seconds else None
+
+
+def percentiles_ms(seconds: Sequence[float]) -> tuple[float, float, float]:
+    """p50, p95 and p99 in milliseconds."""
+    p50, p95, p99 = 1000 * np.percentile(seconds, (50, 95, 99))
+    return float(p50), float(p95), float(p99)

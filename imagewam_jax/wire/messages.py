@@ -188,7 +188,8 @@ def _dtype(name: Any, where: str) -> np.dtype:
 
 
 def shown(value: Any, length: int = 80) -> str:
-    """A value of a peer in a message to people: short, in one line, and without control signs."""
+    """A value that a peer sent, for an error or the log: short, on one line, control characters
+    escaped."""
     text = ascii(value) if not isinstance(value, str) else ascii(value)[1:-1]
     return text if len(text) <= length else f"{text[: length - 3]}..."
 

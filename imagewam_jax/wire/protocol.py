@@ -26,3 +26,5 @@ LATE = "DeadlineMissed"
 INTERNAL = "InternalError"
 
 API_KEY = "Api-Key"  # the scheme of the header `Authorization`
+
+MODES = ("sync", "ensemble", "aligned")  # how robots execute chunks (docs/spec/serving.md, 5)

@@ -1,13 +1,15 @@
 """A server as a source of chunks: time limits, new connections, and a whole rollout."""
 
+import contextlib
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from websockets.sync.server import serve
+from websockets.sync.server import ServerConnection, serve
 
 from imagewam_jax.client.broker import ChunkBroker
 from imagewam_jax.client.remote import RemotePolicy
@@ -74,8 +76,17 @@ def test_a_request_that_is_refused_leaves_the_connection(server):
     remote.close()
 
 
+@contextlib.contextmanager
+def answering(answer: Callable[[ServerConnection], None]) -> Iterator[str]:
+    """The address of a server that treats each connection as `answer` does."""
+    with serve(answer, "127.0.0.1", 0) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"ws://127.0.0.1:{running.socket.getsockname()[1]}"
+
+
 def test_a_late_reply_is_never_taken_for_the_next():
-    """Of a server that answers the first request after the time limit, with the request's step."""
+    """The server answers the first request after the time limit; each reply holds the step of its
+    request."""
     waits = [0.6, 0.0]
 
     def answer(connection):
@@ -85,15 +96,12 @@ def test_a_late_reply_is_never_taken_for_the_next():
             step = int(message[-1])
             connection.send(packed({"actions": np.full((1, 1), step, np.float32)}))
 
-    with serve(answer, "127.0.0.1", 0) as late:
-        threading.Thread(target=late.serve_forever, daemon=True).start()
-        port = late.socket.getsockname()[1]
-        remote = RemotePolicy(f"ws://127.0.0.1:{port}", reply_seconds=0.3)
+    with answering(answer) as url:
+        remote = RemotePolicy(url, reply_seconds=0.3)
         with pytest.raises(ServingError, match=r"no reply in 0\.3 s"):
             remote.infer({"step": 1})
         assert remote.infer({"step": 2})["actions"] == [[2]]
         remote.close()
-        late.shutdown()
 
 
 def test_no_server():
@@ -107,12 +115,8 @@ def test_what_is_no_policy_server():
     def answer(connection):
         connection.send(b"\x91\x01")
 
-    with serve(answer, "127.0.0.1", 0) as other:
-        threading.Thread(target=other.serve_forever, daemon=True).start()
-        port = other.socket.getsockname()[1]
-        with pytest.raises(ServingError, match="not a policy server"):
-            RemotePolicy(f"ws://127.0.0.1:{port}")
-        other.shutdown()
+    with answering(answer) as url, pytest.raises(ServingError, match="not a policy server"):
+        RemotePolicy(url)
 
 
 def test_a_server_that_comes_back():
@@ -131,7 +135,7 @@ def test_a_server_that_comes_back():
         broker.close()
 
 
-def test_a_token(server):
+def test_a_token():
     settings = FAST._replace(tokens={"arm": "0123456789abcdef"}, buckets=(1,))
     with served(*tiny_actor(), settings) as running:
         with pytest.raises(ServingError, match="401"):

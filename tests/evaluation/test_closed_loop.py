@@ -31,9 +31,9 @@ from imagewam_jax.evaluation.closed_loop import (
     success_of,
 )
 from imagewam_jax.evaluation.films import film_strips, videos
-from imagewam_jax.evaluation.offline import sample_noise
 from imagewam_jax.evaluation.rollout import PolicyInput, RolloutResult, wilson_interval
 from imagewam_jax.evaluation.simulators import simulates
+from imagewam_jax.policy.noise import sample_noise
 from imagewam_jax.policy.policy import load_policy
 from imagewam_jax.preprocess.inputs import Observations
 from tests.evaluation.fake_simulator import NAME as FAKE

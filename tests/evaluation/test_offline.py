@@ -195,10 +195,3 @@ def test_all_samples(policy, dataset):
     assert whole.samples == len(frames) > SAMPLES
     of_episode = np.bincount(dataset.index.split("val").frame_episode[frames])
     np.testing.assert_array_equal(whole.imagined_error.weight, of_episode)
-
-
-def test_noise_belongs_to_the_sample():
-    """Noise depends neither on the batch nor on a sample's place in it."""
-    together = offline.sample_noise([3, [0, 7], 5], (2, 4))
-    np.testing.assert_array_equal(together[2], offline.sample_noise([5], (2, 4))[0])
-    assert together.dtype == np.float32 and len(np.unique(together)) == together.size

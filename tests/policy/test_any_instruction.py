@@ -48,7 +48,7 @@ def test_a_new_instruction_has_the_features_that_training_would_give_it(policy):
 
 
 def test_it_is_acted_on_and_the_others_as_before(policy, closed):
-    """Those that the policy was saved with, to the last bit."""
+    """The actions for saved instructions stay the same, bit for bit."""
     found = act(policy, [*INSTRUCTIONS, NEW])
     np.testing.assert_array_equal(found[:2], act(closed, [*INSTRUCTIONS, "open the faucet"])[:2])
     assert np.abs(found[2] - found[:2]).max(axis=(1, 2)).min() > 1e-3
@@ -63,7 +63,7 @@ def test_it_is_encoded_once(policy, caplog):
 
 
 def test_the_instruction_met_longest_ago_gives_up_its_place(policy):
-    """Its number is not used again: who kept it is told so."""
+    """The number of an evicted instruction is never reused, and raises InputError."""
     section = policy.config["text"]
     met = MetInstructions(make_text_encoder(section), section, first=3, tokens=20, places=2)
     assert [met.keep("a"), met.keep("b")] == [(3, 3), (4, 4)]
@@ -102,7 +102,7 @@ def test_a_policy_that_was_saved_without_text(closed, tmp_path):
 
 
 def test_two_instructions_that_became_one_prompt(closed, tmp_path):
-    """Their rows are two: neither is refused, nor taken for a new one's."""
+    """The text has two rows for one prompt: it is acted on, and a new instruction gets a third."""
     step = shutil.copytree(trained_run() / "checkpoints" / "40", tmp_path / "40")
     metadata = step / "metadata" / "metadata"
     content = json.loads(metadata.read_text())

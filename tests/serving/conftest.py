@@ -1,7 +1,10 @@
-"""One server that the tests of this folder share, and must leave as it was."""
+"""What tests of this folder share: a server, which they must leave as it was, and a slow policy."""
+
+import time
 
 import pytest
 
+from imagewam_jax.serving.acting import Actor
 from tests.serving.robots import served, tiny_actor
 
 
@@ -20,3 +23,19 @@ def server(tiny):
 def policy(tiny):
     """The same policy, asked without a server."""
     return tiny[0]._policy
+
+
+class Slowed(Actor):
+    """A policy whose `act` takes `seconds` longer."""
+
+    seconds = 0.0
+
+    def act(self, rows, size):
+        time.sleep(self.seconds)
+        return super().act(rows, size)
+
+
+@pytest.fixture
+def slowed(tiny):
+    actor, contract = tiny
+    return Slowed(actor._policy, contract), contract

@@ -2,20 +2,26 @@
 
 import asyncio
 import contextlib
+import datetime
 import functools
+import ipaddress
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 from websockets.sync.client import connect
 
+from imagewam_jax.policy.policy import Policy
+from imagewam_jax.preprocess.inputs import Observations
 from imagewam_jax.serving.acting import Actor, make_actor
 from imagewam_jax.serving.contract import Contract
-from imagewam_jax.serving.listening import listen
+from imagewam_jax.serving.listening import listen, url
 from imagewam_jax.serving.server import PolicyServer
 from imagewam_jax.serving.settings import Settings
 from imagewam_jax.wire.messages import Limits, unpack
@@ -36,11 +42,7 @@ class Served(NamedTuple):
     server: PolicyServer
     loop: asyncio.AbstractEventLoop
     port: int
-    scheme: str = "ws"
-
-    @property
-    def url(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.port}"
+    url: str
 
     def get(self, path: str, headers: dict[str, str] | None = None) -> str:
         """The body of a page. HTTPError: it is not there."""
@@ -68,14 +70,14 @@ def served(
     """A server in a thread of its own, which is ready unless `wait` is false."""
     with listen(settings.host, settings.port) as listening:
         port = listening.getsockname()[1]
+        address = url(listening, settings.certificate is not None)
         started: list[Served] = []
         failed: list[BaseException] = []
         ready = threading.Event()
 
         async def run() -> None:
             server = PolicyServer(lambda: (actor, contract), settings)
-            scheme = "wss" if settings.certificate else "ws"
-            started.append(Served(server, asyncio.get_running_loop(), port, scheme))
+            started.append(Served(server, asyncio.get_running_loop(), port, address))
             ready.set()
             await server.run(listening, lambda line: None)
 
@@ -139,3 +141,56 @@ def observation(seed: int = 0, **changes: Any) -> dict[str, Any]:
         "imagewam/seed": seed,
         **changes,
     }
+
+
+def acted(policy: Policy, seen: list[dict[str, Any]], steps: list[int], size: int) -> np.ndarray:
+    """The chunks of `Policy.act` for observations, in a batch that repeats the first."""
+    seen = seen + seen[:1] * (size - len(seen))
+    steps = steps + steps[:1] * (size - len(steps))
+    noise = [
+        np.random.default_rng([each["imagewam/seed"], step]).standard_normal(
+            (policy.horizon, policy.action_dim), np.float32
+        )
+        for each, step in zip(seen, steps, strict=True)
+    ]
+    observations = Observations(
+        np.stack([each["observation/image"][None] for each in seen]),
+        np.stack([each["observation/state"] for each in seen]),
+        policy.text_ids([each["prompt"] for each in seen]),
+    )
+    return policy.act(observations, np.stack(noise))
+
+
+def write_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate that signs itself, for the loopback address, and its key."""
+    pytest.importorskip("cryptography")
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / f"{name}.pem", folder / f"{name}.key"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return paths

@@ -1,8 +1,6 @@
 """Who may talk to a server: tokens, and TLS that clients can check."""
 
 import base64
-import datetime
-import ipaddress
 import ssl
 import urllib.error
 
@@ -17,7 +15,7 @@ from imagewam_jax.serving.access import (
     read_tokens,
     tls_context,
 )
-from tests.serving.robots import FAST, Robot, observation, served
+from tests.serving.robots import FAST, Robot, observation, served, write_certificate
 
 TOKEN, OTHER = "0123456789abcdef", "fedcba9876543210"
 TOKENS = {"left": TOKEN, "right": OTHER}
@@ -123,41 +121,6 @@ def test_tokens_are_read_again(tiny, tmp_path):
         running.server.reload()  # the ones that were good stay
         with Robot(running.url, OTHER) as robot:
             assert robot.ask(observation())["actions"].size
-
-
-def write_certificate(folder, name: str):
-    """A certificate that signs itself, for the loopback address, and its key."""
-    pytest.importorskip("cryptography")
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / f"{name}.pem", folder / f"{name}.key"
-    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return paths
 
 
 def test_tls(tiny, tmp_path):

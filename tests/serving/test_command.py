@@ -1,18 +1,18 @@
 """`imagewam serve` from its start to SIGTERM, under load; and what it refuses to start with."""
 
 import logging
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
+import time
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from imagewam_jax import cli
+from launch.local import IMAGEWAM
 from tests.serving.robots import Robot, observation
 from tests.training.tiny import trained_run
 
@@ -29,11 +29,10 @@ def log():
 
 def test_sigterm_under_load():
     """Robots get every answer that was begun, and then 1001; the server ends well."""
-    code = "import sys; from imagewam_jax.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "serve", f"--checkpoint={trained_run()}"]
+    command = [*IMAGEWAM, "serve", f"--checkpoint={trained_run()}"]
     command += ["--port=0", "--buckets=1,4", "--rate=1e6", "--text-encoder=config"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=os.environ, **pipes) as process:
+    with subprocess.Popen(command, **pipes) as process:
         url = re.fullmatch(r"listening on (ws://127\.0\.0\.1:\d+)\n", process.stdout.readline())[1]
         ends, answers = [], []
         asked = threading.Barrier(5)
@@ -54,7 +53,7 @@ def test_sigterm_under_load():
             thread.start()
         asked.wait(300)
         while len(answers) < 40:
-            pass
+            time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join(30)

@@ -12,10 +12,8 @@ from websockets.exceptions import ConnectionClosed
 
 from imagewam_jax.serving.acting import Actor
 from imagewam_jax.wire.messages import Limits, pack, unpack
-from tests.serving.robots import FAST, observation, served
-from tests.serving.test_access import write_certificate
-from tests.wire.frames import random_tree
-from tests.wire.test_messages import same
+from tests.serving.robots import FAST, observation, served, write_certificate
+from tests.wire.frames import random_tree, same
 
 # It connects in a way that the newest websockets warn of.
 pytestmark = pytest.mark.filterwarnings("ignore:connect\\(\\) must be used:DeprecationWarning")
@@ -32,7 +30,7 @@ def robot(server):
 
 
 def test_the_same_bytes():
-    """Of trees that both can hold, both ways."""
+    """Both packers write the same bytes for random trees, and read them alike."""
     rng = np.random.default_rng(1)
     for _ in range(200):
         tree = {"a": random_tree(rng), "b": random_tree(rng)}
@@ -42,7 +40,7 @@ def test_the_same_bytes():
         assert same(unpack(frame, limits), msgpack_numpy.unpackb(frame))
 
 
-def test_metadata_and_chunks(robot, server):
+def test_metadata_and_chunks(robot):
     assert robot.get_server_metadata()["action_horizon"] == 4
     reply = robot.infer(observation())
     assert reply["actions"].shape == (4, 4) and reply["actions"].dtype == np.float32

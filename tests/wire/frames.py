@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -9,13 +10,7 @@ import numpy as np
 def packed(value) -> bytes:
     """msgpack, written here from its specification: the shortest form of everything."""
     if isinstance(value, np.ndarray):
-        array = {
-            b"__ndarray__": True,
-            b"data": value.tobytes(),
-            b"dtype": value.dtype.str,
-            b"shape": list(value.shape),
-        }
-        return packed(array)
+        return packed(marks(value))
     if isinstance(value, np.generic) and not isinstance(value, float):
         scalar = {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
         return packed(scalar)
@@ -34,6 +29,16 @@ def packed(value) -> bytes:
         return _head(len(value), (0x90, 16), None, 0xDC, 0xDD) + b"".join(map(packed, value))
     items = b"".join(packed(key) + packed(each) for key, each in value.items())
     return _head(len(value), (0x80, 16), None, 0xDE, 0xDF) + items
+
+
+def marks(array: np.ndarray) -> dict[bytes, Any]:
+    """The map that an array travels as."""
+    return {
+        b"__ndarray__": True,
+        b"data": array.tobytes(),
+        b"dtype": array.dtype.str,
+        b"shape": list(array.shape),
+    }
 
 
 def _head(length: int, fixed, one: int | None, two: int, four: int) -> bytes:
@@ -100,6 +105,21 @@ _WRONG = (
 _MANY = packed({"x": [[[]] * 60] * 60})
 
 
+def same(found, expected) -> bool:
+    """Whether two trees are equal, with the dtypes of their arrays."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(
+            same(found[key], expected[key]) for key in expected
+        )
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    if isinstance(expected, np.ndarray | np.generic):
+        # A float64 scalar is a Python float to msgpack.
+        is_right = isinstance(expected, float) or found.dtype == expected.dtype
+        return is_right and np.shape(found) == expected.shape and np.array_equal(found, expected)
+    return type(found) is type(expected) and found == expected
+
+
 def random_tree(rng: np.random.Generator, depth: int = 3):
     """A tree of what messages may hold."""
     kinds = ("array", "scalar", "int", "float", "text", "bool", "none", "bytes")
@@ -142,12 +162,7 @@ def bad_frames(rng: np.random.Generator, good: dict, count: int) -> Iterator[byt
             yield frame + rng.bytes(int(rng.integers(1, 9)))
         elif kind == 4:  # one field of a marked array is another thing
             key = str(rng.choice(arrays))
-            marked = {
-                b"__ndarray__": True,
-                b"data": good[key].tobytes(),
-                b"dtype": good[key].dtype.str,
-                b"shape": list(good[key].shape),
-            }
+            marked = marks(good[key])
             field = list(marked)[rng.integers(4)]
             if rng.random() < 0.2:
                 del marked[field]

@@ -10,7 +10,7 @@ import pytest
 
 from imagewam_jax.errors import MessageError
 from imagewam_jax.wire.messages import Limits, pack, shown, unpack
-from tests.wire.frames import bad_frames, packed, random_tree
+from tests.wire.frames import bad_frames, packed, random_tree, same
 
 LIMITS = Limits(array_bytes=2**16)
 GOLDEN = bytes.fromhex(
@@ -20,20 +20,6 @@ GOLDEN = bytes.fromhex(
 )
 IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 OBSERVATION = {"observation/image": IMAGE, "observation/state": np.ones(4), "prompt": "go"}
-
-
-def same(found, expected) -> bool:
-    if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(
-            same(found[key], expected[key]) for key in expected
-        )
-    if isinstance(expected, list):
-        return len(found) == len(expected) and all(map(same, found, expected))
-    if isinstance(expected, np.ndarray | np.generic):
-        # A float64 scalar is a Python float to msgpack.
-        is_right = isinstance(expected, float) or found.dtype == expected.dtype
-        return is_right and np.shape(found) == expected.shape and np.array_equal(found, expected)
-    return type(found) is type(expected) and found == expected
 
 
 def test_the_bytes_of_an_array_both_ways():
