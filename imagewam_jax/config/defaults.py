@@ -180,7 +180,8 @@ def klein_recipe(size: str) -> ConfigDict:
 
 
 def official_recipe() -> ConfigDict:
-    """The settings that all official runs share, whatever their backbone."""
+    """The settings that official runs share; the text encoder is FLUX.2's, which `omnigen2_recipe`
+    replaces."""
     config = defaults()
     config.seed = 42
     config.text.encoder = "qwen3"

@@ -17,8 +17,7 @@ from imagewam_jax.models.autoencoders.convolutional import Decoder, Encoder
 @dataclass(frozen=True)
 class AutoencoderKLConfig:
     """Sizes; the defaults are those of FLUX.1 and OmniGen2. Each level but the last halves the
-    image. A latent is `(mean - shift) * scale`; `patch` is how many of its cells per side are one
-    token's."""
+    image. A latent is `(mean - shift) * scale`; a token is `patch` x `patch` cells of it."""
 
     widths: tuple[int, ...] = (128, 256, 512, 512)
     blocks: int = 2  # per level of the encoder; the decoder has one more

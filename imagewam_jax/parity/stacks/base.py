@@ -20,7 +20,7 @@ class Stack(Protocol):
     name: ClassVar[str]  # what the official code calls it
     backbone: ClassVar[type]  # the type of the backbone's configuration
     reference: ClassVar[str]  # the tensor of a reference image that a policy acts on
-    # What the networks get for a timestep is called this in training, and this when acting.
+    # The tensors of what the networks get for a timestep, in training and when acting.
     training_time: ClassVar[str]
     acting_times: ClassVar[str]
 
@@ -33,7 +33,7 @@ class Stack(Protocol):
         """
 
     def latents(self, config: Any, io: Tensors, name: str, ids: str) -> Float[Array, "b h w c"]:
-        """The same, as the autoencoder of `config` decodes it."""
+        """A recorded image, as the autoencoder of `config` decodes it; `ids` is that of `cells`."""
 
     def recorded(self, config: Any, cells: Float[Array, "b h w c"]) -> Float[np.ndarray, "b ..."]:
         """The inverse of `cells`."""
@@ -69,4 +69,5 @@ class Stack(Protocol):
     def acting_outputs(
         self, policy: ImageWAM, context: Context, cache: Cache, text: TextLayout, prefix: str
     ) -> Iterator[Output]:
-        """What the context leaves to the action, and what else there is of it."""
+        """The keys and values that the context leaves to the action, and what of its positions and
+        tokens is recorded beside them."""

@@ -63,7 +63,7 @@ class Flux2Stack:
         return {}
 
     def imagined_reference(self, loaded: Loaded, io: Tensors) -> Float[Array, "b h w c"]:
-        """The same as when it acts."""
+        """The reference that the policy acts on, which FLUX.2 encodes once."""
         return self.cells(loaded.config("backbone"), io, "infer0.ref_tokens", "infer0.ref_img_ids")
 
     def training_inputs(self, policy: ImageWAM, sizes: Sizes) -> dict[str, np.ndarray]:

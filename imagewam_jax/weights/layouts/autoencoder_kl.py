@@ -84,5 +84,5 @@ def autoencoder_kl_json(config: AutoencoderKLConfig) -> dict[str, Any]:
 
 
 def _given(metadata: Metadata):
-    """A function from official names to what the files say."""
+    """A function that finds a value of the autoencoder's config by its official name."""
     return lambda name: find(metadata, f"{SECTION}.{name}", name)

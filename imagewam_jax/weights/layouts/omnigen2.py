@@ -168,8 +168,11 @@ def expert_rules(config: ActionExpertConfig, backbone: OmniGen2Config) -> list[R
 
 
 def check_expert(expert: ActionExpertConfig, backbone: OmniGen2Config, metadata: Metadata) -> None:
-    """Heads and layers are not compared: the official code takes those of the transformer, whatever
-    its training config says."""
+    """ConversionError: the training config has an expert of another width or action dimension.
+
+    Heads and layers are not compared: the official code takes those of the transformer, whatever
+    its training config says.
+    """
     given = section(metadata, *EXPERT_SECTIONS)
     sizes = {"action_dim": expert.action_dim, "residual_dim": expert.dim}
     agree(sizes, {name: given.get(name) for name in sizes}, EXPERT_SECTIONS[0])
@@ -215,8 +218,8 @@ def settings(config: ImageWAMConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _mlp_settings(mlp_dim: int, dim: int) -> dict[str, Any]:
-    """Settings of which `mlp_dim` is the inner width: four times `dim`, rounded up to a multiple;
-    or another factor."""
+    """The official settings that give inner width `mlp_dim`: 4 x `dim` rounded up to `multiple_of`,
+    or a factor `ffn_dim_multiplier` where no multiple fits."""
     fits = [m for m in range(1, MULTIPLE + 1) if math.ceil(4 * dim / m) * m == mlp_dim]
     if fits:
         return {"multiple_of": fits[-1], "ffn_dim_multiplier": None}
