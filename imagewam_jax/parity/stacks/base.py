@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagewam_jax.models.imagewam import Cache, Context, ImageWAM, Sample
-from imagewam_jax.parity.cases.base import Output, Sizes
+from imagewam_jax.parity.cases.base import Output, Sizes, check_width
 from imagewam_jax.parity.cases.folder import Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.official_order import TextLayout
@@ -31,6 +31,9 @@ class Stack(Protocol):
         """A recorded image, as the backbone of `config` takes it; the tensor `ids` has the
         positions of its tokens, where they are recorded. ConversionError: it is of another model.
         """
+        cells = self.latents(config, io, name, ids)
+        check_width(io.file, name, cells.shape[-1], config.in_channels, "policy")
+        return cells
 
     def latents(self, config: Any, io: Tensors, name: str, ids: str) -> Float[Array, "b h w c"]:
         """A recorded image, as the autoencoder of `config` decodes it; `ids` is that of `cells`."""
