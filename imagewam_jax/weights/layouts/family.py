@@ -14,7 +14,6 @@ from imagewam_jax.weights.layouts.metadata import Metadata, Specs
 class Family:
     """The policies of one backbone in the official layout.
 
-    stack: what the official code calls them.
     title: the backbone's name for people.
     backbone: the type of the backbone's configuration.
     first: a tensor that every transformer has.
@@ -36,7 +35,6 @@ class Family:
         `model`, and those beside it.
     """
 
-    stack: str
     title: str
     backbone: type
     first: str

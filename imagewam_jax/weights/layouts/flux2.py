@@ -293,7 +293,6 @@ def norm_rule(name: str, path: str, layers: int) -> Rule:
 
 
 FLUX2 = Family(
-    stack="flux2",
     title="FLUX.2",
     backbone=Flux2Config,
     first="img_in.weight",

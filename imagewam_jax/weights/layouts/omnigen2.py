@@ -290,7 +290,6 @@ def _initial_name(name: str) -> str:
 
 
 OMNIGEN2 = Family(
-    stack="omnigen2",
     title="OmniGen2",
     backbone=OmniGen2Config,
     first="x_embedder.weight",
