@@ -29,10 +29,6 @@ class Schedule(NamedTuple):
     timestep: Float[Array, " steps"]
     delta: Float[Array, " steps"]
 
-    @property
-    def time(self) -> Float[Array, " steps"]:
-        return self.timestep / TIMESTEPS
-
 
 class Noised(NamedTuple):
     """A training sample at its time, the velocity to be predicted, and the weight of its loss."""
