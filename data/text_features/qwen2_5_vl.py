@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
@@ -52,7 +51,7 @@ def encode(
         for tokens in tqdm(ids, unit="prompt", desc="encoding prompts"):
             with torch.no_grad():
                 states = model(input_ids=torch.tensor([tokens], device=device)).last_hidden_state
-            yield states[0].float().cpu().numpy().astype(ml_dtypes.bfloat16)
+            yield states[0].float().cpu().numpy()
 
     lengths = [len(tokens) for tokens in ids]
     identity = f"qwen2_5_vl(dim={channels}, sha256={_checksum(model_folder)[:16]})"
