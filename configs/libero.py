@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from imagewam_jax.config.defaults import recipe
 from imagewam_jax.config.schema import choose
 
-# Of OmniGen2 12 on each of 8 devices: officially only the first number is told.
+# The official OmniGen2 recipe gives 12 samples per device and no number of devices; 8 are assumed.
 BATCH_SIZE = {"4b": 80, "9b": 96, "omnigen2": 96, "tiny": 32}
 STEPS = {"4b": 34_000, "9b": 28_000, "omnigen2": 28_000, "tiny": 1_600}
 EXECUTE_STEPS = {"4b": 12, "9b": 12, "omnigen2": 8, "tiny": 12}

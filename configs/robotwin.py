@@ -22,7 +22,8 @@ def get_config(model: str = "4b") -> ConfigDict:
     config.data.normalization = "z-score"
     config.model.expert.action_dim = 14
     config.model.proprio_dim = 14
-    # Of OmniGen2 16 on each of 8 devices: officially only the first number is told.
+    # The official OmniGen2 recipe gives 16 samples per device and no number of devices; 8 are
+    # assumed.
     config.train.batch_size = {"4b": 384, "9b": 64, "omnigen2": 128}[model]
     config.train.checkpoint_every = 2500
     config.acting.execute_steps = 16

@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
@@ -52,7 +51,7 @@ def encode(
         for tokens in tqdm(ids, unit="prompt", desc="encoding prompts"):
             with torch.no_grad():
                 states = model(input_ids=torch.tensor([tokens], device=device)).last_hidden_state
-            yield states[0].float().cpu().numpy().astype(ml_dtypes.bfloat16)
+            yield states[0].float().cpu().numpy()
 
     lengths = [len(tokens) for tokens in ids]
     identity = f"qwen2_5_vl(dim={channels}, sha256={_checksum(model_folder)[:16]})"
@@ -60,7 +59,7 @@ def encode(
 
 
 def _checksum(folder: Path) -> str:
-    """Of all files that features depend on."""
+    """SHA-256 of all files that the features depend on."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
         with path.open("rb") as file:
@@ -73,8 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, required=True, help="the folder from Hugging Face")
     parser.add_argument("--config", required=True, help="a config file")
     parser.add_argument("--output", type=Path, required=True, help="a .safetensors file")
-    parser.add_argument("--prompts", type=Path, help="instructions, one a line, of no dataset")
-    parser.add_argument("--device", default="cpu", help="of PyTorch, such as cuda")
+    parser.add_argument(
+        "--prompts", type=Path, help="a text file, an instruction a line, in place of the dataset"
+    )
+    parser.add_argument("--device", default="cpu", help="the PyTorch device, such as cuda")
     given, overrides = parser.parse_known_args(arguments)
     config = load_config(given.config, overrides).to_dict()
     if given.prompts:

@@ -4,6 +4,8 @@ Config files start from one of these functions and change fields. The defaults o
 the flow are those of the official recipes (docs/spec/imagewam_flux2.md, 6 and 8.1).
 """
 
+from functools import partial
+
 from ml_collections import ConfigDict
 
 from imagewam_jax.config.schema import choose, named_section
@@ -148,9 +150,8 @@ def recipe(model: str) -> ConfigDict:
 
     ConfigError: another model.
     """
-    if model in KLEIN:
-        return klein_recipe(model)
-    return choose({**KLEIN, "omnigen2": omnigen2_recipe}, model, "the model of the recipe")()
+    recipes = {**{size: partial(klein_recipe, size) for size in KLEIN}, "omnigen2": omnigen2_recipe}
+    return choose(recipes, model, "the model of the recipe")()
 
 
 def backbone_recipe(name: str) -> ConfigDict:
@@ -180,7 +181,8 @@ def klein_recipe(size: str) -> ConfigDict:
 
 
 def official_recipe() -> ConfigDict:
-    """The settings that all official runs share, whatever their backbone."""
+    """The settings that official runs share; the text encoder is FLUX.2's, which `omnigen2_recipe`
+    replaces."""
     config = defaults()
     config.seed = 42
     config.text.encoder = "qwen3"

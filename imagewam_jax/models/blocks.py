@@ -42,7 +42,7 @@ Tokens = Float[Array, "b s d"]
 
 
 def project_heads(linear: Linear, z: Tokens, head_dim: int) -> Heads:
-    """What a kernel of queries, keys or values gives, head by head."""
+    """Projects tokens to queries, keys or values, split into heads."""
     y = linear(z)
     if z.shape[0] * z.shape[1] < z.shape[2]:
         # A TPU's compiler likes to divide the kernel into heads instead, and copies it for that. A

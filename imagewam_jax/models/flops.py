@@ -250,7 +250,8 @@ def _attention(
 def _refiners_attention(
     config: ImageWAMConfig, sizes: Sizes, rows: Mapping[str, int], streams: tuple[str, ...]
 ) -> Flops:
-    """Text, each reference and the target, each of which attends to itself alone."""
+    """FLOPs of the refiners' attention, in which text, each reference and the target attend to
+    themselves alone."""
     alone = {
         "context": rows["text"] ** 2 + rows["reference"] ** 2 / sizes.references,
         "target": rows["target"] ** 2,
@@ -265,7 +266,7 @@ def _pairs(config: ImageWAMConfig) -> int:
 
 
 def _per_layer(config: ImageWAMConfig) -> int:
-    """The same in one layer."""
+    """FLOPs for each pair of a query and a key, in one layer."""
     return 4 * config.backbone.heads * config.backbone.head_dim
 
 

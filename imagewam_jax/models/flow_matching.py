@@ -1,7 +1,7 @@
 """Flow matching between data (time 0) and noise (time 1) (docs/spec/imagewam_flux2.md, 6).
 
-The official scheduler counts time in timesteps from 0 to 1000, which is what a network is given:
-what it makes of them is its own. `dtype` is the one in which the official code would hold them:
+The official scheduler counts time in timesteps from 0 to 1000. Networks take timesteps, and scale
+them as their weights need. `dtype` is the one in which the official code would hold them:
 with bfloat16, timesteps, noised samples and Euler steps are rounded as in its bfloat16 runs.
 """
 
@@ -28,10 +28,6 @@ class Schedule(NamedTuple):
 
     timestep: Float[Array, " steps"]
     delta: Float[Array, " steps"]
-
-    @property
-    def time(self) -> Float[Array, " steps"]:
-        return self.timestep / TIMESTEPS
 
 
 class Noised(NamedTuple):

@@ -237,7 +237,7 @@ class ImageWAM(nnx.Module):
             actions = flow_matching.euler_step(actions, predicted, delta)
             return actions, Steps(actions, predicted)
 
-        # All steps' modulations at once: their weights are read once, not at every step.
+        # The conditions of all steps at once: their weights are read once, not at every step.
         conditions = jax.tree.map(lambda c: c[:, None], expert.condition(schedule.timestep))
         noise = noise.astype(self._coordinate_dtype)
         return jax.lax.scan(step, noise, (conditions, schedule.delta))

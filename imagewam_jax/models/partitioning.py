@@ -56,10 +56,10 @@ def constrain(x: Shaped[Array, "..."], *axes: str | None) -> Shaped[Array, "..."
 
 
 def with_whole_rows(x: Shaped[Array, "*rows last"], last: str, other: str) -> Shaped[Array, "..."]:
-    """Say that no row of one side of a product is spread over devices, if the kernel has this side
-    on `fsdp` and the `other` on `tensor`.
+    """`x` with its last axis whole on every device, if the kernel is sharded over `fsdp` along this
+    axis (`last`) and over `tensor` along the `other`.
 
-    Left to itself, XLA may divide such rows over `tensor`, and then it gives samples the results,
+    Left to itself, XLA may divide the axis over `tensor`, and then it gives samples the results,
     or the gradients, of others where `data`, `fsdp` and `tensor` all divide (seen with jax 0.10.2).
     """
     if dividing_axes(last) != ("fsdp",) or dividing_axes(other) != ("tensor",):

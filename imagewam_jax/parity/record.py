@@ -31,7 +31,6 @@ from imagewam_jax.parity.cases.folder import CONFIG, NORMS, Folder, Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.stacks import stack_of
 from imagewam_jax.weights.io.tensors import ArraySource
-from imagewam_jax.weights.layouts.families import family_of
 from imagewam_jax.weights.layouts.imagewam_checkpoint import official_settings
 
 # The folder of each component.
@@ -144,6 +143,7 @@ def settings(loaded: Loaded, component: str, sizes: Sizes) -> dict[str, Any]:
 def _policy_settings(config: ImageWAMConfig) -> dict[str, Any]:
     official = official_settings(config)
     model = official.pop("model")
+    del official["mixed_precision"]  # a recording says itself in what dtype it was computed
     schedulers = {
         f"{modality}_{name}": value
         for modality in ("video", "action")
@@ -153,11 +153,10 @@ def _policy_settings(config: ImageWAMConfig) -> dict[str, Any]:
     kept = ("action_dit_config", "proprio_dim", "pack_proprio_after_text", "qwen_context_len")
     return {
         "stack": stack_of(config.backbone).name,
-        **family_of(config.backbone).settings(config)[1],
+        **official,
         **{name: model[name] for name in kept if name in model},
         "schedulers": schedulers | {"num_train_timesteps": TIMESTEPS},
         "loss": model["loss"],
-        "action_horizon": config.horizon,
         "infer": {
             "num_inference_steps": 10,
             "alt_num_inference_steps": 4,

@@ -157,7 +157,6 @@ def plan(
     where = str(checkpoints.directory / str(step))
     trees = checkpoints.trees(step)
     components = checkpoint_components(metadata, trees, where)
-    targets = TARGETS[format]
     jobs, absent = [], []
     lora = NO_LORA  # these layouts have no place for adapters, which are merged into kernels
     if "policy" in components:
@@ -168,7 +167,7 @@ def plan(
         components["backbone"] = components.pop("policy").backbone
         print("the action expert and the robot state's embedding are not part of this layout")
     for name, config in components.items():
-        target = _target(targets, format, config)
+        target = _target(format, config)
         if target is None:
             absent.append(name)
             continue
@@ -188,12 +187,12 @@ def plan(
     return jobs
 
 
-def _target(targets: Mapping[type, Target], format: str, config: Any) -> Target | None:
+def _target(format: str, config: Any) -> Target | None:
     """Where a component goes; None if the format has no place for it."""
     is_policy = isinstance(config, ImageWAMConfig)
     if is_policy is not (format == "official"):
         return None
-    return targets.get(type(config.backbone if is_policy else config))
+    return TARGETS[format].get(type(config.backbone if is_policy else config))
 
 
 def _source(

@@ -19,6 +19,7 @@ from imagewam_jax.text.encoders import QWEN3_OF_KLEIN
 from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.io.files import open_weights
 from imagewam_jax.weights.io.tensors import TensorSource, dtype_name, without
+from imagewam_jax.weights.layouts.action_init import initial_expert
 from imagewam_jax.weights.layouts.mapping import (
     ForeignView,
     Rule,
@@ -150,11 +151,8 @@ def _check_config(conversion: Conversion, path: Path) -> None:
 
 
 def _initial_expert(backbone: RecognizedSource, recipe: str) -> Conversion:
-    layout = backbone.layout.original or backbone.layout
-    if layout.initial_expert is None:
-        raise ConversionError(f"no action expert can be made from a {backbone.layout.name}")
     sizes, source = _in_original_layout(backbone)
-    initial = layout.initial_expert(source, sizes, backbone.metadata, recipe)
+    initial = initial_expert(source, sizes, backbone.metadata, recipe)
     return _rooted("expert", initial.config, initial.rules, initial.source, initial.abstract)
 
 

@@ -5,6 +5,7 @@ Policies, cases and compiled functions are shared by the tests: compiling is wha
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import Flux2Config
 from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
 from imagewam_jax.models.parameters import module_tree
-from imagewam_jax.weights.io.tensors import ArraySource
+from imagewam_jax.weights.io.tensors import ArraySource, TensorSource
 from imagewam_jax.weights.layouts.imagewam import imagewam_rules, imagewam_source
 from tests.weights.foreign import to_tree
 
@@ -70,14 +71,21 @@ def load_policy(folder: Path, **changes) -> ImageWAM:
         horizon=case["action_horizon"],
         **changes,
     )
+    return policy_of(folder, config)
+
+
+def policy_of(folder: Path, config: ImageWAMConfig) -> ImageWAM:
+    """The policy of a folder, whose config is known."""
     return with_parameters(
-        lambda: ImageWAM(config, rngs=nnx.Rngs(0)), lambda like: parameters(folder, config, like)
+        lambda: ImageWAM(config, rngs=nnx.Rngs(0)),
+        lambda like: to_tree(imagewam_rules(config), tensors_of(folder), like, str(folder)),
     )
 
 
-def parameters(folder: Path, config: ImageWAMConfig, like: dict) -> dict:
+def tensors_of(folder: Path) -> TensorSource:
+    """The official tensors of the policy of a folder."""
     tensors = ArraySource(load_file(folder / "model.safetensors"), str(folder))
-    return to_tree(imagewam_rules(config), imagewam_source(tensors, {}, None), like, str(folder))
+    return imagewam_source(tensors, {}, None)
 
 
 def grid(folder: Path) -> tuple[int, int]:
@@ -93,20 +101,26 @@ def as_grid(tokens: np.ndarray, folder: Path) -> np.ndarray:
 @functools.cache
 def train_case(folder: Path) -> tuple[dict[str, np.ndarray], Sample, Draws]:
     io = load_file(folder / "train.safetensors")
+    return io, *case_of(io, lambda tokens: as_grid(tokens, folder))
+
+
+def case_of(
+    io: dict[str, np.ndarray], cells: Callable[[np.ndarray], np.ndarray]
+) -> tuple[Sample, Draws]:
+    """The sample of a recorded training step, and its noises and times; `cells` makes ours of a
+    recorded image."""
     context = Context(
         text=io["text_hidden_states"],
         text_length=io["text_attention_mask"].sum(-1),
-        references=as_grid(io["ref_image_latents"], folder)[:, None],
+        references=cells(io["ref_image_latents"])[:, None],
         proprio=io["proprio"][:, 0] if "proprio" in io else None,
     )
     sample = Sample(
         context,
-        as_grid(io["target_latent"], folder),
+        cells(io["target_latent"]),
         io["action"],
         io.get("action_is_pad"),
         io.get("action_dim_is_pad"),
     )
-    draws = Draws(
-        as_grid(io["noise_video"], folder), io["u_video"], io["noise_action"], io["u_action"]
-    )
-    return io, sample, draws
+    draws = Draws(cells(io["noise_video"]), io["u_video"], io["noise_action"], io["u_action"])
+    return sample, draws

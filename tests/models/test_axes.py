@@ -1,20 +1,30 @@
 """Every parameter says what its axes are, which sharding rests on."""
 
 import jax
+import pytest
 from flax import nnx
 
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B
+from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2
 from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
 
-STACKED = ("double_layers", "single_layers")
+STACKED = (
+    "double_layers",
+    "single_layers",
+    "layers",
+    "text_refiner",
+    "reference_refiner",
+    "target_refiner",
+)
 
 
-def test_each_axis_of_each_parameter_has_a_name():
-    config = ImageWAMConfig(KLEIN_4B, ActionExpertConfig(), proprio_dim=8)
+@pytest.mark.parametrize(("backbone", "count"), [(KLEIN_4B, 64), (OMNIGEN2, 101)])
+def test_each_axis_of_each_parameter_has_a_name(backbone, count):
+    config = ImageWAMConfig(backbone, ActionExpertConfig(), proprio_dim=8)
     policy = jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))
     parameters = [(path, v) for path, v in nnx.iter_graph(policy) if isinstance(v, nnx.Param)]
-    assert len(parameters) == 64
+    assert len(parameters) == count
     for path, parameter in parameters:
         axes = parameter.get_metadata("axes")
         assert len(axes) == parameter.ndim, path

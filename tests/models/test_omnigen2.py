@@ -12,20 +12,14 @@ from safetensors.numpy import load_file
 
 from imagewam_jax.models import flops
 from imagewam_jax.models.action_expert import ActionExpertConfig
-from imagewam_jax.models.autoencoders.kl import to_cells
+from imagewam_jax.models.autoencoders.base import to_cells
 from imagewam_jax.models.backbones.base import Backbone, BackboneConfig, Expert
 from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2, OmniGen2Config
 from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
 from imagewam_jax.models.parameters import abstract_params
-from imagewam_jax.weights.io.tensors import ArraySource
-from imagewam_jax.weights.layouts.imagewam import (
-    imagewam_config,
-    imagewam_rules,
-    imagewam_source,
-)
+from imagewam_jax.weights.layouts.imagewam import imagewam_config
 from tests.goldens import golden
 from tests.models import official
-from tests.weights.foreign import to_tree
 
 FULL_SIZE = ImageWAMConfig(OMNIGEN2, ActionExpertConfig(), proprio_dim=8)
 
@@ -33,31 +27,15 @@ FULL_SIZE = ImageWAMConfig(OMNIGEN2, ActionExpertConfig(), proprio_dim=8)
 @pytest.fixture(scope="module")
 def policy():
     folder = golden("imagewam_omnigen2")
-    tensors = ArraySource(load_file(folder / "model.safetensors"), str(folder))
-    source = imagewam_source(tensors, {}, None)
-    config = imagewam_config(source.specs, official.config_of(folder))
-    return official.with_parameters(
-        lambda: ImageWAM(config, rngs=nnx.Rngs(0)),
-        lambda like: to_tree(imagewam_rules(config), source, like, str(folder)),
-    )
+    config = imagewam_config(official.tensors_of(folder).specs, official.config_of(folder))
+    return official.policy_of(folder, config)
 
 
 @pytest.fixture(scope="module")
 def step():
     """A recorded training step: its sample, and its noises and times."""
     io = load_file(golden("imagewam_omnigen2") / "train.safetensors")
-
-    def image(name):
-        return to_cells(np.moveaxis(io[name], 1, -1), 2)
-
-    context = Context(
-        io["text_hidden_states"],
-        io["text_attention_mask"].sum(-1),
-        image("ref_image_latents")[:, None],
-        io["proprio"][:, 0],
-    )
-    draws = Draws(image("noise_video"), io["u_video"], io["noise_action"], io["u_action"])
-    return Sample(context, image("target_latent"), io["action"]), draws
+    return official.case_of(io, lambda latent: to_cells(np.moveaxis(latent, 1, -1), patch=2))
 
 
 def test_it_is_what_the_protocols_say(policy):

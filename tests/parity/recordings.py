@@ -1,4 +1,5 @@
-"""Converted checkpoints of the recorded cases, and copies of the cases to break."""
+"""Converted checkpoints of the recorded cases, copies of the cases to break, and what a report
+says."""
 
 import importlib.util
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from imagewam_jax.parity.verify import Report
 from imagewam_jax.weights.convert import convert
 from tests.goldens import golden
 from tests.shared_folder import shared
@@ -52,3 +54,13 @@ def edit(path: Path, change: Callable[[dict[str, np.ndarray]], dict | None]) -> 
     tensors = load_file(path)
     changed = change(tensors)
     save_file(tensors if changed is None else changed, path)
+
+
+def names_of(report: Report, passed: bool = True) -> set[str]:
+    """The tensors whose checks passed, or did not: `file: name`."""
+    return {f"{check.file}: {check.name}" for check in report.checks if check.passed is passed}
+
+
+def reasons(report: Report) -> dict[str, str]:
+    """Why things were not checked."""
+    return {n.what: n.why for n in report.not_checked}

@@ -74,7 +74,7 @@ def test_it_passes_and_holds_what_official_recordings_hold(case, recorded, polic
         assert found == expected
 
 
-# Settings that change no number, or that only the widths tell which follow from them.
+# Settings that change no number, or that show only in widths made from them.
 NOT_KEPT = ("axes_lens", "multiple_of")
 
 

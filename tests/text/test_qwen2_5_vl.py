@@ -1,15 +1,13 @@
 """Features of Qwen2.5-VL, by the script that makes a table of them with PyTorch."""
 
-import importlib.util
-
 import numpy as np
 import pytest
 
 from imagewam_jax.errors import DataError, MissingWeights
 from imagewam_jax.text.encoders import encode_text, text_source
 from imagewam_jax.text.tables import open_text_table
+from tests.data_builders.scripts import DATA, load
 from tests.text.tiny_qwen3 import tokenizer_files
-from tests.training.tiny import ROOT
 
 SECTION = {"encoder": "qwen2_5_vl", "weights": "", "template": "do: {}", "buckets": (8, 16)}
 INSTRUCTIONS = ("open the drawer", "pick up the bowl")
@@ -17,11 +15,7 @@ INSTRUCTIONS = ("open the drawer", "pick up the bowl")
 
 @pytest.fixture(scope="module")
 def script():
-    path = ROOT / "data" / "text_features" / "qwen2_5_vl.py"
-    spec = importlib.util.spec_from_file_location("qwen2_5_vl_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("qwen2_5_vl", DATA / "text_features")
 
 
 @pytest.fixture(scope="module")

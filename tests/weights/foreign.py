@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.models.parameters import unflatten
-from imagewam_jax.weights.io.tensors import ArraySource, TensorSource
+from imagewam_jax.weights.io.tensors import ArraySource, TensorSource, TensorSpec
 from imagewam_jax.weights.layouts.mapping import Rule, check, pieces, stacked_paths
 
 Tensors = dict[str, np.ndarray]
@@ -45,6 +45,11 @@ def write_shards(tensors: Mapping[str, np.ndarray], folder: Path, shards: int = 
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def specs_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
+    """Tensors of these shapes in float32, as a file has them."""
+    return {n: TensorSpec(shape, np.dtype(np.float32), "file") for n, shape in shapes.items()}
 
 
 def to_tree(

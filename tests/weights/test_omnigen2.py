@@ -3,10 +3,8 @@
 import contextlib
 import json
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file
 
 from imagewam_jax.checkpoints.store import open_checkpoint
@@ -14,7 +12,7 @@ from imagewam_jax.config.schema import policy_config
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2, OmniGen2Config
-from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
+from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import abstract_params
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.export import export
@@ -34,21 +32,20 @@ from imagewam_jax.weights.layouts.omnigen2 import initial_expert_config
 from tests.goldens import golden
 from tests.models.official import config_of
 from tests.parity.recordings import converted
-from tests.weights.foreign import change, copy_case
+from tests.weights.foreign import change, copy_case, specs_of
 
 CASE = "imagewam_omnigen2"
 RELEASED = ImageWAMConfig(OMNIGEN2, ActionExpertConfig(), proprio_dim=8)
 
 
-def specs_of(config: ImageWAMConfig) -> dict[str, TensorSpec]:
+def official_specs(config: ImageWAMConfig) -> dict[str, TensorSpec]:
     """The tensors of an official checkpoint, without aliases."""
-    shapes = foreign_shapes(imagewam_rules(config), abstract_params(config))
-    return {n: TensorSpec(shape, np.dtype(np.float32), "model.pt") for n, shape in shapes.items()}
+    return specs_of(foreign_shapes(imagewam_rules(config), abstract_params(config)))
 
 
 @pytest.fixture(scope="module")
 def released():
-    return specs_of(RELEASED)
+    return official_specs(RELEASED)
 
 
 def test_the_names_at_full_size(released):
@@ -93,7 +90,7 @@ def test_other_sizes_are_told_by_tensors_and_settings(changes, expert):
     backbone = OmniGen2Config(**{**sizes, "rope_axes": (4, 4, 4), "timestep_scale": 1.0, **changes})
     config = ImageWAMConfig(backbone, ActionExpertConfig(**expert), horizon=6)
     settings = json.loads(json.dumps(official_settings(config)))
-    assert imagewam_config(specs_of(config), settings) == config
+    assert imagewam_config(official_specs(config), settings) == config
     assert check_settings(settings, {}) == []
 
 
@@ -102,7 +99,7 @@ def test_sizes_that_nothing_tells(released):
         OmniGen2Config(dim=48, heads=4, kv_heads=2, rope_axes=(4, 4, 4)), ActionExpertConfig()
     )
     with pytest.raises(ConversionError, match=r"--set rope_axes=\.\.\. --set timestep_scale"):
-        imagewam_config(specs_of(small), {})
+        imagewam_config(official_specs(small), {})
     wrong = {"transformer_config": {"num_kv_heads": 8}}
     with pytest.raises(ConversionError, match="kv_heads is given as 8"):
         imagewam_config(released, wrong)
@@ -184,11 +181,3 @@ def test_conversion_is_strict(tmp_path):
     with pytest.raises(ConversionError, match=f"1 tensors missing .{name}"):
         convert([source], tmp_path / "checkpoint")
     assert not (tmp_path / "checkpoint").exists()
-
-
-def test_axes_have_names():
-    policy = jax.eval_shape(lambda: ImageWAM(RELEASED, rngs=nnx.Rngs(0)))
-    for path, parameter in nnx.iter_graph(policy):
-        if isinstance(parameter, nnx.Param):
-            axes = parameter.get_metadata("axes")
-            assert len(axes) == parameter.ndim and len(set(axes)) == len(axes), path

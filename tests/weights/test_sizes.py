@@ -3,7 +3,6 @@
 import json
 
 import jax
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -11,7 +10,6 @@ from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.action_expert import ActionExpert, ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import Flux2, Flux2Config
 from imagewam_jax.models.parameters import module_tree
-from imagewam_jax.weights.io.tensors import TensorSpec
 from imagewam_jax.weights.layouts.flux2 import (
     action_expert_rules,
     exact_ratio,
@@ -27,6 +25,7 @@ from imagewam_jax.weights.layouts.flux2_diffusers import (
 )
 from imagewam_jax.weights.layouts.mapping import check, foreign_shapes
 from imagewam_jax.weights.layouts.qwen3 import qwen3_config
+from tests.weights.foreign import specs_of
 
 # 3904 / 1792 * 1792 is 3903.9999999999995.
 WIDE, INNER = 1792, 3904
@@ -35,11 +34,6 @@ CONFIG = Flux2Config(
     **SMALL, dim=WIDE, heads=112, mlp_ratio=INNER / WIDE, rope_axes=(4, 4, 4, 4), rope_theta=2000
 )
 ROPE = {"rope_axes": [4, 4, 4, 4], "rope_theta": 2000}
-
-
-def specs_of(rules, like):
-    shapes = foreign_shapes(rules, like)
-    return {n: TensorSpec(shape, np.dtype(np.float32), "file") for n, shape in shapes.items()}
 
 
 def backbone(config):
@@ -52,7 +46,7 @@ LAYOUTS = [(flux2_config, flux2_rules), (flux2_diffusers_config, flux2_diffusers
 @pytest.mark.parametrize(("config_of", "rules"), LAYOUTS)
 def test_a_width_that_its_ratio_misses_by_rounding(config_of, rules):
     assert int(WIDE * CONFIG.mlp_ratio) == INNER - 1 and CONFIG.mlp_dim == INNER
-    specs = specs_of(rules(CONFIG), backbone(CONFIG))
+    specs = specs_of(foreign_shapes(rules(CONFIG), backbone(CONFIG)))
     assert INNER in {size for spec in specs.values() for size in spec.shape}
     config = config_of(specs, ROPE)
     assert config.mlp_dim == INNER
@@ -71,7 +65,7 @@ def test_an_expert_of_such_a_width():
         sizes = {"heads": 112, "head_dim": 16, "group_sizes": CONFIG.group_sizes}
         return jax.eval_shape(lambda: module_tree(ActionExpert(config, **sizes, rngs=nnx.Rngs(0))))
 
-    specs = specs_of(action_expert_rules(config, CONFIG), abstract(config))
+    specs = specs_of(foreign_shapes(action_expert_rules(config, CONFIG), abstract(config)))
     assert specs["double_blocks.0.img_mlp.2.weight"].shape == (WIDE, INNER)
     found = expert_config(specs, {})
     assert (found.mlp_dim, int(WIDE * found.mlp_ratio)) == (INNER, INNER)
@@ -92,7 +86,7 @@ def test_every_width_has_a_ratio():
 def test_a_ratio_of_a_config_need_not_be_exact(given, agrees):
     """1024 * 2.6 is 2662.4, which the official code truncates to 2662."""
     assert (exact_ratio(given, 2662, 1024) == mlp_ratio(2662, 1024)) is agrees
-    specs = specs_of(flux2_rules(CONFIG), backbone(CONFIG))
+    specs = specs_of(foreign_shapes(flux2_rules(CONFIG), backbone(CONFIG)))
     given = {"mlp_ratio": 2.2}
     with pytest.raises(ConversionError, match=r"flux2_params: mlp_ratio is given as 2\.2, the sha"):
         flux2_config(specs, {**ROPE, "flux2_params": given})
@@ -105,13 +99,13 @@ def test_a_ratio_that_is_none(given):
 
 @pytest.mark.parametrize("section", [[1], "klein", 3])
 def test_a_section_that_is_none(section):
-    specs = specs_of(flux2_rules(CONFIG), backbone(CONFIG))
+    specs = specs_of(foreign_shapes(flux2_rules(CONFIG), backbone(CONFIG)))
     with pytest.raises(ConversionError, match=r"flux2_params is .*, expected a section"):
         flux2_config(specs, {**ROPE, "flux2_params": section})
 
 
 def test_rope_axes_that_are_no_list():
-    specs = specs_of(flux2_rules(CONFIG), backbone(CONFIG))
+    specs = specs_of(foreign_shapes(flux2_rules(CONFIG), backbone(CONFIG)))
     with pytest.raises(ConversionError, match=r"FLUX\.2 transformer: .*int.* not iterable"):
         flux2_config(specs, {"flux2_params": {"axes_dim": 16, "theta": 2000}})
 
@@ -137,7 +131,7 @@ def test_layers_that_text_features_cannot_be_taken_after(layers, message):
         "model.layers.0.mlp.gate_proj.weight": (16, 8),
         "model.layers.30.mlp.gate_proj.weight": (16, 8),
     }
-    specs = {n: TensorSpec(shape, np.dtype(np.float32), "file") for n, shape in shapes.items()}
+    specs = specs_of(shapes)
     metadata = {"rope_theta": 1e6}
     assert qwen3_config(specs, {**metadata, "feature_layers": [1, 3]}).feature_layers == (1, 3)
     with pytest.raises(ConversionError, match=message):

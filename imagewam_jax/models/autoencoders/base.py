@@ -3,6 +3,7 @@
 from typing import Protocol
 
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
 
@@ -39,3 +40,14 @@ def latent_grid(shape: tuple[int, ...], factor: int) -> tuple[int, int]:
         if side % factor:
             raise ValueError(f"image {name} {side} is not a multiple of {factor}")
     return height // factor, width // factor
+
+
+def to_cells(latent: Float[Array, "b H W z"], patch: int) -> Float[Array, "b h w c"]:
+    """Merges each `patch` x `patch` of latent cells into one, with channels in the order (channel,
+    row, column)."""
+    return rearrange(latent, "b (h p) (w q) z -> b h w (z p q)", p=patch, q=patch)
+
+
+def from_cells(cells: Float[Array, "b h w c"], patch: int) -> Float[Array, "b H W z"]:
+    """The inverse of `to_cells`."""
+    return rearrange(cells, "b h w (z p q) -> b (h p) (w q) z", p=patch, q=patch)

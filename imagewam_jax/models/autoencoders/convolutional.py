@@ -15,9 +15,9 @@ class Sizes(Protocol):
     """What encoder and decoder need of an autoencoder's configuration.
 
     width: channels behind the first convolution. widths: those of each level, from the full
-    resolution down; each level but the last halves it. blocks: of each level of the encoder; the
-    decoder has one more. groups: of channels that are normed together. has_quantizers: whether
-    there are 1 x 1 convolutions on both sides of the latent.
+    resolution down; each level but the last halves it. blocks: residual blocks of each level of the
+    encoder; those of the decoder have one more. groups: how many groups of channels a group norm
+    has. has_quantizers: whether there are 1 x 1 convolutions on both sides of the latent.
     """
 
     width: int

@@ -7,11 +7,10 @@ The convolutional encoder and decoder around a latent at an eighth of the resolu
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imagewam_jax.models.autoencoders.base import latent_grid
+from imagewam_jax.models.autoencoders.base import from_cells, latent_grid, to_cells
 from imagewam_jax.models.autoencoders.convolutional import Decoder, Encoder
 
 PATCH = 2  # latent cells per side of a token
@@ -76,13 +75,12 @@ class Flux2Autoencoder(nnx.Module):
         """The mean of the posterior, which is never sampled."""
         latent_grid(image.shape, self.factor)
         mean, _ = jnp.split(self.encoder(image), 2, axis=-1)
-        cells = rearrange(mean, "b (h p) (w q) z -> b h w (z p q)", p=PATCH, q=PATCH)
-        return (cells - self.mean[...]) / self._deviation
+        return (to_cells(mean, PATCH) - self.mean[...]) / self._deviation
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b height width 3"]:
         """Not clamped, unlike the official ImageWAM's; `to_uint8` does that here."""
         cells = latent.astype(self.mean.dtype) * self._deviation + self.mean[...]
-        return self.decoder(rearrange(cells, "b h w (z p q) -> b (h p) (w q) z", p=PATCH, q=PATCH))
+        return self.decoder(from_cells(cells, PATCH))
 
     @property
     def _deviation(self) -> Float[Array, " c"]:

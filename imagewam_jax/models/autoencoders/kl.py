@@ -6,19 +6,17 @@ OmniGen2's is that of FLUX.1. A patch of latent cells becomes the channels of on
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from imagewam_jax.models.autoencoders.base import latent_grid
+from imagewam_jax.models.autoencoders.base import from_cells, latent_grid, to_cells
 from imagewam_jax.models.autoencoders.convolutional import Decoder, Encoder
 
 
 @dataclass(frozen=True)
 class AutoencoderKLConfig:
     """Sizes; the defaults are those of FLUX.1 and OmniGen2. Each level but the last halves the
-    image. A latent is `(mean - shift) * scale`; `patch` is how many of its cells per side are one
-    token's."""
+    image. A latent is `(mean - shift) * scale`; a token is `patch` x `patch` cells of it."""
 
     widths: tuple[int, ...] = (128, 256, 512, 512)
     blocks: int = 2  # per level of the encoder; the decoder has one more
@@ -74,13 +72,3 @@ class AutoencoderKL(nnx.Module):
         """Not clamped, unlike the official ImageWAM's; `to_uint8` does that here."""
         z = from_cells(latent, self.config.patch)
         return self.decoder(z / self.config.scale + self.config.shift)
-
-
-def to_cells(latent: Float[Array, "b H W z"], patch: int) -> Float[Array, "b h w c"]:
-    """Each patch of a latent as one cell: its channels, of each the rows, of each the columns."""
-    return rearrange(latent, "b (h p) (w q) z -> b h w (z p q)", p=patch, q=patch)
-
-
-def from_cells(cells: Float[Array, "b h w c"], patch: int) -> Float[Array, "b H W z"]:
-    """The inverse of `to_cells`."""
-    return rearrange(cells, "b h w (z p q) -> b (h p) (w q) z", p=patch, q=patch)

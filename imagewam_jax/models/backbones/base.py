@@ -82,9 +82,9 @@ class Transformer(Protocol):
         """Stacks of equal layers (`layers.stacked`), in order; a slice is one layer."""
 
     def condition(self, timestep_b: Float[Array, " b"]) -> Any:
-        """Everything that depends on the scheduler's timestep, from 0 to 1000, which is pure noise;
-        in its dtype. What unit and direction of time its weights know is the network's own matter.
-        """
+        """Everything that depends on time, from the scheduler's timestep (0: data, 1000: pure
+        noise), in the timestep's dtype. A network converts it to the unit and direction of its own
+        weights."""
 
     def group_conditions(self, condition: Any) -> tuple:
         """The part of a condition that each of `groups` takes."""

@@ -186,7 +186,7 @@ class Flux2(nnx.Module):
         return self.condition_at(timestep_b / TIMESTEPS)
 
     def condition_at(self, time_b: Float[Array, " b"]) -> Flux2Condition:
-        """The condition at a time in [0, 1], which is what the transformer knows."""
+        """The condition at a time in [0, 1], the unit of FLUX.2's time embedding."""
         time = self.time_in(time_b)
         return Flux2Condition(
             double=(self.double_modulation_image(time), self.double_modulation_text(time)),

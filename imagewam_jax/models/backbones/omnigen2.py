@@ -41,7 +41,8 @@ from imagewam_jax.models.layers import (
 from imagewam_jax.models.partitioning import constrain
 from imagewam_jax.models.remat import OUT, named
 
-MOST_TIME_CHANNELS = 1024  # of the embedded time, which is otherwise as wide as the model
+# The largest width of the time embedding, which is otherwise that of the model.
+MOST_TIME_CHANNELS = 1024
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class OmniGen2Config:
     kv_heads: int = 7
     layers: int = 32
     refiner_layers: int = 2  # of text, of each reference and of the target
-    max_references: int = 5  # of which each has a learned index
+    max_references: int = 5  # references that have a learned index embedding
     mlp_dim: int = 10240
     rope_axes: tuple[int, ...] = (40, 40, 40)  # text or image, row, column
     rope_theta: float = 10000.0
@@ -223,7 +224,8 @@ class OmniGen2Head(nnx.Module):
         self.linear = Linear(Axis("embed", dim), out, bias=True, rngs=rngs)
 
     def condition(self, time: Float[Array, "b time"]) -> Float[Array, "b 1 d"]:
-        """Its scale at an embedded time."""
+        """The scale of the normed tokens, from the embedded time; not part of `__call__`, so that
+        many times share one matrix product."""
         return self.modulation(jax.nn.silu(time))[:, None]
 
     def __call__(self, x: Tokens, scale: Float[Array, "#b 1 d"]) -> Float[Array, "b s out"]:
@@ -342,11 +344,11 @@ class OmniGen2(_Network):
         target_grid: tuple[int, int] | None,
         dtype: jnp.dtype,
     ) -> Rope:
-        """As officially in float64, whatever `dtype` is.
+        """Rotation tables, computed in float64 as officially, whatever `dtype` is.
 
-        Text has its number on all three axes. An image has one number, then row and column: the
-        first is the number of text tokens, and each image is as far behind the one before as that
-        has rows or columns.
+        A text token has its number on all three axes. A cell of an image has (n, row, column): n is
+        the number of valid text tokens for the first reference, and for each further image that of
+        the one before plus the larger of its rows and columns.
         """
         extent = max(reference_grid)
         images = [] if target_grid is None else [_positions(target_grid, references * extent)]

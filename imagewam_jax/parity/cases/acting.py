@@ -32,7 +32,7 @@ SIGNATURE = ("infer0.text_hidden_states", "infer0.noise")
 IMAGINING_SIGNATURE = ("infer_video.noise",)
 # Inputs of a training step that are named the same here.
 SAME = ("text_hidden_states", "text_attention_mask", "ref_img_ids", "proprio")
-NOISE = "eps_ref"  # that the reference's posterior is sampled with, where it is
+NOISE = "eps_ref"  # the noise of the reference's posterior, in recordings that sample it
 
 _NOISE = ("batch", "steps", "dims")
 

@@ -88,7 +88,8 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
 
 
 def _inputs(loaded: Loaded, *_) -> dict[str, np.ndarray] | None:
-    """Those of the training step; None for a policy on another backbone."""
+    """No inputs beyond those of the training step; None, so that nothing is recorded, for another
+    backbone."""
     return {} if isinstance(loaded.config("policy").backbone, Flux2Config) else None
 
 

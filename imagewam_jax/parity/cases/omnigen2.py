@@ -12,7 +12,6 @@ from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig
 from imagewam_jax.models.backbones.omnigen2 import OmniGen2, OmniGen2Config
 from imagewam_jax.models.blocks import AttentionLayout
 from imagewam_jax.models.layer_runner import Stack, run_layers
-from imagewam_jax.models.layers import Rope
 from imagewam_jax.parity.cases import limits
 from imagewam_jax.parity.cases.base import (
     Kind,
@@ -28,6 +27,7 @@ from imagewam_jax.parity.cases.folder import Folder
 from imagewam_jax.parity.cases.layers import joint_states
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.cases.policy_case import TRAINING, joint_inputs, training_case
+from imagewam_jax.parity.cases.transformer import complex_factors
 from imagewam_jax.parity.images import decode, encode
 from imagewam_jax.parity.stacks.omnigen2 import OmniGen2Stack, one_sequence, valid_rows
 
@@ -60,10 +60,14 @@ def _layers_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChec
         yield Output(f"{name}.action", action, limits.VELOCITY)
 
 
-def complex_factors(rope: Rope) -> tuple[Float[np.ndarray, "b s pairs"], ...]:
-    """Real and imaginary parts of what each pair of channels is multiplied by."""
-    # Both halves hold all angles; the sine is negative in the first.
-    return tuple(np.split(np.asarray(table)[:, :, 0], 2, axis=-1)[1] for table in rope)
+def _inputs(loaded: Loaded, *_) -> dict[str, np.ndarray] | None:
+    """No inputs beyond those of the training step; None, so that nothing is recorded, for another
+    backbone."""
+    return {} if _is_omnigen2(loaded) else None
+
+
+def _is_omnigen2(loaded: Loaded) -> bool:
+    return isinstance(loaded.config("backbone"), OmniGen2Config)
 
 
 LAYERS = Kind(
@@ -72,7 +76,7 @@ LAYERS = Kind(
     file="trace.safetensors",
     find=having(*LAYERS_SIGNATURE),
     outputs=_layers_outputs,
-    inputs=lambda loaded, *_: {} if is_omnigen2(loaded) else None,  # those of the training step
+    inputs=_inputs,
     case="policy",
 )
 
@@ -104,7 +108,7 @@ def _forward(
 
 def _native_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     model, io, stack = loaded.module("backbone"), folder.need(*TRAINING), OmniGen2Stack()
-    if not is_omnigen2(loaded):
+    if not _is_omnigen2(loaded):
         yield NotChecked("native_forward_pred", "of another backbone than the checkpoint's")
         return
     images = [stack.cells(model.config, io, n, "") for n in ("noisy_video", "ref_image_latents")]
@@ -123,7 +127,7 @@ NATIVE = Kind(
     file="train.safetensors",
     find=having(*NATIVE_SIGNATURE),
     outputs=_native_outputs,
-    inputs=lambda loaded, *_: {} if is_omnigen2(loaded) else None,  # those of the training step
+    inputs=_inputs,
     case="policy",
 )
 
@@ -150,10 +154,6 @@ MOMENTS = Kind(
     file="train.safetensors",
     find=having(*MOMENTS_SIGNATURE),
     outputs=_moments_outputs,
-    inputs=lambda loaded, *_: {} if "autoencoder" in loaded and is_omnigen2(loaded) else None,
+    inputs=lambda loaded, *_: _inputs(loaded) if "autoencoder" in loaded else None,
     case="policy",
 )
-
-
-def is_omnigen2(loaded: Loaded) -> bool:
-    return isinstance(loaded.config("backbone"), OmniGen2Config)

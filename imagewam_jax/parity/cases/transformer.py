@@ -178,10 +178,15 @@ def check_flux2(loaded: Loaded, file: str) -> None:
         raise ConversionError(f"{file}: recorded of FLUX.2, the checkpoint is of another backbone")
 
 
-def rotation_matrices(rope: Rope) -> Float[np.ndarray, "b s pairs 2 2"]:
-    """Our rotation tables in the form that the official code keeps them in."""
+def complex_factors(rope: Rope) -> tuple[Float[np.ndarray, "b s pairs"], ...]:
+    """Real and imaginary parts of what each pair of channels is multiplied by."""
     # Both halves hold all angles; the sine is negative in the first.
-    cos, sin = (np.split(np.asarray(table)[:, :, 0], 2, axis=-1)[1] for table in rope)
+    return tuple(np.split(np.asarray(table)[:, :, 0], 2, axis=-1)[1] for table in rope)
+
+
+def rotation_matrices(rope: Rope) -> Float[np.ndarray, "b s pairs 2 2"]:
+    """Our rotation tables in the form that the official code of FLUX.2 keeps them in."""
+    cos, sin = complex_factors(rope)
     return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
 
 

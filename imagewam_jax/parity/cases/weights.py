@@ -16,7 +16,7 @@ from imagewam_jax.parity.cases.training import GRADIENTS_FILE
 from imagewam_jax.weights.io.tensors import TensorSource, without
 from imagewam_jax.weights.layouts.action_init import FRESH
 from imagewam_jax.weights.layouts.families import FAMILIES, family_of
-from imagewam_jax.weights.layouts.metadata import find
+from imagewam_jax.weights.layouts.metadata import find, find_or
 from imagewam_jax.weights.layouts.registry import Layout, recognize
 
 EXPERT_PREFIX = "action_init_"  # a file's name is this and the name of its settings
@@ -79,8 +79,7 @@ def _expert_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChec
     family = family_of(backbone)
     rules = [r for r in family.expert_rules(expert, backbone) if not r.name.startswith(FRESH)]
     ours = foreign_view(rules, loaded.tree("expert"), str(loaded.path))
-    scaled = find(loaded.metadata, "provenance.given.expert_scale")
-    scaled = family.scaled if scaled is None else scaled
+    scaled = find_or(loaded.metadata, family.scaled, "provenance.given.expert_scale")
     for file, tensors in _expert_files(folder).items():
         target = file.removesuffix(".safetensors").removeprefix(EXPERT_PREFIX)
         settings = find(folder.config, f"targets.{target}") or {}

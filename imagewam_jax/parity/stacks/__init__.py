@@ -34,7 +34,8 @@ def recorded_stack(folder: Folder) -> Stack:
 
 
 def checked_stack(folder: Folder, backbone: Any) -> Stack:
-    """The same. ConversionError: the checkpoint's backbone is another."""
+    """The kind of a folder's recordings. ConversionError: it is unknown, or not that of the
+    checkpoint's backbone."""
     found, expected = recorded_stack(folder), stack_of(backbone)
     if found.name != expected.name:
         raise ConversionError(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from imagewam_jax.models.imagewam import Cache, Context, ImageWAM, Sample
-from imagewam_jax.parity.cases.base import Output, Sizes
+from imagewam_jax.parity.cases.base import Output, Sizes, check_width
 from imagewam_jax.parity.cases.folder import Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.official_order import TextLayout
@@ -20,7 +20,7 @@ class Stack(Protocol):
     name: ClassVar[str]  # what the official code calls it
     backbone: ClassVar[type]  # the type of the backbone's configuration
     reference: ClassVar[str]  # the tensor of a reference image that a policy acts on
-    # What the networks get for a timestep is called this in training, and this when acting.
+    # The tensors of what the networks get for a timestep, in training and when acting.
     training_time: ClassVar[str]
     acting_times: ClassVar[str]
 
@@ -31,9 +31,12 @@ class Stack(Protocol):
         """A recorded image, as the backbone of `config` takes it; the tensor `ids` has the
         positions of its tokens, where they are recorded. ConversionError: it is of another model.
         """
+        cells = self.latents(config, io, name, ids)
+        check_width(io.file, name, cells.shape[-1], config.in_channels, "policy")
+        return cells
 
     def latents(self, config: Any, io: Tensors, name: str, ids: str) -> Float[Array, "b h w c"]:
-        """The same, as the autoencoder of `config` decodes it."""
+        """A recorded image, as the autoencoder of `config` decodes it; `ids` is that of `cells`."""
 
     def recorded(self, config: Any, cells: Float[Array, "b h w c"]) -> Float[np.ndarray, "b ..."]:
         """The inverse of `cells`."""
@@ -69,4 +72,5 @@ class Stack(Protocol):
     def acting_outputs(
         self, policy: ImageWAM, context: Context, cache: Cache, text: TextLayout, prefix: str
     ) -> Iterator[Output]:
-        """What the context leaves to the action, and what else there is of it."""
+        """The keys and values that the context leaves to the action, and what of its positions and
+        tokens is recorded beside them."""

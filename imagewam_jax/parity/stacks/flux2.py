@@ -16,7 +16,6 @@ from imagewam_jax.parity.cases.base import (
     Output,
     Sizes,
     check_axes,
-    check_width,
     image_ids,
     run_once,
 )
@@ -29,10 +28,11 @@ from imagewam_jax.parity.official_order import (
     grid_of,
     with_images,
 )
+from imagewam_jax.parity.stacks.base import Stack
 
 
-class Flux2Stack:
-    """Implements `stacks.base.Stack`, which says what the methods do."""
+class Flux2Stack(Stack):
+    """What the methods do is written in `stacks.base`."""
 
     name = "flux2"
     backbone = Flux2Config
@@ -43,11 +43,6 @@ class Flux2Stack:
     def network_time(self, timestep: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return timestep / TIMESTEPS
 
-    def cells(self, config: Flux2Config, io: Tensors, name: str, ids: str):
-        cells = self.latents(config, io, name, ids)
-        check_width(io.file, name, cells.shape[-1], config.in_channels, "policy")
-        return cells
-
     def latents(self, config, io: Tensors, name: str, ids: str):
         tokens = check_axes(io.file, name, io[name], "batch", "tokens", "channels")
         return as_grid(tokens, grid_of(io, ids))
@@ -57,13 +52,13 @@ class Flux2Stack:
 
     def sampled(self, config, cells, moments, io: Tensors, noise: str):
         """The official code takes the mean, too."""
-        return np.asarray(as_tokens(cells))
+        return self.recorded(config, cells)
 
     def posterior_noise(self, config, sizes: Sizes, rng) -> dict[str, np.ndarray]:
         return {}
 
     def imagined_reference(self, loaded: Loaded, io: Tensors) -> Float[Array, "b h w c"]:
-        """The same as when it acts."""
+        """The reference that the policy acts on, which FLUX.2 encodes once."""
         return self.cells(loaded.config("backbone"), io, "infer0.ref_tokens", "infer0.ref_img_ids")
 
     def training_inputs(self, policy: ImageWAM, sizes: Sizes) -> dict[str, np.ndarray]:

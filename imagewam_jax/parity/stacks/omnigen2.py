@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig, from_cells, to_cells
+from imagewam_jax.models.autoencoders.base import from_cells, to_cells
+from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig
 from imagewam_jax.models.backbones.omnigen2 import OmniGen2Config
 from imagewam_jax.models.imagewam import Cache, Context, ImageWAM, Sample
 from imagewam_jax.parity.cases import limits
@@ -16,7 +17,7 @@ from imagewam_jax.parity.cases.base import (
     Output,
     Sizes,
     check_axes,
-    check_width,
+    nchw,
     nhwc,
     normal,
     run_once,
@@ -25,11 +26,12 @@ from imagewam_jax.parity.cases.folder import Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.images import encode
 from imagewam_jax.parity.official_order import TextLayout
+from imagewam_jax.parity.stacks.base import Stack
 from imagewam_jax.parity.stacks.flux2 import side_by_side
 
 
-class OmniGen2Stack:
-    """Implements `stacks.base.Stack`, which says what the methods do."""
+class OmniGen2Stack(Stack):
+    """What the methods do is written in `stacks.base`."""
 
     name = "omnigen2"
     backbone = OmniGen2Config
@@ -40,19 +42,14 @@ class OmniGen2Stack:
     def network_time(self, timestep: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return timestep
 
-    def cells(self, config: OmniGen2Config, io: Tensors, name: str, ids: str):
-        cells = self.latents(config, io, name, ids)
-        check_width(io.file, name, cells.shape[-1], config.in_channels, "policy")
-        return cells
-
     def latents(
         self, config: OmniGen2Config | AutoencoderKLConfig, io: Tensors, name: str, ids: str
     ):
         latent = check_axes(io.file, name, io[name], "batch", "channels", "rows", "columns")
-        return to_cells(np.moveaxis(latent, 1, -1), config.patch)
+        return to_cells(nhwc(latent), config.patch)
 
     def recorded(self, config: OmniGen2Config, cells: Float[Array, "b h w c"]):
-        return np.moveaxis(np.asarray(from_cells(np.asarray(cells), config.patch)), -1, 1)
+        return nchw(from_cells(cells, config.patch))
 
     def sampled(
         self, config: AutoencoderKLConfig, cells, moments, io: Tensors, noise: str
@@ -63,7 +60,7 @@ class OmniGen2Stack:
             raise ConversionError(
                 f"{io.file}: latents of {self.name}'s autoencoder, the checkpoint has another kind"
             )
-        mean, log_variance = np.split(np.moveaxis(np.asarray(moments), -1, 1), 2, axis=1)
+        mean, log_variance = np.split(nchw(moments), 2, axis=1)
         sample = mean + np.exp(log_variance.clip(-30, 20) / 2) * io[noise]
         return (sample - config.shift) * config.scale
 
@@ -83,7 +80,7 @@ class OmniGen2Stack:
         model = loaded.module("autoencoder")
         latent, moments = encode(model, nhwc(io["infer0.image"]))
         latent = self.sampled(model.config, latent, moments, io, "infer_video.eps_vae")
-        return to_cells(np.moveaxis(latent, 1, -1), loaded.config("backbone").patch)
+        return to_cells(nhwc(latent), loaded.config("backbone").patch)
 
     def training_inputs(self, policy: ImageWAM, sizes: Sizes) -> dict[str, np.ndarray]:
         return {}

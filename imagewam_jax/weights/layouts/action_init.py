@@ -22,7 +22,7 @@ from imagewam_jax.models.parameters import flatten, module_tree, unflatten
 from imagewam_jax.weights.io.tensors import TensorSource, TensorSpec, read_checked
 from imagewam_jax.weights.layouts.families import family_of
 from imagewam_jax.weights.layouts.mapping import Rule, foreign_shapes
-from imagewam_jax.weights.layouts.metadata import Metadata, find
+from imagewam_jax.weights.layouts.metadata import Metadata, find_or
 
 FRESH = ("action_encoder.", "head.")  # these keep their random initialization
 RECIPES = ("official", "aligned")
@@ -50,7 +50,7 @@ def initial_expert(
     if recipe not in RECIPES:
         raise ConversionError(f"unknown recipe {recipe!r}; choose from {RECIPES}")
     family = family_of(backbone)
-    expert, scale = family.initial_config(metadata), find(metadata, "expert_scale")
+    expert = family.initial_config(metadata)
 
     def make() -> nnx.Module:
         rngs = nnx.Rngs(0)
@@ -67,7 +67,7 @@ def initial_expert(
         transformer,
         shapes,
         aligned=aligned,
-        scale=family.scaled if scale is None else scale,
+        scale=find_or(metadata, family.scaled, "expert_scale"),
         source_name=family.initial_name,
     )
     return Initial(expert, rules, source, abstract)

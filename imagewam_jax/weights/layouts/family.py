@@ -14,16 +14,16 @@ from imagewam_jax.weights.layouts.metadata import Metadata, Specs
 class Family:
     """The policies of one backbone in the official layout.
 
-    stack: what the official code calls them.
     title: the backbone's name for people.
     backbone: the type of the backbone's configuration.
     first: a tensor that every transformer has.
-    head: a tensor that every action expert has, and that of no other family.
+    head: a tensor that every expert of this family has, and none of another family.
     expert: tensors of an expert without its embedding and head, by which a file of first weights is
         known.
-    aliases: beginnings of the names that a checkpoint lists twice, in the transformer, by those of
-        the second time.
-    modules: the names of the modules of a transformer and of an expert, in native order.
+    aliases: the prefix of a tensor's second name in a checkpoint -> the prefix of its name in the
+        transformer.
+    modules: the names of the modules of a transformer and of an expert, in the order in which the
+        official model registers them.
     transformer_config, transformer_rules: sizes of a transformer, and its mapping.
     expert_config, expert_rules: the same for its action expert.
     check_expert: raises a ConversionError where the training config has another expert.
@@ -35,7 +35,6 @@ class Family:
         `model`, and those beside it.
     """
 
-    stack: str
     title: str
     backbone: type
     first: str

@@ -21,9 +21,12 @@ from imagewam_jax.weights.layouts.metadata import (
     count,
     fill_from_preset,
     find,
+    find_or,
     section,
     size,
 )
+
+EXPERT_SECTIONS = ("action_dit_config", "model.action_dit_config")
 
 
 def flux2_config(specs: Specs, metadata: Metadata) -> Flux2Config:
@@ -95,22 +98,27 @@ def with_klein_rope(sizes: Mapping[str, Any], rope: Mapping[str, Any]) -> Flux2C
 
 def expert_config(specs: Specs, metadata: Metadata) -> ActionExpertConfig:
     """The sizes of an action expert, from the shapes of its tensors."""
-    dim = size(specs, "action_encoder.weight", 0)
-    limit = find(metadata, "max_horizon", *_in_official_config("max_action_horizon"))
+    return expert_sizes(specs, metadata, size(specs, "double_blocks.0.img_mlp.2.weight", 1))
+
+
+def expert_sizes(specs: Specs, metadata: Metadata, mlp_dim: int) -> ActionExpertConfig:
+    """The sizes of an action expert of any family, whose MLPs are `mlp_dim` wide within."""
+    dim, default = size(specs, "action_encoder.weight", 0), ActionExpertConfig.max_horizon
+    keys = "max_horizon", *in_expert_sections("max_action_horizon")
     return ActionExpertConfig(
         action_dim=size(specs, "action_encoder.weight", 1),
         dim=dim,
-        mlp_ratio=mlp_ratio(size(specs, "double_blocks.0.img_mlp.2.weight", 1), dim),
-        max_horizon=ActionExpertConfig().max_horizon if limit is None else limit,
+        mlp_ratio=mlp_ratio(mlp_dim, dim),
+        max_horizon=find_or(metadata, default, *keys),
     )
 
 
 def initial_expert_config(metadata: Metadata) -> ActionExpertConfig:
     """The sizes of an expert that is still to be made: from `metadata`, else the official ones."""
     keys = {
-        "dim": ("expert_dim", *_in_official_config("hidden_dim")),
-        "mlp_ratio": ("expert_mlp_ratio", *_in_official_config("mlp_ratio")),
-        "max_horizon": ("max_horizon", *_in_official_config("max_action_horizon")),
+        "dim": ("expert_dim", *in_expert_sections("hidden_dim")),
+        "mlp_ratio": ("expert_mlp_ratio", *in_expert_sections("mlp_ratio")),
+        "max_horizon": ("max_horizon", *in_expert_sections("max_action_horizon")),
     }
     found = {name: find(metadata, *names) for name, names in keys.items()}
     return ActionExpertConfig(**{k: v for k, v in found.items() if v is not None})
@@ -161,8 +169,9 @@ def settings(config: ImageWAMConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     return model, {"flux2_params": of_transformer}
 
 
-def _in_official_config(name: str) -> tuple[str, str]:
-    return f"action_dit_config.{name}", f"model.action_dit_config.{name}"
+def in_expert_sections(name: str) -> tuple[str, ...]:
+    """The keys that a setting of the expert can have in an official training config."""
+    return tuple(f"{section}.{name}" for section in EXPERT_SECTIONS)
 
 
 def flux2_rules(config: Flux2Config) -> list[Rule]:
@@ -293,7 +302,6 @@ def norm_rule(name: str, path: str, layers: int) -> Rule:
 
 
 FLUX2 = Family(
-    stack="flux2",
     title="FLUX.2",
     backbone=Flux2Config,
     first="img_in.weight",

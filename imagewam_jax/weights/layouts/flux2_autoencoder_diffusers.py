@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from imagewam_jax.models.autoencoders.convolutional import Sizes
 from imagewam_jax.models.autoencoders.flux2 import (
     PATCH,
     STATISTICS_EPS,
@@ -19,6 +20,14 @@ from imagewam_jax.weights.layouts.mapping import TRANSPOSE, Rule, TensorSlice
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, count, find, size
 
 CLASS = "AutoencoderKLFlux2"
+# What shapes tell of every autoencoder: name of ours -> that in a `config.json`.
+SIZES = {
+    "widths": "block_out_channels",
+    "blocks": "layers_per_block",
+    "latent_channels": "latent_channels",
+}
+# Properties of the network that no shape shows.
+ASSUMED = {"act_fn": "silu", "mid_block_add_attention": True}
 _NAMES = (
     (r"^encoder\.quant_conv\.", "quant_conv."),
     (r"^decoder\.post_quant_conv\.", "post_quant_conv."),
@@ -39,21 +48,16 @@ _UP = re.compile(r"^decoder\.up\.(\d+)\.")
 
 def flux2_autoencoder_diffusers_config(specs: Specs, metadata: Metadata) -> Flux2AutoencoderConfig:
     """The sizes, all from shapes; `metadata` can hold the `config.json` of diffusers."""
-    width = size(specs, "encoder.conv_in.weight", 0)
-    levels = range(count(specs, "encoder.down_blocks."))
-    widths = [size(specs, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels]
+    width, sizes = size(specs, "encoder.conv_in.weight", 0), diffusers_sizes(specs)
     config = Flux2AutoencoderConfig(
         width=width,
-        width_multipliers=tuple(w // width for w in widths),
-        blocks=count(specs, "encoder.down_blocks.0.resnets."),
-        latent_channels=size(specs, "decoder.conv_in.weight", 1),
+        width_multipliers=tuple(w // width for w in sizes["widths"]),
+        blocks=sizes["blocks"],
+        latent_channels=sizes["latent_channels"],
     )
-    sizes = {**vars(config), "widths": widths, "groups": 32, "patch": [PATCH, PATCH]}
-    sizes["eps"] = STATISTICS_EPS
+    sizes |= {"groups": config.groups, "patch": [PATCH, PATCH], "eps": STATISTICS_EPS}
     names = {
-        "widths": "block_out_channels",
-        "blocks": "layers_per_block",
-        "latent_channels": "latent_channels",
+        **SIZES,
         "groups": "norm_num_groups",
         "patch": "patch_size",
         "eps": "batch_norm_eps",
@@ -69,25 +73,43 @@ def flux2_autoencoder_diffusers_rules(config: Flux2AutoencoderConfig) -> list[Ru
 
 def flux2_autoencoder_diffusers_json(config: Flux2AutoencoderConfig) -> dict[str, Any]:
     """The `config.json` from which diffusers builds the autoencoder."""
-    levels = len(config.widths)
     return {
         "_class_name": CLASS,
+        **diffusers_json(config),
+        "batch_norm_eps": STATISTICS_EPS,
+        "batch_norm_momentum": 0.1,
+        "patch_size": [PATCH, PATCH],
+    }
+
+
+def diffusers_sizes(specs: Specs) -> dict[str, Any]:
+    """`SIZES` from the shapes of an autoencoder's tensors, in the form that `config.json` has."""
+    levels = range(count(specs, "encoder.down_blocks."))
+    return {
+        "widths": [
+            size(specs, f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 0) for i in levels
+        ],
+        "blocks": count(specs, "encoder.down_blocks.0.resnets."),
+        "latent_channels": size(specs, "decoder.conv_in.weight", 1),
+    }
+
+
+def diffusers_json(config: Sizes) -> dict[str, Any]:
+    """What the `config.json` of every autoencoder has."""
+    levels = len(config.widths)
+    return {
         "in_channels": 3,
         "out_channels": 3,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "block_out_channels": list(config.widths),
         "layers_per_block": config.blocks,
-        "act_fn": "silu",
         "latent_channels": config.latent_channels,
-        "norm_num_groups": 32,
+        "norm_num_groups": config.groups,
+        **ASSUMED,
         "sample_size": 1024,
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-        "mid_block_add_attention": True,
-        "batch_norm_eps": STATISTICS_EPS,
-        "batch_norm_momentum": 0.1,
-        "patch_size": [PATCH, PATCH],
+        "use_quant_conv": config.has_quantizers,
+        "use_post_quant_conv": config.has_quantizers,
     }
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from imagewam_jax.weights.io.tensors import TensorSource
-from imagewam_jax.weights.layouts.action_init import Initial
 from imagewam_jax.weights.layouts.mapping import Rule
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs
 
@@ -26,7 +25,6 @@ class Layout:
     contains: prefixes below which the tensors are those of another layout.
     carried: tensors that no model of ours has; their values are kept, to write the layout again.
     original: the layout that the official recipes are about, if this is another one of that model.
-    initial_expert: makes the first weights of an action expert.
     state: says in a few words what the tensors of a file are, such as LoRA factors.
     """
 
@@ -43,5 +41,4 @@ class Layout:
     contains: tuple[str, ...] = ()
     carried: tuple[str, ...] = ()
     original: "Layout | None" = None
-    initial_expert: Callable[..., Initial] | None = None
     state: Callable[[Specs], str] = lambda specs: ""

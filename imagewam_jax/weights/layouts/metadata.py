@@ -72,6 +72,12 @@ def find(metadata: Metadata, *keys: str) -> Any:
     return next(iter(found.values()), None)
 
 
+def find_or(metadata: Metadata, default: Any, *keys: str) -> Any:
+    """The same, but `default` in place of None."""
+    found = find(metadata, *keys)
+    return default if found is None else found
+
+
 def section(metadata: Metadata, *keys: str) -> Mapping[str, Any]:
     """A section of the files, empty if there is none. ConversionError: it is not a mapping."""
     found = find(metadata, *keys)

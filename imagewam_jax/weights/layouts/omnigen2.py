@@ -16,7 +16,14 @@ from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2 as RELEASED
 from imagewam_jax.models.backbones.omnigen2 import OmniGen2Config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.weights.layouts.family import Family
-from imagewam_jax.weights.layouts.flux2 import NORM_PAIRS, PAIRS, mlp_ratio
+from imagewam_jax.weights.layouts.flux2 import (
+    EXPERT_SECTIONS,
+    NORM_PAIRS,
+    PAIRS,
+    expert_sizes,
+    in_expert_sections,
+    mlp_ratio,
+)
 from imagewam_jax.weights.layouts.mapping import TRANSPOSE, Rule, rule
 from imagewam_jax.weights.layouts.metadata import (
     Metadata,
@@ -25,14 +32,14 @@ from imagewam_jax.weights.layouts.metadata import (
     count,
     fill_from_preset,
     find,
+    find_or,
     section,
     size,
 )
 
 CLASS = "OmniGen2Transformer2DModel"
 SECTION = "transformer_config"  # in a recording; the config.json of diffusers is not in a section
-EXPERT_SECTIONS = ("action_dit_config", "model.action_dit_config")
-MULTIPLE = 256  # of which the inner widths of MLPs are multiples
+MULTIPLE = 256  # the official multiple that an MLP's inner width is rounded up to
 # name of ours -> the official one
 _SIZES = {
     "patch": "patch_size",
@@ -75,20 +82,17 @@ def omnigen2_config(specs: Specs, metadata: Metadata) -> OmniGen2Config:
     expert_eps = _of_expert(metadata, "norm_eps")
     sizes["norm_eps"] = eps or expert_eps or RELEASED.norm_eps
     agree(sizes, {"norm_eps": expert_eps}, EXPERT_SECTIONS[0])
-    for name, key in (
-        ("action_timestep_scale", "timestep_scale"),
-        ("action_rope_theta", "rope_theta"),
-    ):
-        value = _of_expert(metadata, key)
-        sizes[name] = getattr(RELEASED, name) if value is None else value
-    theta = find(metadata, "rope_theta")
-    sizes["rope_theta"] = RELEASED.rope_theta if theta is None else theta
-    told_apart = {name: value for name, value in sizes.items() if "action" not in name}
+    sizes["rope_theta"] = find_or(metadata, RELEASED.rope_theta, "rope_theta")
     more = {
         "rope_axes": find(metadata, "rope_axes", f"{SECTION}.axes_dim_rope", "axes_dim_rope"),
         "timestep_scale": find(metadata, "timestep_scale", f"{SECTION}.timestep_scale"),
     }
-    more = fill_from_preset(told_apart, more, (RELEASED,), "OmniGen2 transformer")
+    more = fill_from_preset(sizes, more, (RELEASED,), "OmniGen2 transformer")
+    for name, key in (
+        ("action_timestep_scale", "timestep_scale"),
+        ("action_rope_theta", "rope_theta"),
+    ):
+        more[name] = find_or(metadata, getattr(RELEASED, name), *in_expert_sections(key))
     try:
         return OmniGen2Config(**sizes, **more)
     except (TypeError, ValueError) as error:
@@ -130,30 +134,21 @@ def omnigen2_rules(config: OmniGen2Config) -> list[Rule]:
 
 def expert_config(specs: Specs, metadata: Metadata) -> ActionExpertConfig:
     """The sizes of an action expert, from the shapes of its tensors."""
-    dim = size(specs, "action_encoder.weight", 0)
-    limit = find(metadata, "max_horizon", *_in_expert_sections("max_action_horizon"))
-    return ActionExpertConfig(
-        action_dim=size(specs, "action_encoder.weight", 1),
-        dim=dim,
-        mlp_ratio=mlp_ratio(size(specs, "blocks.0.feed_forward.linear_1.weight", 0), dim),
-        max_horizon=ActionExpertConfig.max_horizon if limit is None else limit,
-    )
+    return expert_sizes(specs, metadata, size(specs, "blocks.0.feed_forward.linear_1.weight", 0))
 
 
 def initial_expert_config(metadata: Metadata) -> ActionExpertConfig:
     """The sizes of an expert that is still to be made: from `metadata`, else the official ones."""
     default = ActionExpertConfig()
-    dim = find(metadata, "expert_dim", *_in_expert_sections("residual_dim"))
-    dim = default.dim if dim is None else dim
+    dim = find_or(metadata, default.dim, "expert_dim", *in_expert_sections("residual_dim"))
     ratio = find(metadata, "expert_mlp_ratio")
     if ratio is None:
         multiple = _of_expert(metadata, "multiple_of") or 1
         inner = 4 * dim * (_of_expert(metadata, "ffn_dim_multiplier") or 1)
         ratio = mlp_ratio(math.ceil(int(inner) / multiple) * multiple, dim)
-    limit = find(metadata, "max_horizon", *_in_expert_sections("max_action_horizon"))
-    return ActionExpertConfig(
-        dim=dim, mlp_ratio=ratio, max_horizon=default.max_horizon if limit is None else limit
-    )
+    keys = "max_horizon", *in_expert_sections("max_action_horizon")
+    max_horizon = find_or(metadata, default.max_horizon, *keys)
+    return ActionExpertConfig(dim=dim, mlp_ratio=ratio, max_horizon=max_horizon)
 
 
 def expert_rules(config: ActionExpertConfig, backbone: OmniGen2Config) -> list[Rule]:
@@ -168,8 +163,11 @@ def expert_rules(config: ActionExpertConfig, backbone: OmniGen2Config) -> list[R
 
 
 def check_expert(expert: ActionExpertConfig, backbone: OmniGen2Config, metadata: Metadata) -> None:
-    """Heads and layers are not compared: the official code takes those of the transformer, whatever
-    its training config says."""
+    """ConversionError: the training config has an expert of another width or action dimension.
+
+    Heads and layers are not compared: the official code takes those of the transformer, whatever
+    its training config says.
+    """
     given = section(metadata, *EXPERT_SECTIONS)
     sizes = {"action_dim": expert.action_dim, "residual_dim": expert.dim}
     agree(sizes, {name: given.get(name) for name in sizes}, EXPERT_SECTIONS[0])
@@ -215,8 +213,8 @@ def settings(config: ImageWAMConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _mlp_settings(mlp_dim: int, dim: int) -> dict[str, Any]:
-    """Settings of which `mlp_dim` is the inner width: four times `dim`, rounded up to a multiple;
-    or another factor."""
+    """The official settings that give inner width `mlp_dim`: 4 x `dim` rounded up to `multiple_of`,
+    or a factor `ffn_dim_multiplier` where no multiple fits."""
     fits = [m for m in range(1, MULTIPLE + 1) if math.ceil(4 * dim / m) * m == mlp_dim]
     if fits:
         return {"multiple_of": fits[-1], "ffn_dim_multiplier": None}
@@ -229,11 +227,7 @@ def _given(metadata: Metadata, name: str) -> Any:
 
 
 def _of_expert(metadata: Metadata, name: str) -> Any:
-    return find(metadata, *_in_expert_sections(name))
-
-
-def _in_expert_sections(name: str) -> tuple[str, ...]:
-    return tuple(f"{section}.{name}" for section in EXPERT_SECTIONS)
+    return find(metadata, *in_expert_sections(name))
 
 
 def _linear(name: str, path: str) -> list[Rule]:
@@ -287,7 +281,6 @@ def _initial_name(name: str) -> str:
 
 
 OMNIGEN2 = Family(
-    stack="omnigen2",
     title="OmniGen2",
     backbone=OmniGen2Config,
     first="x_embedder.weight",

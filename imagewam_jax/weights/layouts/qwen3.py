@@ -18,6 +18,7 @@ from imagewam_jax.weights.layouts.metadata import (
     count,
     fill_from_preset,
     find,
+    find_or,
     size,
 )
 
@@ -68,8 +69,8 @@ def qwen3_config(specs: Specs, metadata: Metadata) -> Qwen3Config:
     theta = fill_from_preset(
         sizes, {"rope_theta": theta}, (QWEN3_4B, QWEN3_8B), "Qwen3 text encoder"
     )
-    layers = find(metadata, "feature_layers", "selected_hidden_states")
-    layers = QWEN3_4B.feature_layers if layers is None else layers
+    default = QWEN3_4B.feature_layers
+    layers = find_or(metadata, default, "feature_layers", "selected_hidden_states")
     if not isinstance(layers, (list, tuple)) or not all(type(layer) is int for layer in layers):
         raise ConversionError(f"feature_layers is {layers!r}, expected numbers of layers")
     try:

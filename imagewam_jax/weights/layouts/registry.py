@@ -2,7 +2,6 @@
 
 from imagewam_jax.weights.io.tensors import TensorSource
 from imagewam_jax.weights.layouts import (
-    action_init,
     autoencoder_kl,
     flux2,
     flux2_autoencoder,
@@ -26,7 +25,6 @@ FLUX2 = Layout(
     rules=flux2.flux2_rules,
     source=lambda source, metadata, base: lora.merged(source, metadata),
     state=lora.state,
-    initial_expert=action_init.initial_expert,
 )
 FLUX2_DIFFUSERS = Layout(
     name="FLUX.2 transformer, diffusers layout",
@@ -68,7 +66,6 @@ OMNIGEN2 = Layout(
     signature=("ref_image_patch_embedder.weight", "time_caption_embed.caption_embedder.0.weight"),
     config=omnigen2.omnigen2_config,
     rules=omnigen2.omnigen2_rules,
-    initial_expert=action_init.initial_expert,
 )
 AUTOENCODER_KL = Layout(
     name="AutoencoderKL, diffusers layout",
