@@ -20,7 +20,7 @@ class Latencies:
             self._seconds[stage].append(value)
 
     def percentiles(self, stage: str) -> tuple[float, float, float] | None:
-        """p50, p95 and p99 of the time of a stage, in milliseconds; None before the first request."""
+        """p50, p95 and p99 of a stage in milliseconds; None before the first request."""
         seconds = list(self._seconds[stage])
         return percentiles_ms(seconds) if seconds else None
 
