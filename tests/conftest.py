@@ -3,6 +3,7 @@
 import collections
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +23,8 @@ if _CACHE not in os.environ:
     os.environ[_CACHE] = str(shared_folder.begin() / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+_MANY_MAPPINGS = 10_000
+
 array_annotations.install()
 
 
@@ -33,6 +36,26 @@ def pytest_collection_modifyitems(items):
         for mark in item.iter_markers("slow"):
             minutes[item.path] = max(minutes[item.path], mark.kwargs.get("minutes", 0))
     items.sort(key=lambda item: -minutes[item.path])
+
+
+def pytest_runtest_teardown(item, nextitem):
+    """At the end of a file, forget what JAX has compiled if its code takes many mappings of memory.
+
+    Linux allows 65,530 of them to a process, a compiled program takes some, and XLA crashes where
+    there are no more.
+    """
+    if nextitem is not None and nextitem.path == item.path or "jax" not in sys.modules:
+        return
+    if _memory_mappings() > _MANY_MAPPINGS:
+        sys.modules["jax"].clear_caches()
+
+
+def _memory_mappings() -> int:
+    try:
+        with open("/proc/self/maps", "rb") as file:
+            return sum(1 for _ in file)
+    except FileNotFoundError:  # not Linux, and its limit is another
+        return 0
 
 
 def pytest_unconfigure(config):
