@@ -6,6 +6,7 @@ evaluated, exported to the official layout, converted back, and compared.
 """
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
+from configs.libero import get_config
 from launch.local import IMAGEWAM
 from tests.commands import ENVIRONMENT, run
 from tests.evaluation.opengl import require_libero
@@ -22,7 +24,10 @@ from tests.evaluation.opengl import require_libero
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/libero.py:tiny"
 STEPS = 4
-SPLIT = "--split=train[:1]"
+SPLIT = "--split=train[:1]"  # the recipe's part for validation has none of two episodes
+# Episodes of two decisions: an untrained policy would play each to the benchmark's last step.
+OPTIONS = get_config("tiny").evaluation.options.to_dict() | {"max_steps": 24}
+SHORT = " ".join(shlex.quote(f"--option={name}={value}") for name, value in OPTIONS.items())
 
 
 def imagewam(*arguments) -> str:
@@ -48,8 +53,7 @@ def made(tmp_path_factory) -> Path:
         "LIBERO_AUTOENCODER_STEPS": 2,
         "LIBERO_TRAIN": f"--config.train.steps={STEPS} --config.train.batch_size=8 "
         "--config.train.log_every=1 --config.train.validate_every=0",
-        # Two episodes, and the recipe's part for validation has a fiftieth.
-        "LIBERO_EVALUATE": f"--episodes=2 --samples=4 {SPLIT}",
+        "LIBERO_EVALUATE": f"--episodes=2 {SHORT} --samples=4 {shlex.quote(SPLIT)}",
     }
     where = {"BIN": Path(sys.executable).parent, "RUNS": runs}
     settings = [f"{name}={value}" for name, value in (where | few).items()]

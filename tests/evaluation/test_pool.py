@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from imagewam_jax.errors import SimulatorError
+from imagewam_jax.errors import ConfigError, SimulatorError
 from imagewam_jax.evaluation.simulators import make_simulator
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from tests.evaluation.fake_simulator import NAME, FakeSimulator
@@ -51,6 +51,22 @@ def test_an_episode_stops_at_the_step_limit(pool):
     assert last.observation.state[0] == -12
     pool.reset({2: ("backward", 0)})
     assert pool.execute({2: forward(1)})[2].steps == 1
+
+
+def test_the_option_max_steps_ends_episodes_earlier_and_never_later():
+    with SimulatorPool(NAME, num_simulators=1, num_workers=1, options={"max_steps": 5}) as pool:
+        assert set(pool.spec.max_steps.values()) == {5}
+        pool.reset({0: ("backward", 0)})
+        outcome = pool.execute({0: -forward(7)})[0]
+        assert (outcome.success, outcome.done, outcome.steps) == (False, True, 5)
+    with SimulatorPool(NAME, num_simulators=1, num_workers=1, options={"max_steps": 900}) as pool:
+        assert pool.spec == FakeSimulator.spec
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.0, "5", True])
+def test_max_steps_that_are_no_number_of_steps_are_refused(steps):
+    with pytest.raises(ConfigError, match="max_steps is .*, expected a whole number from 1"):
+        SimulatorPool(NAME, num_simulators=1, num_workers=1, options={"max_steps": steps})
 
 
 def test_only_the_last_action_of_a_chunk_looks(pool):

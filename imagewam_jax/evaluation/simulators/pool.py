@@ -36,12 +36,14 @@ class SimulatorPool:
     fork) nor spawned by `multiprocessing` (which imports the caller's main module, and with it
     whatever that imports, into each).
 
-    name, options: what `make_simulator` takes. The option `python` is the pool's: the interpreter
-        of another environment, which runs the workers (`interpreters.py`).
+    name, options: what `make_simulator` takes. Two options are the pool's: `python`, the
+        interpreter of another environment, which runs the workers (`interpreters.py`), and
+        `max_steps`, after which episodes end that the simulator would let go on.
     num_simulators: environments in all.
     num_workers: processes; at most one per simulator is started.
     timeout_s: the longest one call may take, starting included.
-    ConfigError: an option cannot be sent to another process.
+    ConfigError: an option cannot be sent to another process, or `max_steps` is not a number of
+        steps.
     OpenGLUnavailable: the simulator renders, and this machine cannot.
     SimulatorError: a simulator could not be built; also raised by the methods.
     """
@@ -72,6 +74,12 @@ class SimulatorPool:
         except TypeError as error:
             raise ConfigError(f"options of the simulator {name!r}: {error}") from error
         python = options.pop("python", None)
+        max_steps = options.pop("max_steps", None)
+        if max_steps is not None and (type(max_steps) is not int or max_steps < 1):
+            raise ConfigError(
+                f"options of the simulator {name!r}: max_steps is {max_steps!r}, expected a whole "
+                "number from 1"
+            )
         try:
             if python is None:
                 started_by = own_interpreter()
@@ -81,7 +89,14 @@ class SimulatorPool:
                 worker = _Worker(f"{name} worker {index}", *started_by, timeout_s)
                 self._workers.append(worker)
                 share = len(range(index, num_simulators, num_workers))
-                worker.send({"simulator": name, "options": options, "count": share})
+                worker.send(
+                    {
+                        "simulator": name,
+                        "options": options,
+                        "max_steps": max_steps,
+                        "count": share,
+                    }
+                )
             specs = [spec_from(worker.receive()) for worker in self._workers]
         except BaseException:
             self._end(patience_s=0)

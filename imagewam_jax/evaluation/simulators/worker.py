@@ -10,6 +10,7 @@ import faulthandler
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,17 +24,24 @@ from imagewam_jax.evaluation.simulators.messages import pack, unpack
 
 
 class _Episode:
-    """One simulator and the number of steps its episode has taken."""
+    """One simulator and the number of steps its episode has taken.
 
-    def __init__(self, simulator: Simulator):
+    limit: the most steps of an episode, where the simulator's own limit is larger.
+    """
+
+    def __init__(self, simulator: Simulator, limit: int | None):
         self.simulator = simulator
+        self.spec = simulator.spec
+        if limit is not None:
+            limits = {task: min(limit, own) for task, own in self.spec.max_steps.items()}
+            self.spec = replace(self.spec, max_steps=limits)
         self.steps = 0
         self.max_steps = 0
 
     def reset(self, task: str, seed: int) -> Observation:
         self.steps = 0
         observation = self.simulator.reset(task, seed)
-        self.max_steps = self.simulator.spec.max_steps[task]
+        self.max_steps = self.spec.max_steps[task]
         return observation
 
     def execute(self, chunk: Float[np.ndarray, "k a"], every_step: bool) -> ChunkOutcome:
@@ -66,7 +74,7 @@ def _serve(connection: Connection) -> None:
         start = unpack(connection.recv_bytes())
         try:
             episodes = [
-                _Episode(make_simulator(start["simulator"], **start["options"]))
+                _Episode(make_simulator(start["simulator"], **start["options"]), start["max_steps"])
                 for _ in range(start["count"])
             ]
         except ModuleNotFoundError as error:
@@ -76,7 +84,7 @@ def _serve(connection: Connection) -> None:
                 f"{sys.executable}: the simulator asks something when it is first imported; import "
                 "it once by hand"
             ) from error
-        answer("ok", episodes[0].simulator.spec)
+        answer("ok", episodes[0].spec)
         while True:
             request = unpack(connection.recv_bytes())
             answer(
