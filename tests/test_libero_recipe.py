@@ -61,7 +61,7 @@ def made(tmp_path_factory) -> Path:
     return runs / "libero"
 
 
-@pytest.mark.slow(minutes=12)
+@pytest.mark.slow(minutes=8)
 def test_make_libero_trains_and_evaluates(made):
     assert train_steps(made / "run") == list(range(1, STEPS + 1))
     found = json.loads((made / "run" / "evaluation" / "evaluation.json").read_text())

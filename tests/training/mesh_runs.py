@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.training.tiny import tiny_config
 
-STEPS, HALF = 20, 10
+STEPS, HALF = 8, 4
 START = 3  # steps of a run that starts from the weights of another
 # The mesh of eight devices, and other fields of the config.
 RUNS = {
