@@ -44,7 +44,7 @@ def pytest_runtest_teardown(item, nextitem):
     Linux allows 65,530 of them to a process, a compiled program takes some, and XLA crashes where
     there are no more.
     """
-    if nextitem is not None and nextitem.path == item.path or "jax" not in sys.modules:
+    if (nextitem is not None and nextitem.path == item.path) or "jax" not in sys.modules:
         return
     if _memory_mappings() > _MANY_MAPPINGS:
         sys.modules["jax"].clear_caches()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from configs.libero import get_config
+from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from launch.local import IMAGEWAM
 from tests.commands import ENVIRONMENT, run
 from tests.evaluation.opengl import require_libero

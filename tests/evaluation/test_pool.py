@@ -65,7 +65,7 @@ def test_the_option_max_steps_ends_episodes_earlier_and_never_later():
 
 @pytest.mark.parametrize("steps", [0, -1, 2.0, "5", True])
 def test_max_steps_that_are_no_number_of_steps_are_refused(steps):
-    with pytest.raises(ConfigError, match="max_steps is .*, expected a whole number from 1"):
+    with pytest.raises(ConfigError, match=r"max_steps is .*, expected a whole number from 1"):
         SimulatorPool(NAME, num_simulators=1, num_workers=1, options={"max_steps": steps})
 
 
