@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-import pprint
-import subprocess
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,22 +13,25 @@ import simplejpeg
 from jaxtyping import Float
 
 from imagewam_jax.data.dataset_spec import DatasetSpec
-from imagewam_jax.data.tools.rollouts import (
-    VERSION,
-    RecordedEpisode,
-    begin_recording,
-    recorded_episodes,
-    recorded_row,
-    recording_of,
-    write_episode,
-)
-from imagewam_jax.errors import ConfigError, DataError
+from imagewam_jax.data.tools import rollouts
+from imagewam_jax.data.tools.rollouts import Feature, RecordedEpisode
+from imagewam_jax.errors import ConfigError
 from imagewam_jax.evaluation.journal import Ended, check_identity
 from imagewam_jax.evaluation.simulators.base import Observation
-from imagewam_jax.evaluation.simulators.interpreters import own_interpreter
 from imagewam_jax.files import lock_beside, only_writer, writing
 
 _JPEG_QUALITY = 95
+_ABOUT = "What a policy did in a simulator, its failures too: see episode_metadata."
+_EPISODE = {
+    "task": Feature("text", doc="The task's name in the simulator."),
+    "seed": Feature("int64", doc="Of the start; the number of a trial whose start is stored."),
+    "success": Feature("bool", doc="The task was done within the simulator's step limit."),
+    "policy": Feature("text", doc="A hash over the checksums of its checkpoint."),
+    "policy_step": Feature("int64", doc="Training steps of the checkpoint."),
+    "simulator": Feature("text"),
+    "options": Feature("text", doc="The simulator's options, as JSON."),
+    "evaluation": Feature("text", doc="All that decides how the episode went, as JSON."),
+}
 
 
 @dataclasses.dataclass
@@ -61,17 +63,19 @@ class Recording:
 
     every_step = True
 
-    def __init__(self, folder: Path, row: Mapping[str, Any]):
-        self._folder, self._row = folder, row
+    def __init__(self, folder: Path, recording: rollouts.Recording):
+        self._folder, self._recording = folder, recording
         self._playing: dict[int, _Playing] = {}
 
     @property
     def episodes(self) -> frozenset[int]:
         """The numbers of the recorded episodes."""
-        return frozenset(recorded_episodes(self._folder))
+        return frozenset(rollouts.recorded_episodes(self._folder))
 
     def began(self, episode: int, start: tuple[str, int], observation: Observation) -> None:
-        images: dict[str, list[bytes]] = {key: [] for key in self._row["cameras"].values()}
+        images: dict[str, list[bytes]] = {
+            key: [] for key in self._recording.row["cameras"].values()
+        }
         self._playing[episode] = _Playing(start, observation.instruction, images)
         self._playing[episode].see(observation)
 
@@ -87,31 +91,30 @@ class Recording:
         played = self._playing.pop(episode)
         actions = np.concatenate(played.actions).astype(np.float32)
         count = len(actions)  # what was seen after the last action belongs to no step
+        (task, seed), identity = played.start, self._recording.identity
         recorded = RecordedEpisode(
-            *played.start,
-            instruction=played.instruction,
-            success=bool(ended.success),
             images={key: files[:count] for key, files in played.images.items()},
             states=np.stack(played.states[:count]).astype(np.float32),
             actions=actions,
+            instructions=[played.instruction] * count,
+            success=bool(ended.success),
+            episode={
+                "task": task,
+                "seed": seed,
+                "success": bool(ended.success),
+                "policy": identity["checkpoint"],
+                "policy_step": identity["step"],
+                "simulator": identity["simulator"],
+                "options": json.dumps(identity["options"], sort_keys=True),
+                "evaluation": json.dumps(identity, sort_keys=True),
+            },
         )
         with writing(self._folder):
-            write_episode(self._folder, episode, recorded)
+            rollouts.write_episode(self._folder, episode, recorded)
 
     def build(self) -> Path:
-        """Makes the TFDS version of all recorded episodes, in a process of its own, and says which
-        row reads it. DataError: it could not be made; the process has said why."""
-        python, environment = own_interpreter()
-        environment["TF_CPP_MIN_LOG_LEVEL"] = "3"  # else it tells at length what is not here
-        command = [python, "-m", "imagewam_jax.data.tools.rollouts", str(self._folder)]
-        if subprocess.run(command, env=environment).returncode != 0:
-            raise DataError(f"{self._folder}: the recorded episodes could not be written as RLDS")
-        name, target = self._folder.name, self._folder / VERSION
-        rows = pprint.pformat({name: self._row}, width=96, sort_dicts=False, compact=True)
-        print(f"recorded {len(self.episodes)} episodes: {target}")
-        print("read them with this row:")
-        print(f"config.data.dataset = {name!r}\nconfig.data.rows = {rows}")
-        return target
+        """Makes the TFDS version of all recorded episodes: see `rollouts.build_elsewhere`."""
+        return rollouts.build_elsewhere(self._folder)
 
 
 @contextlib.contextmanager
@@ -133,16 +136,18 @@ def open_recording(
     if find_spec("tensorflow_datasets") is None:
         raise ConfigError("--record writes RLDS with TFDS: pip install 'imagewam-jax[tfds]'")
     folder = directory / f"{spec.name}_rollouts"
-    row = recorded_row(spec, cameras)
+    recording = rollouts.Recording(
+        _ABOUT, identity, rollouts.recorded_row(spec, cameras), episode=_EPISODE
+    )
     with only_writer(lock_beside(folder), "imagewam evaluate --record"):
-        found = recording_of(folder)
+        found = rollouts.recording_of(folder)
         if found is None:
             with writing(folder):
-                begin_recording(folder, identity, row)
+                rollouts.begin_recording(folder, recording)
         elif not resume:
             raise ConfigError(
                 f"{folder}: holds a recording; go on with it by --resume, or record elsewhere"
             )
         else:
-            check_identity(folder, "episodes", found["identity"], identity)
-        yield Recording(folder, row)
+            check_identity(folder, "episodes", found.identity, identity)
+        yield Recording(folder, recording)

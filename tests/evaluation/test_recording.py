@@ -82,7 +82,8 @@ def test_an_episode_is_there_once_however_often_it_is_resumed(fake, tmp_path):
     before = files(folder)
     assert list(before) == ["000000.npz", "000001.npz", "000002.npz"]
     forward = read_episode(folder / ".episodes" / "000000.npz")
-    assert forward[:4] == ("forward", 4, "go forward", True)
+    assert (forward.episode["task"], forward.episode["seed"]) == ("forward", 4)
+    assert set(forward.instructions) == {"go forward"} and forward.success is True
     # Seen before every action, and not only when the policy planned.
     assert forward.states[:, 0].tolist() == [4, 5, 6, 7, 8, 9]
     assert forward.actions[:, 0].tolist() == [1] * 6
@@ -237,5 +238,5 @@ def test_a_policy_is_trained_on_what_another_did(tmp_path):
     np.testing.assert_array_equal(first.splits["train"].actions, second.splits["train"].actions)
     np.testing.assert_array_equal(first.splits["train"].states, second.splits["train"].states)
     episode = read_episode(version.parent / ".episodes" / "000000.npz")
-    assert (episode.task, episode.seed) == ("faucet-open", 10_000)
+    assert (episode.episode["task"], episode.episode["seed"]) == ("faucet-open", 10_000)
     assert episode.success or len(episode.actions) == 150

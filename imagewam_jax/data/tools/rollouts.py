@@ -8,16 +8,19 @@ A recording is a folder of the name of its dataset:
 | `.episodes/000012.npz` | an episode that has ended; a file is there whole or not at all |
 | `1.0.0/` | all of them as a TFDS version, with the same row in `row.json` |
 
-An evaluation writes episodes with `write_episode`. TensorFlow and the simulators' software OpenGL
-crash when they share a process, and so another one makes the version:
+An evaluation and a server write episodes with `write_episode`. TensorFlow and the simulators'
+software OpenGL crash when they share a process, and a server imports no TensorFlow; so another
+process makes the version (`build_elsewhere`):
 
     python -m imagewam_jax.data.tools.rollouts FOLDER
 """
 
 import json
 import os
+import pprint
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,21 +41,50 @@ _EPISODES, _RECORDING = ".episodes", "recording.json"
 _ACTION, _STATE, _LANGUAGE = "action", "observation/state", "language_instruction"
 
 
+class Feature(NamedTuple):
+    """What a recording holds besides images, state, action and instruction.
+
+    dtype: NumPy's name of it, or "text". shape: of one step, or of the episode; -1 where it varies.
+    """
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+    doc: str = ""
+
+
+class Recording(NamedTuple):
+    """What all episodes of a recording share.
+
+    about: what the dataset's description says it is. identity: all that decides the episodes.
+    row: the entry of `data.rows` that reads the dataset. steps, episode: the features that its
+    episodes have besides, of each step and of the whole.
+    """
+
+    about: str
+    identity: Mapping[str, Any]
+    row: Mapping[str, Any]
+    steps: Mapping[str, Feature] = {}
+    episode: Mapping[str, Feature] = {}
+
+
 class RecordedEpisode(NamedTuple):
     """What a policy saw and did.
 
     images: by camera key, one JPEG file per step, seen before its action.
     states: before each action, in the dataset's units.
     actions: in the dataset's units, as the policy asked for them.
+    instructions: of each step.
+    success: whether the last step ends a success.
+    steps, episode: values of the features that the recording names.
     """
 
-    task: str
-    seed: int
-    instruction: str
-    success: bool
     images: Mapping[str, Sequence[bytes]]
     states: Float32[np.ndarray, "t p"]
     actions: Float32[np.ndarray, "t a"]
+    instructions: Sequence[str]
+    success: bool
+    steps: Mapping[str, np.ndarray] = {}
+    episode: Mapping[str, Any] = {}
 
 
 def recorded_row(spec: DatasetSpec, roles: Sequence[str]) -> dict[str, Any]:
@@ -82,21 +114,31 @@ def recorded_row(spec: DatasetSpec, roles: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def begin_recording(folder: Path, identity: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    """Says what the episodes of a recording are of: all that decides them, and the row."""
-    text = json.dumps({"identity": identity, "row": row}, indent=2)
+def begin_recording(folder: Path, recording: Recording) -> None:
+    """Says what the episodes of a recording are of."""
+    features = ("steps", "episode")
+    told = recording._asdict() | {
+        kind: {name: feature._asdict() for name, feature in getattr(recording, kind).items()}
+        for kind in features
+    }
     with written_whole(folder / _EPISODES / _RECORDING) as file:
-        file.write(text.encode())
+        file.write(json.dumps(told, indent=2).encode())
 
 
-def recording_of(folder: Path) -> dict[str, Any] | None:
+def recording_of(folder: Path) -> Recording | None:
     """What `begin_recording` wrote; None: there is no recording. DataError: it is damaged."""
     file = folder / _EPISODES / _RECORDING
     try:
-        return dict(json.loads(file.read_text()))
+        told = json.loads(file.read_text())
+        for kind in ("steps", "episode"):
+            told[kind] = {
+                name: Feature(each["dtype"], tuple(each["shape"]), each["doc"])
+                for name, each in told[kind].items()
+            }
+        return Recording(**told)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{file}: not the description of a recording: {error}") from error
 
 
@@ -121,10 +163,16 @@ def split_files(
 
 def write_episode(folder: Path, number: int, episode: RecordedEpisode) -> None:
     """Adds an episode to a recording, or replaces it."""
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, Any] = {
+        "states": episode.states,
+        "actions": episode.actions,
+        "instructions": np.array(episode.instructions),
+        "success": episode.success,
+    }
     for key, files in episode.images.items():
         arrays[f"images/{key}"], arrays[f"bytes/{key}"] = joined_files(files)
-    arrays |= {k: v for k, v in episode._asdict().items() if k != "images"}
+    arrays |= {f"steps/{name}": value for name, value in episode.steps.items()}
+    arrays |= {f"episode/{name}": value for name, value in episode.episode.items()}
     with written_whole(folder / _EPISODES / f"{number:06d}.npz") as file:
         np.savez(file, **arrays)
 
@@ -133,21 +181,43 @@ def read_episode(path: Path) -> RecordedEpisode:
     """An episode of a recording. DataError: its file is damaged."""
     try:
         with np.load(path) as raw:
-            cameras = [key.removeprefix("bytes/") for key in raw if key.startswith("bytes/")]
-            images = {
-                key: split_files(raw[f"images/{key}"], raw[f"bytes/{key}"]) for key in cameras
-            }
+
+            def below(folder: str) -> dict[str, np.ndarray]:
+                return {k.removeprefix(folder): raw[k] for k in raw if k.startswith(folder)}
+
+            joined, lengths = below("images/"), below("bytes/")
             return RecordedEpisode(
-                task=str(raw["task"]),
-                seed=int(raw["seed"]),
-                instruction=str(raw["instruction"]),
-                success=bool(raw["success"]),
-                images=images,
+                images={key: split_files(joined[key], lengths[key]) for key in lengths},
                 states=raw["states"],
                 actions=raw["actions"],
+                instructions=raw["instructions"].tolist(),
+                success=bool(raw["success"]),
+                steps=below("steps/"),
+                episode={name: value.item() for name, value in below("episode/").items()},
             )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: not an episode of a recording: {error}; remove it") from error
+
+
+def build_elsewhere(folder: Path) -> Path:
+    """Makes the TFDS version of a recording in a process of its own, and says which row reads it.
+
+    DataError: it could not be made; the process has said why.
+    """
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "TF_CPP_MIN_LOG_LEVEL": "3",  # else it tells at length what is not here
+    }
+    command = [sys.executable, "-m", "imagewam_jax.data.tools.rollouts", str(folder)]
+    if subprocess.run(command, env=environment).returncode != 0:
+        raise DataError(f"{folder}: the recorded episodes could not be written as RLDS")
+    row = dict(recording_of(folder).row)
+    rows = pprint.pformat({folder.name: row}, width=96, sort_dicts=False, compact=True)
+    print(f"recorded {len(recorded_episodes(folder))} episodes: {folder / VERSION}")
+    print("read them with this row:")
+    print(f"config.data.dataset = {folder.name!r}\nconfig.data.rows = {rows}")
+    return folder / VERSION
 
 
 def build_version(folder: Path) -> Path:
@@ -155,40 +225,34 @@ def build_version(folder: Path) -> Path:
 
     DataError: there are no episodes, or one is damaged.
     """
-    description, paths = recording_of(folder), recorded_episodes(folder)
-    if description is None or not paths:
+    recording, paths = recording_of(folder), recorded_episodes(folder)
+    if recording is None or not paths:
         raise DataError(f"{folder}: no episodes of a recording in {_EPISODES}")
-    identity, row = description["identity"], description["row"]
-    features = _features(row)
+    features = _features(recording)
     target, work = folder / VERSION, folder / f".{VERSION}.partial"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     writer = ShardWriter(work / "episodes", features)
     try:
         for path in tqdm(paths.values(), desc="writing RLDS", unit="episode"):
-            writer.write(_rlds_episode(read_episode(path), identity), path.stem)
+            writer.write(_rlds_episode(read_episode(path)), path.stem)
         shards = writer.finish()
     finally:
         writer.abandon()
     if target.exists():
         os.rename(target, work / "before")
-    about = "What a policy did in a simulator, its failures too: see episode_metadata."
-    publish(work, target, folder.name, {"train": shards}, features, about)
+    publish(work, target, folder.name, {"train": shards}, features, recording.about)
     with written_whole(target / ROW_FILE) as file:
-        file.write((json.dumps({folder.name: row}, indent=2) + "\n").encode())
+        file.write((json.dumps({folder.name: recording.row}, indent=2) + "\n").encode())
     shutil.rmtree(work)
     return target
 
 
-def _features(row: Mapping[str, Any]) -> Any:
+def _features(recording: Recording) -> Any:
     """The tfds.features.FeaturesDict of an episode."""
     import tensorflow_datasets as tfds
 
-    scalar, text = tfds.features.Scalar, tfds.features.Text
-
-    def vector(dims: int, doc: str) -> Any:
-        return tfds.features.Tensor(shape=(dims,), dtype=np.float32, doc=doc)
-
+    row = recording.row
     observation = {
         key.removeprefix("observation/"): tfds.features.Image(
             shape=(None, None, 3), encoding_format="jpeg", doc="RGB, before the action."
@@ -196,35 +260,41 @@ def _features(row: Mapping[str, Any]) -> Any:
         for key in row["cameras"].values()
     }
     if row["state_keys"]:
-        observation["state"] = vector(len(row["state"]["dims"]), "Before the action.")
-    step = {
-        "observation": observation,
-        _ACTION: vector(
-            len(row["action"]["dims"]), "As the policy asked for it; simulators clip to bounds."
-        ),
-        _LANGUAGE: text(),
-        "is_first": scalar(np.bool_),
-        "is_last": scalar(np.bool_),
-        "is_terminal": scalar(np.bool_, doc="The last step of a success."),
-        "reward": scalar(np.float32, doc="1 at the last step of a success."),
-        "discount": scalar(np.float32, doc="0 at a terminal step, otherwise 1."),
+        state = Feature("float32", (len(row["state"]["dims"]),), "Before the action.")
+        observation["state"] = _tfds_feature(state)
+    asked = "As the policy asked for it; simulators clip to bounds."
+    steps = {
+        _ACTION: Feature("float32", (len(row["action"]["dims"]),), asked),
+        _LANGUAGE: Feature("text"),
+        "is_first": Feature("bool"),
+        "is_last": Feature("bool"),
+        "is_terminal": Feature("bool", doc="The last step of a success."),
+        "reward": Feature("float32", doc="1 at the last step of a success."),
+        "discount": Feature("float32", doc="0 at a terminal step, otherwise 1."),
     }
-    episode = {
-        "task": text(doc="The task's name in the simulator."),
-        "seed": scalar(np.int64, doc="Of the start; the number of a trial whose start is stored."),
-        "success": scalar(np.bool_, doc="The task was done within the simulator's step limit."),
-        "policy": text(doc="A hash over the checksums of its checkpoint."),
-        "policy_step": scalar(np.int64, doc="Training steps of the checkpoint."),
-        "simulator": text(),
-        "options": text(doc="The simulator's options, as JSON."),
-        "evaluation": text(doc="All that decides how the episode went, as JSON."),
-    }
+    step = {name: _tfds_feature(each) for name, each in (steps | dict(recording.steps)).items()}
+    episode = {name: _tfds_feature(each) for name, each in recording.episode.items()}
     return tfds.features.FeaturesDict(
-        {"steps": tfds.features.Dataset(step), "episode_metadata": episode}
+        {
+            "steps": tfds.features.Dataset({"observation": observation, **step}),
+            "episode_metadata": episode,
+        }
     )
 
 
-def _rlds_episode(episode: RecordedEpisode, identity: Mapping[str, Any]) -> dict[str, Any]:
+def _tfds_feature(feature: Feature) -> Any:
+    import tensorflow_datasets as tfds
+
+    if feature.dtype == "text":
+        return tfds.features.Text(doc=feature.doc)
+    dtype = np.dtype(feature.dtype).type
+    if not feature.shape:
+        return tfds.features.Scalar(dtype, doc=feature.doc)
+    shape = tuple(None if size < 0 else size for size in feature.shape)
+    return tfds.features.Tensor(shape=shape, dtype=dtype, doc=feature.doc)
+
+
+def _rlds_episode(episode: RecordedEpisode) -> dict[str, Any]:
     last = len(episode.actions) - 1
     steps = []
     for step, action in enumerate(episode.actions):
@@ -238,25 +308,16 @@ def _rlds_episode(episode: RecordedEpisode, identity: Mapping[str, Any]) -> dict
             {
                 "observation": observation,
                 _ACTION: action,
-                _LANGUAGE: episode.instruction,
+                _LANGUAGE: episode.instructions[step],
                 "is_first": step == 0,
                 "is_last": step == last,
                 "is_terminal": done,
                 "reward": np.float32(done),
                 "discount": np.float32(not done),
+                **{name: values[step] for name, values in episode.steps.items()},
             }
         )
-    metadata = {
-        "task": episode.task,
-        "seed": episode.seed,
-        "success": episode.success,
-        "policy": identity["checkpoint"],
-        "policy_step": identity["step"],
-        "simulator": identity["simulator"],
-        "options": json.dumps(identity["options"], sort_keys=True),
-        "evaluation": json.dumps(identity, sort_keys=True),
-    }
-    return {"steps": steps, "episode_metadata": metadata}
+    return {"steps": steps, "episode_metadata": dict(episode.episode)}
 
 
 if __name__ == "__main__":
