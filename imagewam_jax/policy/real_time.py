@@ -1,5 +1,5 @@
 """What robots execute while their next chunks are computed, and how these go on from it
-(docs/spec/real_time.md)."""
+(docs/spec/real_time.md, 1 to 3)."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
