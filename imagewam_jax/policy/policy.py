@@ -258,6 +258,10 @@ class Policy:
             guidance=METHODS[method],
         )
 
+    def normalized_actions(self, actions: Float[np.ndarray, "... a"]) -> Float[np.ndarray, "... a"]:
+        """Actions in the units in which the model has them, without a clamp."""
+        return jax.tree.map(np.asarray, self._assets.actions.of(0)).scaled(actions)
+
     def imagine(
         self,
         observations: Observations,
