@@ -87,9 +87,9 @@ def delay_sections(
         rows.append((name, f"{s.successes} / {s.episodes}", *shown))
     text = (
         "The robot goes on with its chunk while the next one is computed. Prefix: how far the "
-        "first actions of the next one are from those that are executed in the meantime. Jump: how far "
-        "its first executed action is from the action before. Means of absolute differences, in "
-        "normalized units."
+        "first actions of the next one are from those that are executed in the meantime. Jump: "
+        "how far its first executed action is from the action before. Means of absolute "
+        "differences, in normalized units."
     )
     return [Section("Chunks that arrive late", text, rows)]
 
