@@ -63,10 +63,12 @@ def check_delays(
     for method in methods:
         if method not in offered:
             raise ConfigError(f"real_time has {method!r}, the policy offers {list(offered)}")
-        if method != NAIVE and delay > (
-            most := longest_delay(policy.config, policy.horizon, method)
-        ):
-            raise ConfigError(f"delay is {delay}, the method {method!r} goes on after up to {most}")
+        if method != NAIVE:
+            most = longest_delay(policy.config, policy.horizon, method)
+            if delay > most:
+                raise ConfigError(
+                    f"delay is {delay}, the method {method!r} goes on after up to {most}"
+                )
 
 
 class LatePolicy:

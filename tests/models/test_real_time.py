@@ -293,6 +293,7 @@ def test_the_correction_is_that_of_finite_differences(flux2):
     assert np.abs(correction - error).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_guidance_is_float32(flux2):
     """The chunk is of the dtype of coordinates, and rows of no weight are still as they were."""
     policy = jax.tree.map(lambda x: x, flux2.policy)
