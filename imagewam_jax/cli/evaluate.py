@@ -54,6 +54,22 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
         help="recorded samples at once, over all devices; default: 64",
     )
     evaluate.add_argument("--episodes", type=int, default=100, help="played by each policy variant")
+    evaluate.add_argument(
+        "--execute-steps", type=int, help="of each chunk, before the next; default: as the config"
+    )
+    evaluate.add_argument(
+        "--delay",
+        type=int,
+        metavar="STEPS",
+        help="play also the policy with chunks that arrive so late, while the robot goes on",
+    )
+    evaluate.add_argument(
+        "--real-time",
+        type=methods,
+        metavar="METHODS",
+        help="with a delay, of naive,guided,identity,trained; default: naive and the best that the "
+        "policy offers",
+    )
     evaluate.add_argument("--workers", type=int, default=2, help="simulator processes")
     evaluate.add_argument(
         "--resume",
@@ -86,6 +102,11 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
 def count_or_all(text: str) -> int | None:
     """The limit that `--samples` names; None for all."""
     return None if text == "all" else int(text)
+
+
+def methods(text: str) -> tuple[str, ...]:
+    """`naive,guided`."""
+    return tuple(text.split(","))
 
 
 def option(text: str) -> tuple[str, Any]:
@@ -123,6 +144,9 @@ def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
             workers=arguments.workers,
             resume=arguments.resume,
             record=arguments.record,
+            execute_steps=arguments.execute_steps,
+            delay=arguments.delay,
+            real_time=arguments.real_time,
         )
         if distributed.is_first():
             print(f"report: {report}")

@@ -46,6 +46,12 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
     policy.add_argument("--dataset", help="of several that it was trained on, whose units to use")
     policy.add_argument("--euler-steps", type=int, help="default: acting.euler_steps")
     policy.add_argument(
+        "--real-time",
+        choices=("trained", "guided", "identity", "off"),
+        help="how chunks go on from what robots execute in the meantime; default: trained if the "
+        "policy was trained with train.max_delay, else guided",
+    )
+    policy.add_argument(
         "--clip", action="store_true", help="cut actions off at the range of the data"
     )
     policy.add_argument(
@@ -172,6 +178,7 @@ def _answer(arguments: argparse.Namespace, settings: Settings, listening: socket
             image_size=arguments.image_size,
             euler_steps=arguments.euler_steps,
             clip=arguments.clip,
+            real_time=arguments.real_time,
             autoencoder=arguments.autoencoder,
             text_table=arguments.text_table,
             text_encoder=arguments.text_encoder,

@@ -7,6 +7,8 @@ of that step, as openpi's `ActionChunkBroker` does. Modes (docs/spec/serving.md,
 - aligned: asks while the actions of the chunk before are executed. Of the answer it leaves out
   those whose time has passed.
 - ensemble: asks as often as it is answered, and executes the mean of what all chunks say.
+- rtc_trained, rtc_guided: as aligned, and each chunk goes on from the actions that are executed
+  while it is computed (docs/spec/real_time.md, 1 and 2). The policy must offer it.
 
 A robot whose source fails holds until `reset`: relative dimensions are 0, absolute ones stay where
 they were. Clocks of two machines are never compared: delays are measured here.
@@ -72,8 +74,7 @@ class ChunkBroker:
         ConfigError: a value is missing, or beyond its range.
         """
         about = source.metadata
-        if mode not in protocol.MODES:
-            raise ConfigError(f"mode is {mode!r}, expected one of {protocol.MODES}")
+        _check_mode(mode, about)
         self._source, self._mode = source, mode
         self._horizon = int(about["action_horizon"])
         if execute_steps is None:
@@ -87,6 +88,10 @@ class ChunkBroker:
         if hz and hz < 0:
             raise ConfigError(f"control_hz is {hz}, expected more than 0")
         self._step_seconds = 1 / hz if hz else math.nan
+        self._goes_on = mode in protocol.REAL_TIME_MODES
+        self._max_delay = self._horizon - self._execute
+        if self._goes_on:
+            self._max_delay = min(self._max_delay, int(about["max_delay"]))
         self._relative = np.asarray(_relative(relative, about), bool)
         self._refill = refill_seconds
         if refill_seconds is None:
@@ -160,12 +165,12 @@ class ChunkBroker:
         """
         if self._asked and self._asked.answer.done():
             self._take_answer()
-        is_slow = self.delay_steps > self._horizon - self._execute
+        is_slow = self.delay_steps > self._max_delay
         is_fallback = is_slow and self._mode != "sync"
         is_sync = is_fallback or self._mode == "sync"
         if self._asked is None and self._is_due(is_sync):
             self.fallbacks += is_fallback
-            self._ask(observation)
+            self._ask(observation, goes_on=self._goes_on and not is_sync)
             if is_sync or self._last is None:
                 self._take_answer()
         elif self._asked and is_sync and len(self._chunks) == 0:  # it was not to be waited for
@@ -184,13 +189,18 @@ class ChunkBroker:
         turnaround = max(self._turnarounds, default=0.0) + self._step_seconds
         return left * self._step_seconds <= max(self._refill, turnaround)
 
-    def _ask(self, observation: Mapping[str, Any]) -> None:
+    def _ask(self, observation: Mapping[str, Any], goes_on: bool) -> None:
         # The robot may write its next image where this one is.
         request = {
             key: value.copy() if isinstance(value, np.ndarray) else value
             for key, value in observation.items()
         }
         request.setdefault(protocol.STEP, self._chunks.step)
+        if goes_on and len(self._chunks):
+            left = self._chunks.left
+            request[protocol.PREV_ACTIONS] = left.copy()
+            request[protocol.DELAY] = min(self.delay_steps, len(left))
+            request[protocol.EXECUTE] = self._execute
         answer = self._worker.submit(self._answer, request)
         self._asked = _Asked(self._chunks.step, time.monotonic(), answer)
 
@@ -213,6 +223,16 @@ class ChunkBroker:
             self._turnarounds.append(came - asked.since)
         self._chunks.add(actions, asked.origin)
         self._origin, self._newest_since = asked.origin, asked.since
+
+
+def _check_mode(mode: str, about: Mapping[str, Any]) -> None:
+    """ConfigError: there is no such mode, or the source does not offer it."""
+    known = (*protocol.MODES, *protocol.REAL_TIME_MODES)
+    if mode not in known:
+        raise ConfigError(f"mode is {mode!r}, expected one of {known}")
+    offered = about.get("modes", ())
+    if mode in protocol.REAL_TIME_MODES and mode not in offered:
+        raise ConfigError(f"mode is {mode!r}, the source offers {list(offered)}")
 
 
 def _relative(given: Collection[bool] | None, about: Mapping[str, Any]) -> Collection[bool]:

@@ -27,6 +27,11 @@ class AlignedChunks:
         """Actions that are left."""
         return 0 if self._actions is None else len(self._actions)
 
+    @property
+    def left(self) -> np.ndarray:
+        """The actions [step, action dimension] that are left, of which there must be one."""
+        return self._actions
+
     def add(self, actions: np.ndarray, origin: int) -> None:
         """Takes a chunk [step, action dimension], the origin of which is not after `step`."""
         new = np.array(actions[self.step - origin :])

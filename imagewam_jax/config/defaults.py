@@ -103,6 +103,9 @@ def defaults() -> ConfigDict:
                 "validate_every": 500,  # 0: never
                 "validation_samples": 256,  # rounded down to full batches, at least one
                 "mask_padded_targets": False,  # no target loss beyond the end of an episode
+                # The first 0 to so many actions of a sample are known, as if they ran already while
+                # the policy acts (docs/serving.md); below model.horizon. 0: they never are.
+                "max_delay": 0,
                 "skip_not_finite": 0,  # steps with a NaN that may be skipped before the run stops
                 "checkpoint_every": 1000,
                 "keep_checkpoints": 2,

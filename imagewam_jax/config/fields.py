@@ -60,6 +60,7 @@ RANGES: Mapping[str, Range] = {
     "train.validate_every": _FROM_0,
     "train.validation_samples": _FROM_0,
     "train.skip_not_finite": _FROM_0,
+    "train.max_delay": _FROM_0,
     "train.checkpoint_every": _FROM_1,
     "train.keep_checkpoints": _FROM_1,
     "optimizer.learning_rate": _FROM_0,

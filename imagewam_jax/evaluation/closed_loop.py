@@ -1,7 +1,8 @@
 """Success of a policy in a simulator, compared with variants of it and with simple baselines."""
 
 import contextlib
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,16 @@ from jaxtyping import Bool, Float
 
 from imagewam_jax.data.datasets import Dataset
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.evaluation.delays import (
+    NAIVE,
+    LatePolicy,
+    check_delays,
+    seam_of,
+    total,
+    variant_name,
+)
 from imagewam_jax.evaluation.films import Films
-from imagewam_jax.evaluation.journal import Journal
+from imagewam_jax.evaluation.journal import Ended, Journal
 from imagewam_jax.evaluation.recording import Recording
 from imagewam_jax.evaluation.rollout import (
     Observer,
@@ -31,6 +40,7 @@ from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.simulators.pool import SimulatorPool
 from imagewam_jax.policy import policy as trained
 from imagewam_jax.policy.noise import sample_noise
+from imagewam_jax.policy.real_time import offered_methods
 from imagewam_jax.preprocess.inputs import Observations
 
 FIRST_SEED = 10_000  # the seeds of demonstrations are smaller
@@ -60,6 +70,9 @@ def evaluate_closed_loop(
     journal: Journal | None = None,
     films: Path | None = None,
     recording: Recording | None = None,
+    execute_steps: int | None = None,
+    delay: int | None = None,
+    real_time: Sequence[str] | None = None,
 ) -> tuple[dict[str, Success], dict[str, RolloutResult], SimulatorSpec]:
     """Plays the same episodes with five policy variants (see their names above) in a simulator.
 
@@ -71,12 +84,16 @@ def evaluate_closed_loop(
     films: a folder for film strips and videos of what the policy saw (`films.py`).
     recording: is told of all that the policy does, and of no variant of it. Episodes that the
         journal has and the recording has not are played again, with the same end.
+    execute_steps: actions executed of each chunk; by default `acting.execute_steps`.
+    delay: play also the policy whose chunks arrive so many steps late, once for each method in
+        `real_time` (see `delays`); by default without a method and with the best that it offers.
 
     Returns success and rollouts by variant, and the description of the simulator. ConfigError: the
-    policy does not fit it, or it has fewer start states. CheckpointError: the policy does not know
-    an instruction.
+    policy does not fit it, or the delay; or it has fewer start states. CheckpointError: the policy
+    does not know an instruction.
     """
-    execute_steps = policy.config["acting"]["execute_steps"]
+    if execute_steps is None:
+        execute_steps = policy.config["acting"]["execute_steps"]
     simulators = workers * simulators_per_worker(simulator)
     with SimulatorPool(
         simulator, num_simulators=simulators, num_workers=workers, options=options or {}
@@ -88,6 +105,7 @@ def evaluate_closed_loop(
         policy.text_ids(instructions)  # an unknown one is an error now, and not in mid-rollout
         act = acting(policy)
         variants: dict[str, Policy] = {POLICY: act}
+        variants |= _late(policy, execute_steps, delay, real_time)
         if other := spec.other_instructions:
             variants[SWAPPED] = with_instructions(act, other)
         variants[BLANK] = with_blank_images(act)
@@ -120,17 +138,54 @@ def evaluate_closed_loop(
                         ended=ended,
                     )
                     observers.append(stack.enter_context(film))
-                results[name] = rollout(
+                result = rollout(
                     pool,
                     variant,
                     starts,
                     execute_steps=execute_steps,
                     observers=observers,
                     ended=ended,
-                    on_end=partial(journal.add, name) if journal else None,
+                    on_end=partial(_note, journal, name, variant, starts) if journal else None,
                     description=name,
                 )
+            if isinstance(variant, LatePolicy):
+                seams = [seam_of(journal.measured(name, starts[e])) for e in ended]
+                seam = total([*seams, *variant.seams.values()])
+                result = dataclasses.replace(result, seam=seam.means())
+            results[name] = result
     return {name: success_of(result) for name, result in results.items()}, results, spec
+
+
+def _late(
+    policy: trained.Policy, execute_steps: int, delay: int | None, methods: Sequence[str] | None
+) -> dict[str, LatePolicy]:
+    """The policy, late, with each method; none without a delay. ConfigError: it cannot be."""
+    if delay is None:
+        if methods is not None:
+            raise ConfigError(f"real_time is {list(methods)}: expected a delay beside it")
+        return {}
+    if methods is None:
+        offered = offered_methods(policy.config, policy.config["acting"]["euler_steps"])
+        methods = (NAIVE, *offered[:1])
+    check_delays(policy, delay, tuple(methods), execute_steps)
+    return {
+        variant_name(delay, method): LatePolicy(policy, delay, method, execute_steps)
+        for method in methods
+    }
+
+
+def _note(
+    journal: Journal,
+    name: str,
+    variant: Policy,
+    starts: Sequence[tuple[str, int]],
+    start: tuple[str, int],
+    ended: Ended,
+) -> None:
+    """Notes the end of an episode; of a late policy also where its chunks met."""
+    late = isinstance(variant, LatePolicy)
+    seam = variant.seams[starts.index(start)]._asdict() if late else {}
+    journal.add(name, start, ended, seam)
 
 
 def first_starts(spec: SimulatorSpec, episodes: int) -> list[tuple[str, int]]:

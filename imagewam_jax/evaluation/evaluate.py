@@ -96,6 +96,9 @@ def evaluate(
     workers: int = 2,
     resume: bool = False,
     record: Path | None = None,
+    execute_steps: int | None = None,
+    delay: int | None = None,
+    real_time: Sequence[str] | None = None,
 ) -> Path:
     """Evaluates a checkpoint on held-out episodes and in its simulator; returns the report.
 
@@ -118,6 +121,7 @@ def evaluate(
     resume: what an interrupted evaluation has predicted is not predicted again (`snapshot.py`), and
         episodes that it has played in the simulator are not played again (`journal.py`).
     record: a folder where what the policy does in the simulator becomes a dataset (`recording.py`).
+    execute_steps, delay, real_time: see `evaluate_closed_loop`.
     ConfigError: a count is below 1, the simulator or the mesh does not fit the policy, or `resume`
         finds another evaluation. DataError: there are no held-out samples.
     """
@@ -161,7 +165,9 @@ def evaluate(
     in_units_of = {opened.name: policy.of(opened.name) for opened in datasets}
     if simulated:
         policy = in_units_of[simulated.name]
-        identity = episode_identity(policy, checkpoint, simulator, options, autoencoder, text_table)
+        identity = episode_identity(
+            policy, checkpoint, simulator, options, autoencoder, text_table, execute_steps
+        )
         with contextlib.ExitStack() as stack:
             recording = None
             if record is not None:
@@ -181,10 +187,18 @@ def evaluate(
                 journal=journal,
                 films=films,
                 recording=recording,
+                execute_steps=execute_steps,
+                delay=delay,
+                real_time=real_time,
             )
             success, rollouts, spec = played
             results["closed_loop"] = {
-                name: {**success[name]._asdict(), **_by_task_and_suite(rollout, spec)}
+                name: {
+                    **success[name]._asdict(),
+                    "steps_to_success": rollout.steps_to_success,
+                    **(rollout.seam or {}),
+                    **_by_task_and_suite(rollout, spec),
+                }
                 for name, rollout in rollouts.items()
             }
             _write_results(output, results)
@@ -220,6 +234,7 @@ def evaluate(
     sections = []
     if played:
         sections.append(report.success_section(success))
+        sections += report.delay_sections(success, rollouts)
         sections.append(report.task_section(rollouts, spec))
         sections.append(report.episode_section(rollouts, spec.instructions, films))
         sections.append(report.video_section(rollouts, films, output))

@@ -49,10 +49,15 @@ def episode_identity(
     options: Mapping[str, Any],
     autoencoder: Path | None,
     text_table: Path | None,
+    execute_steps: int | None = None,
 ) -> dict:
-    """All that decides how an episode in the simulator ends."""
+    """All that decides how an episode in the simulator ends; `execute_steps` counts in place of the
+    config's."""
+    found = policy_identity(policy, checkpoint, autoencoder, text_table)
+    if execute_steps is not None:
+        found["acting"]["execute_steps"] = execute_steps
     return {
-        **policy_identity(policy, checkpoint, autoencoder, text_table),
+        **found,
         "demonstrations": policy.config["data"]["train_split"],
         "simulator": simulator,
         "options": options,

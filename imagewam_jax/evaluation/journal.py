@@ -8,10 +8,13 @@ again, with the same end: randomness depends on the episode and the step, never 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.files import writing, written_whole
+
+_FIELDS = {"way", "task", "seed", "success", "steps"}  # of a line, beside what was measured
 
 
 class Ended(NamedTuple):
@@ -33,6 +36,7 @@ class Journal:
     def __init__(self, path: Path, identity: Mapping[str, Any], *, resume: bool):
         self._path = path
         self._ended: dict[tuple[str, str, int], Ended] = {}
+        self._measured: dict[tuple[str, str, int], dict[str, Any]] = {}
         lines = _whole_lines(path) if resume and path.exists() else []
         if lines:
             check_identity(path, "episodes", lines[0], identity)
@@ -41,6 +45,7 @@ class Journal:
         for line in lines[1:]:
             start = line["way"], line["task"], line["seed"]
             self._ended[start] = Ended(line["success"], line["steps"])
+            self._measured[start] = {key: line[key] for key in line.keys() - _FIELDS}
         with writing(path):
             # Anew, since a line that was cut off would spoil the next one.
             with written_whole(path) as file:
@@ -52,16 +57,27 @@ class Journal:
         starts = {i: (way, *episode) for i, episode in enumerate(episodes)}
         return {i: self._ended[start] for i, start in starts.items() if start in self._ended}
 
-    def add(self, way: str, episode: tuple[str, int], ended: Ended) -> None:
-        """Notes the end of an episode of a policy variant; once, if it is played again. WriteError:
-        it cannot be written."""
+    def measured(self, way: str, episode: tuple[str, int]) -> Mapping[str, Any]:
+        """What else was noted of an episode that has ended."""
+        return self._measured[(way, *episode)]
+
+    def add(
+        self,
+        way: str,
+        episode: tuple[str, int],
+        ended: Ended,
+        measured: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Notes the end of an episode of a policy variant, and what was measured in it; once, if it
+        is played again. WriteError: it cannot be written."""
         if self._ended.get((way, *episode)) == ended:
             return
-        line = {"way": way, "task": episode[0], "seed": episode[1], **ended._asdict()}
+        line = {"way": way, "task": episode[0], "seed": episode[1], **ended._asdict(), **measured}
         with writing(self._path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         self._ended[(way, *episode)] = ended
+        self._measured[(way, *episode)] = dict(measured)
 
     def __enter__(self) -> "Journal":
         return self

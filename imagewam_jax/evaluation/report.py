@@ -71,6 +71,29 @@ def success_section(success: Mapping[str, Success]) -> Section:
     )
 
 
+def delay_sections(
+    success: Mapping[str, Success], rollouts: Mapping[str, RolloutResult]
+) -> list[Section]:
+    """How a policy does that is late, beside itself without a delay; none where none was played."""
+    late = [name for name, rollout in rollouts.items() if rollout.seam is not None]
+    if not late:
+        return []
+    rows = [("policy variant", "successes", "steps to success", "prefix", "jump")]
+    for name in (next(iter(rollouts)), *late):
+        s, rollout = success[name], rollouts[name]
+        steps, seam = rollout.steps_to_success, rollout.seam or {}
+        numbers = [(steps, "{:.0f}"), *((seam.get(n), "{:.3f}") for n in ("difference", "jump"))]
+        shown = ["" if x is None else form.format(x) for x, form in numbers]
+        rows.append((name, f"{s.successes} / {s.episodes}", *shown))
+    text = (
+        "The robot goes on with its chunk while the next one is computed. Prefix: how far the "
+        "first actions of the next one are from those that are executed in the meantime. Jump: "
+        "how far its first executed action is from the action before. Means of absolute "
+        "differences, in normalized units."
+    )
+    return [Section("Chunks that arrive late", text, rows)]
+
+
 def task_section(results: Mapping[str, RolloutResult], spec: SimulatorSpec) -> Section:
     """How often each policy variant succeeded in each suite, and in each task of it."""
     tasks = {name: success_by_task(result) for name, result in results.items()}

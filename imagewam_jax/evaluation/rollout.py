@@ -45,11 +45,18 @@ class RolloutResult:
     episodes: (task, seed) as given.
     success: whether the task was done within the simulator's step limit.
     steps: actions executed.
+    seam: of a policy that is late, how its chunks met: the means of `delays.Seam`.
     """
 
     episodes: tuple[tuple[str, int], ...]
     success: Bool[np.ndarray, "n"]
     steps: Int[np.ndarray, "n"]
+    seam: Mapping[str, float | None] | None = None
+
+    @property
+    def steps_to_success(self) -> float | None:
+        """The mean of the episodes that succeeded; None where none did."""
+        return float(self.steps[self.success].mean()) if self.success.any() else None
 
 
 class Observer(Protocol):

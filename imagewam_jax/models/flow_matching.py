@@ -121,3 +121,18 @@ def masked_mean(
     """Mean over the valid entries of an axis; 0 where there is none."""
     valid = jnp.broadcast_to(valid, x.shape).astype(x.dtype)
     return (x * valid).sum(axis) / jnp.maximum(valid.sum(axis), 1)
+
+
+def valid_mean(
+    error_bsa: Float[Array, "b s a"],
+    step_is_out: Bool[Array, "b s"] | None,
+    dim_is_out: Bool[Array, "b a"] | None,
+) -> Float[Array, " b"]:
+    """Mean over dimensions, then over steps, but for those that are out; 0 where none is left."""
+    if dim_is_out is None:
+        error_bs = error_bsa.mean(-1)
+    else:
+        error_bs = masked_mean(error_bsa, ~dim_is_out[:, None], axis=-1)
+    if step_is_out is None:
+        return error_bs.mean(-1)
+    return masked_mean(error_bs, ~step_is_out, axis=-1)

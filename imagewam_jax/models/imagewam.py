@@ -11,6 +11,7 @@ Nothing the context computes depends on target or action (see `blocks`), so that
 the cache equals the joint forward at equal time.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -28,6 +29,14 @@ from imagewam_jax.models.flow_matching import FlowConfig, Schedule
 from imagewam_jax.models.layer_runner import Layer, Stack, run_layers
 from imagewam_jax.models.layers import Axis, Linear
 from imagewam_jax.models.lora import LoRAConfig, add_lora
+from imagewam_jax.models.real_time import (
+    EulerStep,
+    Guidance,
+    Prefix,
+    known_rows,
+    row_condition,
+    with_known,
+)
 from imagewam_jax.models.remat import remat_policy
 
 
@@ -85,7 +94,8 @@ class Context(NamedTuple):
 class Sample(NamedTuple):
     """A training batch: actions are normalized; a missing mask means all entries are valid.
 
-    `target_weight` is how much each sample's target loss counts; its mean is 1.
+    `target_weight` is how much each sample's target loss counts; its mean is 1. `delay` is how many
+    actions of each chunk are known, and not to be predicted; None: none (see `real_time`).
     """
 
     context: Context
@@ -94,6 +104,7 @@ class Sample(NamedTuple):
     action_is_pad: Bool[Array, "b s"] | None = None
     action_dim_is_pad: Bool[Array, "b a"] | None = None
     target_weight: Float[Array, " b"] | None = None
+    delay: Int[Array, " b"] | None = None
 
 
 class Draws(NamedTuple):
@@ -168,13 +179,22 @@ class ImageWAM(nnx.Module):
             config.action_flow.train_shift,
             dtype,
         )
+        is_known, noisy = None, action.x
+        if sample.delay is not None:
+            is_known = known_rows(sample.delay, sample.actions.shape[1])
+            noisy = with_known(is_known, sample.actions, noisy)
         predicted_target, predicted_actions = self.velocities(
-            sample.context, target.x, target.timestep_b, action.x, action.timestep_b
+            sample.context, target.x, target.timestep_b, noisy, action.timestep_b, is_known
         )
         target_error = predicted_target.astype(jnp.float32) - target.velocity
         action_error = predicted_actions.astype(jnp.float32) - action.velocity
         target_loss_b = jnp.square(target_error).mean((1, 2, 3))
-        action_loss_b = _valid_mean(jnp.square(action_error), sample)
+        left_out = [mask for mask in (sample.action_is_pad, is_known) if mask is not None]
+        action_loss_b = flow_matching.valid_mean(
+            jnp.square(action_error),
+            functools.reduce(jnp.logical_or, left_out) if left_out else None,
+            sample.action_dim_is_pad,
+        )
         weight_b = target.weight_b
         if sample.target_weight is not None:
             weight_b = weight_b * sample.target_weight
@@ -195,15 +215,19 @@ class ImageWAM(nnx.Module):
         target_timestep: Float[Array, " b"],
         actions: Float[Array, "b s a"],
         action_timestep: Float[Array, " b"],
+        is_known: Bool[Array, "b s"] | None = None,
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b s a"]]:
         """Predicted velocities of a noisy target and a noisy action chunk.
 
         Context and target are modulated by the target's timestep, from 0 to 1000, the action by its
-        own.
+        own; actions that are known are at time 0.
         """
         text, layout = self.layout(context, target.shape[1:3])
         backbone = self.backbone_stack(target, context.references, text, layout, target_timestep)
         condition = self.expert.condition(action_timestep)
+        if is_known is not None:
+            clean = self.expert.condition(jnp.zeros_like(action_timestep[:1]))
+            condition = row_condition(is_known, clean, condition)
         action_layout = self.action_layout(actions.shape[1], layout.context_length_b)
         expert = Stack(self.expert, self.expert.action_in(actions), condition, action_layout)
         remat, unroll = self.config.remat, self.config.unroll
@@ -224,23 +248,39 @@ class ImageWAM(nnx.Module):
         return Cache(groups, layout.context_length_b)
 
     def act(
-        self, cache: Cache, noise: Float[Array, "b s a"], schedule: Schedule
+        self,
+        cache: Cache,
+        noise: Float[Array, "b s a"],
+        schedule: Schedule,
+        previous: Prefix | Guidance | None = None,
     ) -> tuple[Float[Array, "b s a"], Steps]:
-        """Normalized actions from noise: one loop over Euler steps against the cache."""
+        """Normalized actions from noise: one loop over Euler steps against the cache.
+
+        `previous`: what is executed in the meantime, from which the chunk goes on.
+        """
         expert, layout = self.expert, self.action_layout(noise.shape[1], cache.length_b)
 
-        def step(actions, step):
-            condition, delta = step
-            stack = Stack(expert, expert.action_in(actions), condition, layout)
+        def network(actions, at):
+            stack = Stack(expert, expert.action_in(actions), at.condition, layout)
             (_, a), _ = run_layers(expert=stack, cache=cache.groups, unroll=self.config.unroll)
-            predicted = expert.predict(a, condition)
-            actions = flow_matching.euler_step(actions, predicted, delta)
+            return expert.predict(a, at.condition)
+
+        velocity, held = network, lambda actions: actions
+        if isinstance(previous, Prefix):
+            clean = expert.condition(jnp.zeros(1, self._coordinate_dtype))
+            velocity, held = functools.partial(previous.velocity, network, clean), previous.held
+        elif previous is not None:
+            velocity = functools.partial(previous.velocity, network)
+
+        def step(actions, at):
+            predicted = velocity(actions, at)
+            actions = held(flow_matching.euler_step(actions, predicted, at.delta))
             return actions, Steps(actions, predicted)
 
         # The conditions of all steps at once: their weights are read once, not at every step.
         conditions = jax.tree.map(lambda c: c[:, None], expert.condition(schedule.timestep))
-        noise = noise.astype(self._coordinate_dtype)
-        return jax.lax.scan(step, noise, (conditions, schedule.delta))
+        noise = held(noise.astype(self._coordinate_dtype))
+        return jax.lax.scan(step, noise, EulerStep(conditions, *schedule))
 
     def action_attention(
         self, context: Context, noisy: Float[Array, "b s a"], timestep_b: Float[Array, " b"]
@@ -358,15 +398,3 @@ def sample_draws(key: Key[Array, ""], sample: Sample) -> Draws:
         jax.random.normal(keys[2], sample.actions.shape),
         jax.random.uniform(keys[3], (batch,)),
     )
-
-
-def _valid_mean(error_bsa: Float[Array, "b s a"], sample: Sample) -> Float[Array, " b"]:
-    """Mean over valid dimensions, then over valid steps; 0 where no step is valid."""
-    if sample.action_dim_is_pad is None:
-        error_bs = error_bsa.mean(-1)
-    else:
-        valid = ~sample.action_dim_is_pad[:, None]
-        error_bs = flow_matching.masked_mean(error_bsa, valid, axis=-1)
-    if sample.action_is_pad is None:
-        return error_bs.mean(-1)
-    return flow_matching.masked_mean(error_bs, ~sample.action_is_pad, axis=-1)

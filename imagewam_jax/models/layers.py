@@ -160,18 +160,19 @@ def sinusoids(time_b: Float[Array, " b"], width: int) -> Float[Array, "b width"]
 
 
 class Modulation(NamedTuple):
-    """Shift, scale and gate of one residual branch; each broadcasts over tokens."""
+    """Shift, scale and gate of one residual branch; each broadcasts over tokens, or has a row for
+    each of them."""
 
-    shift: Float[Array, "b 1 d"]
-    scale: Float[Array, "b 1 d"]
-    gate: Float[Array, "b 1 d"]
+    shift: Float[Array, "b #s d"]
+    scale: Float[Array, "b #s d"]
+    gate: Float[Array, "b #s d"]
 
 
 class ShiftScale(NamedTuple):
     """The modulation of an output head, which has no residual branch to gate."""
 
-    shift: Float[Array, "b 1 d"]
-    scale: Float[Array, "b 1 d"]
+    shift: Float[Array, "b #s d"]
+    scale: Float[Array, "b #s d"]
 
 
 class ModulationHead(nnx.Module):
@@ -189,7 +190,7 @@ class ModulationHead(nnx.Module):
 
 
 def modulate(
-    x: Float[Array, "b s d"], shift: Float[Array, "#b 1 d"], scale: Float[Array, "#b 1 d"]
+    x: Float[Array, "b s d"], shift: Float[Array, "#b #s d"], scale: Float[Array, "#b #s d"]
 ) -> Float[Array, "b s d"]:
     """Layer norm, then `(1 + scale) * x + shift`."""
     return (1 + scale) * layer_norm(x) + shift

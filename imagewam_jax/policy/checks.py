@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int32, Integer, UInt8
 
 from imagewam_jax.errors import InputError
+from imagewam_jax.policy.real_time import Previous
 from imagewam_jax.preprocess.inputs import Observations
 from imagewam_jax.preprocess.normalization import CLAMP, Normalizer
 
@@ -98,6 +99,33 @@ def check_numbers(
         place = np.argwhere(~finite)[0].tolist()
         raise _unlike(field, "finite numbers", f"{found[tuple(place)]} at {place}")
     return found
+
+
+def check_previous(
+    given: Any, *, batch: int, horizon: int, action_dim: int, max_delay: int
+) -> Previous:
+    """What robots execute, for a policy that goes on after at most `max_delay` actions."""
+    if not isinstance(given, Previous):
+        raise InputError(
+            f"previous: expected Previous(actions, length, delay, execute), found {_kind(given)}"
+        )
+    axes = "[batch, step, action dimension]"
+    actions = check_numbers(given.actions, "previous.actions", axes, (batch, horizon, action_dim))
+    length, delay, execute = (
+        _whole_numbers(getattr(given, name), f"previous.{name}", "[batch]", (batch,))
+        for name in Previous._fields[1:]
+    )
+    most = np.minimum(np.minimum(length, horizon - execute), max_delay)
+    for field, found, low, high in (
+        ("length", length, 0, horizon),
+        ("execute", execute, 1, horizon),
+        ("delay", delay, 0, most),
+    ):
+        high = np.broadcast_to(high, found.shape)
+        if (wrong := (found < low) | (found > high)).any():
+            row = int(np.argmax(wrong))
+            raise _unlike(f"previous.{field}", f"{low} to {high[row]} in row {row}", found[row])
+    return Previous(actions, *(each.astype(np.int32) for each in (length, delay, execute)))
 
 
 def check_euler_steps(given: Any) -> int:

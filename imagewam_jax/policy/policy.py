@@ -36,6 +36,7 @@ from imagewam_jax.policy.checks import (
     check_instructions,
     check_numbers,
     check_observations,
+    check_previous,
     check_time,
     clamped_dims,
 )
@@ -47,9 +48,11 @@ from imagewam_jax.policy.programs import (
     compute_images,
     compute_imagined,
     compute_latents,
+    compute_next_actions,
     compute_seen,
     with_text,
 )
+from imagewam_jax.policy.real_time import METHODS, Previous, check_method, longest_delay
 from imagewam_jax.policy.text_assets import (
     check_table,
     encoder_of,
@@ -222,6 +225,42 @@ class Policy:
         return self._run(
             compute_actions, observations, noise, images=self._images, euler_steps=steps
         )
+
+    def act_real_time(
+        self,
+        observations: Observations,
+        noise: Float[Array, "b s a"],
+        previous: Previous,
+        method: str,
+        euler_steps: int | None = None,
+    ) -> Float[np.ndarray, "b s a"]:
+        """Action chunks as those of `act`, which go on from what robots execute in the meantime.
+
+        Compiled once for each method (`real_time.METHODS`), whatever the delays.
+        """
+        observations, noise = self._checked(observations, noise)
+        steps = self._euler_steps(euler_steps)
+        check_method(self.config, method, steps)
+        previous = check_previous(
+            previous,
+            batch=len(noise),
+            horizon=self.horizon,
+            action_dim=self.action_dim,
+            max_delay=longest_delay(self.config, self.horizon, method),
+        )
+        return self._run(
+            compute_next_actions,
+            observations,
+            noise,
+            previous,
+            images=self._images,
+            euler_steps=steps,
+            guidance=METHODS[method],
+        )
+
+    def normalized_actions(self, actions: Float[np.ndarray, "... a"]) -> Float[np.ndarray, "... a"]:
+        """Actions in the units in which the model has them, without a clamp."""
+        return jax.tree.map(np.asarray, self._assets.actions.of(0)).scaled(actions)
 
     def imagine(
         self,

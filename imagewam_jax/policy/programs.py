@@ -9,6 +9,15 @@ from jaxtyping import Array, Float
 from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.imagewam import ImageWAM
+from imagewam_jax.models.real_time import (
+    Guidance,
+    GuidanceConfig,
+    Prefix,
+    guidance_weights,
+    known_rows,
+    with_known,
+)
+from imagewam_jax.policy.real_time import Previous
 from imagewam_jax.preprocess.images import REFERENCES, ImageSpec, prepare_images
 from imagewam_jax.preprocess.inputs import (
     Observations,
@@ -37,6 +46,35 @@ def compute_actions(
     cache = model.prefill(make_context(assets, images, observations))
     actions, _ = model.act(cache, noise, model.action_schedule(euler_steps))
     return assets.actions.of(0).denormalize(actions)
+
+
+@partial(jax.jit, static_argnames=("images", "euler_steps", "guidance"))
+def compute_next_actions(
+    model: ImageWAM,
+    assets: PolicyAssets,
+    observations: Observations,
+    noise: Float[Array, "b s a"],
+    previous: Previous,
+    images: ImageSpec,
+    euler_steps: int,
+    guidance: GuidanceConfig | None,
+) -> Float[Array, "b s a"]:
+    """Action chunks as `compute_actions` gives them, which go on from what robots execute.
+
+    guidance: None for a policy that was trained to do so; known actions come back as they are.
+    """
+    cache = model.prefill(make_context(assets, images, observations))
+    units, (given, length, delay, execute) = assets.actions.of(0), previous
+    normalized = units.scaled(given)
+    if guidance is None:
+        way: Prefix | Guidance = Prefix(normalized, delay)
+    else:
+        weights = guidance_weights(given.shape[1], length, delay, execute, guidance.schedule)
+        way = Guidance(normalized, weights, guidance)
+    actions, _ = model.act(cache, noise, model.action_schedule(euler_steps), way)
+    actions = units.denormalize(actions)
+    is_known = known_rows(delay, given.shape[1])
+    return actions if guidance is not None else with_known(is_known, given, actions)
 
 
 @partial(jax.jit, static_argnames=("images", "euler_steps"))

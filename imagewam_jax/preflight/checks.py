@@ -17,6 +17,7 @@ TRAINING: Mapping[str, tuple[Check, ...]] = MappingProxyType(
         "model": (
             model.policy,
             model.trained_parts,
+            model.known_actions,
             model.compute_dtype,
             model.initial_weights,
             model.chunk_of_actions,

@@ -13,7 +13,12 @@ from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.preflight.run import NotChecked, Run, about, name_of
 from imagewam_jax.preprocess.inputs import image_spec
 from imagewam_jax.preprocess.normalization import check_mode
-from imagewam_jax.training.prepare import check_autoencoder_source, check_channels, check_grid
+from imagewam_jax.training.prepare import (
+    check_autoencoder_source,
+    check_channels,
+    check_delay,
+    check_grid,
+)
 from imagewam_jax.training.state import trained_paths
 
 # The fields that say which datasets a run reads, and how.
@@ -52,6 +57,11 @@ def sizes(run: Run) -> ImageWAMConfig:
 def trained_parts(run: Run) -> None:
     """`train.frozen` names parts of the policy, and leaves some to train."""
     trained_paths(run.of(sizes), run.config("train.frozen")["train"]["frozen"])
+
+
+def known_actions(run: Run) -> None:
+    """Actions that are known in training leave some to predict."""
+    check_delay(run.config("train.max_delay", "model.horizon"))
 
 
 def compute_dtype(run: Run) -> Any:

@@ -65,7 +65,7 @@ def make_sample(
 
     The target is the future image of the first camera, or of the whole mosaic. Without `image_size`
     in the batch, all images fill their buffer; without `target_weight` (see `target_weights`), all
-    targets count alike.
+    targets count alike; without `delay`, no action is known.
     """
     seeds = batch["aug_seed"] if augment and spec.augmentation else None
     latents = encode_images(assets, spec, batch["images"], batch.get("image_size"), seeds)
@@ -79,6 +79,7 @@ def make_sample(
         action_is_pad=batch["action_is_pad"],
         action_dim_is_pad=action_dim_is_pad,
         target_weight=batch.get("target_weight"),
+        delay=batch.get("delay"),
     )
 
 

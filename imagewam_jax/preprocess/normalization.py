@@ -45,7 +45,11 @@ class Normalizer:
 
     def normalize(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Converts real units to about [-1, 1], clamped to [-5, 5]."""
-        return ((x - self.center) * self.scale).clip(-CLAMP, CLAMP)
+        return self.scaled(x).clip(-CLAMP, CLAMP)
+
+    def scaled(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Converts real units as `normalize` does, without a clamp: `denormalize` backwards."""
+        return (x - self.center) * self.scale
 
     def denormalize(self, y: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Converts back to real units, without a clamp."""

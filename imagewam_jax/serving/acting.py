@@ -12,21 +12,25 @@ from imagewam_jax.errors import ConfigError, InputError, UserError
 from imagewam_jax.policy.checks import check_euler_steps
 from imagewam_jax.policy.noise import sample_noise
 from imagewam_jax.policy.policy import Policy, load_policy
+from imagewam_jax.policy.real_time import Running, stack_running
 from imagewam_jax.preprocess.inputs import Observations
 from imagewam_jax.serving.contract import Contract, make_contract
 
 _SHOWN = 5  # known instructions that an error names
 _WARM_UP = "wait"  # an instruction that compiles the text encoder
+ACT, ACT_REAL_TIME = "act", "act_real_time"  # the programs, each of which has all sizes of batches
 
 
 class Row(NamedTuple):
-    """What one robot sees and is told, and what its noise is drawn from."""
+    """What one robot sees and is told, what its noise is drawn from, and what it executes in the
+    meantime, if its chunk is to go on from that."""
 
     images: UInt8[np.ndarray, "camera h w 3"]
     state: Float32[np.ndarray, " p"]
     prompt: str
     seed: tuple[int, ...]
     step: int
+    running: Running | None = None
 
 
 class Chunk(NamedTuple):
@@ -47,15 +51,23 @@ def make_actor(
     image_size: tuple[int, int] | None = None,
     euler_steps: int | None = None,
     clip: bool = False,
+    real_time: str | None = None,
     **options: Any,
 ) -> tuple["Actor", Contract]:
     """Loads a policy to be served, and what clients must know of it.
 
-    keys, image_size: see `make_contract`. euler_steps, clip: see `Actor`. options: of
+    keys, image_size, euler_steps, real_time: see `make_contract`. clip: see `Actor`. options: of
     `load_policy`.
     """
     policy = load_policy(checkpoint, **options)
-    contract = make_contract(policy, checkpoint, keys=keys, image_size=image_size)
+    contract = make_contract(
+        policy,
+        checkpoint,
+        keys=keys,
+        image_size=image_size,
+        euler_steps=euler_steps,
+        real_time=real_time,
+    )
     return Actor(policy, contract, euler_steps=euler_steps, clip=clip), contract
 
 
@@ -103,8 +115,8 @@ class Actor:
         except UserError as error:
             raise InputError(f"{self._contract.prompt_key}: {error}") from error
 
-    def compile(self, size: int) -> float:
-        """Compiles acting for a number of rows and runs it once; returns the seconds."""
+    def compile(self, size: int) -> dict[str, float]:
+        """Compiles acting for a number of rows and runs it once; returns each program's seconds."""
         start = time.perf_counter()
         if self._policy.encodes_text:
             self.encode(_WARM_UP)
@@ -112,10 +124,19 @@ class Actor:
         images = np.zeros((len(self._contract.image_keys), *self._contract.image_size, 3), np.uint8)
         row = Row(images, np.zeros(self._contract.state_dim, np.float32), prompt, (0,), 0)
         self.act([row], size)
-        return time.perf_counter() - start
+        seconds = {ACT: time.perf_counter() - start}
+        if self._contract.real_time is not None:
+            start = time.perf_counter()
+            nothing = np.zeros((1, self._contract.action_shape[1]), np.float32)
+            self.act([row._replace(running=Running(nothing, 0, 1))], size)
+            seconds[ACT_REAL_TIME] = time.perf_counter() - start
+        return seconds
 
     def act(self, rows: Sequence[Row], size: int) -> list[Chunk | NotFinite]:
-        """A chunk for each row, from a batch of `size` rows; those that lack repeat the first."""
+        """A chunk for each row, from a batch of `size` rows; those that lack repeat the first.
+
+        Rows beside one that goes on from another chunk are computed with it.
+        """
         padded = [*rows, *[rows[0]] * (size - len(rows))]
         observations = Observations(
             images=np.stack([row.images for row in padded]),
@@ -124,7 +145,13 @@ class Actor:
         )
         seeds = [[*row.seed, row.step] for row in padded]
         noise = sample_noise(seeds, (self._policy.horizon, self._policy.action_dim))
-        actions = self._policy.act(observations, noise, self._euler_steps)
+        if program_of(rows) == ACT:
+            actions = self._policy.act(observations, noise, self._euler_steps)
+        else:
+            previous = stack_running([row.running for row in padded], *self._contract.action_shape)
+            actions = self._policy.act_real_time(
+                observations, noise, previous, self._contract.real_time.method, self._euler_steps
+            )
         return [self._chunk(actions[number]) for number in range(len(rows))]
 
     def _chunk(self, actions: Float[np.ndarray, "s a"]) -> Chunk | NotFinite:
@@ -136,3 +163,8 @@ class Actor:
         clipped = np.clip(actions, within.low, within.high)
         count = int((clipped != actions).sum())
         return Chunk(clipped if self._clip else actions, count)
+
+
+def program_of(rows: Sequence[Row]) -> str:
+    """The program that a batch of these rows needs."""
+    return ACT if all(row.running is None for row in rows) else ACT_REAL_TIME

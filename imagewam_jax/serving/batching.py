@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 from imagewam_jax.errors import ConfigError
-from imagewam_jax.serving.acting import Actor, Chunk, NotFinite, Row
+from imagewam_jax.serving.acting import Actor, Chunk, NotFinite, Row, program_of
 from imagewam_jax.serving.metrics import Metrics
 
 _Result = TypeVar("_Result")
@@ -67,10 +67,12 @@ class Batcher:
         took. `run` is to be called after this."""
         self._actor = actor
         for number, size in enumerate(self._buckets, start=1):
-            seconds = await self.on_device(self._actor.compile, size)
-            self._metrics.compile_seconds.labels(f"act_{size}").set(seconds)
+            programs = await self.on_device(self._actor.compile, size)
+            for program, seconds in programs.items():
+                self._metrics.compile_seconds.labels(f"{program}_{size}").set(seconds)
             rows = "1 robot" if size == 1 else f"{size} robots"
-            say(f"compiled for {rows} in {seconds:.1f} s ({number} of {len(self._buckets)})")
+            took = sum(programs.values())
+            say(f"compiled for {rows} in {took:.1f} s ({number} of {len(self._buckets)})")
 
     async def on_device(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """Calls a function in the thread that calls JAX."""
@@ -141,16 +143,16 @@ class Batcher:
 
     async def _answer(self, batch: list[_Waiting]) -> None:
         size = next(bucket for bucket in self._buckets if bucket >= len(batch))
-        begun = time.monotonic()
+        begun, rows = time.monotonic(), [each.row for each in batch]
         try:
-            chunks = await self.on_device(self._actor.act, [each.row for each in batch], size)
+            chunks = await self.on_device(self._actor.act, rows, size)
         except Exception as error:
             for each in batch:
                 if not each.answer.done():
                     each.answer.set_exception(error)
             return
         took = time.monotonic() - begun
-        self._metrics.device_seconds.labels("act", size).observe(took)
+        self._metrics.device_seconds.labels(program_of(rows), size).observe(took)
         self._metrics.batch_rows.observe(len(batch))
         self._metrics.padding_rows.inc(size - len(batch))
         for each, chunk in zip(batch, chunks, strict=True):

@@ -14,13 +14,16 @@ from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.datasets import config_mixture, entry_spec
 from imagewam_jax.errors import ConfigError, DataError
+from imagewam_jax.policy.checks import check_euler_steps
 from imagewam_jax.policy.policy import Policy
+from imagewam_jax.policy.real_time import TRAINED, longest_delay, offered_methods
 from imagewam_jax.wire.messages import Limits
-from imagewam_jax.wire.protocol import MODES, PROTOCOL
+from imagewam_jax.wire.protocol import MODES, PROTOCOL, RTC_GUIDED, RTC_TRAINED
 
 PRIMARY = "primary"
 STATE, PROMPT = "observation/state", "prompt"
 _MOST_INSTRUCTIONS = 1000  # that the metadata list
+OFF = "off"  # in place of a method of real-time chunking
 _FRAME_ROOM = 2**16  # bytes of a request beside its images
 LARGEST_FRAME = 2**25
 
@@ -33,9 +36,23 @@ class ActionRange(NamedTuple):
     high: Float[np.ndarray, " a"]
 
 
+class RealTime(NamedTuple):
+    """How chunks go on from what a robot executes: by one of `policy.real_time.METHODS`, after at
+    most so many steps."""
+
+    method: str
+    max_delay: int
+
+    @property
+    def mode(self) -> str:
+        """What clients call it."""
+        return RTC_TRAINED if self.method == TRAINED else RTC_GUIDED
+
+
 class Contract(NamedTuple):
     """image_keys: one for each camera of the policy, in its order. state_key: "" without a state.
-    image_size: rows and columns that every image has. max_frame: bytes of the largest request."""
+    image_size: rows and columns that every image has. max_frame: bytes of the largest request.
+    action_shape: steps and dimensions of a chunk. real_time: None where chunks do not go on."""
 
     image_keys: tuple[str, ...]
     state_key: str
@@ -45,6 +62,8 @@ class Contract(NamedTuple):
     limits: Limits
     max_frame: int
     action_range: ActionRange | None
+    action_shape: tuple[int, int]
+    real_time: RealTime | None
     metadata: Mapping[str, Any]
 
 
@@ -54,14 +73,19 @@ def make_contract(
     *,
     keys: Mapping[str, str] | None = None,
     image_size: tuple[int, int] | None = None,
+    euler_steps: int | None = None,
+    real_time: str | None = None,
 ) -> Contract:
     """What clients must know of a policy.
 
     keys: other names for what a request holds: of a camera by its role, of "state" and "prompt".
     image_size: of the images that clients send; by default that which the model sees. Others are
         resized as training resized the stored ones.
+    euler_steps: by default as the policy's config says.
+    real_time: how chunks go on from what robots execute, one of `policy.real_time.METHODS`, or OFF;
+        by default the best that the policy offers.
     ConfigError: a name is of nothing that the policy takes, or two are the same; the images are
-        larger than a request may be.
+        larger than a request may be; the policy does not go on so.
     """
     names = _names(policy, keys or {})
     image_size = tuple(image_size or policy.config["data"]["image_size"])
@@ -73,6 +97,7 @@ def make_contract(
             f"images of {image_size[0]} x {image_size[1]} from {len(image_keys)} cameras: expected "
             f"at least one pixel and at most {LARGEST_FRAME} bytes in a request"
         )
+    continues = _real_time(policy, euler_steps, real_time)
     return Contract(
         image_keys=image_keys,
         state_key=names["state"] if policy.state_dim else "",
@@ -82,8 +107,25 @@ def make_contract(
         limits=Limits(array_bytes=max(image_bytes, _FRAME_ROOM)),
         max_frame=max_frame,
         action_range=_action_range(policy),
-        metadata=_metadata(policy, checkpoint, names, image_size),
+        action_shape=(policy.horizon, policy.action_dim),
+        real_time=continues,
+        metadata=_metadata(policy, checkpoint, names, image_size, continues),
     )
+
+
+def _real_time(policy: Policy, euler_steps: int | None, wanted: str | None) -> RealTime | None:
+    steps = policy.config["acting"]["euler_steps"] if euler_steps is None else euler_steps
+    offered = offered_methods(policy.config, check_euler_steps(steps))
+    if wanted is None:
+        wanted = next(iter(offered), OFF)
+    if wanted == OFF:
+        return None
+    if wanted not in offered:
+        raise ConfigError(
+            f"real_time is {wanted!r}, expected one of {[*offered, OFF]} for a policy of {steps} "
+            "Euler steps; 'trained' is for policies trained with train.max_delay"
+        )
+    return RealTime(wanted, longest_delay(policy.config, policy.horizon, wanted))
 
 
 def _names(policy: Policy, given: Mapping[str, str]) -> dict[str, str]:
@@ -103,7 +145,11 @@ def _image_key(role: str) -> str:
 
 
 def _metadata(
-    policy: Policy, checkpoint: Path | str, names: Mapping[str, str], image_size: tuple[int, int]
+    policy: Policy,
+    checkpoint: Path | str,
+    names: Mapping[str, str],
+    image_size: tuple[int, int],
+    real_time: RealTime | None,
 ) -> dict[str, Any]:
     """The first message to every client."""
     spec = _spec(policy)
@@ -124,8 +170,8 @@ def _metadata(
         "action_relative": list(spec.action.relative) if spec else None,
         "instructions": list(instructions[:_MOST_INSTRUCTIONS]),
         "any_instruction": policy.encodes_text,
-        "modes": list(MODES),
-        "max_delay": 0,  # nothing here was trained to go on from actions that already run
+        "modes": [*MODES, *([real_time.mode] if real_time else [])],
+        "max_delay": real_time.max_delay if real_time else 0,
         "checkpoint_step": policy.step,
         "policy_hash": policy_hash(checkpoint, policy.step),
         # What RoboArena's clients look for:

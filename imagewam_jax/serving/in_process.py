@@ -30,9 +30,9 @@ class InProcessPolicy:
                 return reply
             if not self._actor.check_prompt(read.prompt):
                 self._actor.encode(read.prompt)
+            row = session.row(read, self._seed)
         except InputError as error:
             raise RequestRefused(f"{protocol.INVALID}: {error}") from error
-        row = session.row(read, self._seed)
         (chunk,) = self._actor.act([row], 1)
         if isinstance(chunk, NotFinite):
             raise RequestRefused(f"{protocol.INTERNAL} {chunk}")

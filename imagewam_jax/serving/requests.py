@@ -8,6 +8,7 @@ from jaxtyping import Float32, UInt8
 
 from imagewam_jax.errors import InputError
 from imagewam_jax.policy.checks import check_numbers
+from imagewam_jax.policy.real_time import Running
 from imagewam_jax.serving.contract import Contract
 from imagewam_jax.wire import protocol
 from imagewam_jax.wire.messages import shown
@@ -23,12 +24,28 @@ _OURS = {
     protocol.SEED,
     protocol.DEADLINE_MS,
     protocol.OBSERVE,
+    protocol.PREV_ACTIONS,
+    protocol.PREV_CHUNK,
+    protocol.EXECUTED,
+    protocol.DELAY,
+    protocol.EXECUTE,
 }
+
+
+class SentRunning(NamedTuple):
+    """What a robot executes, as `Running`: of a chunk that it was sent, what is behind the first
+    `executed` actions."""
+
+    chunk: int
+    executed: int
+    delay: int
+    execute: int
 
 
 class Request(NamedTuple):
     """session: "" is the connection's own. step: None where the client says nothing, and so is
-    seed: one number or several. deadline: seconds within which it must be begun."""
+    seed: one number or several. deadline: seconds within which it must be begun. running: what the
+    robot executes in the meantime, from which its chunk is to go on."""
 
     images: UInt8[np.ndarray, "camera h w 3"]
     state: Float32[np.ndarray, " p"]
@@ -39,6 +56,7 @@ class Request(NamedTuple):
     reset: bool
     deadline: float | None
     observe: bool
+    running: Running | SentRunning | None
 
 
 class ResetRequest(NamedTuple):
@@ -79,6 +97,7 @@ def read_request(message: Mapping[str, Any], contract: Contract) -> Request | Re
         reset=_flag(message, protocol.RESET),
         deadline=None if deadline_ms is None else float(deadline_ms) / 1000,
         observe=_flag(message, protocol.OBSERVE),
+        running=_running(message, contract),
     )
 
 
@@ -103,8 +122,15 @@ def _state(message: Mapping[str, Any], contract: Contract) -> Float32[np.ndarray
         raise _unlike(key, expected, _kind(message, key))
     if isinstance(state, list) and not all(map(_is_number, state)):
         raise _unlike(key, expected, shown(state))
+    return _numbers(state, key, "[state dimension]", (contract.state_dim,))
+
+
+def _numbers(
+    given: Any, key: str, axes: str, shape: tuple[int, ...] | None = None
+) -> Float32[np.ndarray, "..."]:
+    """Finite numbers; a shape of None is that which they have."""
     try:
-        return check_numbers(state, key, "[state dimension]", (contract.state_dim,))
+        return check_numbers(given, key, axes, given.shape if shape is None else shape)
     except InputError as error:  # its own words, with the one that this protocol has
         raise InputError(str(error).replace(", found ", ", got ")) from error
 
@@ -117,6 +143,59 @@ def _prompt(message: Mapping[str, Any], contract: Contract) -> str:
     if not 0 < len(prompt) <= LONGEST_PROMPT:
         raise _unlike(key, f"1 to {LONGEST_PROMPT} characters", str(len(prompt)))
     return prompt
+
+
+def _running(message: Mapping[str, Any], contract: Contract) -> Running | SentRunning | None:
+    given, chunk = message.get(protocol.PREV_ACTIONS), _whole_number(message, protocol.PREV_CHUNK)
+    if given is None and chunk is None:
+        for key in (protocol.EXECUTED, protocol.DELAY, protocol.EXECUTE):
+            if message.get(key) is not None:
+                needed = f"{protocol.PREV_ACTIONS} or {protocol.PREV_CHUNK} beside it"
+                raise _unlike(key, needed, "neither")
+        return None
+    key = protocol.PREV_CHUNK if given is None else protocol.PREV_ACTIONS
+    if contract.real_time is None:
+        modes = ", ".join(contract.metadata["modes"])
+        raise _unlike(key, f"none, since the modes of this policy are {modes}", "one")
+    horizon, action_dim = contract.action_shape
+    if given is None:
+        executed = _bounded(message, protocol.EXECUTED, 0, horizon - 1, "of an unfinished chunk")
+        length = horizon - executed
+    elif chunk is not None:
+        raise _unlike(key, f"it or {protocol.PREV_CHUNK}", "both")
+    else:
+        actions = _prev_actions(given, horizon, action_dim)
+        length = len(actions)
+    execute = contract.metadata["execute_steps"]
+    if message.get(protocol.EXECUTE) is not None:
+        execute = _bounded(message, protocol.EXECUTE, 1, horizon, "of a chunk")
+    limits = {
+        "max_delay": contract.real_time.max_delay,
+        "actions that are left": length,
+        "actions of a chunk that are not executed": horizon - execute,
+    }
+    why = min(limits, key=limits.get)
+    delay = _bounded(message, protocol.DELAY, 0, limits[why], why)
+    if given is None:
+        return SentRunning(chunk, executed, delay, execute)
+    return Running(actions, delay, execute)
+
+
+def _prev_actions(given: Any, horizon: int, action_dim: int) -> Float32[np.ndarray, "k a"]:
+    key = protocol.PREV_ACTIONS
+    expected = f"numbers [1 to {horizon}, {action_dim}]"
+    if not isinstance(given, np.ndarray):
+        raise _unlike(key, expected, f"a {type(given).__name__}")
+    if given.ndim != 2 or not 1 <= len(given) <= horizon or given.shape[1] != action_dim:
+        raise _unlike(key, expected, f"{given.dtype} {list(given.shape)}")
+    return _numbers(given, key, "[step, action dimension]")
+
+
+def _bounded(message: Mapping[str, Any], key: str, low: int, high: int, why: str) -> int:
+    number = message.get(key)
+    if not _is_whole(number) or not low <= number <= high:
+        raise _unlike(key, f"a whole number from {low} to {high} ({why})", shown(number))
+    return int(number)
 
 
 def _session(message: Mapping[str, Any]) -> str:

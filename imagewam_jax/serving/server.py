@@ -298,7 +298,10 @@ class PolicyServer:
         decoded = time.monotonic()
         if (reply := session.begin(request)) is not None:
             return pack(reply)
-        row = session.row(request, self._settings.seed)
+        try:
+            row = session.row(request, self._settings.seed)
+        except InputError as error:
+            raise Refused(protocol.INVALID, f": {error}") from error
         answer = await self._act(connection, row, request.deadline)
         self.state.metrics.clipped_actions.inc(answer.chunk.clipped)
         self.state.metrics.queue_seconds.observe(answer.queued)

@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from imagewam_jax.errors import InputError
+from imagewam_jax.policy.real_time import Running
 from imagewam_jax.serving.acting import Chunk, Row
-from imagewam_jax.serving.requests import Request, ResetRequest
+from imagewam_jax.serving.requests import Request, ResetRequest, SentRunning
 from imagewam_jax.wire import protocol
 
 _SESSIONS_OF_A_CONNECTION = 64  # the one that was used longest ago is forgotten
+_KEPT_CHUNKS = 4  # of a session, that the next may go on from
 _RATE_SECONDS = 10.0  # over which requests are counted
 
 
@@ -30,11 +33,13 @@ class Session:
         self.images: UInt8[np.ndarray, "camera h w 3"] | None = None
         self.actions: Float[np.ndarray, "s a"] | None = None
         self.last_total_ms: float | None = None
+        self._sent: dict[int, Float[np.ndarray, "s a"]] = {}  # of this episode, the last chunks
         self._answered: collections.deque[float] = collections.deque(maxlen=1000)
 
     def reset(self) -> None:
         """Begin another episode."""
         self.step = 0
+        self._sent = {}
 
     def begin(self, request: Request | ResetRequest) -> dict[str, Any] | None:
         """Take a request. The reply to one that asks for no chunk; None: it asks for one."""
@@ -46,10 +51,22 @@ class Session:
         return {} if request.observe else None
 
     def row(self, request: Request, seed: int) -> Row:
-        """What the chunk of a request is computed from; `seed` counts unless it has its own."""
+        """What the chunk of a request is computed from; `seed` counts unless it has its own.
+
+        InputError: it is to go on from a chunk that this session was not sent, or not lately.
+        """
+        running = request.running
+        if isinstance(running, SentRunning):
+            if running.chunk not in self._sent:
+                raise InputError(
+                    f"{protocol.PREV_CHUNK}: expected one of the last chunks of this episode, "
+                    f"{list(self._sent)}, got {running.chunk}"
+                )
+            rest = self._sent[running.chunk][running.executed :]
+            running = Running(rest, running.delay, running.execute)
         seeds = (seed,) if request.seed is None else request.seed
         step = self.step if request.step is None else request.step
-        return Row(request.images, request.state, request.prompt, seeds, step)
+        return Row(request.images, request.state, request.prompt, seeds, step, running)
 
     def answer(
         self, row: Row, chunk: Chunk, more: Mapping[str, Any] | None = None
@@ -63,6 +80,8 @@ class Session:
         }
         self.step = row.step + 1
         self.prompt, self.images, self.actions = row.prompt, row.images, chunk.actions
+        self._sent[self.chunks] = chunk.actions
+        self._sent.pop(self.chunks - _KEPT_CHUNKS, None)
         self._answered.append(time.monotonic())
         # Last: once it is not 0, the status page reads the rest, in another thread.
         self.chunks += 1

@@ -46,7 +46,19 @@ def check_fits(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:
         check_channels(config, policy)
     with collecting(errors):
         check_grid(config)
+    with collecting(errors):
+        check_delay(config)
     raise_all(errors)
+
+
+def check_delay(config: Mapping[str, Any]) -> None:
+    """ConfigError: all actions of a chunk may be known, and none is left to predict."""
+    delay, horizon = config["train"]["max_delay"], config["model"]["horizon"]
+    if delay >= horizon:
+        raise ConfigError(
+            f"train.max_delay is {delay}, expected less than model.horizon {horizon}: some actions "
+            "of a chunk must be left to predict"
+        )
 
 
 def check_channels(config: Mapping[str, Any], policy: ImageWAMConfig) -> None:

@@ -41,6 +41,10 @@ RESUMABLE = {
 }
 
 
+# Fields that are newer than some runs, with the values that those had.
+NEWER = {"train.max_delay": 0}
+
+
 class Resumed(NamedTuple):
     """A run as a checkpoint holds it; `data` is the position in the training stream."""
 
@@ -167,7 +171,7 @@ def _checked(
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """CheckpointError, naming the fields, if the run's numbers would not be what they were."""
-    saved, now = _unchangeable(saved), _unchangeable(now)
+    saved, now = ({**NEWER, **_unchangeable(config)} for config in (saved, now))
     changed = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
     if changed:
         details = "; ".join(f"{k}: {saved.get(k)!r} -> {now.get(k)!r}" for k in changed)

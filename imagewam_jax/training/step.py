@@ -29,6 +29,7 @@ from imagewam_jax.models.parameters import (
     unflatten,
 )
 from imagewam_jax.models.partitioning import constrain, partition_spec
+from imagewam_jax.models.real_time import sample_delays
 from imagewam_jax.models.sharding import (
     param_shardings,
     replicated,
@@ -52,6 +53,7 @@ from imagewam_jax.training.optimizer import (
 from imagewam_jax.training.state import FlatParams, TrainState, cast, partition, trained_paths
 
 Batch = Mapping[str, Array]
+_DELAYS = 1  # folded into a step's key, for their own numbers
 Metrics = dict[str, Float[Array, ""]]
 
 
@@ -63,6 +65,7 @@ class StepSettings:
     accumulate: parts of a batch that run one after another.
     skip_not_finite: whether a step with a loss or gradient that is not finite changes nothing.
     mask_padded_targets: whether targets beyond the end of an episode have no loss.
+    max_delay: of the actions of a sample that are known (`models.real_time`).
     compiler_options: options of XLA for the compiled step.
     """
 
@@ -77,6 +80,7 @@ class StepSettings:
     accumulate: int
     skip_not_finite: bool
     mask_padded_targets: bool
+    max_delay: int
     compiler_options: tuple[CompilerOption, ...]
 
 
@@ -99,6 +103,7 @@ def step_settings(config: Mapping[str, Any], policy: ImageWAMConfig) -> StepSett
         accumulate=train["accumulate"],
         skip_not_finite=train["skip_not_finite"] > 0,
         mask_padded_targets=train["mask_padded_targets"],
+        max_delay=train["max_delay"],
         compiler_options=compiler_options(train["compiler_options"]),
     )
 
@@ -192,9 +197,16 @@ def validation_losses(
 def prepare_batch(
     settings: StepSettings, batch: Batch, assets: PolicyAssets, key: Array
 ) -> tuple[Batch, Draws]:
-    """What is decided for a whole batch, whatever parts it runs in: target weights and noise."""
+    """What is decided for a whole batch, whatever parts it runs in: target weights, delays and
+    noise."""
     if settings.mask_padded_targets:
         batch = {**batch, "target_weight": target_weights(batch["target_is_pad"])}
+    if settings.max_delay:
+        # A key beside those of `sample_draws`: noise and times are those of a run without delays.
+        delays = sample_delays(
+            jax.random.fold_in(key, _DELAYS), len(batch["actions"]), settings.max_delay
+        )
+        batch = {**batch, "delay": delays}
     shapes = jax.eval_shape(partial(make_sample, spec=settings.images), assets, batch=batch)
     return jax.tree.map(_divide_samples, (dict(batch), sample_draws(key, shapes)))
 

@@ -9,6 +9,11 @@ RESET = "imagewam/reset"
 SEED = "imagewam/seed"
 DEADLINE_MS = "imagewam/deadline_ms"
 OBSERVE = "imagewam/observe"
+# What the robot executes in the meantime: the actions that are left of its chunk, or the id of that
+# chunk and how many of its actions were executed before this observation.
+PREV_ACTIONS = "imagewam/prev_actions"
+PREV_CHUNK, EXECUTED = "imagewam/prev_chunk", "imagewam/executed"
+DELAY, EXECUTE = "imagewam/delay", "imagewam/execute"
 OURS = "imagewam/"  # how the names of these keys begin
 ENDPOINT, SESSION_ID = "endpoint", "session_id"  # of RoboArena's clients
 INFER_ENDPOINT, RESET_ENDPOINT = "infer", "reset"
@@ -27,4 +32,7 @@ INTERNAL = "InternalError"
 
 API_KEY = "Api-Key"  # the scheme of the header `Authorization`
 
-MODES = ("sync", "ensemble", "aligned")  # how robots execute chunks (docs/spec/serving.md, 5)
+# How robots execute chunks (docs/spec/serving.md, 5), and how where the policy goes on from them.
+MODES = ("sync", "ensemble", "aligned")
+RTC_TRAINED, RTC_GUIDED = "rtc_trained", "rtc_guided"
+REAL_TIME_MODES = (RTC_TRAINED, RTC_GUIDED)

@@ -108,6 +108,56 @@ def test_an_answer_that_is_on_its_way_when_the_source_becomes_slow_is_waited_for
     broker.close()
 
 
+def offering(source, max_delay=5):
+    """The source, as one whose chunks go on from what is executed."""
+    source.metadata |= {"modes": ["sync", "aligned", "rtc_trained"], "max_delay": max_delay}
+    return source
+
+
+def test_what_is_executed_in_the_meantime_goes_with_the_request():
+    """From the first action that was not executed at the observation; the first request, and any
+    that is waited for, has nothing to go on from."""
+    source = offering(Source())
+    broker = ChunkBroker(source, mode="rtc_trained", control_hz=1.0)
+    broker._turnarounds.append(3.5)
+    for _ in range(40):
+        play(broker, 1)
+        if broker._asked:
+            broker._asked.answer.result()
+    first, *later = source.asked
+    assert not any("imagewam/delay" in key or "prev" in key for key in first)
+    assert [request["imagewam/step"] for request in later] == [8, 16, 24, 32]
+    for request in later:
+        step = request["imagewam/step"]
+        left = request["imagewam/prev_actions"][:, 0]
+        np.testing.assert_array_equal(left, np.arange(step, step + 8))
+        assert request["imagewam/delay"] == 4 and request["imagewam/execute"] == 8
+    broker.close()
+
+
+def test_a_delay_beyond_what_the_policy_was_trained_with_is_waited_for():
+    source = offering(Source())
+    broker = ChunkBroker(source, mode="rtc_trained", control_hz=1.0)
+    broker._turnarounds.append(5.5)  # aligned would go on: 8 may pass
+    played = play(broker, 17)
+    assert [each["actions"][0] for each in played] == list(range(17))
+    assert broker.fallbacks == 3 and not broker.held
+    assert not any("imagewam/prev_actions" in request for request in source.asked)
+    broker.close()
+
+
+def test_an_estimate_beyond_the_actions_that_are_left():
+    """The delay is no more than they are: a source would refuse it."""
+    source = offering(Source())
+    broker = ChunkBroker(source, mode="rtc_trained", control_hz=1.0, refill_seconds=0.0)
+    play(broker, 14)
+    broker._turnarounds.append(4.5)
+    play(broker, 1)
+    broker._asked.answer.result()
+    assert source.asked[-1]["imagewam/step"] == 14 and source.asked[-1]["imagewam/delay"] == 2
+    broker.close()
+
+
 def test_ensemble_asks_whenever_it_was_answered():
     source = Source([0.005])
     broker = ChunkBroker(source, mode="ensemble")
@@ -223,6 +273,8 @@ def test_the_robot_may_draw_its_next_image_over_the_last():
     ("changes", "options", "message"),
     [
         ({}, {"mode": "rtc"}, "mode is 'rtc'"),
+        ({}, {"mode": "rtc_guided"}, r"mode is 'rtc_guided', the source offers \[\]"),
+        ({"modes": ["sync"]}, {"mode": "rtc_trained"}, r"the source offers \['sync'\]"),
         ({}, {"execute_steps": 17}, "execute_steps is 17, expected 1 to 16"),
         ({}, {"execute_steps": 0}, "execute_steps is 0, expected 1 to 16"),
         ({}, {"control_hz": -1.0}, r"control_hz is -1\.0, expected more than 0"),

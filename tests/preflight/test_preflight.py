@@ -118,6 +118,7 @@ def test_a_policy_its_weights_and_its_data(check):
         "model.horizon=9",
         "model.backbone.in_channels=9",
         "train.frozen=('vision',)",
+        "train.max_delay=9",
         "train.initial_weights=/no/weights",
         "data.train_split=test",
     )
@@ -125,6 +126,7 @@ def test_a_policy_its_weights_and_its_data(check):
         report,
         ("model", "horizon 9 is beyond the expert's limit 8"),
         ("model", "train.frozen has 'vision', which is no part of the policy"),
+        ("model", "train.max_delay is 9, expected less than model.horizon 9: some actions of a"),
         ("model", "/no/weights: no such directory, expected a run or a checkpoint in it"),
         ("images", "in_channels is 9, the autoencoder has 8 channels"),
         ("data", "data.train_split is 'test': metaworld_faucet has no split 'test'; its splits"),

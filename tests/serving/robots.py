@@ -34,8 +34,8 @@ LIMITS = Limits(2**20, items=4096, containers=4096)
 
 @functools.cache
 def tiny_actor(**options: Any) -> tuple[Actor, Contract]:
-    """The trained policy of the tests."""
-    return make_actor(trained_run(), **options)
+    """The trained policy of the tests; chunks that go on from others have tests of their own."""
+    return make_actor(trained_run(), **{"real_time": "off", **options})
 
 
 class Served(NamedTuple):

@@ -43,7 +43,7 @@ from tests.wire.frames import bad_frames, packed
         ({"imagewam/deadline_ms": np.zeros(2)}, "imagewam/deadline_ms: expected milliseconds"),
         ({"imagewam/session": "x" * 129}, "imagewam/session: expected a text"),
         ({"imagewam/stop": 1}, "imagewam/stop: expected one of .* got an unknown key"),
-        ({"imagewam/prev_actions": np.zeros((2, 4))}, "imagewam/prev_actions: expected one of"),
+        ({"imagewam/prev_actions": np.zeros((2, 4))}, "imagewam/prev_actions: expected none"),
         ({"endpoint": "shell"}, "endpoint: expected 'infer' or 'reset', got shell"),
         ({"endpoint": np.zeros(2)}, "endpoint: expected 'infer' or 'reset'"),
     ],

@@ -10,14 +10,17 @@ import pytest
 from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.data.datasets import config_data
+from imagewam_jax.errors import CheckpointError, ConfigError
 from imagewam_jax.models.imagewam import Context, ImageWAM, Sample, sample_draws
 from imagewam_jax.models.parameters import policy_builder
 from imagewam_jax.training.optimizer import learning_rate, update_ema, updates_made
-from imagewam_jax.training.resume import restore
+from imagewam_jax.training.prepare import check_delay
+from imagewam_jax.training.resume import check_same, restore
 from imagewam_jax.training.state import all_params, flat_params
 from imagewam_jax.training.step import (
     abstract_state,
     init_state,
+    prepare_batch,
     step_settings,
     train_step,
     validation_losses,
@@ -217,6 +220,51 @@ def test_a_batch_in_parts_is_the_same_batch(run):
     assert expected[1]["target_loss"] != run.step(run.state, batch, run.assets)[1]["target_loss"]
     for key, value in expected[1].items():
         np.testing.assert_allclose(found[1][key], value, rtol=1e-5, err_msg=key)
+
+
+def test_delays_are_drawn_from_the_key_of_the_step_beside_its_noise(run):
+    """Without them a batch is what it always was, and with them noise and times stay the same."""
+
+    def prepared(key, **fields):
+        settings = step_settings(changed(run.config, "train", **fields), run.policy)
+        batch, draws = prepare_batch(settings, run.batch, run.assets, jax.random.key(key))
+        return batch, as_numpy(draws)
+
+    off, draws = prepared(0)
+    assert "delay" not in off
+    delays = []
+    for key in range(8):
+        batch, of_key = prepared(key, max_delay=2)
+        np.testing.assert_array_equal(batch["delay"], prepared(key, max_delay=2)[0]["delay"])
+        delays.append(batch["delay"])
+        if key == 0:
+            jax.tree.map(np.testing.assert_array_equal, of_key, draws)
+    assert set(np.ravel(delays).tolist()) == {0, 1, 2}
+    assert len({tuple(each.tolist()) for each in delays}) > 1
+
+
+def test_known_actions_change_the_loss_of_actions_alone(run):
+    validate = jax.jit(validation_losses, static_argnums=0)
+    params = flat_params(run.state, average=True)
+    known = step_settings(changed(run.config, "train", max_delay=3), run.policy)
+    off, on = (validate(s, params, run.batch, run.assets, 0) for s in (run.settings, known))
+    np.testing.assert_allclose(on["target_loss"], off["target_loss"], rtol=1e-6)
+    assert abs(on["action_loss"] - off["action_loss"]) > 1e-3
+
+
+def test_a_run_from_before_there_were_delays_is_one_without(run):
+    before = changed(run.config, "train")
+    del before["train"]["max_delay"]
+    check_same(before, run.config, "here")
+    with pytest.raises(CheckpointError, match=r"here: .*train\.max_delay: 0 -> 2"):
+        check_same(before, changed(run.config, "train", max_delay=2), "here")
+
+
+def test_some_actions_are_left_to_predict(run):
+    config = changed(run.config, "train", max_delay=4)
+    with pytest.raises(ConfigError, match=r"train\.max_delay is 4, expected less than .* 4: "):
+        check_delay(config)
+    check_delay(changed(run.config, "train", max_delay=3))
 
 
 def test_what_is_frozen_stays_and_has_no_moments(run):

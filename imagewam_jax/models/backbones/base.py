@@ -84,7 +84,11 @@ class Transformer(Protocol):
     def condition(self, timestep_b: Float[Array, " b"]) -> Any:
         """Everything that depends on time, from the scheduler's timestep (0: data, 1000: pure
         noise), in the timestep's dtype. A network converts it to the unit and direction of its own
-        weights."""
+        weights.
+
+        All arrays of an expert's condition are [b, 1, ...], and it takes conditions whose arrays
+        are [b, s, ...], in which each row of the chunk has a time of its own
+        (`real_time.row_condition`)."""
 
     def group_conditions(self, condition: Any) -> tuple:
         """The part of a condition that each of `groups` takes."""

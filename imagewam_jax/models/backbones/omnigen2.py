@@ -102,20 +102,21 @@ OMNIGEN2 = OmniGen2Config()
 class OmniGen2Condition(NamedTuple):
     """Everything that depends on time.
 
-    time: the embedded time, of which each layer makes its modulation. head: the head's scale.
+    time: the embedded time, of which each layer makes its modulation. head: the head's scale. Both
+    broadcast over tokens, or have a row for each of them.
     """
 
-    time: Float[Array, "b time"]
-    head: Float[Array, "b 1 d"]
+    time: Float[Array, "b #s time"]
+    head: Float[Array, "b #s d"]
 
 
 class OmniGen2Modulation(NamedTuple):
     """Scales of the inputs and gates of the outputs of a layer's two branches."""
 
-    attention_scale: Float[Array, "b 1 d"]
-    attention_gate: Float[Array, "b 1 d"]
-    mlp_scale: Float[Array, "b 1 d"]
-    mlp_gate: Float[Array, "b 1 d"]
+    attention_scale: Float[Array, "b #s d"]
+    attention_gate: Float[Array, "b #s d"]
+    mlp_scale: Float[Array, "b #s d"]
+    mlp_gate: Float[Array, "b #s d"]
 
 
 class OmniGen2TimeEmbedding(TimeEmbedding):
@@ -169,11 +170,11 @@ class OmniGen2Block(nnx.Module):
         self.mlp = GatedMLP(dim, mlp_dim, rngs=rngs)
         self.mlp_out_norm = RMSNorm(dim, axis="embed", eps=eps)
 
-    def modulate(self, time: Float[Array, "b time"] | None) -> OmniGen2Modulation | None:
+    def modulate(self, time: Float[Array, "b s time"] | None) -> OmniGen2Modulation | None:
         """The modulation at an embedded time; None for a block that has none."""
         if self.modulation is None:
             return None
-        parts = jnp.split(self.modulation(jax.nn.silu(time))[:, None], 4, axis=-1)
+        parts = jnp.split(self.modulation(jax.nn.silu(time)), 4, axis=-1)
         return OmniGen2Modulation(*parts)
 
     def project(self, x: Tokens, on: OmniGen2Modulation | None) -> tuple[Heads, KVHeads, KVHeads]:
@@ -223,12 +224,12 @@ class OmniGen2Head(nnx.Module):
         self.modulation = Linear(time, Axis("modulation", dim), bias=True, rngs=rngs)
         self.linear = Linear(Axis("embed", dim), out, bias=True, rngs=rngs)
 
-    def condition(self, time: Float[Array, "b time"]) -> Float[Array, "b 1 d"]:
+    def condition(self, time: Float[Array, "b s time"]) -> Float[Array, "b s d"]:
         """The scale of the normed tokens, from the embedded time; not part of `__call__`, so that
         many times share one matrix product."""
-        return self.modulation(jax.nn.silu(time))[:, None]
+        return self.modulation(jax.nn.silu(time))
 
-    def __call__(self, x: Tokens, scale: Float[Array, "#b 1 d"]) -> Float[Array, "b s out"]:
+    def __call__(self, x: Tokens, scale: Float[Array, "#b #s d"]) -> Float[Array, "b s out"]:
         return self.linear(layer_norm(x) * (1 + scale))
 
 
@@ -244,7 +245,7 @@ class _Network(nnx.Module):
         return (self.layers,)
 
     def condition(self, timestep_b: Float[Array, " b"]) -> OmniGen2Condition:
-        time = self.time_in(timestep_b)
+        time = self.time_in(timestep_b)[:, None]
         return OmniGen2Condition(time, self.head.condition(time))
 
     def group_conditions(self, condition: OmniGen2Condition) -> tuple[OmniGen2Condition]:

@@ -51,7 +51,7 @@ def _layers_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChec
                 table, rows = one_sequence(table, case.text, *sizes), valid
             yield Output(f"pre.{name}_freqs_{part}", table, limits.ROTATION, rows)
     for name, condition in zip(("video", "action"), conditions, strict=True):
-        yield Output(f"pre.{name}_temb", condition.time, limits.VELOCITY)
+        yield Output(f"pre.{name}_temb", condition.time[:, 0], limits.VELOCITY)
     ((x, a),) = after
     states = [("pre", before), *((f"layer.{i}", (x[i], a[i])) for i in range(len(x)))]
     for name, (tokens, action) in states:
