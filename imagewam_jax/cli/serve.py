@@ -80,6 +80,13 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
         default=_DEFAULTS.buckets,
         help=f"robots in a batch; default: {','.join(map(str, _DEFAULTS.buckets))}",
     )
+    requests.add_argument(
+        "--record",
+        type=Path,
+        metavar="FOLDER",
+        help="write down what robots see and are told to do; `python -m "
+        "imagewam_jax.data.tools.rollouts FOLDER` makes a dataset (RLDS) of it",
+    )
     network = serve.add_argument_group("the network")
     network.add_argument("--host", default=_DEFAULTS.host, help="default: this machine alone")
     network.add_argument(
@@ -154,6 +161,7 @@ def _serve(arguments: argparse.Namespace, rest: list[str]) -> int:
         seed=arguments.seed,
         connections=arguments.connections,
         rate=arguments.rate,
+        record=arguments.record,
     )
 
     # It listens before anything large is imported: robots that connect early wait, and a port that

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from jaxtyping import Float
 
 from imagewam_jax.data.dataset_spec import DatasetSpec
@@ -20,7 +19,6 @@ from imagewam_jax.evaluation.journal import Ended, check_identity
 from imagewam_jax.evaluation.simulators.base import Observation
 from imagewam_jax.files import lock_beside, only_writer, writing
 
-_JPEG_QUALITY = 95
 _ABOUT = "What a policy did in a simulator, its failures too: see episode_metadata."
 _EPISODE = {
     "task": Feature("text", doc="The task's name in the simulator."),
@@ -46,11 +44,7 @@ class _Playing:
 
     def see(self, observation: Observation) -> None:
         for files, image in zip(self.images.values(), observation.images_nhwc, strict=True):
-            files.append(
-                simplejpeg.encode_jpeg(
-                    np.ascontiguousarray(image), quality=_JPEG_QUALITY, colorsubsampling="444"
-                )
-            )
+            files.append(rollouts.jpeg_file(image))
         self.states.append(observation.state)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.datasets import config_mixture, entry_spec
+from imagewam_jax.data.tools.rollouts import recorded_row
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.policy.checks import check_euler_steps
 from imagewam_jax.policy.policy import Policy
@@ -52,7 +53,8 @@ class RealTime(NamedTuple):
 class Contract(NamedTuple):
     """image_keys: one for each camera of the policy, in its order. state_key: "" without a state.
     image_size: rows and columns that every image has. max_frame: bytes of the largest request.
-    action_shape: steps and dimensions of a chunk. real_time: None where chunks do not go on."""
+    action_shape: steps and dimensions of a chunk. real_time: None where chunks do not go on. row:
+    the entry of `data.rows` that reads what robots did, None where their units are unknown."""
 
     image_keys: tuple[str, ...]
     state_key: str
@@ -64,6 +66,7 @@ class Contract(NamedTuple):
     action_range: ActionRange | None
     action_shape: tuple[int, int]
     real_time: RealTime | None
+    row: Mapping[str, Any] | None
     metadata: Mapping[str, Any]
 
 
@@ -97,7 +100,7 @@ def make_contract(
             f"images of {image_size[0]} x {image_size[1]} from {len(image_keys)} cameras: expected "
             f"at least one pixel and at most {LARGEST_FRAME} bytes in a request"
         )
-    continues = _real_time(policy, euler_steps, real_time)
+    continues, spec = _real_time(policy, euler_steps, real_time), _spec(policy)
     return Contract(
         image_keys=image_keys,
         state_key=names["state"] if policy.state_dim else "",
@@ -109,7 +112,8 @@ def make_contract(
         action_range=_action_range(policy),
         action_shape=(policy.horizon, policy.action_dim),
         real_time=continues,
-        metadata=_metadata(policy, checkpoint, names, image_size, continues),
+        row=recorded_row(spec, policy.cameras) if spec else None,
+        metadata=_metadata(policy, spec, checkpoint, names, image_size, continues),
     )
 
 
@@ -146,13 +150,13 @@ def _image_key(role: str) -> str:
 
 def _metadata(
     policy: Policy,
+    spec: DatasetSpec | None,
     checkpoint: Path | str,
     names: Mapping[str, str],
     image_size: tuple[int, int],
     real_time: RealTime | None,
 ) -> dict[str, Any]:
     """The first message to every client."""
-    spec = _spec(policy)
     wrist = [role for role in policy.cameras if "wrist" in role]
     instructions = policy.instructions
     return {

@@ -35,6 +35,9 @@ class Metrics:
         self.clipped_actions = counter(
             "imagewam_clipped_actions", "Action values beyond the range of the data"
         )
+        self.recorder_dropped = counter(
+            "imagewam_recorder_dropped", "Steps that were left out of the record"
+        )
         self.compile_seconds = Gauge(
             "imagewam_compile_seconds", "Compiling", ["program"], registry=registry
         )

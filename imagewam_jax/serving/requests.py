@@ -16,7 +16,7 @@ from imagewam_jax.wire.messages import shown
 LONGEST_PROMPT = 512  # characters
 _LONGEST_NAME = 128  # characters of a session
 _LARGEST = 2**63 - 1
-_SEEDS = 4  # numbers of a seed
+SEEDS = 4  # numbers of a seed
 _OURS = {
     protocol.SESSION,
     protocol.STEP,
@@ -222,9 +222,9 @@ def _seed(message: Mapping[str, Any]) -> tuple[int, ...] | None:
     if seed is None:
         return None
     numbers = seed if isinstance(seed, list) else [seed]
-    if not 0 < len(numbers) <= _SEEDS or not all(map(_is_whole, numbers)):
+    if not 0 < len(numbers) <= SEEDS or not all(map(_is_whole, numbers)):
         raise _unlike(
-            protocol.SEED, f"a whole number from 0, or up to {_SEEDS} of them", shown(seed)
+            protocol.SEED, f"a whole number from 0, or up to {SEEDS} of them", shown(seed)
         )
     return tuple(map(int, numbers))
 

@@ -22,6 +22,7 @@ from imagewam_jax.serving.acting import Actor, Row
 from imagewam_jax.serving.batching import Answer, Batcher, DeadlineMissed
 from imagewam_jax.serving.connection import Connection
 from imagewam_jax.serving.contract import LARGEST_FRAME, Contract
+from imagewam_jax.serving.recorder import Recorder, open_recorder
 from imagewam_jax.serving.requests import Request, ResetRequest, read_request
 from imagewam_jax.serving.sessions import Session, Sessions
 from imagewam_jax.serving.settings import (
@@ -69,6 +70,8 @@ class PolicyServer:
         self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._busy: set[Connection] = set()  # those whose request is being answered
+        self._recorder: Recorder | None = None
+        self._recording = contextlib.ExitStack()
 
     async def run(self, listening: socket.socket, say: Callable[[str], None] = print) -> None:
         """Accepts connections at once, answers them when everything is loaded and compiled, and
@@ -102,6 +105,7 @@ class PolicyServer:
             self._batcher.close()
             for task in (stopping, *work):
                 task.cancel()
+            await asyncio.to_thread(self._recording.close)
         failed = [r for r in await asyncio.gather(*work, return_exceptions=True) if _is_fault(r)]
         if failed:
             raise failed[0]
@@ -130,7 +134,13 @@ class PolicyServer:
         loop.add_signal_handler(signal.SIGHUP, self.reload)
 
     async def _load_and_act(self, say: Callable[[str], None]) -> None:
-        self._actor, self.state.contract = await self._batcher.on_device(self._load)
+        self._actor, contract = await self._batcher.on_device(self._load)
+        self.state.contract = contract
+        if self._settings.record is not None:
+            opened = open_recorder(
+                self._settings.record, contract, self.state.metrics.recorder_dropped
+            )
+            self._recorder = self._recording.enter_context(opened)
         await self._batcher.compile(self._actor, say)
         self.state.set_ready(True)
         self._ready.set()
@@ -189,6 +199,7 @@ class PolicyServer:
         begun, code = time.monotonic(), None
         try:
             await self._when_ready(connection)
+            sessions.recorder = self._recorder
             await self._send(connection, pack(self.state.contract.metadata))
             code = await self._converse(connection, sessions)
         except ConnectionClosed:
@@ -199,6 +210,8 @@ class PolicyServer:
         finally:
             self._busy.discard(connection)
             self._batcher.forget(connection)
+            for session in sessions:
+                session.end()
             del self.state.connections[connection]
             self.state.metrics.sessions.dec()
             if code is not None:

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from imagewam_jax.errors import InputError
 from imagewam_jax.policy.real_time import Running
 from imagewam_jax.serving.acting import Chunk, Row
+from imagewam_jax.serving.recorder import Recorder, SessionRecorder
 from imagewam_jax.serving.requests import Request, ResetRequest, SentRunning
 from imagewam_jax.wire import protocol
 
@@ -25,8 +26,9 @@ class Session:
     What is seen last is kept, so that the status page can show it.
     """
 
-    def __init__(self, label: str):
+    def __init__(self, label: str, recorder: SessionRecorder | None = None):
         self.label = label
+        self._recorder = recorder
         self.step = 0  # the step of the next request, unless the request gives one
         self.chunks = 0
         self.prompt = ""
@@ -40,6 +42,12 @@ class Session:
         """Begin another episode."""
         self.step = 0
         self._sent = {}
+        self.end()
+
+    def end(self) -> None:
+        """The episode is over, and with it perhaps the session."""
+        if self._recorder is not None:
+            self._recorder.ended()
 
     def begin(self, request: Request | ResetRequest) -> dict[str, Any] | None:
         """Take a request. The reply to one that asks for no chunk; None: it asks for one."""
@@ -48,7 +56,11 @@ class Session:
             return dict(protocol.RESET_REPLY)
         if request.reset:
             self.reset()
-        return {} if request.observe else None
+        if not request.observe:
+            return None
+        if self._recorder is not None:
+            self._recorder.observed(request)
+        return {}
 
     def row(self, request: Request, seed: int) -> Row:
         """What the chunk of a request is computed from; `seed` counts unless it has its own.
@@ -83,6 +95,8 @@ class Session:
         self._sent[self.chunks] = chunk.actions
         self._sent.pop(self.chunks - _KEPT_CHUNKS, None)
         self._answered.append(time.monotonic())
+        if self._recorder is not None:
+            self._recorder.answered(row, chunk, self.chunks)
         # Last: once it is not 0, the status page reads the rest, in another thread.
         self.chunks += 1
         return reply
@@ -101,10 +115,12 @@ class Sessions:
     """The sessions of one connection: its own, and those that its requests name.
 
     A name is of this connection alone: a robot that connects again begins anew.
+    recorder: what records sessions that begin from now on, if anything does.
     """
 
     def __init__(self, peer: str, client: str):
-        self._label = f"{client} {peer}".strip()
+        self.recorder: Recorder | None = None
+        self._peer, self._client = peer, client
         self._of: collections.OrderedDict[str, Session] = collections.OrderedDict()
 
     def __iter__(self) -> Iterator[Session]:
@@ -112,8 +128,14 @@ class Sessions:
 
     def __getitem__(self, name: str) -> Session:
         if name not in self._of:
-            self._of[name] = Session(f"{self._label} {name}".strip())
+            self._of[name] = self._begun(name)
         self._of.move_to_end(name)
         if len(self._of) > _SESSIONS_OF_A_CONNECTION:
-            self._of.popitem(last=False)
+            _, forgotten = self._of.popitem(last=False)
+            forgotten.end()
         return self._of[name]
+
+    def _begun(self, name: str) -> Session:
+        robot = f"{self._peer} {name}".strip()
+        recorder = self.recorder and self.recorder.session(robot, self._client)
+        return Session(f"{self._client} {robot}".strip(), recorder)

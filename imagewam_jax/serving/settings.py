@@ -9,7 +9,7 @@ class Settings(NamedTuple):
     """host, port: where it listens; port 0 takes a free one. tokens: name -> token. tokens_file,
     certificate, key: are read again at SIGHUP. buckets: sizes of batches. seed: of the noise, where
     a request has none. connections, rate: at most so many connections, and requests per second of
-    each."""
+    each. record: the folder of a recording of all robots, if there is to be one."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -21,6 +21,7 @@ class Settings(NamedTuple):
     seed: int = 0
     connections: int = 64
     rate: float = 60.0
+    record: Path | None = None
 
 
 HANDSHAKE_SECONDS = 10.0

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
 from jaxtyping import Float32, Int64, UInt8
 from tqdm import tqdm
 
@@ -38,6 +39,7 @@ from imagewam_jax.files import written_whole
 VERSION = "1.0.0"
 ROW_FILE = "row.json"
 _EPISODES, _RECORDING = ".episodes", "recording.json"
+_JPEG_QUALITY = 95
 _ACTION, _STATE, _LANGUAGE = "action", "observation/state", "language_instruction"
 
 
@@ -147,6 +149,13 @@ def recorded_episodes(folder: Path) -> dict[int, Path]:
     return {int(path.stem): path for path in sorted((folder / _EPISODES).glob("*.npz"))}
 
 
+def jpeg_file(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """An image as recordings keep it: of full color resolution."""
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image), quality=_JPEG_QUALITY, colorsubsampling="444"
+    )
+
+
 def joined_files(
     files: Sequence[bytes],
 ) -> tuple[UInt8[np.ndarray, " all_bytes"], Int64[np.ndarray, " files"]]:
@@ -200,7 +209,7 @@ def read_episode(path: Path) -> RecordedEpisode:
 
 
 def build_elsewhere(folder: Path) -> Path:
-    """Makes the TFDS version of a recording in a process of its own, and says which row reads it.
+    """Makes the TFDS version of a recording in a process of its own, which says what reads it.
 
     DataError: it could not be made; the process has said why.
     """
@@ -212,11 +221,6 @@ def build_elsewhere(folder: Path) -> Path:
     command = [sys.executable, "-m", "imagewam_jax.data.tools.rollouts", str(folder)]
     if subprocess.run(command, env=environment).returncode != 0:
         raise DataError(f"{folder}: the recorded episodes could not be written as RLDS")
-    row = dict(recording_of(folder).row)
-    rows = pprint.pformat({folder.name: row}, width=96, sort_dicts=False, compact=True)
-    print(f"recorded {len(recorded_episodes(folder))} episodes: {folder / VERSION}")
-    print("read them with this row:")
-    print(f"config.data.dataset = {folder.name!r}\nconfig.data.rows = {rows}")
     return folder / VERSION
 
 
@@ -320,8 +324,17 @@ def _rlds_episode(episode: RecordedEpisode) -> dict[str, Any]:
     return {"steps": steps, "episode_metadata": dict(episode.episode)}
 
 
+def _main(folder: Path) -> None:
+    version = build_version(folder)
+    row = json.loads((version / ROW_FILE).read_text())
+    print(f"recorded {len(recorded_episodes(folder))} episodes: {version}")
+    print("read them with this row:")
+    rows = pprint.pformat(row, width=96, sort_dicts=False, compact=True)
+    print(f"config.data.dataset = {folder.name!r}\nconfig.data.rows = {rows}")
+
+
 if __name__ == "__main__":
     try:
-        build_version(Path(sys.argv[1]))
+        _main(Path(sys.argv[1]))
     except (UserError, OSError) as error:
         raise SystemExit(str(error)) from None
