@@ -131,14 +131,14 @@ def test_frames_that_are_almost_good(server):
     fuzz(server, 2000)
 
 
-@pytest.mark.slow(minutes=5)
-def test_a_hundred_thousand_frames(server, monkeypatch):
+@pytest.mark.slow(minutes=1)
+def test_twenty_thousand_frames(server, monkeypatch):
     # pytest keeps every record of the log, which would count as the server's memory.
     monkeypatch.setattr(logging.getLogger("imagewam_jax.serving.server"), "disabled", True)
     fuzz(server, 1000)
     before = _resident_kib()
-    fuzz(server, 100_000)
-    assert _resident_kib() - before < 50 * 1024
+    fuzz(server, 20_000)
+    assert _resident_kib() - before < 20 * 1024
 
 
 def _resident_kib() -> int:
