@@ -1,4 +1,4 @@
-"""A run that is killed eight times, at any moment, is number for number one that was not."""
+"""A run that is killed six times, at any moment, is number for number one that was not."""
 
 import json
 import multiprocessing
@@ -15,7 +15,7 @@ from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
 from tests.training.tiny import copy_sample, tiny_config
 
 pytestmark = pytest.mark.slow(minutes=3)
-KILLS, STEPS, CHECKPOINT_EVERY = 8, 300, 10
+KILLS, STEPS, CHECKPOINT_EVERY = 6, 200, 10
 # A server that has imported what training needs, so that each of the runs begins at once.
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["imagewam_jax.training.train", "tests.training.tiny"])
