@@ -85,7 +85,7 @@ class Case:
 case_of = functools.cache(Case)
 
 
-@pytest.fixture(params=sorted(BACKBONES))
+@pytest.fixture(params=["flux2", pytest.param("omnigen2", marks=pytest.mark.slow)])
 def case(request):
     return case_of(request.param)
 
