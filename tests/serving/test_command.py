@@ -83,6 +83,7 @@ def fails(capsys, *arguments: str) -> str:
         (["--key=wrist=x"], r"keys of \['wrist'\]: the policy takes \['primary', 'state', 'pro"),
         (["--key=primary=prompt"], "expected a key of its own for each"),
         (["--image-size=9000x9000"], "images of 9000 x 9000 from 1 cameras: expected"),
+        (["--real-time=trained"], r"real_time is 'trained', expected one of \['guided', 'identity"),
         (["--euler-steps=0"], "euler_steps: expected a whole number from 1, found 0"),
         (["--text-tokens=3"], "text_tokens is 3, an instruction that the policy knows may have 20"),
         (["--dataset=toy"], "the policy was trained on .* not 'toy'"),
