@@ -97,7 +97,7 @@ def _forward(
     n_target, context_b = target_grid[0] * target_grid[1], n_reference + length_b
     layout = AttentionLayout(n_target, n_text, context_b, rope, attend_xla)
     condition = model.condition(timestep_b)
-    x = model.embed(target, reference[:, None], text, condition, layout)
+    x, condition = model.embed(target, reference[:, None], text, condition, layout)
     # Every token sees all others, as a target does; padded text is still behind all.
     together = layout._replace(
         n_target=x.shape[1], context_length_b=context_b + n_target - x.shape[1]
