@@ -37,7 +37,7 @@ from imagewam_jax.models.layers import (
 from imagewam_jax.models.partitioning import constrain
 from imagewam_jax.models.remat import MLP, OUT, named
 
-Vector = Float[Array, "b d"]  # of the time, and of the text where there is one
+Vector = Float[Array, "#b d"]  # of the time, and of the text where there is one
 
 
 class LayerSizes(NamedTuple):
