@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 
 import numpy as np
 import pytest
@@ -15,10 +16,14 @@ from imagewam_jax.models.autoencoders.kl import SDXL
 from imagewam_jax.models.backbones.ovis_u1 import OVIS_U1, OvisU1Config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import abstract_params
+from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.export import export
 from imagewam_jax.weights.io.tensors import TensorSpec
-from imagewam_jax.weights.layouts.autoencoder_kl import autoencoder_kl_config
+from imagewam_jax.weights.layouts.autoencoder_kl import (
+    autoencoder_kl_config,
+    autoencoder_kl_rules,
+)
 from imagewam_jax.weights.layouts.imagewam import (
     BACKBONE,
     EXPERT,
@@ -206,6 +211,9 @@ def test_the_released_model_and_back(whole, tmp_path):
 
 def test_the_autoencoder_at_full_size():
     """docs/spec/imagewam_ovis_u1.md, 3: without a config its constants are those of SDXL."""
+    like = COMPONENTS["autoencoder"].abstract(SDXL)
+    shapes = foreign_shapes(autoencoder_kl_rules(SDXL), like)
+    assert (len(shapes), sum(map(math.prod, shapes.values()))) == (248, 83_653_863)
     tiny = load_file(golden(CASE) / "vae.safetensors")
     specs = {name: TensorSpec(x.shape, x.dtype, "vae") for name, x in tiny.items()}
     with pytest.raises(ConversionError, match="width 8 is not a multiple of groups 32"):
