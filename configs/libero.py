@@ -1,10 +1,10 @@
-"""Fine-tunes on LIBERO, two cameras side by side: `--config=configs/libero.py:4b`, `:9b` or
-`:omnigen2`.
+"""Fine-tunes on LIBERO, two cameras side by side: `--config=configs/libero.py:4b`, `:9b`,
+`:omnigen2` or `:ovis_u1`.
 
-The official recipe (docs/spec/imagewam_flux2.md, 7.2 and 8.1; docs/spec/imagewam_omnigen2.md, 11)
-on the four suites without idle steps, as RLDS: `data.directory` is the folder that holds
-`libero_spatial_no_noops` and the others. How many steps the official 10 epochs are depends on the
-copy; set `train.steps` to that of yours.
+The official recipe (docs/spec/imagewam_flux2.md, 7.2 and 8.1; docs/spec/imagewam_omnigen2.md, 11;
+docs/spec/imagewam_ovis_u1.md, 10) on the four suites without idle steps, as RLDS: `data.directory`
+is the folder that holds `libero_spatial_no_noops` and the others. How many steps the official 10
+epochs are depends on the copy; set `train.steps` to that of yours.
 
 `:tiny` is the same recipe in sizes that two CPU cores train in minutes, on the demonstrations of
 `libero_goal` tasks that data/libero makes. Its weights were never released: tiny_networks/make.py
@@ -16,10 +16,12 @@ from ml_collections import ConfigDict
 from imagewam_jax.config.defaults import recipe
 from imagewam_jax.config.schema import choose
 
-# The official OmniGen2 recipe gives 12 samples per device and no number of devices; 8 are assumed.
-BATCH_SIZE = {"4b": 80, "9b": 96, "omnigen2": 96, "tiny": 32}
-STEPS = {"4b": 34_000, "9b": 28_000, "omnigen2": 28_000, "tiny": 1_600}
-EXECUTE_STEPS = {"4b": 12, "9b": 12, "omnigen2": 8, "tiny": 12}
+# The official recipes give 12 samples per device for OmniGen2, 16 for Ovis-U1, and no number of
+# devices; 8 are assumed.
+BATCH_SIZE = {"4b": 80, "9b": 96, "omnigen2": 96, "ovis_u1": 128, "tiny": 32}
+STEPS = {"4b": 34_000, "9b": 28_000, "omnigen2": 28_000, "ovis_u1": 21_000, "tiny": 1_600}
+EXECUTE_STEPS = {"4b": 12, "9b": 12, "omnigen2": 8, "ovis_u1": 8, "tiny": 12}
+CHECKPOINT_EVERY = {"ovis_u1": 2500}
 
 
 def get_config(model: str = "4b") -> ConfigDict:
@@ -38,6 +40,7 @@ def get_config(model: str = "4b") -> ConfigDict:
     config.model.proprio_dim = 8
     config.train.batch_size = BATCH_SIZE[model]
     config.train.steps = steps
+    config.train.checkpoint_every = CHECKPOINT_EVERY.get(model, config.train.checkpoint_every)
     config.acting.execute_steps = EXECUTE_STEPS[model]
     if model == "tiny":
         _shrink(config)

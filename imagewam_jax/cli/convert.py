@@ -14,11 +14,12 @@ its tensors, whose names can have prefixes of trainers:
   FLUX.2 [klein] transformer    original or diffusers layout
   FLUX.2 autoencoder            original or diffusers layout
   OmniGen2 transformer          diffusers layout
-  AutoencoderKL                 diffusers layout, as OmniGen2's
+  Ovis-U1 transformer           released layout, alone or in Ovis-U1-3B
+  AutoencoderKL                 diffusers layout, as OmniGen2's, or in Ovis-U1-3B
   Qwen3                         Hugging Face layout, with its tokenizer
-  ImageWAM checkpoint           official, on FLUX.2 or OmniGen2: plain, LoRA merged or not, or
-                                trained tensors only (the transformer that these were trained from
-                                is another SOURCE)
+  ImageWAM checkpoint           official, on FLUX.2, OmniGen2 or Ovis-U1: plain, LoRA merged or
+                                not, or trained tensors only (the transformer that these were
+                                trained from is another SOURCE)
 
 Several sources become one checkpoint. What tensors do not tell is read from config.json,
 train_config.yaml or config.yaml beside a source, statistics from dataset_stats.json (or give

@@ -10,9 +10,11 @@ Writes what a checkpoint holds in the layouts of others. PATH is a folder that i
               known, dataset_stats.json; needs PyTorch
   flux2       transformer.safetensors and ae.safetensors, in the original FLUX.2 layout; PATH can
               be a .safetensors file where the checkpoint has one of the two
+  ovis_u1     transformer.safetensors and vae.safetensors, named as in Ovis-U1-3B below
+              visual_generator.backbone and visual_generator.vae; PATH can be a file, likewise
   diffusers   transformer/ and vae/, for from_pretrained
 
-flux2 and diffusers take the transformer of a policy alone: its action expert is not part of these
+All but official take the transformer of a policy alone: its action expert is not part of these
 layouts. Text encoders are not written: nothing here changes them.
 """
 
@@ -26,7 +28,9 @@ def add_export_verb(verbs: argparse._SubParsersAction) -> None:
         description=EXPORT,
     )
     export.add_argument("checkpoint", type=Path, help="a run's folder, or one step's in it")
-    export.add_argument("--format", required=True, choices=["official", "flux2", "diffusers"])
+    export.add_argument(
+        "--format", required=True, choices=["official", "flux2", "ovis_u1", "diffusers"]
+    )
     export.add_argument("--to", required=True, type=Path, metavar="PATH")
     export.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="default: that of the checkpoint"

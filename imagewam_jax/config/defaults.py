@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from imagewam_jax.config.schema import choose, named_section
 from imagewam_jax.models.autoencoders import AUTOENCODERS
-from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig
+from imagewam_jax.models.autoencoders.kl import FLUX1, SDXL
 from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
 from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2
+from imagewam_jax.models.backbones.ovis_u1 import OVIS_U1
 
 KLEIN = {"4b": KLEIN_4B, "9b": KLEIN_9B}
 PROMPT = "A video recorded from a robot's point of view executing the following instruction: {}"
@@ -149,17 +150,17 @@ def defaults() -> ConfigDict:
 
 
 def recipe(model: str) -> ConfigDict:
-    """The official recipe for a model: "4b" or "9b" of FLUX.2 klein, or "omnigen2".
+    """The official recipe for a model: "4b" or "9b" of FLUX.2 klein, "omnigen2" or "ovis_u1".
 
     ConfigError: another model.
     """
-    recipes = {**{size: partial(klein_recipe, size) for size in KLEIN}, "omnigen2": omnigen2_recipe}
+    recipes = {size: partial(klein_recipe, size) for size in KLEIN} | OTHER_RECIPES
     return choose(recipes, model, "the model of the recipe")()
 
 
 def backbone_recipe(name: str) -> ConfigDict:
     """The official recipe for a backbone of this name, whatever its sizes."""
-    return omnigen2_recipe() if name == "omnigen2" else official_recipe()
+    return OTHER_RECIPES.get(name, official_recipe)()
 
 
 def omnigen2_recipe() -> ConfigDict:
@@ -167,9 +168,25 @@ def omnigen2_recipe() -> ConfigDict:
     config = official_recipe()
     config.text.encoder = "qwen2_5_vl"
     config.text.buckets = (31, 47, 63, 95, 127, 128)  # officially at most 128 tokens
-    config.autoencoder = {**named_section(AutoencoderKLConfig(), AUTOENCODERS), "weights": ""}
+    config.autoencoder = {**named_section(FLUX1, AUTOENCODERS), "weights": ""}
     config.model.backbone = named_section(OMNIGEN2, BACKBONES)
     return config
+
+
+def ovis_u1_recipe() -> ConfigDict:
+    """The official recipe (docs/spec/imagewam_ovis_u1.md, 2, 3, 4, 7 and 10) for Ovis-U1."""
+    config = official_recipe()
+    config.text.encoder = "ovis_u1"
+    # The features of an image and an instruction: about 314 tokens on LIBERO, 310 on RoboTwin.
+    config.text.buckets = (319, 335, 351, 383, 447, 512)
+    config.autoencoder = {**named_section(SDXL, AUTOENCODERS), "weights": ""}
+    config.model.backbone = named_section(OVIS_U1, BACKBONES)
+    config.model.expert.dim = OVIS_U1.dim
+    return config
+
+
+# The recipes of backbones that have one size, by their names.
+OTHER_RECIPES = {"omnigen2": omnigen2_recipe, "ovis_u1": ovis_u1_recipe}
 
 
 def klein_recipe(size: str) -> ConfigDict:
@@ -184,8 +201,7 @@ def klein_recipe(size: str) -> ConfigDict:
 
 
 def official_recipe() -> ConfigDict:
-    """The settings that official runs share; the text encoder is FLUX.2's, which `omnigen2_recipe`
-    replaces."""
+    """The settings that official runs share; the text encoder is FLUX.2's, which others replace."""
     config = defaults()
     config.seed = 42
     config.text.encoder = "qwen3"

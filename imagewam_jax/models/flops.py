@@ -21,6 +21,7 @@ import jax
 from flax import nnx
 
 from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
+from imagewam_jax.models.layers import is_read
 
 OFFICIAL_TEXT_TOKENS = 512  # what the official code pads every text to
 CONTEXT = ("text", "reference")  # the kinds of rows that are the context
@@ -118,8 +119,8 @@ def dense_training_step(
         (stream, "attention"): _pairs(config) * count * joint / sizes.batch
         for stream, count in queries.items()
     }
-    alone = _refiners_attention(config, sizes, rows, tuple(queries))
-    return _both_passes(config, rows, Flops(attention) + alone, is_trained)
+    extra = _extra_attention(config, sizes, rows, tuple(queries))
+    return _both_passes(config, rows, Flops(attention) + extra, is_trained)
 
 
 def _both_passes(
@@ -158,7 +159,7 @@ def acting(config: ImageWAMConfig, sizes: Sizes, steps: int = 10) -> Flops:
 
 
 def kernels(config: ImageWAMConfig) -> tuple[Kernel, ...]:
-    """Every matrix of a policy. ValueError: a module's `ROWS` lacks one."""
+    """Every matrix of a policy that something reads. ValueError: a module's `ROWS` lacks one."""
     model = jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))
     tables = {
         "backbone": model.backbone.ROWS,
@@ -169,7 +170,8 @@ def kernels(config: ImageWAMConfig) -> tuple[Kernel, ...]:
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         axes = variable.get_metadata("axes")
         # Norms have a vector in each layer, and a bias may be kept with several axes.
-        if path[-1] == "bias" or sum(axis != "layer" for axis in axes) < 2:
+        matrix = path[-1] != "bias" and sum(axis != "layer" for axis in axes) > 1
+        if not (matrix and is_read(variable)):
             continue
         path = tuple(map(str, path))
         rows = _rows_of(path, tables[path[0]])
@@ -244,20 +246,32 @@ def _attention(
         (name, "attention"): _pairs(config) * queries[name] * keys[name] / sizes.batch
         for name in streams
     }
-    return Flops(joint) + _refiners_attention(config, sizes, rows, streams)
+    return Flops(joint) + _extra_attention(config, sizes, rows, streams)
 
 
-def _refiners_attention(
+def _extra_attention(
     config: ImageWAMConfig, sizes: Sizes, rows: Mapping[str, int], streams: tuple[str, ...]
 ) -> Flops:
-    """FLOPs of the refiners' attention, in which text, each reference and the target attend to
-    themselves alone."""
-    alone = {
-        "context": rows["text"] ** 2 + rows["reference"] ** 2 / sizes.references,
-        "target": rows["target"] ** 2,
+    """FLOPs of a backbone's `extra_attentions`, of which the action has those that images have."""
+    text, reference, target, action = (
+        rows[name] for name in ("text", "reference", "target", "action")
+    )
+    pairs = {  # of queries and keys, by stream
+        "text": {"context": text**2},
+        "reference": {"context": reference**2 / sizes.references},
+        "target": {"target": target**2},
+        "image": {
+            "context": reference**2,
+            "target": target * (target + reference),
+            "action": action * (action + reference),
+        },
     }
-    each = _per_layer(config) * config.backbone.refiner_layers / sizes.batch
-    return Flops({(s, "attention"): each * pairs for s, pairs in alone.items() if s in streams})
+    parts: Counter[tuple[str, str]] = Counter()
+    for name, count in config.backbone.extra_attentions.items():
+        for stream, number in pairs[name].items():
+            if stream in streams:
+                parts[stream, "attention"] += _per_layer(config) * count * number / sizes.batch
+    return Flops(parts)
 
 
 def _pairs(config: ImageWAMConfig) -> int:

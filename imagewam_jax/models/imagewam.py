@@ -375,7 +375,7 @@ class ImageWAM(nnx.Module):
     ) -> Stack:
         """The backbone with its tokens at a timestep; text and layout are those of `layout`."""
         condition = self.backbone.condition(timestep_b)
-        tokens = self.backbone.embed(target, references, text, condition, layout)
+        tokens, condition = self.backbone.embed(target, references, text, condition, layout)
         return Stack(self.backbone, tokens, condition, layout)
 
     def action_layout(self, horizon: int, context_length_b: Int[Array, " b"]) -> ActionLayout:

@@ -107,6 +107,17 @@ def layer_norm(x: Float[Array, "... d"], eps: float = 1e-6) -> Float[Array, "...
     return (centered * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+    """`layer_norm`, then a learned scale and shift."""
+
+    def __init__(self, dim: int):
+        self.scale = nnx.Param(jnp.ones(dim), axes=("embed",))
+        self.bias = nnx.Param(jnp.zeros(dim), axes=("embed",))
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        return layer_norm(x) * self.scale[...] + self.bias[...]
+
+
 class RMSNorm(nnx.Module):
     """Normalizes in float32, rounds to the input's dtype, then scales (in that order)."""
 
@@ -176,11 +187,12 @@ class ShiftScale(NamedTuple):
 
 
 class ModulationHead(nnx.Module):
-    """Maps the time embedding to `branches` modulations, which all layers of a kind share."""
+    """Maps the time embedding to the modulations of `branches` residual branches."""
 
-    def __init__(self, dim: int, branches: int, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, branches: int, *, bias: bool = False, rngs: nnx.Rngs):
         # Shift, scale and gate of the first branch, then those of the next.
-        self.linear = Linear(Axis("embed", dim), Axis("modulation", branches * 3 * dim), rngs=rngs)
+        out = Axis("modulation", branches * 3 * dim)
+        self.linear = Linear(Axis("embed", dim), out, bias=bias, rngs=rngs)
         self.branches = branches
 
     def __call__(self, time_embedding: Float[Array, "b d"]) -> tuple[Modulation, ...]:
@@ -199,9 +211,10 @@ def modulate(
 class OutputHead(nnx.Module):
     """The last, time-modulated projection of tokens to their velocity."""
 
-    def __init__(self, dim: int, out: Axis, *, rngs: nnx.Rngs):
-        self.modulation = Linear(Axis("embed", dim), Axis("modulation", 2 * dim), rngs=rngs)
-        self.linear = Linear(Axis("embed", dim), out, rngs=rngs)
+    def __init__(self, dim: int, out: Axis, *, bias: bool = False, rngs: nnx.Rngs):
+        embed, modulation = Axis("embed", dim), Axis("modulation", 2 * dim)
+        self.modulation = Linear(embed, modulation, bias=bias, rngs=rngs)
+        self.linear = Linear(embed, out, bias=bias, rngs=rngs)
 
     def condition(self, time_embedding: Float[Array, "b d"]) -> ShiftScale:
         """Not part of `__call__`, so that many times share one matrix product."""
@@ -273,6 +286,19 @@ def rotate(x: Float[Array, "b s n h"], rope: Rope) -> Float[Array, "b s n h"]:
     swapped = jnp.roll(x, x.shape[-1] // 2, axis=-1)
     x32, swapped32 = x.astype(jnp.float32), swapped.astype(jnp.float32)
     return (x32 * rope.cos + swapped32 * rope.sin).astype(x.dtype)
+
+
+def mark_unread(module: nnx.Module) -> None:
+    """Marks parameters that nothing reads, and that are there because official checkpoints have
+    them: they are not trained and take no part in any count of work."""
+    for _, variable in nnx.iter_graph(module):
+        if isinstance(variable, nnx.Variable):
+            variable.set_metadata(is_read=False)
+
+
+def is_read(variable: nnx.Variable) -> bool:
+    """Whether something computes with a parameter: false of those that `mark_unread` has marked."""
+    return variable.get_metadata("is_read", True)
 
 
 def stacked(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:

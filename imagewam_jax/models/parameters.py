@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 
 from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
+from imagewam_jax.models.layers import is_read
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,6 +78,18 @@ def parameter_axes(config: ImageWAMConfig) -> Params:
         return {str(key): named(value) for key, value in node.items()}
 
     return named(nnx.state(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))))
+
+
+def unread_paths(config: ImageWAMConfig) -> frozenset[str]:
+    """The dotted paths of the parameters that nothing reads: see `layers.mark_unread`."""
+
+    def marked(node):
+        if isinstance(node, nnx.Variable):
+            return not is_read(node)
+        return {str(key): marked(value) for key, value in node.items()}
+
+    state = nnx.state(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0))))
+    return frozenset(path for path, unread in flatten(marked(state)).items() if unread)
 
 
 def policy_builder(config: ImageWAMConfig) -> Callable[[Params], ImageWAM]:

@@ -192,5 +192,19 @@ def _qwen2_5_vl(section: Mapping[str, Any]) -> TextEncoder:
     )
 
 
+def _ovis_u1(section: Mapping[str, Any]) -> TextEncoder:
+    raise MissingWeights(
+        "Ovis-U1 encodes an instruction together with the camera image of each step, by a "
+        "vision-language model that is not part of this project; text.table names no features "
+        "that were made elsewhere. Give --config.text.table=FILE, with one row per instruction "
+        "(docs/weights.md, Train from Ovis-U1, says what this leaves out)"
+    )
+
+
 # name in the config -> function that makes the encoder
-TEXT_ENCODERS = {"byte_qwen3": _byte_qwen3, "qwen3": qwen3, "qwen2_5_vl": _qwen2_5_vl}
+TEXT_ENCODERS = {
+    "byte_qwen3": _byte_qwen3,
+    "qwen3": qwen3,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "ovis_u1": _ovis_u1,
+}

@@ -84,10 +84,10 @@ def acting_stages(
     once = [kernel for kernel in expert if kernel.rows == ("sample",)]
     context = [k for k in kernels if k.path[0] != "expert" and "head" not in k.path]
     rows, columns = sizes.reference_grid
-    tokens = sizes.text_tokens + (policy.proprio_dim is not None)
-    tokens += sizes.references * rows * columns
-    backbone = policy.backbone
-    cache = 2 * tokens * backbone.kv_heads * backbone.head_dim * sum(backbone.group_sizes)
+    backbone, images = policy.backbone, sizes.references * rows * columns
+    tokens = sizes.text_tokens + (policy.proprio_dim is not None) + images
+    kept = tokens * sum(backbone.group_sizes) + images * backbone.extra_attentions.get("image", 0)
+    cache = 2 * kept * backbone.kv_heads * backbone.head_dim
     each = weights(expert) - weights(once) + weight_bytes * sizes.batch * cache / chips
     encoder = sum(
         leaf.size * leaf.dtype.itemsize

@@ -10,7 +10,13 @@ from jaxtyping import Array, Int
 
 from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import ImageWAMConfig
-from imagewam_jax.models.parameters import Params, abstract_params, flatten, unflatten
+from imagewam_jax.models.parameters import (
+    Params,
+    abstract_params,
+    flatten,
+    unflatten,
+    unread_paths,
+)
 
 FlatParams = dict[str, Array]  # by dotted path
 
@@ -72,7 +78,8 @@ def _map_params(change: Callable[[dict], dict], state: optax.OptState) -> optax.
 
 
 def trained_paths(policy: ImageWAMConfig, frozen: Sequence[str]) -> frozenset[str]:
-    """Dotted paths of the parameters that a run trains: all but those below `frozen` paths.
+    """Dotted paths of the parameters that a run trains: all that are read, but for those below
+    `frozen` paths.
 
     With LoRA, the backbone is frozen but for the low-rank additions. ConfigError: a frozen path is
     not one of the policy, or nothing is left to train.
@@ -86,7 +93,7 @@ def trained_paths(policy: ImageWAMConfig, frozen: Sequence[str]) -> frozenset[st
             )
     trained = frozenset(
         path
-        for path in paths
+        for path in paths - unread_paths(policy)
         if not any(_below(path, part) for part in frozen)
         and not (policy.lora.rank and _below(path, "backbone") and ".lora." not in path)
     )

@@ -22,6 +22,7 @@ from imagewam_jax.models.autoencoders.flux2 import Flux2AutoencoderConfig
 from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig
 from imagewam_jax.models.backbones.flux2 import Flux2Config
 from imagewam_jax.models.backbones.omnigen2 import OmniGen2Config
+from imagewam_jax.models.backbones.ovis_u1 import OvisU1Config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten
 from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
@@ -67,6 +68,10 @@ TARGETS: dict[str, dict[type, Target]] = {
         Flux2Config: Target(layouts.FLUX2, "transformer.safetensors"),
         Flux2AutoencoderConfig: Target(layouts.FLUX2_AUTOENCODER, "ae.safetensors"),
     },
+    "ovis_u1": {
+        OvisU1Config: Target(layouts.OVIS_U1, "transformer.safetensors"),
+        AutoencoderKLConfig: Target(layouts.AUTOENCODER_KL, "vae.safetensors"),
+    },
     "diffusers": {
         Flux2Config: Target(layouts.FLUX2_DIFFUSERS, "transformer", flux2_diffusers_json),
         Flux2AutoencoderConfig: Target(
@@ -76,10 +81,13 @@ TARGETS: dict[str, dict[type, Target]] = {
         AutoencoderKLConfig: Target(layouts.AUTOENCODER_KL, "vae", autoencoder_kl_json),
     },
 }
+# The formats of which a component is one file, as opposed to a folder.
+FILES = ("flux2", "ovis_u1")
 # What each format holds, for messages.
 HOLDS = {
     "official": "a whole policy on " + " or ".join(family.title for family in FAMILIES),
     "flux2": "a FLUX.2 transformer and autoencoder",
+    "ovis_u1": "an Ovis-U1 transformer and an AutoencoderKL",
     "diffusers": "a FLUX.2 or OmniGen2 transformer and an autoencoder",
 }
 
@@ -104,7 +112,7 @@ def export(
     """Write all components of a checkpoint that a format has a place for, and print which.
 
     format: one of `TARGETS`.
-    to: a folder; for "flux2" and a checkpoint of one component it can be a `.safetensors` file.
+    to: a folder; for one of `FILES` and one component it can be a `.safetensors` file.
     dtype: "float32" or "bfloat16"; None keeps the dtype of each tensor.
     weights: "ema" or "params" of a training run; None takes the moving average if there is one.
 
@@ -119,7 +127,7 @@ def export(
         metadata = checkpoints.restore_json(step, "metadata")
         jobs = plan(checkpoints, step, metadata, format, target_dtype, weights)
         single = to.suffix == ".safetensors"
-        if single and (format != "flux2" or len(jobs) > 1):
+        if single and (format not in FILES or len(jobs) > 1):
             named = " and ".join(job.target.name for job in jobs)
             raise ConversionError(f"{to}: name a folder, for {named}")
         total = sum(source_bytes(job.source) for job in jobs)
@@ -134,7 +142,7 @@ def export(
                 path = out if single else out / job.target.name
                 if format == "official":
                     _write_official(path, job, metadata, step, bar.update)
-                elif format == "flux2":
+                elif format in FILES:
                     write_safetensors(path, job.source, progress=bar.update)
                 else:
                     _write_diffusers(path, job, max_shard_bytes, bar.update)

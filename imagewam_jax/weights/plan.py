@@ -12,6 +12,7 @@ from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B, KLEIN_9B
 from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2
+from imagewam_jax.models.backbones.ovis_u1 import OVIS_U1
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten, unflatten
 from imagewam_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B
@@ -39,6 +40,7 @@ PUBLIC = {
     "klein 4B": KLEIN_4B,
     "klein 9B": KLEIN_9B,
     "OmniGen2": OMNIGEN2,
+    "Ovis-U1": OVIS_U1,
     "Qwen3-4B": QWEN3_4B,
     "Qwen3-8B": QWEN3_8B,
 }

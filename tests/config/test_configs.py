@@ -17,7 +17,12 @@ from imagewam_jax.preprocess.normalization import Normalizer
 from imagewam_jax.text.encoders import TEXT_ENCODERS, make_prompt
 from tests.training.tiny import ROOT
 
-BACKBONE = {"4b": 3_875_544_576, "9b": 9_078_581_248, "omnigen2": 3_967_161_400}
+BACKBONE = {
+    "4b": 3_875_544_576,
+    "9b": 9_078_581_248,
+    "omnigen2": 3_967_161_400,
+    "ovis_u1": 1_127_227_408,
+}
 EXPERT = {
     ("4b", 7): 642_012_416,
     ("4b", 14): 642_026_752,
@@ -25,19 +30,24 @@ EXPERT = {
     ("9b", 14): 952_407_040,
     ("omnigen2", 7): 759_719_431,
     ("omnigen2", 14): 759_719_431 + 7 * 2049,
+    ("ovis_u1", 7): 1_041_423_367,
+    ("ovis_u1", 14): 1_041_423_367 + 7 * 3073,
 }
 TEXT = {
     "4b": ("qwen3", 512, QWEN3_4B.feature_dim),
     "9b": ("qwen3", 512, QWEN3_8B.feature_dim),
     "omnigen2": ("qwen2_5_vl", 128, 2048),
+    "ovis_u1": ("ovis_u1", 512, 4096),
 }
 PROPRIO = {
     ("libero", "4b"): 69_120,
     ("robotwin", "4b"): 115_200,
     ("libero", "9b"): 110_592,
     ("libero", "omnigen2"): 9 * 2048,
+    ("libero", "ovis_u1"): 9 * 4096,
 }
-# docs/spec/imagewam_flux2.md, 7.2 and 8.1, and docs/spec/imagewam_omnigen2.md, 11.
+# docs/spec/imagewam_flux2.md, 7.2 and 8.1, docs/spec/imagewam_omnigen2.md, 11, and
+# docs/spec/imagewam_ovis_u1.md, 10.
 RECIPES = {
     "libero": {
         "cameras": 2,
@@ -45,7 +55,7 @@ RECIPES = {
         "mosaic": (224, 448),
         "action_dim": 7,
         "state_dim": 8,
-        "batch_size": {"4b": 80, "9b": 96, "omnigen2": 96},
+        "batch_size": {"4b": 80, "9b": 96, "omnigen2": 96, "ovis_u1": 128},
         "normalization": "min/max",
     },
     "robotwin": {
@@ -54,13 +64,14 @@ RECIPES = {
         "mosaic": (288, 256),
         "action_dim": 14,
         "state_dim": 14,
-        "batch_size": {"4b": 384, "9b": 64, "omnigen2": 128},
+        "batch_size": {"4b": 384, "9b": 64, "omnigen2": 128, "ovis_u1": 32},
         "normalization": "z-score",
     },
 }
 CASES = [(name, size) for name in RECIPES for size in BACKBONE]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-ALL = [*FILES, "libero:omnigen2", "robotwin:omnigen2"]
+OTHERS = ("omnigen2", "ovis_u1")
+ALL = [*FILES, *(f"{name}:{model}" for name in RECIPES for model in OTHERS)]
 
 
 def load(name: str) -> dict:
@@ -185,10 +196,12 @@ def test_shapes_of_training_and_acting(name, size):
     assert loss.shape == () and loss.dtype == jnp.float32
     assert parts["action_loss_b"].shape == (batch_size,)
     assert actions.shape == (batch_size, horizon, action_dim)
-    layers = sum(group.k.shape[0] for group in cache.groups)
+    # A layer of Ovis-U1 with two attentions leaves the keys and values of both.
+    joint = [getattr(group, "joint", group).k for group in cache.groups]
     context = height * width // 256 + tokens + 1
-    assert layers == {"4b": 25, "9b": 32, "omnigen2": 32}[size]
-    assert all(group.k.shape[1:3] == (batch_size, context) for group in cache.groups)
+    layers = sum(k.shape[0] for k in joint)
+    assert layers == {"4b": 25, "9b": 32, "omnigen2": 32, "ovis_u1": 18}[size]
+    assert all(k.shape[1:3] == (batch_size, context) for k in joint)
 
 
 # All fields of configs/libero.py:tiny that are not those of 4b: sizes, what follows from them, and

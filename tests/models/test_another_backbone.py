@@ -52,8 +52,8 @@ class TwiceConfig:
         return self.heads
 
     @property
-    def refiner_layers(self):
-        return 1
+    def extra_attentions(self):
+        return {"reference": 1}
 
     @property
     def group_sizes(self):
@@ -144,7 +144,7 @@ class Twice(TwiceNetwork):
             for q, k, v in [self.refiner.project(one, on)]
         ]
         target = [] if target is None else [self.image_in(target).reshape(b, -1, self.config.dim)]
-        return jnp.concatenate([*target, *each, self.text_in(text)], axis=1)
+        return jnp.concatenate([*target, *each, self.text_in(text)], axis=1), condition
 
     def make_expert(self, config, *, rngs):
         return TwiceExpert(config, self.config, rngs=rngs)

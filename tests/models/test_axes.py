@@ -7,6 +7,7 @@ from flax import nnx
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import KLEIN_4B
 from imagewam_jax.models.backbones.omnigen2 import OMNIGEN2
+from imagewam_jax.models.backbones.ovis_u1 import OVIS_U1
 from imagewam_jax.models.imagewam import ImageWAM, ImageWAMConfig
 
 STACKED = (
@@ -19,7 +20,7 @@ STACKED = (
 )
 
 
-@pytest.mark.parametrize(("backbone", "count"), [(KLEIN_4B, 64), (OMNIGEN2, 101)])
+@pytest.mark.parametrize(("backbone", "count"), [(KLEIN_4B, 64), (OMNIGEN2, 101), (OVIS_U1, 165)])
 def test_each_axis_of_each_parameter_has_a_name(backbone, count):
     config = ImageWAMConfig(backbone, ActionExpertConfig(), proprio_dim=8)
     policy = jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))

@@ -25,6 +25,7 @@ SOURCES = {
     "imagewam_flux2": ([f"imagewam_flux2/{MODEL}", AUTOENCODER], {}),
     "imagewam_flux2_noproprio": ([f"imagewam_flux2_noproprio/{MODEL}", AUTOENCODER], {}),
     "imagewam_omnigen2": ([f"imagewam_omnigen2/{MODEL}", "imagewam_omnigen2/vae.safetensors"], {}),
+    "imagewam_ovis_u1": ([f"imagewam_ovis_u1/{MODEL}", "imagewam_ovis_u1/vae.safetensors"], {}),
     "omnigen2_alone": ([f"imagewam_omnigen2/{MODEL}"], {}),
     "policy_alone": ([f"imagewam_flux2_noproprio/{MODEL}"], {}),
     "flux2_transformer": ([TRANSFORMER], {}),

@@ -21,6 +21,7 @@ from tests.weights.foreign import copy_case
 FOLDERS = {
     "imagewam_flux2": "policy",
     "imagewam_omnigen2": "policy",
+    "imagewam_ovis_u1": "policy",
     "flux2_transformer": "transformer",
     "flux2_autoencoder": "autoencoder",
     "text_qwen3": "text_encoder",
@@ -46,7 +47,10 @@ def policy(recorded):
     return recorded("imagewam_flux2", sizes=Sizes(gradients=True))
 
 
-@pytest.mark.parametrize("case", sorted(FOLDERS))
+SLOW = {"imagewam_ovis_u1": pytest.mark.slow(minutes=2)}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=SLOW.get(c, ())) for c in sorted(FOLDERS)])
 def test_it_passes_and_holds_what_official_recordings_hold(case, recorded, policy):
     """Under the same names, in the same types and numbers of axes."""
     folder = recorded(case)
@@ -65,7 +69,7 @@ def test_it_passes_and_holds_what_official_recordings_hold(case, recorded, polic
             assert theirs[name].dtype == found[name].dtype, name
             assert theirs[name].ndim == found[name].ndim, name
     settings, recorded = (json.loads((f / "config.json").read_text()) for f in (official, ours))
-    sections = ("flux2_params", "transformer_config", "action_dit_config")
+    sections = ("flux2_params", "transformer_config", "yak_config", "action_dit_config")
     for name in (*sections, "schedulers", "loss", "stack"):
         expected, found = settings.get(name), recorded.get(name)
         for key in ("use_gradient_checkpointing", *NOT_KEPT) if name in sections else ():

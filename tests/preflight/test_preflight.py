@@ -189,7 +189,10 @@ def test_a_dataset_that_is_not_there(check):
             "data",
             "data.directory: /no/set: no such folder, expected the dataset 'metaworld_faucet'",
         ),
-        ("text", "text.encoder is 't5'; choose from ['byte_qwen3', 'qwen2_5_vl', 'qwen3']"),
+        (
+            "text",
+            "text.encoder is 't5'; choose from ['byte_qwen3', 'ovis_u1', 'qwen2_5_vl', 'qwen3']",
+        ),
         ("devices", "train.batch_size 4 does not divide over data 1 x fsdp 1"),
         ("devices", "train.compiler_options: 'fast' is no NAME=VALUE"),
     )

@@ -97,7 +97,7 @@ def train(dataset, tmp_path, capsys):
         ("autoencoder.channels=769", "autoencoder: channels 769 must be between 1 and the 768"),
         (
             "text.encoder=t5",
-            "text.encoder is 't5'; choose from ['byte_qwen3', 'qwen2_5_vl', 'qwen3']",
+            "text.encoder is 't5'; choose from ['byte_qwen3', 'ovis_u1', 'qwen2_5_vl', 'qwen3']",
         ),
         ("text.encoder=qwen3", "neither text.weights nor text.table names any. Obtain Qwen/Qwen3-"),
         ("text.weights=/no/x", "text.weights is '/no/x': the weights of byte_qwen3 are random"),
@@ -140,7 +140,7 @@ def test_config_files_that_do_not_exist(train):
 
 
 def test_a_size_that_a_recipe_does_not_have(train):
-    assert "'5b'; choose from ['4b', '9b', 'omnigen2', 'tiny']" in train(
+    assert "'5b'; choose from ['4b', '9b', 'omnigen2', 'ovis_u1', 'tiny']" in train(
         config="configs/libero.py:5b"
     )
 

@@ -48,7 +48,7 @@ def stock_forward(model: Flux2, images, text, positions, time):
     )
     target, reference = (*images, None)[:2]
     references = None if reference is None else reference[:, None, None]
-    tokens = model.embed(target[:, None], references, text, condition, layout)
+    tokens, condition = model.embed(target[:, None], references, text, condition, layout)
     (x, _), _ = run_layers(Stack(model, tokens, condition, layout))
     return model.predict(x[:, : x.shape[1] - text.shape[1]], condition)
 

@@ -22,7 +22,7 @@ from tests.goldens import golden
 from tests.training.tiny import trained_run
 from tests.weights.foreign import assert_same, change, converted, copy_case
 
-OFFICIAL = ["imagewam_flux2", "imagewam_flux2_noproprio", "imagewam_omnigen2"]
+OFFICIAL = ["imagewam_flux2", "imagewam_flux2_noproprio", "imagewam_omnigen2", "imagewam_ovis_u1"]
 
 
 def torch_tensors(path):

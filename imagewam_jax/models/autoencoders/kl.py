@@ -1,6 +1,8 @@
-"""The autoencoders that diffusers calls `AutoencoderKL` (docs/spec/imagewam_omnigen2.md, 3).
+"""The autoencoders that diffusers calls `AutoencoderKL` (docs/spec/imagewam_omnigen2.md, 3, and
+docs/spec/imagewam_ovis_u1.md, 3).
 
-OmniGen2's is that of FLUX.1. A patch of latent cells becomes the channels of one token.
+OmniGen2's is that of FLUX.1, Ovis-U1's that of SDXL. A patch of latent cells becomes the channels
+of one token.
 """
 
 from dataclasses import dataclass
@@ -44,6 +46,10 @@ class AutoencoderKLConfig:
     @property
     def channels(self) -> int:
         return self.patch**2 * self.latent_channels
+
+
+FLUX1 = AutoencoderKLConfig()
+SDXL = AutoencoderKLConfig(latent_channels=4, has_quantizers=True, scale=0.13025, shift=0.0)
 
 
 class AutoencoderKL(nnx.Module):

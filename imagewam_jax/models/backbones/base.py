@@ -52,9 +52,12 @@ class BackboneConfig(Protocol):
         """Layers in each group, in order."""
 
     @property
-    def refiner_layers(self) -> int:
-        """Layers in which text, each reference and the target attend to themselves alone, before
-        those of the groups."""
+    def extra_attentions(self) -> Mapping[str, int]:
+        """How many attentions there are besides one of all tokens in each layer of the groups.
+
+        `text`, `reference`, `target`: of the text, of each reference and of the target alone.
+        `image`: of references, target and action, without text.
+        """
 
 
 @runtime_checkable
@@ -110,8 +113,9 @@ class Backbone(Transformer, Protocol):
         text: Float[Array, "b t text_dim"],
         condition: Any,
         layout: AttentionLayout,
-    ) -> Float[Array, "b s d"]:
-        """The tokens that the first layer takes, refined where the transformer has refiners.
+    ) -> tuple[Float[Array, "b s d"], Any]:
+        """The tokens that the first layer takes, refined where the transformer has refiners, and
+        the condition of the layers, to which a transformer can add what it makes of the text.
 
         Target or references are None where there are none.
         """

@@ -79,8 +79,8 @@ class Flux2Config:
         return self.heads
 
     @property
-    def refiner_layers(self) -> int:
-        return 0
+    def extra_attentions(self) -> dict[str, int]:
+        return {}
 
     @property
     def group_sizes(self) -> tuple[int, int]:
@@ -204,11 +204,12 @@ class Flux2(nnx.Module):
         text: Float[Array, "b t text_dim"],
         condition: Flux2Condition,
         layout: AttentionLayout,
-    ) -> Float[Array, "b s d"]:
-        """Tokens `[target | references | text]`, which depend on no time."""
+    ) -> tuple[Float[Array, "b s d"], Flux2Condition]:
+        """Tokens `[target | references | text]`, which depend on no time, and the condition."""
         images = [image for image in (target, references) if image is not None]
         images = [image.reshape(image.shape[0], -1, image.shape[-1]) for image in images]
-        return jnp.concatenate([*map(self.image_in, images), self.text_in(text)], axis=1)
+        tokens = jnp.concatenate([*map(self.image_in, images), self.text_in(text)], axis=1)
+        return tokens, condition
 
     def predict(self, x: Float[Array, "b x d"], condition: Flux2Condition) -> Float[Array, "b x c"]:
         return self.head(x, condition.head)

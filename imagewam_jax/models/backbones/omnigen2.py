@@ -95,6 +95,10 @@ class OmniGen2Config:
         """All layers are of one kind."""
         return (self.layers,)
 
+    @property
+    def extra_attentions(self) -> dict[str, int]:
+        return dict.fromkeys(("text", "reference", "target"), self.refiner_layers)
+
 
 OMNIGEN2 = OmniGen2Config()
 
@@ -310,8 +314,9 @@ class OmniGen2(_Network):
         text: Float[Array, "b t text_dim"],
         condition: OmniGen2Condition,
         layout: AttentionLayout,
-    ) -> Float[Array, "b s d"]:
-        """Tokens `[target | references | text]`, each part refined by itself."""
+    ) -> tuple[Float[Array, "b s d"], OmniGen2Condition]:
+        """Tokens `[target | references | text]`, each part refined by itself, and the same
+        condition."""
         parts = []  # tokens, the layers that refine them, and how many are valid
         if target is not None:
             parts.append((self.image_in(_tokens(target)), self.target_refiner, None))
@@ -331,7 +336,7 @@ class OmniGen2(_Network):
             alone = AttentionLayout(0, 0, valid_b, rope, layout.attend)
             refined.append(_refined(layers, x, condition, alone))
             start = stop
-        return jnp.concatenate(refined, axis=1)
+        return jnp.concatenate(refined, axis=1), condition
 
     def make_expert(self, config: ActionExpertConfig, *, rngs: nnx.Rngs) -> "OmniGen2Expert":
         return OmniGen2Expert(config, self.config, rngs=rngs)

@@ -6,9 +6,11 @@ subject, and a line below.
 
 from imagewam_jax.parity.cases import (
     acting,
+    alone,
     autoencoder,
     layers,
     omnigen2,
+    ovis_u1,
     packing,
     text_encoder,
     training,
@@ -19,11 +21,13 @@ from imagewam_jax.parity.cases import (
 # In the order in which they are recorded: the outputs of one can be inputs of another.
 KINDS = (
     autoencoder.FRAMES,
-    omnigen2.MOMENTS,
     training.STEP,
+    alone.MOMENTS,
     layers.LAYERS,
     omnigen2.LAYERS,
-    omnigen2.NATIVE,
+    ovis_u1.LAYERS,
+    ovis_u1.REFINER,
+    alone.NATIVE,
     training.GRADIENTS,
     acting.ACTING,
     acting.IMAGINING,

@@ -25,7 +25,6 @@ from imagewam_jax.parity.cases.policy_case import (
     recorded_context,
     recorded_samples,
 )
-from imagewam_jax.parity.official_order import text_layout
 from imagewam_jax.parity.stacks import checked_stack, stack_of
 
 SIGNATURE = ("infer0.text_hidden_states", "infer0.noise")
@@ -38,7 +37,6 @@ _NOISE = ("batch", "steps", "dims")
 
 _prefill = run_once(ImageWAM.prefill)
 _act = run_once(ImageWAM.act)
-_imagine = run_once(ImageWAM.imagine)
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
@@ -54,7 +52,7 @@ def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     for prefix in recorded_samples(io):
         context = recorded_context(stack, config, io, image=stack.reference, prefix=prefix)
         cache = _prefill(policy, context)
-        text = text_layout(config, context.text.shape[1], context.text_length)
+        text = stack.text_layout(config, context.text.shape[1], context.text_length)
         yield from stack.acting_outputs(policy, context, cache, text, prefix)
 
         noise = check_axes(io.file, f"{prefix}noise", io[f"{prefix}noise"], *_NOISE)
@@ -110,8 +108,8 @@ def _imagining_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotC
     context = context._replace(references=reference[:, None])
     noise = stack.cells(config.backbone, io, "infer_video.noise", "infer0.ref_img_ids")
     schedule = policy.target_schedule(folder.setting("infer.video_num_inference_steps"))
-    _, trajectory = _imagine(policy, context, noise, schedule)
-    states = stack.recorded(config.backbone, trajectory.state[:, 0])
+    states = stack.imagined(policy, context, noise, schedule)[:, 0]
+    states = stack.recorded(config.backbone, states)
     yield Output("infer_video.latents_per_step", states, limits.VELOCITY)
 
 

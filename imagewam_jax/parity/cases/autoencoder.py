@@ -61,7 +61,7 @@ AUTOENCODER = Kind(
 )
 
 
-def _stack(loaded: Loaded, folder: Folder) -> Stack:
+def recorded_or_own_stack(loaded: Loaded, folder: Folder) -> Stack:
     """The kind of a policy's recordings. ConversionError: the checkpoint's backbone is another."""
     if "backbone" in loaded:
         return checked_stack(folder, loaded.config("backbone"))
@@ -71,7 +71,7 @@ def _stack(loaded: Loaded, folder: Folder) -> Stack:
 def _frames_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """The latents that a training step makes of its frames."""
     model, io = loaded.module("autoencoder"), folder.need(*FRAMES_SIGNATURE)
-    stack, video = _stack(loaded, folder), io["video"]
+    stack, video = recorded_or_own_stack(loaded, folder), io["video"]
     for name, frame, noise in (
         ("ref_image_latents", 0, "eps_ref"),
         ("target_latent", -1, "eps_target"),
@@ -109,7 +109,7 @@ FRAMES = Kind(
 def _images_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
     """The latents that a policy acts on, and the image that it imagines."""
     model, io = loaded.module("autoencoder"), folder.need(*acting.SIGNATURE)
-    stack = _stack(loaded, folder)
+    stack = recorded_or_own_stack(loaded, folder)
     for prefix in recorded_samples(io):
         if f"{prefix}image" in io:
             latent, moments = encode(model, nhwc(io[f"{prefix}image"]))

@@ -10,12 +10,14 @@ from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.imagewam import Context, ImageWAM
 from imagewam_jax.models.layer_runner import Stack, run_layers
 from imagewam_jax.parity.cases import limits
-from imagewam_jax.parity.cases.base import Kind, NotChecked, Output, having, run_once
+from imagewam_jax.parity.cases.base import Kind, NotChecked, Output, run_once
 from imagewam_jax.parity.cases.folder import Folder
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.cases.policy_case import joint_inputs, training_case
 from imagewam_jax.parity.cases.transformer import rotation_matrices
 from imagewam_jax.parity.official_order import with_images
+from imagewam_jax.parity.stacks import having_of
+from imagewam_jax.parity.stacks.flux2 import Flux2Stack
 
 SIGNATURE = ("pre.txt", "pre.img", "pre.action")
 
@@ -97,7 +99,7 @@ LAYERS = Kind(
     name="every layer of that step",
     part="policy",
     file="trace.safetensors",
-    find=having(*SIGNATURE),
+    find=having_of(Flux2Stack, *SIGNATURE),
     outputs=_outputs,
     inputs=_inputs,
     case="policy",

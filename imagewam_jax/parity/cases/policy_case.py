@@ -15,7 +15,7 @@ from imagewam_jax.models.imagewam import Context, Draws, ImageWAMConfig, Sample
 from imagewam_jax.parity.cases.base import check_axes, check_width, run_once, valid_lengths
 from imagewam_jax.parity.cases.folder import Folder, Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
-from imagewam_jax.parity.official_order import TextLayout, text_layout
+from imagewam_jax.parity.official_order import TextLayout
 from imagewam_jax.parity.stacks import Stack, checked_stack
 
 TRAINING = ("text_hidden_states", "noise_video", "u_video", "noise_action", "u_action")
@@ -70,7 +70,8 @@ def training_case(loaded: Loaded, folder: Folder) -> TrainingCase:
     )
     draws = Draws(image("noise_video"), io["u_video"], io["noise_action"], io["u_action"])
     _, tokens, _ = context.text.shape
-    return TrainingCase(io, stack, sample, draws, text_layout(config, tokens, context.text_length))
+    text = stack.text_layout(config, tokens, context.text_length)
+    return TrainingCase(io, stack, sample, draws, text)
 
 
 def noised(case: TrainingCase, config: ImageWAMConfig) -> tuple[Noised, Noised]:

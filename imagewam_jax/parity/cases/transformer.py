@@ -58,7 +58,7 @@ def _forward(
         attend=attend_xla,
     )
     references = references[0][:, None, None] if references else None
-    tokens = model.embed(target[:, None], references, text, condition, layout)
+    tokens, condition = model.embed(target[:, None], references, text, condition, layout)
     (x, _), _ = run_layers(Stack(model, tokens, condition, layout))
     return model.predict(x[:, : x.shape[1] - text.shape[1]], condition)
 

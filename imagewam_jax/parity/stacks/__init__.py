@@ -1,14 +1,16 @@
 """The recordings of each backbone's policies. A new one is a file here and an entry below."""
 
+from collections.abc import Callable
 from typing import Any
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.parity.cases.folder import Folder
+from imagewam_jax.parity.cases.folder import Folder, Tensors
 from imagewam_jax.parity.stacks.base import Stack
 from imagewam_jax.parity.stacks.flux2 import Flux2Stack
 from imagewam_jax.parity.stacks.omnigen2 import OmniGen2Stack
+from imagewam_jax.parity.stacks.ovis_u1 import OvisU1Stack
 
-STACKS: tuple[Stack, ...] = (Flux2Stack(), OmniGen2Stack())
+STACKS: tuple[Stack, ...] = (Flux2Stack(), OmniGen2Stack(), OvisU1Stack())
 
 
 def stack_of(backbone: Any) -> Stack:
@@ -31,6 +33,13 @@ def recorded_stack(folder: Folder) -> Stack:
         known = ", ".join(stack.name for stack in STACKS)
         raise ConversionError(f"{folder.path}: recorded of {name!r}, known are {known}")
     return found
+
+
+def having_of(stack: type[Stack], *names: str) -> Callable[[Folder], Tensors | None]:
+    """The `find` of a kind whose tensors are named as others are in recordings of other stacks."""
+    return lambda folder: (
+        folder.having(*names) if recorded_stack(folder).name == stack.name else None
+    )
 
 
 def checked_stack(folder: Folder, backbone: Any) -> Stack:

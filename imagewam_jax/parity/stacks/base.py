@@ -1,16 +1,19 @@
 """What differs between the recordings of policies on different backbones."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from imagewam_jax.models.imagewam import Cache, Context, ImageWAM, Sample
-from imagewam_jax.parity.cases.base import Output, Sizes, check_width
+from imagewam_jax.models.flow_matching import Schedule
+from imagewam_jax.models.imagewam import Cache, Context, ImageWAM, ImageWAMConfig, Sample
+from imagewam_jax.parity.cases.base import Output, Sizes, check_width, run_once
 from imagewam_jax.parity.cases.folder import Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
-from imagewam_jax.parity.official_order import TextLayout
+from imagewam_jax.parity.official_order import TextLayout, text_layout
+
+_imagine = run_once(ImageWAM.imagine)
 
 
 class Stack(Protocol):
@@ -23,9 +26,18 @@ class Stack(Protocol):
     # The tensors of what the networks get for a timestep, in training and when acting.
     training_time: ClassVar[str]
     acting_times: ClassVar[str]
+    # Whether the transformer alone is recorded, with padded text "masked" or read like the "whole".
+    transformer_alone: ClassVar[Literal["", "masked", "whole"]]
 
     def network_time(self, timestep: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """What the official networks get for a timestep."""
+
+    def text_layout(
+        self, config: ImageWAMConfig, tokens: int, length_b: Int[np.ndarray, " b"]
+    ) -> TextLayout:
+        """The official order of `tokens` padded tokens, of which `length_b` are valid, with the
+        robot state's."""
+        return text_layout(config, tokens, length_b)
 
     def cells(self, config: Any, io: Tensors, name: str, ids: str) -> Float[Array, "b h w c"]:
         """A recorded image, as the backbone of `config` takes it; the tensor `ids` has the
@@ -60,6 +72,16 @@ class Stack(Protocol):
     def imagined_reference(self, loaded: Loaded, io: Tensors) -> Float[Array, "b h w c"] | None:
         """The reference image of what the first sample's policy imagines, as the backbone takes it.
         None: the checkpoint lacks the autoencoder that it was encoded with."""
+
+    def imagined(
+        self,
+        policy: ImageWAM,
+        context: Context,
+        noise: Float[Array, "1 h w c"],
+        schedule: Schedule,
+    ) -> Float[Array, "steps 1 h w c"]:
+        """The image after each Euler step of the official code."""
+        return _imagine(policy, context, noise, schedule)[1].state
 
     def training_inputs(self, policy: ImageWAM, sizes: Sizes) -> dict[str, np.ndarray]:
         """Inputs of a training step that only these recordings have."""

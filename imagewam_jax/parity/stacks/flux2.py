@@ -39,6 +39,7 @@ class Flux2Stack(Stack):
     reference = "ref_tokens"
     training_time = "unit_timestep"
     acting_times = "timesteps_unit"
+    transformer_alone = ""
 
     def network_time(self, timestep: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return timestep / TIMESTEPS
@@ -102,7 +103,7 @@ class Flux2Stack(Stack):
                     tokens = np.concatenate([words, reference], axis=1)
                     valid = with_images(text.valid, reference)
                     yield Output(f"{prefix}kv.{kind}.{layer}.{part}", tokens, limits.CACHE, valid)
-        words, reference = official(_last_state(policy, context))
+        words, reference = official(last_state(policy, context))
         yield Output(f"{prefix}prefix_final_img", reference, limits.VELOCITY)
         yield Output(f"{prefix}prefix_final_txt", words, limits.VELOCITY, text.valid)
 
@@ -116,7 +117,7 @@ def side_by_side(
 
 
 @run_once
-def _last_state(policy: ImageWAM, context: Context) -> Float[Array, "b s d"]:
+def last_state(policy: ImageWAM, context: Context) -> Float[Array, "b s d"]:
     """The tokens [reference | text] after the last layer of `ImageWAM.prefill`."""
     text, layout = policy.layout(context, None)
     timestep_b = jnp.zeros(len(text), policy.config.coordinate_dtype)

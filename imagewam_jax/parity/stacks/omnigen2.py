@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from imagewam_jax.errors import ConversionError
 from imagewam_jax.models.autoencoders.base import from_cells, to_cells
 from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig
 from imagewam_jax.models.backbones.omnigen2 import OmniGen2Config
 from imagewam_jax.models.imagewam import Cache, Context, ImageWAM, Sample
+from imagewam_jax.parity import posteriors
 from imagewam_jax.parity.cases import limits
 from imagewam_jax.parity.cases.base import (
     Output,
@@ -19,12 +19,10 @@ from imagewam_jax.parity.cases.base import (
     check_axes,
     nchw,
     nhwc,
-    normal,
     run_once,
 )
 from imagewam_jax.parity.cases.folder import Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
-from imagewam_jax.parity.images import encode
 from imagewam_jax.parity.official_order import TextLayout
 from imagewam_jax.parity.stacks.base import Stack
 from imagewam_jax.parity.stacks.flux2 import side_by_side
@@ -38,6 +36,7 @@ class OmniGen2Stack(Stack):
     reference = "ref_latent"
     training_time = "model_timestep"
     acting_times = "model_timesteps"
+    transformer_alone = "masked"
 
     def network_time(self, timestep: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return timestep
@@ -54,33 +53,17 @@ class OmniGen2Stack(Stack):
     def sampled(
         self, config: AutoencoderKLConfig, cells, moments, io: Tensors, noise: str
     ) -> Float[np.ndarray, "b c h w"] | None:
-        if noise not in io:
-            return None
-        if not isinstance(config, AutoencoderKLConfig):
-            raise ConversionError(
-                f"{io.file}: latents of {self.name}'s autoencoder, the checkpoint has another kind"
-            )
-        mean, log_variance = np.split(nchw(moments), 2, axis=1)
-        sample = mean + np.exp(log_variance.clip(-30, 20) / 2) * io[noise]
-        return (sample - config.shift) * config.scale
+        return posteriors.sample(config, moments, io, noise, self.name)
 
     def posterior_noise(
         self, config: AutoencoderKLConfig, sizes: Sizes, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        sides = (config.patch * side for side in sizes.grid)
-        shape = (sizes.batch, config.latent_channels, *sides)
-        return {name: normal(rng, *shape) for name in ("eps_target", "eps_ref")}
+        return posteriors.noises(config, sizes, rng)
 
     def imagined_reference(self, loaded: Loaded, io: Tensors) -> Float[Array, "b h w c"] | None:
-        """Officially each use of an image samples its posterior anew."""
-        if "infer_video.eps_vae" not in io:
-            return self.cells(loaded.config("backbone"), io, "infer0.ref_latent", "")
-        if "autoencoder" not in loaded:
-            return None
-        model = loaded.module("autoencoder")
-        latent, moments = encode(model, nhwc(io["infer0.image"]))
-        latent = self.sampled(model.config, latent, moments, io, "infer_video.eps_vae")
-        return to_cells(nhwc(latent), loaded.config("backbone").patch)
+        if posteriors.IMAGINED in io:
+            return posteriors.imagined_reference(loaded, io, self.name)
+        return self.cells(loaded.config("backbone"), io, "infer0.ref_latent", "")
 
     def training_inputs(self, policy: ImageWAM, sizes: Sizes) -> dict[str, np.ndarray]:
         return {}

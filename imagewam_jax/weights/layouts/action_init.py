@@ -50,7 +50,7 @@ def initial_expert(
     if recipe not in RECIPES:
         raise ConversionError(f"unknown recipe {recipe!r}; choose from {RECIPES}")
     family = family_of(backbone)
-    expert = family.initial_config(metadata)
+    expert = family.initial_config(metadata, backbone)
 
     def make() -> nnx.Module:
         rngs = nnx.Rngs(0)

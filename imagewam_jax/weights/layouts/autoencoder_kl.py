@@ -3,7 +3,7 @@
 from typing import Any
 
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.models.autoencoders.kl import AutoencoderKLConfig
+from imagewam_jax.models.autoencoders.kl import FLUX1, SDXL, AutoencoderKLConfig
 from imagewam_jax.weights.layouts.flux2_autoencoder import convolutional_rules
 from imagewam_jax.weights.layouts.flux2_autoencoder_diffusers import (
     ASSUMED,
@@ -16,14 +16,17 @@ from imagewam_jax.weights.layouts.mapping import Rule
 from imagewam_jax.weights.layouts.metadata import Metadata, Specs, agree, find
 
 CLASS = "AutoencoderKL"
-SECTION = "vae_config"  # in a recording; the config.json of diffusers is not in a section
+# In a recording, and in the config.json of Ovis-U1; that of diffusers is not in a section.
+SECTIONS = ("vae_config", "visual_generator_config.vae_config")
 
 
 def autoencoder_kl_config(specs: Specs, metadata: Metadata) -> AutoencoderKLConfig:
-    """Sizes from shapes; groups, scale and shift from `metadata`, or those of FLUX.1 where it says
-    nothing. ConversionError: it contradicts the shapes, or is of another network."""
-    default, given = AutoencoderKLConfig(), _given(metadata)
+    """Sizes from shapes; groups, scale and shift from `metadata`, or where it says nothing those of
+    FLUX.1, with convolutions around the latent those of SDXL. ConversionError: it contradicts the
+    shapes, or is of another network."""
+    given = _given(metadata)
     sizes = {**diffusers_sizes(specs), "has_quantizers": "quant_conv.weight" in specs}
+    default = SDXL if sizes["has_quantizers"] else FLUX1
     names = {**SIZES, "has_quantizers": "use_quant_conv"}
     where = "the autoencoder's config"
     agree(sizes, {ours: given(theirs) for ours, theirs in names.items()}, where)
@@ -54,11 +57,11 @@ def autoencoder_kl_json(config: AutoencoderKLConfig) -> dict[str, Any]:
         "_class_name": CLASS,
         **diffusers_json(config),
         "scaling_factor": config.scale,
-        "shift_factor": config.shift,
+        "shift_factor": config.shift or None,
         "force_upcast": False,
     }
 
 
 def _given(metadata: Metadata):
     """A function that finds a value of the autoencoder's config by its official name."""
-    return lambda name: find(metadata, f"{SECTION}.{name}", name)
+    return lambda name: find(metadata, *(f"{section}.{name}" for section in SECTIONS), name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.imagewam import ImageWAMConfig
@@ -17,9 +17,8 @@ class Family:
     title: the backbone's name for people.
     backbone: the type of the backbone's configuration.
     first: a tensor that every transformer has.
-    head: a tensor that every expert of this family has, and none of another family.
-    expert: tensors of an expert without its embedding and head, by which a file of first weights is
-        known.
+    expert: tensors that every expert of this family has, also first weights without embedding and
+        head. The first of them is in no expert of another family.
     aliases: the prefix of a tensor's second name in a checkpoint -> the prefix of its name in the
         transformer.
     modules: the names of the modules of a transformer and of an expert, in the order in which the
@@ -29,8 +28,9 @@ class Family:
     check_expert: raises a ConversionError where the training config has another expert.
     initial_name: the transformer's tensor that a tensor of a new expert is made from.
     scaled: whether the official script scales what it resizes.
-    initial_config: sizes of a new expert.
-    has_unpacked: whether the robot state's token can stand behind padded text.
+    initial_config: sizes of a new expert for a transformer.
+    unpacked: what it means where the robot state's token stands behind padded text: that it is at
+        another position ("elsewhere"), that padding is read ("refused"), or nothing ("same").
     settings: the sections of a training config that describe the networks: those of its section
         `model`, and those beside it.
     """
@@ -38,7 +38,6 @@ class Family:
     title: str
     backbone: type
     first: str
-    head: str
     expert: tuple[str, ...]
     aliases: Mapping[str, str]
     modules: tuple[tuple[str, ...], tuple[str, ...]]
@@ -49,6 +48,6 @@ class Family:
     check_expert: Callable[[ActionExpertConfig, Any, Metadata], None]
     initial_name: Callable[[str], str]
     scaled: bool
-    initial_config: Callable[[Metadata], ActionExpertConfig]
-    has_unpacked: bool
+    initial_config: Callable[[Metadata, Any], ActionExpertConfig]
+    unpacked: Literal["elsewhere", "refused", "same"]
     settings: Callable[[ImageWAMConfig], tuple[dict[str, Any], dict[str, Any]]]

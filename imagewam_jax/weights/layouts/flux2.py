@@ -305,8 +305,7 @@ FLUX2 = Family(
     title="FLUX.2",
     backbone=Flux2Config,
     first="img_in.weight",
-    head="head.linear.weight",
-    expert=("time_in.in_layer.weight", "single_blocks.0.linear1.weight"),
+    expert=("double_stream_modulation_img.lin.weight", "single_blocks.0.linear1.weight"),
     aliases={"double_blocks.": "double_blocks.", "single_blocks.": "single_blocks."},
     modules=(
         (
@@ -339,7 +338,7 @@ FLUX2 = Family(
     check_expert=check_expert,
     initial_name=lambda name: name,
     scaled=True,
-    initial_config=initial_expert_config,
-    has_unpacked=True,
+    initial_config=lambda metadata, backbone: initial_expert_config(metadata),
+    unpacked="elsewhere",
     settings=settings,
 )

@@ -77,8 +77,8 @@ def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
     if not has_proprio:  # the policy then ignores what the processor puts out
         del widths["proprio_output_dim"]
     agree(widths, {name: setting(_files(metadata), name) for name in widths}, "the training config")
-    position = _proprio_position(metadata)
-    if position is not None and not family.has_unpacked:
+    position = None if family.unpacked == "same" else _proprio_position(metadata)
+    if position is not None and family.unpacked == "refused":
         raise ConversionError(
             f"{_file(specs)}: pack_proprio_after_text is off, so that this policy on "
             f"{family.title} reads the features of padded text, which tables of text do not hold: "

@@ -64,14 +64,17 @@ def _in_order(names: Iterable[str], prefix: str, modules: Sequence[str]) -> list
 
 def official_settings(config: ImageWAMConfig) -> dict[str, Any]:
     """The fields of an official training config that say what tensors do not show."""
-    of_model, beside = family_of(config.backbone).settings(config)
+    family = family_of(config.backbone)
+    of_model, beside = family.settings(config)
     packed = config.proprio_position is None
+    # The official code has no such setting where it would mean nothing.
+    place = {} if family.unpacked == "same" else {"pack_proprio_after_text": packed}
     return {
         "mixed_precision": MIXED_PRECISION[config.coordinate_dtype],
         "action_horizon": config.horizon,
         "model": {
             "proprio_dim": config.proprio_dim,
-            "pack_proprio_after_text": packed,
+            **place,
             **({} if packed else {"qwen_context_len": config.proprio_position}),
             **of_model,
             "video_scheduler": _scheduler(config.target_flow),

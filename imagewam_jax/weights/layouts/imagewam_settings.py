@@ -110,6 +110,25 @@ DECIDE: tuple[tuple[str, Kind, str], ...] = (
     ("transformer_config.axes_lens", SIZES, "bounds of positions, which ours have not"),
     ("transformer_config.timestep_scale", NUMBER, "model.backbone.timestep_scale"),
     ("timestep_scale", NUMBER, "model.backbone.timestep_scale, in our own exports"),
+    ("yak_config.in_channels", COUNT, "compared with the tensors"),
+    ("yak_config.out_channels", COUNT, "compared with the tensors"),
+    ("yak_config.vec_in_dim", COUNT, "compared with the tensors"),
+    ("yak_config.context_in_dim", COUNT, "compared with the tensors"),
+    ("yak_config.hidden_size", COUNT, "compared with the tensors"),
+    ("yak_config.num_heads", COUNT, "compared with the tensors"),
+    ("yak_config.depth", COUNT, "compared with the tensors"),
+    ("yak_config.depth_single_blocks", COUNT, "compared with the tensors"),
+    ("yak_config.mlp_ratio", NUMBER, "compared with the tensors"),
+    ("yak_config.axes_dim", SIZES, "model.backbone.rope_axes"),
+    ("yak_config.theta", NUMBER, "model.backbone.rope_theta"),
+    ("yak_config.guidance_embed", only(False), "Ovis-U1 has none"),
+    ("yak_config.qkv_bias", only(True), "Ovis-U1 has biases everywhere"),
+    ("action_dit_config.qkv_bias", FLAG, "the tensors have them or not"),
+    ("txt_refiner.heads", COUNT, "twice as many as the transformer's"),
+    ("txt_refiner.depth", COUNT, "compared with the tensors"),
+    ("txt_refiner.enable_cls_token", only(True), "the text modulates through it"),
+    ("txt_refiner.act", only("silu"), "in the MLPs of the refiner"),
+    ("txt_refiner.mlp_width_ratio", NUMBER, "the tensors have it"),
     ("action_dit_config.action_dim", COUNT, "compared with the tensors"),
     ("action_dit_config.residual_dim", COUNT, "compared with the tensors"),
     ("action_dit_config.num_kv_heads", COUNT, "officially replaced by the transformer's"),
@@ -133,7 +152,9 @@ DECIDE: tuple[tuple[str, Kind, str], ...] = (
     # The policy.
     (
         "model._target_",
-        ending("create_imagewam_flux2_klein", "create_imagewam_omnigen2"),
+        ending(
+            "create_imagewam_flux2_klein", "create_imagewam_omnigen2", "create_imagewam_ovis_u1"
+        ),
         "the policy that this layout is of",
     ),
     ("pack_proprio_after_text", FLAG, "model.proprio_position"),
@@ -172,7 +193,9 @@ IRRELEVANT: Mapping[str, tuple[str, ...]] = {
         "omnigen2_*",  # where things are, and how text is padded
         "variant",  # the tensors tell it
         "qwen3_model_spec",  # the width of text features tells it
+        "ovis_u1_model_path",
         "load_text_encoder",
+        "load_condition_encoder",
         "action_dit_pretrained_path",
         "mot_*",  # kernels, and what is computed again
         "*use_gradient_checkpointing",
@@ -215,6 +238,8 @@ IRRELEVANT: Mapping[str, tuple[str, ...]] = {
     ),
     "flux2_params": (),  # all of its keys are in DECIDE
     "transformer_config": (),  # likewise
+    "yak_config": (),
+    "txt_refiner": (),
 }
 # Sections of evaluations and tools, in which keys of the same names mean something else.
 _OTHERS = {"val", "test", "EVALUATION", "MULTIRUN", "hydra", "wandb", "infer", "vae"}

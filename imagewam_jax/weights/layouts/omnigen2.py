@@ -284,7 +284,6 @@ OMNIGEN2 = Family(
     title="OmniGen2",
     backbone=OmniGen2Config,
     first="x_embedder.weight",
-    head="head.linear_1.weight",
     expert=("timestep_embedder.linear_1.weight", "blocks.0.ffn_norm1.weight"),
     aliases={"blocks.": "layers."},
     modules=(
@@ -309,7 +308,7 @@ OMNIGEN2 = Family(
     check_expert=check_expert,
     initial_name=_initial_name,
     scaled=False,
-    initial_config=initial_expert_config,
-    has_unpacked=False,
+    initial_config=lambda metadata, backbone: initial_expert_config(metadata),
+    unpacked="refused",
     settings=settings,
 )

@@ -10,6 +10,7 @@ from imagewam_jax.weights.layouts import (
     imagewam,
     lora,
     omnigen2,
+    ovis_u1,
     qwen3,
 )
 from imagewam_jax.weights.layouts.families import FAMILIES
@@ -21,6 +22,7 @@ FLUX2 = Layout(
     name="FLUX.2 transformer, original layout",
     component="backbone",
     signature=("img_in.weight", "double_blocks.0.img_attn.norm.query_norm.scale"),
+    lacks=("txt_in.cls_token",),  # of Ovis-U1's
     config=flux2.flux2_config,
     rules=flux2.flux2_rules,
     source=lambda source, metadata, base: lora.merged(source, metadata),
@@ -67,6 +69,13 @@ OMNIGEN2 = Layout(
     config=omnigen2.omnigen2_config,
     rules=omnigen2.omnigen2_rules,
 )
+OVIS_U1 = Layout(
+    name="Ovis-U1 transformer, released layout",
+    component="backbone",
+    signature=("txt_in.cls_token", "double_blocks.0.img_self_attn.qkv.weight"),
+    config=ovis_u1.ovis_u1_config,
+    rules=ovis_u1.ovis_u1_rules,
+)
 AUTOENCODER_KL = Layout(
     name="AutoencoderKL, diffusers layout",
     component="autoencoder",
@@ -82,7 +91,7 @@ def _policy(family: Family) -> Layout:
     return Layout(
         name=f"ImageWAM on {family.title}, official checkpoint",
         component="policy",
-        signature=(f"{imagewam.EXPERT}action_encoder.weight", imagewam.EXPERT + family.head),
+        signature=(f"{imagewam.EXPERT}action_encoder.weight", imagewam.EXPERT + family.expert[0]),
         config=imagewam.imagewam_config,
         rules=imagewam.imagewam_rules,
         source=imagewam.imagewam_source,
@@ -102,6 +111,7 @@ LAYOUTS = (
     FLUX2_AUTOENCODER_DIFFUSERS,
     QWEN3,
     OMNIGEN2,
+    OVIS_U1,
     AUTOENCODER_KL,
     *POLICIES.values(),
 )
