@@ -146,7 +146,11 @@ class GatedMLP(nnx.Module):
 
 
 class TimeEmbedding(nnx.Module):
-    """Sinusoids of a flow-matching time in [0, 1], then a two-layer MLP."""
+    """Sinusoids of a flow-matching time in [0, 1], then a two-layer MLP.
+
+    What it gives broadcasts over tokens: where each has a time of its own, rows are chosen of what
+    is made of it.
+    """
 
     width = 256
 
@@ -154,8 +158,12 @@ class TimeEmbedding(nnx.Module):
         self.wi = Linear(Axis("time", self.width), Axis("embed", dim), bias=bias, rngs=rngs)
         self.wo = Linear(Axis("embed", dim), Axis("modulation", dim), bias=bias, rngs=rngs)
 
-    def __call__(self, time_b: Float[Array, " b"]) -> Float[Array, "b d"]:
-        return self.wo(jax.nn.silu(self.wi(sinusoids(time_b, self.width))))
+    def __call__(self, time_b: Float[Array, " b"]) -> Float[Array, "b 1 d"]:
+        return self.mlp(sinusoids(time_b, self.width))
+
+    def mlp(self, x: Float[Array, "b width"]) -> Float[Array, "b 1 d"]:
+        """Of sinusoids."""
+        return self.wo(jax.nn.silu(self.wi(x)))[:, None]
 
 
 def sinusoids(time_b: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
@@ -195,9 +203,9 @@ class ModulationHead(nnx.Module):
         self.linear = Linear(Axis("embed", dim), out, bias=bias, rngs=rngs)
         self.branches = branches
 
-    def __call__(self, time_embedding: Float[Array, "b d"]) -> tuple[Modulation, ...]:
+    def __call__(self, time_embedding: Float[Array, "b s d"]) -> tuple[Modulation, ...]:
         y = self.linear(jax.nn.silu(time_embedding))
-        parts = jnp.split(y[:, None], 3 * self.branches, axis=-1)
+        parts = jnp.split(y, 3 * self.branches, axis=-1)
         return tuple(Modulation(*parts[3 * i : 3 * i + 3]) for i in range(self.branches))
 
 
@@ -216,10 +224,10 @@ class OutputHead(nnx.Module):
         self.modulation = Linear(embed, modulation, bias=bias, rngs=rngs)
         self.linear = Linear(embed, out, bias=bias, rngs=rngs)
 
-    def condition(self, time_embedding: Float[Array, "b d"]) -> ShiftScale:
+    def condition(self, time_embedding: Float[Array, "b s d"]) -> ShiftScale:
         """Not part of `__call__`, so that many times share one matrix product."""
         y = self.modulation(jax.nn.silu(time_embedding))
-        return ShiftScale(*jnp.split(y[:, None], 2, axis=-1))
+        return ShiftScale(*jnp.split(y, 2, axis=-1))
 
     def __call__(self, x: Float[Array, "b s d"], condition: ShiftScale) -> Float[Array, "b s out"]:
         return self.linear(modulate(x, condition.shift, condition.scale))

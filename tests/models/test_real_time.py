@@ -12,6 +12,7 @@ from imagewam_jax.models import flow_matching
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import Flux2Config
 from imagewam_jax.models.backbones.omnigen2 import OmniGen2Config
+from imagewam_jax.models.backbones.ovis_u1 import OvisU1Config
 from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
 from imagewam_jax.models.parameters import abstract_params, policy_builder
 from imagewam_jax.models.real_time import (
@@ -46,6 +47,17 @@ BACKBONES = {
         refiner_layers=1,
         mlp_dim=32,
         rope_axes=(4, 2, 2),
+    ),
+    "ovis_u1": OvisU1Config(
+        in_channels=4,
+        text_dim=6,
+        dim=32,
+        heads=2,
+        double_layers=1,
+        single_layers=1,
+        mlp_ratio=2.0,
+        refiner_layers=1,
+        rope_axes=(4, 6, 6),
     ),
 }
 
@@ -85,7 +97,10 @@ class Case:
 case_of = functools.cache(Case)
 
 
-@pytest.fixture(params=["flux2", pytest.param("omnigen2", marks=pytest.mark.slow)])
+OTHERS = (pytest.param(name, marks=pytest.mark.slow) for name in ("omnigen2", "ovis_u1"))
+
+
+@pytest.fixture(params=["flux2", *OTHERS])
 def case(request):
     return case_of(request.param)
 

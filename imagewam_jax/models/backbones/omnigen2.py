@@ -130,14 +130,14 @@ class OmniGen2TimeEmbedding(TimeEmbedding):
         super().__init__(dim, bias=True, rngs=rngs)
         self.scale = scale
 
-    def __call__(self, timestep_b: Float[Array, " b"]) -> Float[Array, "b d"]:
+    def __call__(self, timestep_b: Float[Array, " b"]) -> Float[Array, "b 1 d"]:
         # Float32 in the official order: with a scale of 1000 the angles are up to a million.
         half = self.width // 2
         exponents = np.float32(-np.log(10000)) * np.arange(half, dtype=np.float32) / half
         frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
         angles = timestep_b.astype(jnp.float32)[:, None] * frequencies * np.float32(self.scale)
         sinusoids = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
-        return self.wo(jax.nn.silu(self.wi(sinusoids.astype(timestep_b.dtype))))
+        return self.mlp(sinusoids.astype(timestep_b.dtype))
 
 
 class OmniGen2Block(nnx.Module):
@@ -249,7 +249,7 @@ class _Network(nnx.Module):
         return (self.layers,)
 
     def condition(self, timestep_b: Float[Array, " b"]) -> OmniGen2Condition:
-        time = self.time_in(timestep_b)[:, None]
+        time = self.time_in(timestep_b)
         return OmniGen2Condition(time, self.head.condition(time))
 
     def group_conditions(self, condition: OmniGen2Condition) -> tuple[OmniGen2Condition]:

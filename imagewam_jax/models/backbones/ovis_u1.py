@@ -113,7 +113,8 @@ OVIS_U1 = OvisU1Config()
 
 
 class TwoLayers(nnx.Module):
-    """Two linear layers with SiLU between, of one vector for each sample."""
+    """Two linear layers with SiLU between, of one vector for each sample. Like an embedded time,
+    what they give broadcasts over tokens."""
 
     def __init__(self, inputs: Axis, dim: int, *, rngs: nnx.Rngs):
         inner = Axis("modulation", dim)
@@ -121,7 +122,7 @@ class TwoLayers(nnx.Module):
         self.wo = Linear(inner, Axis("embed", dim), bias=True, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n"]) -> Vector:
-        return self.wo(jax.nn.silu(self.wi(x)))
+        return self.wo(jax.nn.silu(self.wi(x)))[:, None]
 
 
 class TextRefiner(nnx.Module):
@@ -140,7 +141,7 @@ class TextRefiner(nnx.Module):
 
     def __call__(
         self, text: Float[Array, "b t text_dim"], length_b: Int[Array, " b"] | None
-    ) -> tuple[Tokens, Vector]:
+    ) -> tuple[Tokens, Float[Array, "b d"]]:
         """The refined text, and the class token. `length_b` counts the valid text tokens, at least
         one of each sample; None: all are valid."""
         if length_b is None:

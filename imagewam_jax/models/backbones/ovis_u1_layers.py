@@ -37,7 +37,8 @@ from imagewam_jax.models.layers import (
 from imagewam_jax.models.partitioning import constrain
 from imagewam_jax.models.remat import MLP, OUT, named
 
-Vector = Float[Array, "#b d"]  # of the time, and of the text where there is one
+# Of the time, and of the text where there is one; for all tokens, or one for each.
+Vector = Float[Array, "#b #s d"]
 
 
 class LayerSizes(NamedTuple):
@@ -126,7 +127,7 @@ class RefinerLayer(nnx.Module):
 
         mean: what gates are made of. length_b: how many tokens are no padding.
         """
-        on_attention, on_mlp = jnp.split(self.gates(jax.nn.silu(mean))[:, None], 2, axis=-1)
+        on_attention, on_mlp = jnp.split(self.gates(jax.nn.silu(mean)), 2, axis=-1)
         q, k, v = self.attention.project(self.attention_norm(x))
         # In plain JAX: some kernels do not take heads as narrow as these, and text is short.
         attended = attend_xla(q, [KV(k, v)], length_b)

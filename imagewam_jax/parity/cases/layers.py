@@ -45,7 +45,7 @@ def joint_states(
 @run_once
 def _embedded_times(policy: ImageWAM, *timesteps: Float[Array, " b"]):
     networks = policy.backbone, policy.expert
-    return [n.time_in(t / TIMESTEPS) for n, t in zip(networks, timesteps, strict=True)]
+    return [n.time_in(t / TIMESTEPS)[:, 0] for n, t in zip(networks, timesteps, strict=True)]
 
 
 def _outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChecked]:
