@@ -56,7 +56,7 @@ def _in_order(names: Iterable[str], prefix: str, modules: Sequence[str]) -> list
     def position(name: str) -> tuple[int, int]:
         name = f"{name.removeprefix(prefix)}."
         module = next(i for i, module in enumerate(modules) if name.startswith(f"{module}."))
-        block = re.match(r"\w+\.(\d+)\.", name)
+        block = re.search(r"\.(\d+)\.", name)  # the first number: others are within the block
         return module, int(block[1]) if block else 0
 
     return sorted((name for name in names if name.startswith(prefix)), key=position)
