@@ -30,7 +30,7 @@ ROOMS = {
     "training": "errors files distributed config models preprocess checkpoints text data",
     "evaluation": "errors files distributed html wire client config models preprocess checkpoints "
     "data policy",
-    "serving": "errors html wire preprocess checkpoints data policy",
+    "serving": "errors files html wire preprocess checkpoints data policy",
     "tpu_plans": "errors config models preprocess checkpoints policy training",
     "preflight": "errors files config models preprocess checkpoints text data training evaluation",
     "cli": "errors distributed config preprocess text data weights parity training evaluation "
