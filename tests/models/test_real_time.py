@@ -21,6 +21,7 @@ from imagewam_jax.models.real_time import (
     Prefix,
     guidance_gain,
     guidance_weights,
+    row_condition,
     sample_delays,
 )
 
@@ -177,6 +178,12 @@ def test_delays_are_uniform_from_nothing_to_the_largest():
     delays = np.asarray(sample_delays(jax.random.key(0), 4000, 3))
     shares = np.bincount(delays, minlength=5) / len(delays)
     np.testing.assert_allclose(shares, [0.25, 0.25, 0.25, 0.25, 0], atol=0.03)
+
+
+def test_conditions_that_have_no_place_for_rows():
+    known, flat = np.ones((3, 3), bool), np.zeros((3, 8), np.float32)
+    with pytest.raises(ValueError, match=r"must have arrays \[b, 1, d\], found \(3, 8\)"):
+        row_condition(known, flat, flat)
 
 
 weights = jax.jit(guidance_weights, static_argnums=(0, 4))
