@@ -41,8 +41,11 @@ def row_condition(is_known_bs: Bool[Array, "b s"], clean: Condition, noisy: Cond
     """An expert's condition in which each row of a chunk has its own time.
 
     clean, noisy: the conditions at time 0, of known rows, and at the time of the others. All their
-    arrays are [#b, 1, ...]; those of the result are [b, s, ...].
+    arrays are [#b, 1, d]; those of the result are [b, s, d]. ValueError: one is not.
     """
+    for x in jax.tree.leaves((clean, noisy)):
+        if x.ndim != 3 or x.shape[1] != 1:
+            raise ValueError(f"an expert's condition must have arrays [b, 1, d], found {x.shape}")
     return jax.tree.map(lambda c, n: jnp.where(is_known_bs[..., None], c, n), clean, noisy)
 
 

@@ -22,6 +22,7 @@ from imagewam_jax.models.real_time import (
     Prefix,
     guidance_gain,
     guidance_weights,
+    row_condition,
     sample_delays,
 )
 
@@ -154,6 +155,7 @@ def test_training_and_acting_give_known_rows_the_same_time(case):
     np.testing.assert_allclose(steps.velocity[0], joint, atol=3e-6)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_rows_that_are_not_known(flux2):
     sample = flux2.sample._replace(
         delay=np.array([0, 2, 4], np.int32),
@@ -193,6 +195,15 @@ def test_delays_are_uniform_from_nothing_to_the_largest():
     np.testing.assert_allclose(shares, [0.25, 0.25, 0.25, 0.25, 0], atol=0.03)
 
 
+def test_conditions_that_have_no_place_for_rows():
+    known, flat = np.ones((3, 3), bool), np.zeros((3, 8), np.float32)
+    with pytest.raises(ValueError, match=r"must have arrays \[b, 1, d\], found \(3, 8\)"):
+        row_condition(known, flat, flat)
+
+
+weights = jax.jit(guidance_weights, static_argnums=(0, 4))
+
+
 def weights_by_hand(horizon, length, delay, execute, schedule):
     """The formulas of docs/spec/real_time.md, 2, number by number."""
     end = min(horizon - execute, length)
@@ -212,11 +223,11 @@ def test_weights(schedule):
     for horizon in (8, 50):
         most = (horizon + 1, horizon, horizon)
         length, delay, execute = rng.integers((0, 0, 1), most, (10, 3)).astype(np.int32).T
-        found = guidance_weights(horizon, length, delay, execute, schedule)
+        found = weights(horizon, length, delay, execute, schedule)
         rows = zip(length, delay, execute, strict=True)
         expected = [weights_by_hand(horizon, *row, schedule) for row in rows]
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    example = guidance_weights(10, *np.array([[10], [2], [4]]), "linear")
+    example = weights(10, *np.array([[10], [2], [4]]), "linear")
     np.testing.assert_allclose(example[0], [1, 1, 0.8, 0.6, 0.4, 0.2, 0, 0, 0, 0], atol=1e-6)
 
 

@@ -89,8 +89,8 @@ class Transformer(Protocol):
         noise), in the timestep's dtype. A network converts it to the unit and direction of its own
         weights.
 
-        All arrays of an expert's condition are [b, 1, ...], and it takes conditions whose arrays
-        are [b, s, ...], in which each row of the chunk has a time of its own
+        All arrays of an expert's condition are [b, 1, d], and it takes conditions whose arrays
+        are [b, s, d], in which each row of the chunk has a time of its own
         (`real_time.row_condition`)."""
 
     def group_conditions(self, condition: Any) -> tuple:
