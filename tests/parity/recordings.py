@@ -2,6 +2,8 @@
 says."""
 
 import importlib.util
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,60 @@ def edit(path: Path, change: Callable[[dict[str, np.ndarray]], dict | None]) -> 
     tensors = load_file(path)
     changed = change(tensors)
     save_file(tensors if changed is None else changed, path)
+
+
+# Settings that change no number, or that show only in widths made from them.
+NOT_KEPT = ("axes_lens", "multiple_of")
+
+
+def assert_holds_the_same(official: Path, ours: Path) -> None:
+    """Our recording has the tensors of an official one, under the same names, in the same types and
+    numbers of axes, and the same settings."""
+    names = {path.name for path in official.iterdir()} & {path.name for path in ours.iterdir()}
+    assert names >= {"config.json"} and any(name.endswith(".safetensors") for name in names)
+    for file in sorted(name for name in names if name.endswith(".safetensors")):
+        theirs, found = load_file(official / file), load_file(ours / file)
+        if file == "grads.safetensors":  # theirs are some, ours all
+            assert theirs.keys() < found.keys()
+        else:
+            assert _without_other_functions(theirs) == found.keys(), file
+        for name in theirs.keys() & found.keys():
+            assert theirs[name].dtype == found[name].dtype, name
+            assert theirs[name].ndim == found[name].ndim, name
+    settings, recorded = (json.loads((f / "config.json").read_text()) for f in (official, ours))
+    sections = ("flux2_params", "transformer_config", "yak_config", "action_dit_config")
+    for name in (*sections, "schedulers", "loss", "stack"):
+        expected, found = settings.get(name), recorded.get(name)
+        for key in ("use_gradient_checkpointing", *NOT_KEPT) if name in sections else ():
+            for section in (expected, found):
+                (section or {}).pop(key, None)
+        assert found == expected
+
+
+def _without_other_functions(tensors: dict[str, np.ndarray]) -> set[str]:
+    """The names of what an official recording has of functions that ours has."""
+    other = (
+        "kvref.",
+        "pred_kv",
+        "attention_mask_",
+        "native_forward_two",
+        "native_second",
+        "infer_video.eps_vae",
+    )
+    states = {f"hidden_states.{n}" for n in (1, 2, 28)}
+    masks = set() if "input_ids" in tensors else {"attention_mask"}  # of tokens, or over queries
+    return {n for n in tensors if not n.startswith(other)} - states - masks
+
+
+def recorded_names(case: str, file: str) -> set[str]:
+    """The tensors of an official recording: `file: name`."""
+    return {f"{file}: {name}" for name in load_file(golden(case) / file)}
+
+
+def without(names: set[str], *patterns: str) -> set[str]:
+    """Names of `file: name` whose last part fits no pattern."""
+    pattern = re.compile("|".join(f".*: ({p})" for p in patterns))
+    return {name for name in names if not pattern.fullmatch(name)}
 
 
 def names_of(report: Report, passed: bool = True) -> set[str]:

@@ -8,7 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from imagewam_jax import cli
 from imagewam_jax.checkpoints.store import Checkpoints, open_checkpoint
@@ -18,17 +18,16 @@ from imagewam_jax.parity.verify import verify
 from imagewam_jax.weights.convert import convert
 from imagewam_jax.weights.io.files import open_weights
 from tests.goldens import golden
-from tests.parity.recordings import converted, copy_of, edit, names_of, reasons
+from tests.parity.recordings import (
+    converted,
+    copy_of,
+    edit,
+    names_of,
+    reasons,
+    without,
+)
+from tests.parity.recordings import recorded_names as recorded
 from tests.weights.foreign import copy_case
-
-
-def recorded(case, file):
-    return {f"{file}: {name}" for name in load_file(golden(case) / file)}
-
-
-def without(names, *patterns):
-    pattern = re.compile("|".join(f".*: ({p})" for p in patterns))
-    return {name for name in names if not pattern.fullmatch(name)}
 
 
 @pytest.mark.parametrize("case", ["imagewam_flux2", "imagewam_flux2_noproprio"])
@@ -83,40 +82,6 @@ def test_a_whole_policy_on_omnigen2():
     assert without(recorded(case, "infer.safetensors") - found, *inputs) == set()
     (unpacked,) = (why for what, why in why_not.items() if what.startswith("train_nopack"))
     assert "padded text" in unpacked
-
-
-@pytest.mark.slow(minutes=2)
-def test_a_whole_policy_on_ovis_u1():
-    """As of OmniGen2; images are tokens, and imagined without the masks of training."""
-    case = "imagewam_ovis_u1"
-    report = verify(converted(case), golden(case))
-    assert report.passed and not names_of(report, passed=False)
-    found = names_of(report)
-    norms = json.loads((golden(case) / "grad_norms.json").read_text())
-    assert found >= {f"grad_norms.json: {name}" for name in norms}
-    for file in ("trace", "grads", "vae"):
-        assert found >= recorded(case, f"{file}.safetensors")
-    inputs = ["video", "action", "noise_.*", "eps_.*", "u_.*", "proprio", "text_.*"]
-    left = without(recorded(case, "train.safetensors") - found, *inputs, "action_.*_pad")
-    masks = ("image_double", "joint_double", "single")
-    assert left == {f"train.safetensors: attention_mask_{name}" for name in masks}
-    inputs = [r"infer\d\.(noise|image|eps_vae|proprio|text_.*)", r"infer_video\.(noise|eps_vae)"]
-    assert without(recorded(case, "infer.safetensors") - found, *inputs) == set()
-    weights = recorded(case, "model.safetensors")
-    aliases = r"mot\.mixtures\.video\.(double|single)_blocks.*"
-    assert without(weights - found, aliases) == set()
-
-
-@pytest.mark.parametrize("recipe", ["same", "mlp2"])
-def test_first_weights_of_an_expert_for_ovis_u1(recipe, tmp_path):
-    case = golden("action_init_ovis_u1")
-    source = copy_case(case, tmp_path / "source", "yak_weights.safetensors")
-    given = {"expert_mlp_ratio": {"same": 4.0, "mlp2": 2.0}[recipe]}
-    convert([source], tmp_path / "made", expert="official", overrides=given)
-    report = verify(tmp_path / "made", case)
-    assert report.passed
-    expected = recorded("action_init_ovis_u1", f"action_init_{recipe}.safetensors")
-    assert expected < names_of(report)
 
 
 def test_a_policy_without_the_autoencoder_of_its_recording():
