@@ -22,12 +22,14 @@ def test_a_robot_plays_through_a_server(tmp_path, capsys):
     require_metaworld()
     picture = tmp_path / "robot.png"
     with served(*tiny_actor(), FAST._replace(buckets=(1,))) as server:
+        capsys.readouterr()  # the policy may have been trained just now
         arguments = [f"--url={server.url}", "--episodes=2", "--hz=200", "--delay-ms=5", "--no-page"]
         assert robot.main([*arguments, "--jitter-ms=5", f"--picture={picture}"]) == 0
         first, second, last = capsys.readouterr().out.splitlines()
         assert first.startswith("faucet-open 10000: ") and second.startswith("faucet-close 10000: ")
         assert last.endswith(" of 2 succeeded")
-        assert Image.open(picture).size[0] == 640
+        with Image.open(picture) as found:
+            assert found.size[0] == 640
     with pytest.raises(ServingError, match="cannot connect"):
         robot.main(arguments)
 
