@@ -18,7 +18,6 @@ START = 3  # steps of a run that starts from the weights of another
 # The mesh of eight devices, and other fields of the config.
 RUNS = {
     "one": {},
-    "data": {"mesh.data": 8, "mesh.fsdp": 1},
     "fsdp": {},
     "fsdp_tensor": {"mesh.tensor": 2},
     "data_fsdp_tensor": {"mesh.data": 2, "mesh.tensor": 2},
