@@ -23,7 +23,7 @@ if _CACHE not in os.environ:
     os.environ[_CACHE] = str(shared_folder.begin() / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
-_MANY_MAPPINGS = 10_000
+_MANY_MAPPINGS, _VERY_MANY_MAPPINGS = 10_000, 30_000
 
 array_annotations.install()
 
@@ -39,14 +39,15 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_teardown(item, nextitem):
-    """At the end of a file, forget what JAX has compiled if its code takes many mappings of memory.
+    """Forget what JAX has compiled if its code takes many mappings of memory: at the end of a file,
+    or of a test when there are very many.
 
     Linux allows 65,530 of them to a process, a compiled program takes some, and XLA crashes where
     there are no more.
     """
-    if (nextitem is not None and nextitem.path == item.path) or "jax" not in sys.modules:
-        return
-    if _memory_mappings() > _MANY_MAPPINGS:
+    is_last = nextitem is None or nextitem.path != item.path
+    limit = _MANY_MAPPINGS if is_last else _VERY_MANY_MAPPINGS
+    if "jax" in sys.modules and _memory_mappings() > limit:
         sys.modules["jax"].clear_caches()
 
 
