@@ -48,7 +48,7 @@ def _layers_outputs(loaded: Loaded, folder: Folder) -> Iterator[Output | NotChec
     yield Output("pre.txt_pe", text[:, None], limits.ROTATION, valid[:, None])
     yield Output("pre.img_pe", images[:, None], limits.ROTATION)
     for name, vector in zip(("video", "action"), vectors, strict=True):
-        yield Output(f"pre.{name}_vec", vector, limits.VELOCITY)
+        yield Output(f"pre.{name}_vec", vector[:, 0], limits.VELOCITY)
     _, (x, a) = after
     for name, tokens, action in (("pre", *before), ("final", x[-1], a[-1])):
         text, images = official(tokens)
