@@ -1,7 +1,8 @@
 # make demo: data, training, evaluation and report, from nothing, in a quarter of an hour on two cores.
 # make libero: the official LIBERO recipe in small sizes, from demonstrations to an evaluation.
 # make test: what changes with daily work, in about ten minutes on two idle cores.
-# make test-all: the whole test suite.
+# make test-all: what takes longer, too; about an hour.
+# make test-whole: whole paths, which take many minutes each.
 # Each makes its own environment in .venv first.
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ LIBERO_AUTOENCODER_STEPS ?= 600
 LIBERO_TRAIN ?=
 LIBERO_EVALUATE ?= --episodes=30
 
-.PHONY: demo libero test test-all lint clean opengl
+.PHONY: demo libero test test-all test-whole lint clean opengl
 .DELETE_ON_ERROR:
 
 # Each training step on a CPU takes 200 MB and gives them back. In large pages (glibc 2.35 and newer)
@@ -106,10 +107,13 @@ $(LIBERO)/run/evaluation/report.html: $(LIBERO)/run.trained | opengl
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/test opengl
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not whole"
 
 test-all: .venv/test opengl
-	$(PYTEST)
+	$(PYTEST) -m "not whole"
+
+test-whole: .venv/test opengl
+	$(PYTEST) -m whole
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from launch.local import IMAGEWAM
 from tests.commands import ENVIRONMENT, run
 from tests.evaluation.opengl import require_libero
 
+pytestmark = pytest.mark.whole
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "configs/libero.py:tiny"
 STEPS = 4
@@ -61,7 +62,6 @@ def made(tmp_path_factory) -> Path:
     return runs / "libero"
 
 
-@pytest.mark.slow(minutes=8)
 def test_make_libero_trains_and_evaluates(made):
     assert train_steps(made / "run") == list(range(1, STEPS + 1))
     found = json.loads((made / "run" / "evaluation" / "evaluation.json").read_text())
@@ -109,7 +109,6 @@ def killed(made, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.slow
 def test_bfloat16_and_lora_on_two_devices_survive_a_kill(killed):
     steps = train_steps(killed)
     assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
@@ -118,7 +117,6 @@ def test_bfloat16_and_lora_on_two_devices_survive_a_kill(killed):
     assert "report:" in printed
 
 
-@pytest.mark.slow
 def test_what_was_trained_goes_to_the_official_layout_and_back(made, killed, tmp_path):
     torch = pytest.importorskip("torch", reason="writes model.pt")
     first, again = tmp_path / "official", tmp_path / "again"

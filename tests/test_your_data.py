@@ -32,7 +32,7 @@ def typed(command: str, folder: Path) -> str:
     return run([*PROGRAMS[program], *arguments], folder, **here)
 
 
-@pytest.mark.slow(minutes=5)
+@pytest.mark.whole
 def test_five_commands_lead_from_an_unknown_set_to_an_evaluated_policy(tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="writes the page's dataset")
     clone = Path(

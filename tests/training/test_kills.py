@@ -14,7 +14,7 @@ from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from imagewam_jax.training.preemption import EXIT_STATUS, Preempted
 from tests.training.tiny import copy_sample, tiny_config
 
-pytestmark = pytest.mark.slow(minutes=3)
+pytestmark = pytest.mark.whole
 KILLS, STEPS, CHECKPOINT_EVERY = 6, 200, 10
 # A server that has imported what training needs, so that each of the runs begins at once.
 context = multiprocessing.get_context("forkserver")
