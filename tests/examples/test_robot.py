@@ -1,6 +1,7 @@
 """The example robot, against a server, in a simulator."""
 
 import io
+import sys
 import threading
 import urllib.request
 from typing import ClassVar
@@ -14,29 +15,32 @@ from examples.live_picture import LivePage, Trace
 from examples.robot import LateSource, Played, Show, play
 from imagewam_jax.client.broker import ChunkBroker
 from imagewam_jax.errors import ConfigError, ServingError
+from tests.commands import run
+from tests.evaluation.fake_simulator import NAME, FakeSimulator
 from tests.evaluation.opengl import require_metaworld
+from tests.hosts import ROOT
 from tests.serving.robots import FAST, served, tiny_actor
 
 
-def test_a_robot_plays_through_a_server(tmp_path, capsys):
+def test_a_robot_plays_through_a_server(tmp_path):
+    """In a process of its own: software OpenGL and TensorFlow, which other tests import, crash when
+    they share one."""
     require_metaworld()
     picture = tmp_path / "robot.png"
     with served(*tiny_actor(), FAST._replace(buckets=(1,))) as server:
-        capsys.readouterr()  # the policy may have been trained just now
         arguments = [f"--url={server.url}", "--episodes=2", "--hz=200", "--delay-ms=5", "--no-page"]
-        assert robot.main([*arguments, "--jitter-ms=5", f"--picture={picture}"]) == 0
-        first, second, last = capsys.readouterr().out.splitlines()
-        assert first.startswith("faucet-open 10000: ") and second.startswith("faucet-close 10000: ")
-        assert last.endswith(" of 2 succeeded")
-        with Image.open(picture) as found:
-            assert found.size[0] == 640
+        more = ["--jitter-ms=5", f"--picture={picture}"]
+        printed = run([sys.executable, "-m", "examples.robot", *arguments, *more], ROOT)
+    first, second, last = printed.splitlines()
+    assert first.startswith("faucet-open 10000: ") and second.startswith("faucet-close 10000: ")
+    assert last.endswith(" of 2 succeeded")
+    with Image.open(picture) as found:
+        assert found.size[0] == 640
     with pytest.raises(ServingError, match="cannot connect"):
-        robot.main(arguments)
+        robot.main([*arguments, f"--simulator={NAME}"])
 
 
 def test_images_of_another_size_are_told():
-    from tests.evaluation.fake_simulator import NAME
-
     with (
         served(*tiny_actor(), FAST._replace(buckets=(1,))) as server,
         pytest.raises(ConfigError, match="the server takes 64 x 64: serve with --image-size=2x2"),
@@ -49,6 +53,7 @@ class Line:
 
     metadata: ClassVar = {
         "image_keys": ["front", "side"],
+        "image_resolution": {"front": [2, 2], "side": [2, 2]},
         "state_key": "place",
         "prompt_key": "prompt",
         "action_horizon": 8,
@@ -71,9 +76,7 @@ class Line:
 
 
 def test_the_clock_goes_on_while_an_answer_is_awaited():
-    """Of an answer that takes three steps, the robot does without the first three actions."""
-    from tests.evaluation.fake_simulator import FakeSimulator
-
+    """An answer takes as long as three steps, and the robot acts in every one of them."""
     line = Line()
     source = LateSource(line, delay_s=0.06, jitter_s=0.0)
     broker = ChunkBroker(source, mode="aligned", execute_steps=2, control_hz=50)
