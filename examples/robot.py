@@ -66,6 +66,17 @@ class Played(NamedTuple):
     held: str
 
 
+def check_images(observation: Observation, about: Mapping[str, Any]) -> None:
+    """ConfigError: the simulator's images are not of the size that the server takes."""
+    rows, columns = next(iter(about["image_resolution"].values()))
+    height, width = observation.images_nhwc.shape[1:3]
+    if (height, width) != (rows, columns):
+        raise ConfigError(
+            f"the simulator draws {height} x {width}, the server takes {rows} x {columns}: serve "
+            f"with --image-size={height}x{width}"
+        )
+
+
 def request_of(observation: Observation, about: Mapping[str, Any]) -> dict[str, Any]:
     """What a server is told of an observation. `about`: its metadata."""
     request = dict(zip(about["image_keys"], observation.images_nhwc, strict=True))
@@ -86,6 +97,7 @@ def play(
     """Plays one episode, `hz` steps per second. The robot waits for its first action alone."""
     task, seed = start
     observation = simulator.reset(task, seed)
+    check_images(observation, source.metadata)
     begun = tick = None
     overruns = steps = 0
     for steps in range(1, simulator.spec.max_steps[task] + 1):
@@ -114,8 +126,10 @@ class Show:
     def __init__(self, names: tuple[str, ...], title: str, page: LivePage | None):
         self._trace, self._title, self._page = Trace(names), title, page
         self._arrived = 0
+        self._images: UInt8[np.ndarray, "n h w 3"] | None = None
 
     def begin(self, what: str) -> None:
+        """Another episode, and what people are told of it."""
         self._what = what
         self._trace.clear()
 
@@ -127,7 +141,7 @@ class Show:
         broker: ChunkBroker,
     ) -> None:
         self._trace.add(action, is_new_chunk=arrived != self._arrived)
-        self._arrived = arrived
+        self._arrived, self._images = arrived, observation.images_nhwc
         if self._page is not None:
             lines = [
                 self._title,
@@ -137,10 +151,11 @@ class Show:
             ]
             self._page.show(self._trace.picture(observation.images_nhwc, lines))
 
-    def save(self, file: Path, images_nhwc: UInt8[np.ndarray, "n h w 3"]) -> None:
-        """Writes a picture of the episode, with these images."""
-        with writing(file):
-            self._trace.picture(images_nhwc, [self._title, self._what]).save(file)
+    def save(self, file: Path) -> None:
+        """Writes a picture of the last step, if there was one."""
+        if self._images is not None:
+            with writing(file):
+                self._trace.picture(self._images, [self._title, self._what]).save(file)
 
 
 @contextlib.contextmanager
@@ -158,7 +173,6 @@ def main(arguments: list[str] | None = None) -> int:
     simulator = make_simulator(given.simulator)
     remote = RemotePolicy(given.url, given.token, reply_seconds=given.reply_seconds)
     source = LateSource(remote, given.delay_ms / 1000, given.jitter_ms / 1000)
-    shape = tuple(next(iter(remote.metadata["image_resolution"].values())))
     tasks = list(simulator.spec.instructions)
     with _page(given.port) as page, contextlib.closing(remote):
         hz = given.hz or remote.metadata["control_hz"]
@@ -173,18 +187,11 @@ def main(arguments: list[str] | None = None) -> int:
         for episode in range(given.episodes):
             start = tasks[episode % len(tasks)], given.seed + episode // len(tasks)
             show.begin(f"episode {episode + 1} of {given.episodes}: {start[0]}")
-            first = simulator.reset(*start).images_nhwc
-            if first.shape[1:3] != shape:
-                raise ConfigError(
-                    f"the simulator draws {first.shape[1]} x {first.shape[2]}, the server takes "
-                    f"{shape[0]} x {shape[1]}: serve with --image-size="
-                    f"{first.shape[1]}x{first.shape[2]}"
-                )
             results.append(play(simulator, broker, source, start, hz=hz, show=show))
             print(_line(start, results[-1], broker), flush=True)
             broker.reset()
-            if given.picture is not None:
-                show.save(given.picture, simulator.observe().images_nhwc)
+        if given.picture is not None:
+            show.save(given.picture)
         broker.close()
     print(f"{sum(each.success for each in results)} of {len(results)} succeeded")
     return 0
