@@ -41,6 +41,11 @@ KVHeads = Float[Array, "b s m h"]  # those of keys and values, which can be fewe
 Tokens = Float[Array, "b s d"]
 
 
+def image_tokens(image: Float[Array, "b *images h w c"]) -> Float[Array, "b s c"]:
+    """The cells of an image, or of several one after the other, as tokens, row by row."""
+    return image.reshape(image.shape[0], -1, image.shape[-1])
+
+
 def project_heads(linear: Linear, z: Tokens, head_dim: int) -> Heads:
     """Projects tokens to queries, keys or values, split into heads."""
     y = linear(z)

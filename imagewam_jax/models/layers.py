@@ -162,7 +162,7 @@ class TimeEmbedding(nnx.Module):
         return self.mlp(sinusoids(time_b, self.width))
 
     def mlp(self, x: Float[Array, "b width"]) -> Float[Array, "b 1 d"]:
-        """Of sinusoids."""
+        """The embedding of a time whose sinusoids are `x`."""
         return self.wo(jax.nn.silu(self.wi(x)))[:, None]
 
 
@@ -244,6 +244,12 @@ class Rope(NamedTuple):
     sin: Float[Array, "#b s 1 h"]
 
 
+def grid_positions(grid: tuple[int, int], first: int) -> Int[np.ndarray, "cells 3"]:
+    """The position `(first, row, column)` of each cell of an image, row by row."""
+    rows, columns = np.indices(grid).reshape(2, -1)
+    return np.stack([np.full_like(rows, first), rows, columns], -1)
+
+
 def rope_tables(
     positions: Int[Array, "#b s axes"],
     axes_dim: Sequence[int],
@@ -307,6 +313,18 @@ def mark_unread(module: nnx.Module) -> None:
 def is_read(variable: nnx.Variable) -> bool:
     """Whether something computes with a parameter: false of those that `mark_unread` has marked."""
     return variable.get_metadata("is_read", True)
+
+
+def recomputed(
+    layers: M, x: Float[Array, "b s d"], call: Callable[[M, Array], Array]
+) -> Float[Array, "b s d"]:
+    """`x` after `call(layer, x)` of every layer of a stack, of which the backward pass keeps
+    nothing but the first `x` of each."""
+
+    def step(x, layer):
+        return call(layer, x), None
+
+    return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), x, layers)[0]
 
 
 def stacked(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:

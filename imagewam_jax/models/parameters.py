@@ -71,25 +71,23 @@ def abstract_params(config: ImageWAMConfig) -> Params:
 
 def parameter_axes(config: ImageWAMConfig) -> Params:
     """The logical names of each parameter's axes, in a tree like that of the parameters."""
+    return _of_variables(config, lambda variable: variable.get_metadata("axes"))
 
-    def named(node):
+
+def parameter_reads(config: ImageWAMConfig) -> dict[str, bool]:
+    """Whether something reads a parameter (`layers.is_read`), by the dotted paths of all."""
+    return flatten(_of_variables(config, is_read))
+
+
+def _of_variables(config: ImageWAMConfig, tell: Callable[[nnx.Variable], Any]) -> dict[str, Any]:
+    """What `tell` says of each parameter, in a tree like that of the parameters."""
+
+    def told(node):
         if isinstance(node, nnx.Variable):
-            return node.get_metadata("axes")
-        return {str(key): named(value) for key, value in node.items()}
+            return tell(node)
+        return {str(key): told(value) for key, value in node.items()}
 
-    return named(nnx.state(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))))
-
-
-def unread_paths(config: ImageWAMConfig) -> frozenset[str]:
-    """The dotted paths of the parameters that nothing reads: see `layers.mark_unread`."""
-
-    def marked(node):
-        if isinstance(node, nnx.Variable):
-            return not is_read(node)
-        return {str(key): marked(value) for key, value in node.items()}
-
-    state = nnx.state(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0))))
-    return frozenset(path for path, unread in flatten(marked(state)).items() if unread)
+    return told(nnx.state(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))))
 
 
 def policy_builder(config: ImageWAMConfig) -> Callable[[Params], ImageWAM]:

@@ -12,10 +12,9 @@ from imagewam_jax.errors import ConfigError
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import (
     Params,
-    abstract_params,
     flatten,
+    parameter_reads,
     unflatten,
-    unread_paths,
 )
 
 FlatParams = dict[str, Array]  # by dotted path
@@ -84,17 +83,18 @@ def trained_paths(policy: ImageWAMConfig, frozen: Sequence[str]) -> frozenset[st
     With LoRA, the backbone is frozen but for the low-rank additions. ConfigError: a frozen path is
     not one of the policy, or nothing is left to train.
     """
-    paths = flatten(abstract_params(policy)).keys()
+    reads = parameter_reads(policy)
     for part in frozen:
-        if not any(_below(path, part) for path in paths):
+        if not any(_below(path, part) for path in reads):
             raise ConfigError(
                 f"train.frozen has {part!r}, which is no part of the policy; its parts are "
-                f"{sorted({path.split('.')[0] for path in paths})} and what is below them"
+                f"{sorted({path.split('.')[0] for path in reads})} and what is below them"
             )
     trained = frozenset(
         path
-        for path in paths - unread_paths(policy)
-        if not any(_below(path, part) for part in frozen)
+        for path, is_read in reads.items()
+        if is_read
+        and not any(_below(path, part) for part in frozen)
         and not (policy.lora.rank and _below(path, "backbone") and ".lora." not in path)
     )
     if not trained:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (teaches NumPy the bfloat16 that safetensors files hold)
 import numpy as np
 from flax import nnx
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 
 from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.flux2 import Flux2Config
-from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
+from imagewam_jax.models.imagewam import Cache, Context, Draws, ImageWAM, ImageWAMConfig, Sample
 from imagewam_jax.models.parameters import module_tree
 from imagewam_jax.weights.io.tensors import ArraySource, TensorSource
 from imagewam_jax.weights.layouts.imagewam import imagewam_rules, imagewam_source
@@ -86,6 +87,19 @@ def tensors_of(folder: Path) -> TensorSource:
     """The official tensors of the policy of a folder."""
     tensors = ArraySource(load_file(folder / "model.safetensors"), str(folder))
     return imagewam_source(tensors, {}, None)
+
+
+def assert_acting_is(
+    joint: np.ndarray, policy: ImageWAM, cache: Cache, noise: np.ndarray, timesteps: np.ndarray
+) -> None:
+    """The first velocity that acting finds against a sample's part of a cache is the sample's part
+    of `joint`, the velocities of the joint forward at these times."""
+    for i, one in enumerate(timesteps):
+        schedule = policy.action_schedule(1)._replace(timestep=jnp.full(1, one))
+        groups = jax.tree.map(lambda x, i=i: x[:, i : i + 1], cache.groups)
+        one_cache = cache._replace(groups=groups, length_b=cache.length_b[i : i + 1])
+        _, steps = act(policy, one_cache, noise[i : i + 1], schedule)
+        np.testing.assert_allclose(steps.velocity[0, 0], joint[i], atol=3e-6, rtol=0)
 
 
 def grid(folder: Path) -> tuple[int, int]:

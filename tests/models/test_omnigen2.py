@@ -54,12 +54,7 @@ def test_acting_from_the_cache_is_the_joint_forward(policy, step):
     cache = official.prefill(policy, sample.context, timestep)
     kept = cache.groups[0].k
     assert kept.shape[3:] == (policy.config.backbone.kv_heads, policy.config.backbone.head_dim)
-    for i, one in enumerate(timestep):
-        schedule = policy.action_schedule(1)._replace(timestep=jnp.full(1, one))
-        groups = jax.tree.map(lambda x, i=i: x[:, i : i + 1], cache.groups)
-        one_cache = cache._replace(groups=groups, length_b=cache.length_b[i : i + 1])
-        _, steps = official.act(policy, one_cache, draws.action_noise[i : i + 1], schedule)
-        np.testing.assert_allclose(steps.velocity[0, 0], joint[i], atol=3e-6, rtol=0)
+    official.assert_acting_is(joint, policy, cache, draws.action_noise, timestep)
 
 
 def test_the_context_does_not_see_target_or_action(policy, step):

@@ -13,7 +13,7 @@ from imagewam_jax.models.action_expert import ActionExpertConfig
 from imagewam_jax.models.backbones.base import Backbone, BackboneConfig, Expert
 from imagewam_jax.models.backbones.ovis_u1 import OVIS_U1, OvisU1Config
 from imagewam_jax.models.imagewam import Context, Draws, ImageWAM, ImageWAMConfig, Sample
-from imagewam_jax.models.parameters import abstract_params, flatten, unread_paths
+from imagewam_jax.models.parameters import abstract_params, flatten, parameter_reads
 from imagewam_jax.training.state import trained_paths
 from imagewam_jax.weights.layouts.imagewam import imagewam_config
 from tests.goldens import golden
@@ -69,12 +69,7 @@ def test_acting_from_the_cache_is_the_joint_forward(policy, step, predicted):
     double, _ = cache.groups
     rows = 6, 6 + 7 + 1  # references, and with the text and the robot state
     assert double.image.k.shape[2] == rows[0] and double.joint.k.shape[2] == rows[1]
-    for i, one in enumerate(TIMESTEP):
-        schedule = policy.action_schedule(1)._replace(timestep=jnp.full(1, one))
-        groups = jax.tree.map(lambda x, i=i: x[:, i : i + 1], cache.groups)
-        one_cache = cache._replace(groups=groups, length_b=cache.length_b[i : i + 1])
-        _, steps = official.act(policy, one_cache, draws.action_noise[i : i + 1], schedule)
-        np.testing.assert_allclose(steps.velocity[0, 0], joint[i], atol=3e-6, rtol=0)
+    official.assert_acting_is(joint, policy, cache, draws.action_noise, TIMESTEP)
 
 
 def test_who_sees_whom(step, predicted):
@@ -152,7 +147,7 @@ def test_full_size(full_size):
 
 def test_what_nothing_reads_is_not_trained(full_size):
     """The text's part of the expert's double layers."""
-    unread = unread_paths(FULL_SIZE)
+    unread = {path for path, is_read in parameter_reads(FULL_SIZE).items() if not is_read}
     assert all(path.startswith("expert.double_layers.text.") for path in unread)
     assert sum(full_size[path].size for path in unread) == 254_943_744
     assert trained_paths(FULL_SIZE, ()) == full_size.keys() - unread

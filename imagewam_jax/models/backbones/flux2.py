@@ -21,6 +21,7 @@ from imagewam_jax.models.blocks import (
     ParallelBlock,
     SequentialBlock,
     attend_streams,
+    image_tokens,
 )
 from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.layers import (
@@ -32,6 +33,7 @@ from imagewam_jax.models.layers import (
     Rope,
     ShiftScale,
     TimeEmbedding,
+    grid_positions,
     rope_tables,
     stacked,
 )
@@ -206,8 +208,7 @@ class Flux2(nnx.Module):
         layout: AttentionLayout,
     ) -> tuple[Float[Array, "b s d"], Flux2Condition]:
         """Tokens `[target | references | text]`, which depend on no time, and the condition."""
-        images = [image for image in (target, references) if image is not None]
-        images = [image.reshape(image.shape[0], -1, image.shape[-1]) for image in images]
+        images = [image_tokens(image) for image in (target, references) if image is not None]
         tokens = jnp.concatenate([*map(self.image_in, images), self.text_in(text)], axis=1)
         return tokens, condition
 
@@ -265,5 +266,4 @@ class Flux2(nnx.Module):
 
 def _image_positions(grid: tuple[int, int], time: int) -> Int[np.ndarray, "tokens 4"]:
     """Coordinates `(time, row, column, 0)` of a latent grid, row by row."""
-    rows, columns = np.indices(grid).reshape(2, -1)
-    return np.stack([np.full_like(rows, time), rows, columns, np.zeros_like(rows)], -1)
+    return np.pad(grid_positions(grid, time), ((0, 0), (0, 1)))

@@ -24,6 +24,7 @@ from imagewam_jax.models.blocks import (
     Tokens,
     attend_action,
     attend_streams,
+    image_tokens,
     project_heads,
 )
 from imagewam_jax.models.layers import (
@@ -33,8 +34,10 @@ from imagewam_jax.models.layers import (
     RMSNorm,
     Rope,
     TimeEmbedding,
+    grid_positions,
     layer_norm,
     merge_heads,
+    recomputed,
     rope_tables,
     stacked,
 )
@@ -319,10 +322,10 @@ class OmniGen2(_Network):
         condition."""
         parts = []  # tokens, the layers that refine them, and how many are valid
         if target is not None:
-            parts.append((self.image_in(_tokens(target)), self.target_refiner, None))
+            parts.append((self.image_in(image_tokens(target)), self.target_refiner, None))
         count = 0 if references is None else references.shape[1]
         for k in range(count):
-            x = self.reference_in(_tokens(references[:, k]))
+            x = self.reference_in(image_tokens(references[:, k]))
             index = self.reference_index[...][k].astype(x.dtype)
             parts.append((x + index, self.reference_refiner, None))
         length_b = layout.context_length_b
@@ -334,7 +337,9 @@ class OmniGen2(_Network):
             stop = start + x.shape[1]
             rope = Rope(*(table[:, start:stop] for table in layout.rope))
             alone = AttentionLayout(0, 0, valid_b, rope, layout.attend)
-            refined.append(_refined(layers, x, condition, alone))
+            refined.append(
+                recomputed(layers, x, lambda layer, x, on=alone: layer(x, condition, on)[0])
+            )
             start = stop
         return jnp.concatenate(refined, axis=1), condition
 
@@ -357,8 +362,8 @@ class OmniGen2(_Network):
         the one before plus the larger of its rows and columns.
         """
         extent = max(reference_grid)
-        images = [] if target_grid is None else [_positions(target_grid, references * extent)]
-        images += [_positions(reference_grid, k * extent) for k in range(references)]
+        images = [] if target_grid is None else [grid_positions(target_grid, references * extent)]
+        images += [grid_positions(reference_grid, k * extent) for k in range(references)]
         behind_text = text_length_b[:, None, None] * np.array([1, 0, 0])
         text = jnp.broadcast_to(
             text_index_bt[..., None], (len(text_length_b), text_index_bt.shape[1], 3)
@@ -404,24 +409,3 @@ class OmniGen2Expert(_Network):
 def time_channels(dim: int) -> int:
     """Channels of the embedded time of a network that is `dim` wide."""
     return min(dim, MOST_TIME_CHANNELS)
-
-
-def _tokens(image: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
-    return image.reshape(image.shape[0], -1, image.shape[-1])
-
-
-def _positions(grid: tuple[int, int], first: int) -> Int[np.ndarray, "tokens 3"]:
-    """`(first, row, column)` of each cell, row by row."""
-    rows, columns = np.indices(grid).reshape(2, -1)
-    return np.stack([np.full_like(rows, first), rows, columns], -1)
-
-
-def _refined(
-    layers: nnx.Module, x: Tokens, condition: OmniGen2Condition, layout: AttentionLayout
-) -> Tokens:
-    """Tokens after all layers of a refiner; the backward pass keeps nothing of these."""
-
-    def step(x, layer):
-        return layer(x, condition, layout)[0], None
-
-    return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), x, layers)[0]

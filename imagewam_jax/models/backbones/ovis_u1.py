@@ -25,7 +25,7 @@ from imagewam_jax.models.backbones.ovis_u1_layers import (
     SingleLayer,
     Vector,
 )
-from imagewam_jax.models.blocks import AttentionLayout, Tokens
+from imagewam_jax.models.blocks import AttentionLayout, Tokens, image_tokens
 from imagewam_jax.models.flow_matching import TIMESTEPS
 from imagewam_jax.models.layers import (
     Axis,
@@ -33,6 +33,8 @@ from imagewam_jax.models.layers import (
     OutputHead,
     Rope,
     TimeEmbedding,
+    grid_positions,
+    recomputed,
     rope_tables,
     stacked,
 )
@@ -104,7 +106,8 @@ class OvisU1Config:
 
     @property
     def refiner_sizes(self) -> LayerSizes:
-        """Its heads are twice as many and half as wide, whatever the others are."""
+        """The sizes of the refiner's layers, which have twice as many heads as the others, each
+        half as wide."""
         inner = _times(self.dim, self.refiner_mlp_ratio)
         return LayerSizes(self.dim, 2 * self.heads, self.head_dim // 2, inner)
 
@@ -153,12 +156,7 @@ class TextRefiner(nnx.Module):
         x = self.text_in(text)
         first = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
-
-        def step(x, layer):
-            return layer(x, mean, length_b + 1), None
-
-        # The backward pass keeps nothing of these layers.
-        x, _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), x, self.layers)
+        x = recomputed(self.layers, x, lambda layer, x: layer(x, mean, length_b + 1))
         return x[:, 1:], x[:, 0]
 
 
@@ -230,8 +228,7 @@ class OvisU1(_Network):
     ) -> tuple[Tokens, Vector]:
         """Tokens `[target | references | text]`, of which text is refined, and the vector of time
         and text that modulates all layers."""
-        images = [image for image in (target, references) if image is not None]
-        images = [image.reshape(image.shape[0], -1, image.shape[-1]) for image in images]
+        images = [image_tokens(image) for image in (target, references) if image is not None]
         length_b = layout.context_length_b
         if length_b is not None:
             length_b = length_b - sum(x.shape[1] for x in images) + layout.n_target
@@ -267,17 +264,17 @@ class OvisU1(_Network):
 
     def target_positions(self, grid: tuple[int, int]) -> Int[np.ndarray, "tokens 3"]:
         """Positions of a target's tokens, row by row."""
-        return _positions(grid, TARGET_TIME)
+        return grid_positions(grid, TARGET_TIME)
 
     def reference_positions(
         self, grid: tuple[int, int], index: int = 0
     ) -> Int[np.ndarray, "tokens 3"]:
         """Positions of the tokens of one reference image."""
-        return _positions(grid, REFERENCE_TIME + index)
+        return grid_positions(grid, REFERENCE_TIME + index)
 
     def action_positions(self, horizon: int) -> Int[np.ndarray, "tokens 3"]:
         """Positions `(2, step, 0)` of an action chunk."""
-        return _positions((horizon, 1), ACTION_TIME)
+        return grid_positions((horizon, 1), ACTION_TIME)
 
 
 class OvisU1Expert(_Network):
@@ -313,9 +310,3 @@ class OvisU1Expert(_Network):
 def _times(dim: int, ratio: float) -> int:
     """`dim * ratio`, rounded down as officially; not if a rounding error is missing."""
     return int(dim * ratio + 1e-6)
-
-
-def _positions(grid: tuple[int, int], time: int) -> Int[np.ndarray, "tokens 3"]:
-    """`(time, row, column)` of each cell, row by row."""
-    rows, columns = np.indices(grid).reshape(2, -1)
-    return np.stack([np.full_like(rows, time), rows, columns], -1)
