@@ -11,9 +11,17 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from imagewam_jax.checkpoints.store import open_checkpoint
-from imagewam_jax.models.parameters import unflatten
+from imagewam_jax.models.imagewam import ImageWAMConfig
+from imagewam_jax.models.parameters import abstract_params, unflatten
 from imagewam_jax.weights.io.tensors import ArraySource, TensorSource, TensorSpec
-from imagewam_jax.weights.layouts.mapping import Rule, check, pieces, stacked_paths
+from imagewam_jax.weights.layouts.imagewam import imagewam_rules
+from imagewam_jax.weights.layouts.mapping import (
+    Rule,
+    check,
+    foreign_shapes,
+    pieces,
+    stacked_paths,
+)
 
 Tensors = dict[str, np.ndarray]
 
@@ -50,6 +58,11 @@ def write_shards(tensors: Mapping[str, np.ndarray], folder: Path, shards: int = 
 def specs_of(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
     """Tensors of these shapes in float32, as a file has them."""
     return {n: TensorSpec(shape, np.dtype(np.float32), "file") for n, shape in shapes.items()}
+
+
+def official_specs(config: ImageWAMConfig) -> dict[str, TensorSpec]:
+    """The tensors of the official checkpoint of a policy, without aliases."""
+    return specs_of(foreign_shapes(imagewam_rules(config), abstract_params(config)))
 
 
 def to_tree(

@@ -27,20 +27,15 @@ from imagewam_jax.weights.layouts.imagewam import (
 )
 from imagewam_jax.weights.layouts.imagewam_checkpoint import official_settings
 from imagewam_jax.weights.layouts.imagewam_settings import check_settings
-from imagewam_jax.weights.layouts.mapping import check, foreign_shapes
+from imagewam_jax.weights.layouts.mapping import check
 from imagewam_jax.weights.layouts.omnigen2 import initial_expert_config
 from tests.goldens import golden
 from tests.models.official import config_of
 from tests.parity.recordings import converted
-from tests.weights.foreign import change, copy_case, specs_of
+from tests.weights.foreign import change, copy_case, official_specs
 
 CASE = "imagewam_omnigen2"
 RELEASED = ImageWAMConfig(OMNIGEN2, ActionExpertConfig(), proprio_dim=8)
-
-
-def official_specs(config: ImageWAMConfig) -> dict[str, TensorSpec]:
-    """The tensors of an official checkpoint, without aliases."""
-    return specs_of(foreign_shapes(imagewam_rules(config), abstract_params(config)))
 
 
 @pytest.fixture(scope="module")

@@ -39,15 +39,10 @@ from imagewam_jax.weights.plan import recognize_source
 from tests.goldens import golden
 from tests.models.official import config_of
 from tests.parity.recordings import converted
-from tests.weights.foreign import specs_of
+from tests.weights.foreign import official_specs
 
 CASE = "imagewam_ovis_u1"
 RELEASED = ImageWAMConfig(OVIS_U1, ActionExpertConfig(dim=1536), proprio_dim=8)
-
-
-def official_specs(config: ImageWAMConfig) -> dict[str, TensorSpec]:
-    """The tensors of an official checkpoint, without aliases."""
-    return specs_of(foreign_shapes(imagewam_rules(config), abstract_params(config)))
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +245,7 @@ def test_conversion_is_strict(released, name):
 
 
 def test_tensors_tell_ovis_u1_from_flux2():
-    """Their blocks and heads have names in common."""
+    """Although blocks and heads of both have the same names."""
     for path, name in (
         ("imagewam_flux2/model", "ImageWAM on FLUX.2, official checkpoint"),
         ("imagewam_ovis_u1/model", "ImageWAM on Ovis-U1, official checkpoint"),

@@ -245,7 +245,7 @@ def _sequential(short: str, path: str, layers: int, sizes: dict[str, int], mlp: 
     block = f"double_blocks.{{i}}.{short}"
     return [
         Rule(f"{block}_attn.qkv.weight", qkv_slices(path, sizes), layers=layers),
-        *_norms(f"{block}_attn.norm", path, layers),
+        *norm_rules(f"{block}_attn.norm", path, layers),
         rule(f"{block}_attn.proj.weight", f"{path}.out.kernel", TRANSPOSE, layers=layers),
         Rule(f"{block}_mlp.0.weight", gate_up_slices(path, mlp), layers=layers),
         rule(f"{block}_mlp.2.weight", f"{path}.mlp.out.kernel", TRANSPOSE, layers=layers),
@@ -263,7 +263,7 @@ def _parallel(path: str, layers: int, sizes: dict[str, int], mlp: int) -> list[R
             layers=layers,
         ),
         Rule(f"{block}.linear2.weight", out_slices(path, sizes, mlp), axis=1, layers=layers),
-        *_norms(f"{block}.norm", path, layers),
+        *norm_rules(f"{block}.norm", path, layers),
     ]
 
 
@@ -289,7 +289,8 @@ def gate_up_slices(path: str, mlp: int) -> tuple[TensorSlice, ...]:
     return tuple(TensorSlice(name, TRANSPOSE, width=mlp) for name in names)
 
 
-def _norms(name: str, path: str, layers: int) -> list[Rule]:
+def norm_rules(name: str, path: str, layers: int) -> list[Rule]:
+    """The scales of the norms of q and k."""
     return [
         norm_rule(f"{name}.query_norm.scale", f"{path}.q_norm.scale", layers),
         norm_rule(f"{name}.key_norm.scale", f"{path}.k_norm.scale", layers),

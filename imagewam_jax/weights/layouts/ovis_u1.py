@@ -24,7 +24,7 @@ from imagewam_jax.weights.layouts.flux2 import (
     head_sizes,
     in_expert_sections,
     mlp_ratio,
-    norm_rule,
+    norm_rules,
     qkv_slices,
 )
 from imagewam_jax.weights.layouts.mapping import TRANSPOSE, Rule, TensorSlice, rule
@@ -264,7 +264,7 @@ def _attention(name: str, path: str, layers: int, backbone: OvisU1Config) -> lis
     return [
         Rule(f"{name}.qkv.weight", qkv_slices(path, head_sizes(backbone)), layers=layers),
         Rule(f"{name}.qkv.bias", _qkv_biases(path, backbone), layers=layers),
-        *_norms(f"{name}.norm", path, layers),
+        *norm_rules(f"{name}.norm", path, layers),
         *_linear(f"{name}.proj", f"{path}.out", layers),
     ]
 
@@ -286,7 +286,7 @@ def _single(mlp_dim: int, backbone: OvisU1Config, layers: int) -> list[Rule]:
         Rule(f"{block}.linear1.bias", (*_qkv_biases(attention, backbone), biases), layers=layers),
         Rule(f"{block}.linear2.weight", columns, axis=1, layers=layers),
         rule(f"{block}.linear2.bias", f"{attention}.out.bias", "o -> o", layers=layers),
-        *_norms(f"{block}.norm", attention, layers),
+        *norm_rules(f"{block}.norm", attention, layers),
         *_modulation(f"{block}.modulation", path, layers, 1),
     ]
 
@@ -298,13 +298,6 @@ def _qkv_biases(path: str, backbone: OvisU1Config) -> tuple[TensorSlice, ...]:
         TensorSlice(f"{path}.k.bias", pairs, sizes, backbone.dim),
         TensorSlice(f"{path}.v.bias", "o -> o", width=backbone.dim),
     )
-
-
-def _norms(name: str, path: str, layers: int) -> list[Rule]:
-    return [
-        norm_rule(f"{name}.query_norm.scale", f"{path}.q_norm.scale", layers),
-        norm_rule(f"{name}.key_norm.scale", f"{path}.k_norm.scale", layers),
-    ]
 
 
 OVIS_U1 = Family(
