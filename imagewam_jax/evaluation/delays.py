@@ -92,8 +92,9 @@ class LatePolicy:
         running = [self._running(*row) for row in rows]
         chunks = self._act(batch, rows, running).copy()
         for number, (episode, step) in enumerate(rows):
-            if rows.index((episode, step)) < number:  # it stands for a simulator without an episode
-                chunks[number] = chunks[rows.index((episode, step))]
+            first = rows.index((episode, step))
+            if first < number:  # it stands for a simulator without an episode
+                chunks[number] = chunks[first]
                 continue
             if running[number] is not None:
                 self._measure(episode, running[number].actions, chunks[number], step)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,9 +15,10 @@ from jaxtyping import Float
 from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.tools import rollouts
 from imagewam_jax.data.tools.rollouts import Feature, RecordedEpisode
-from imagewam_jax.errors import ConfigError
+from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.evaluation.journal import Ended, check_identity
 from imagewam_jax.evaluation.simulators.base import Observation
+from imagewam_jax.evaluation.simulators.interpreters import own_interpreter
 from imagewam_jax.files import lock_beside, only_writer, writing
 
 _ABOUT = "What a policy did in a simulator, its failures too: see episode_metadata."
@@ -107,8 +109,14 @@ class Recording:
             rollouts.write_episode(self._folder, episode, recorded)
 
     def build(self) -> Path:
-        """Makes the TFDS version of all recorded episodes: see `rollouts.build_elsewhere`."""
-        return rollouts.build_elsewhere(self._folder)
+        """Makes the TFDS version of all recorded episodes, in a process of its own, which says what
+        reads it. DataError: it could not be made; the process has said why."""
+        python, environment = own_interpreter()
+        environment["TF_CPP_MIN_LOG_LEVEL"] = "3"  # else it tells at length what is not here
+        command = [python, "-m", "imagewam_jax.data.tools.rollouts", str(self._folder)]
+        if subprocess.run(command, env=environment).returncode != 0:
+            raise DataError(f"{self._folder}: the recorded episodes could not be written as RLDS")
+        return self._folder / rollouts.VERSION
 
 
 @contextlib.contextmanager

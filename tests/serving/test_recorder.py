@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import threading
 
 import numpy as np
@@ -18,6 +19,8 @@ from imagewam_jax.errors import ConfigError
 from imagewam_jax.serving import recorder as module
 from imagewam_jax.serving.metrics import Metrics
 from imagewam_jax.serving.recorder import open_recorder
+from tests.commands import run
+from tests.hosts import ROOT
 from tests.serving.robots import FAST, Robot, observation, served, tiny_actor
 
 OBSERVE, STEP, RESET = "imagewam/observe", "imagewam/step", "imagewam/reset"
@@ -83,7 +86,9 @@ def test_the_dataset_as_tfds_and_as_this_package_read_it(record):
     for _ in range(2):  # the second server goes on with the recording of the first
         with served(actor, contract, settings) as server, Robot(server.url) as robot:
             chunks.append([robot.ask(flat(seed))["actions"] for seed in range(3)])
-    version = rollouts.build_elsewhere(folder)
+    # In another process: TensorFlow does not come together with all that tests import.
+    run([sys.executable, "-m", "imagewam_jax.data.tools.rollouts", folder], ROOT)
+    version = folder / rollouts.VERSION
     builder = tfds.builder_from_directory(version)
     for episode, answered in zip(
         tfds.as_numpy(builder.as_dataset(split="train")), chunks, strict=True

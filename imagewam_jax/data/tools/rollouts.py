@@ -10,7 +10,7 @@ A recording is a folder of the name of its dataset:
 
 An evaluation and a server write episodes with `write_episode`. TensorFlow and the simulators'
 software OpenGL crash when they share a process, and a server imports no TensorFlow; so another
-process makes the version (`build_elsewhere`):
+process makes the version:
 
     python -m imagewam_jax.data.tools.rollouts FOLDER
 """
@@ -20,7 +20,6 @@ import os
 import pprint
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -206,22 +205,6 @@ def read_episode(path: Path) -> RecordedEpisode:
             )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: not an episode of a recording: {error}; remove it") from error
-
-
-def build_elsewhere(folder: Path) -> Path:
-    """Makes the TFDS version of a recording in a process of its own, which says what reads it.
-
-    DataError: it could not be made; the process has said why.
-    """
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "TF_CPP_MIN_LOG_LEVEL": "3",  # else it tells at length what is not here
-    }
-    command = [sys.executable, "-m", "imagewam_jax.data.tools.rollouts", str(folder)]
-    if subprocess.run(command, env=environment).returncode != 0:
-        raise DataError(f"{folder}: the recorded episodes could not be written as RLDS")
-    return folder / VERSION
 
 
 def build_version(folder: Path) -> Path:
