@@ -2,16 +2,18 @@
 
 Its text is a table of features for each instruction, as a stand-in for those of images."""
 
-import json
-
 import numpy as np
 import pytest
 
 from imagewam_jax import cli
-from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
+from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.models.parameters import flatten
-from imagewam_jax.policy.policy import Observations, load_policy
 from imagewam_jax.text.tables import write_text_table
+from tests.training.backbone_runs import (
+    assert_acts_on_what_it_sees_and_is_told,
+    assert_is_evaluated,
+    assert_loss_falls,
+)
 from tests.training.tiny import INSTRUCTIONS, copy_sample
 
 CONFIG = """
@@ -62,10 +64,15 @@ def run(tmp_path_factory):
 
 
 def test_its_loss_falls(run):
-    rows = read_metrics(run / METRICS_FILE)
-    losses = [row["target_loss"] for row in rows if "target_loss" in row]
-    assert len(losses) == 8 and np.isfinite(losses).all()
-    assert np.mean(losses[4:]) < np.mean(losses[:4])
+    assert_loss_falls(run)
+
+
+def test_it_is_evaluated(run):
+    assert_is_evaluated(run)
+
+
+def test_it_acts_on_what_it_sees_and_is_told(run):
+    assert_acts_on_what_it_sees_and_is_told(run)
 
 
 def test_all_that_is_read_is_trained(run):
@@ -79,26 +86,3 @@ def test_all_that_is_read_is_trained(run):
     same = {path for path, one in params[0].items() if np.array_equal(one, params[1][path])}
     unread = {path for path in params[0] if path.startswith("expert.double_layers.text.")}
     assert same == unread and len(unread) == 16
-
-
-def test_it_is_evaluated(run):
-    assert cli.main(["evaluate", f"--checkpoint={run}", "--no-simulator", "--samples=8"]) == 0
-    report = json.loads((run / "evaluation" / "evaluation.json").read_text())
-    assert report["offline"]["metaworld_faucet"]["samples"] == 8
-
-
-def test_it_acts_on_what_it_sees_and_is_told(run):
-    policy = load_policy(run)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (1, 1, 64, 64, 3), np.uint8)
-    noise = rng.standard_normal((1, policy.horizon, policy.action_dim), np.float32)
-
-    def act(images, instruction):
-        state = np.zeros((1, policy.state_dim))
-        observations = Observations(images, state, policy.text_ids([instruction]))
-        return policy.act(observations, noise)
-
-    actions = act(images, INSTRUCTIONS[0])
-    assert actions.shape == noise.shape and np.isfinite(actions).all()
-    assert not np.array_equal(actions, act(255 - images, INSTRUCTIONS[0]))
-    assert not np.array_equal(actions, act(images, INSTRUCTIONS[1]))
