@@ -28,7 +28,8 @@ demo libero: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1
 demo: $(RUN)/evaluation/report.html
 	@echo "open $<"
 
-# The stamps say which extras are installed.
+# The stamps say which extras are installed. The public client of openpi asks for NumPy 1 and works
+# with NumPy 2: it is installed without its dependencies, which are there.
 .venv/demo: setup.cfg constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sim,tfds]'
@@ -36,6 +37,7 @@ demo: $(RUN)/evaluation/report.html
 
 .venv/test: .venv/demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sim,libero,tfds,lerobot,beam,aot,wandb,serve,parity,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps openpi-client
 	touch $@
 
 # MuJoCo draws without a display through EGL, a system library. As root on Debian it is installed

@@ -1,7 +1,7 @@
 """The public client of openpi, as it is, against our server.
 
-It asks for numpy 1, and works with numpy 2: `pip install --no-deps openpi-client` installs it. It
-is skipped where it is not.
+It asks for NumPy 1, and works with NumPy 2: `make test` installs it without its dependencies. Where
+it is not installed, this is skipped.
 """
 
 import time
