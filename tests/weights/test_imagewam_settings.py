@@ -134,7 +134,7 @@ PROCESSOR = "data.train.processor"
         ("data.train.num_frames", "???", "still to be given"),
         ("data.train", "${base.train}", "cannot be filled in"),
         ("model", "${oc.env:MODEL}", "cannot be filled in"),
-        ("model._target_", "imagewam.runtime.create_imagewam_ovis_u1", "nothing else is supported"),
+        ("model._target_", ["imagewam.runtime.create_imagewam_ovis_u1"], "expected text"),
         ("model.action_scheduler.num_train_timesteps", 500, "expected 1000"),
         ("model.loss.lambda_action", True, "expected a number"),
         ("model.video_scheduler.train_shift", "5", "expected a number"),
@@ -180,6 +180,8 @@ def test_a_key_that_has_two_values():
         (put("data.action_output_dim", 14), "action_output_dim is 7 and .* is 14"),
         (put("model.action_dit_config.num_layers_double", 5), "num_layers_double is given as 5"),
         (put("torch_dtype", "torch.bfloat16"), "torch_dtype=torch.bfloat16 and mixed_precision"),
+        (put("model._target_", "a.create_imagewam_ovis_u1"), r"on FLUX\.2 \(create_.*klein\)"),
+        (put("model._target_", "a.create_imagewam"), "makes its policy by 'a.create_imagewam'"),
     ],
 )
 def test_what_contradicts_the_tensors_or_itself(edit, problem):

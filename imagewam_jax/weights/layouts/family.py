@@ -16,6 +16,7 @@ class Family:
 
     title: the backbone's name for people.
     backbone: the type of the backbone's configuration.
+    factory: the function that makes such a policy, as training configs name it.
     first: a tensor that every transformer has.
     expert: tensors that every expert of this family has, also first weights without embedding and
         head. The first of them is in no expert of another family.
@@ -37,6 +38,7 @@ class Family:
 
     title: str
     backbone: type
+    factory: str
     first: str
     expert: tuple[str, ...]
     aliases: Mapping[str, str]

@@ -305,6 +305,7 @@ def norm_rule(name: str, path: str, layers: int) -> Rule:
 FLUX2 = Family(
     title="FLUX.2",
     backbone=Flux2Config,
+    factory="create_imagewam_flux2_klein",
     first="img_in.weight",
     expert=("double_stream_modulation_img.lin.weight", "single_blocks.0.linear1.weight"),
     aliases={"double_blocks.": "double_blocks.", "single_blocks.": "single_blocks."},

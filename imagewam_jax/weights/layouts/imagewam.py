@@ -64,6 +64,7 @@ def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
     """The sizes from shapes; time shifts, loss weights and the like from the official training
     config, or else the official defaults. ConversionError: they contradict each other."""
     family = recognized_family(specs, EXPERT)
+    _check_factory(specs, family, metadata)
     backbone = family.transformer_config(_below(specs, BACKBONE), metadata)
     expert = family.expert_config(_below(specs, EXPERT), metadata)
     family.check_expert(expert, backbone, metadata)
@@ -98,6 +99,16 @@ def imagewam_config(specs: Specs, metadata: Metadata) -> ImageWAMConfig:
         return ImageWAMConfig(backbone, expert, **fields)
     except ValueError as error:
         raise ConversionError(f"{_file(specs)}: {error}") from error
+
+
+def _check_factory(specs: Specs, family: Family, metadata: Metadata) -> None:
+    """ConversionError: the training config is of a policy on another backbone."""
+    named = setting(_files(metadata), "model._target_")
+    if named is not None and str(named).rpartition(".")[2] != family.factory:
+        raise ConversionError(
+            f"the training config beside {_file(specs)} makes its policy by {named!r}, its tensors "
+            f"are of one on {family.title} ({family.factory}): give the config of this checkpoint"
+        )
 
 
 def imagewam_source(

@@ -47,11 +47,11 @@ def only(*values: Any) -> Kind:
     return Kind(f"{words}: nothing else is supported", lambda v: (type(v), v) in accepted)
 
 
-def ending(*ends: str) -> Kind:
-    """A kind of Python names whose last part is one of `ends`."""
+def ending(end: str) -> Kind:
+    """A kind of Python names with this last part."""
     return Kind(
-        f"{' or '.join(ends)}: nothing else is supported",
-        lambda value: isinstance(value, str) and value.rpartition(".")[2] in ends,
+        f"{end}: nothing else is supported",
+        lambda value: isinstance(value, str) and value.rpartition(".")[2] == end,
     )
 
 
@@ -150,13 +150,7 @@ DECIDE: tuple[tuple[str, Kind, str], ...] = (
     ("action_dit_config.max_action_horizon", COUNT, "model.expert.max_horizon"),
     ("max_horizon", COUNT, "model.expert.max_horizon, in our own exports"),
     # The policy.
-    (
-        "model._target_",
-        ending(
-            "create_imagewam_flux2_klein", "create_imagewam_omnigen2", "create_imagewam_ovis_u1"
-        ),
-        "the policy that this layout is of",
-    ),
+    ("model._target_", TEXT, "the backbone, compared with the tensors"),
     ("pack_proprio_after_text", FLAG, "model.proprio_position"),
     ("proprio_position", COUNT, "model.proprio_position"),
     ("context_len", COUNT, "model.proprio_position, if the state stands behind padded text"),

@@ -283,6 +283,7 @@ def _initial_name(name: str) -> str:
 OMNIGEN2 = Family(
     title="OmniGen2",
     backbone=OmniGen2Config,
+    factory="create_imagewam_omnigen2",
     first="x_embedder.weight",
     expert=("timestep_embedder.linear_1.weight", "blocks.0.ffn_norm1.weight"),
     aliases={"blocks.": "layers."},

@@ -303,6 +303,7 @@ def _qkv_biases(path: str, backbone: OvisU1Config) -> tuple[TensorSlice, ...]:
 OVIS_U1 = Family(
     title="Ovis-U1",
     backbone=OvisU1Config,
+    factory="create_imagewam_ovis_u1",
     first="img_in.weight",
     expert=("time_in.in_layer.bias", "single_blocks.0.linear1.weight"),
     aliases={"double_blocks.": "double_blocks.", "single_blocks.": "single_blocks."},
