@@ -84,3 +84,13 @@ def small_disk(request, tmp_path):
         pytest.skip("file systems cannot be mounted here")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def bucket():
+    """A bucket of object storage, one for all tests of this process."""
+    pytest.importorskip("gcp_storage_emulator")
+    from tests.buckets import a_bucket
+
+    with a_bucket() as made:
+        yield made

@@ -14,6 +14,7 @@ PACKAGE = Path(imagewam_jax.__file__).parent
 ROOMS = {
     "errors": "",
     "files": "errors",
+    "storage": "errors",
     "distributed": "errors",
     "html": "",
     "wire": "errors",
@@ -23,11 +24,11 @@ ROOMS = {
     "preprocess": "errors files config models",
     "checkpoints": "errors config models preprocess",
     "text": "errors files config models checkpoints",
-    "data": "errors files html config preprocess",
+    "data": "errors files storage html config preprocess",
     "policy": "errors config models preprocess checkpoints text",
     "weights": "errors files config models preprocess checkpoints text",
     "parity": "errors files config models checkpoints weights",
-    "training": "errors files distributed config models preprocess checkpoints text data",
+    "training": "errors files storage distributed config models preprocess checkpoints text data",
     "evaluation": "errors files distributed html wire client config models preprocess checkpoints "
     "data policy",
     "serving": "errors files html wire preprocess checkpoints data policy",

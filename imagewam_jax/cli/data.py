@@ -8,6 +8,7 @@ from typing import Any
 
 from imagewam_jax.errors import DataError
 
+FOLDER = "with features.json; or its gs:// or s3:// address"
 WHICH = (
     "What is shown is the dataset or the mixture of a config; fields of it can be changed as for "
     "train, such as --config.data.directory=DIR."
@@ -25,9 +26,7 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         description="Writes the sidecar index of TFDS dataset versions, checking every record. A "
         "build that was stopped goes on where it was. Training makes it too where there is none.",
     )
-    index.add_argument(
-        "directories", type=Path, nargs="+", metavar="DIR", help="with features.json"
-    )
+    index.add_argument("directories", nargs="+", metavar="DIR", help=FOLDER)
     index.add_argument("--output", type=Path, help="of one index; default: imagewam_index in DIR")
     index.add_argument("--workers", type=int, help="processes; default: as many as help")
     index.add_argument(
@@ -50,9 +49,7 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "episodes of an odd length; an index is compared where there is one. The exit code is 1 "
         "when something cannot be read.",
     )
-    check.add_argument(
-        "directories", type=Path, nargs="+", metavar="DIR", help="with features.json"
-    )
+    check.add_argument("directories", nargs="+", metavar="DIR", help=FOLDER)
     check.add_argument("--index", type=Path, help="of one DIR; default: imagewam_index in it")
     check.add_argument("--workers", type=int, help="processes; default: one per core")
     check.set_defaults(run=_check)
@@ -66,7 +63,9 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "which is one pass over its bytes and what training needs, too.",
     )
     describe.add_argument(
-        "directory", type=Path, metavar="DIR", help="a version folder, or one of a dataset above it"
+        "directory",
+        metavar="DIR",
+        help="a version folder, or one of a dataset above it; or its gs:// or s3:// address",
     )
     describe.add_argument(
         "--index-directory", type=Path, metavar="DIR", help="data.index_directory; default: in DIR"
@@ -92,7 +91,7 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         + " Without a config "
         "it is the dataset of DIR, with all cameras of its row in the registry.",
     )
-    show.add_argument("directory", type=Path, nargs="?", metavar="DIR", help="with features.json")
+    show.add_argument("directory", nargs="?", metavar="DIR", help=FOLDER)
     show.add_argument("--row", metavar="NAME", help="in the registry; default: DIR's own name")
     show.add_argument("--config", help="a config file, instead of DIR")
     show.add_argument("--output", type=Path, default=Path("data.html"), help="default: data.html")

@@ -37,7 +37,8 @@ def defaults() -> ConfigDict:
         {
             "seed": 0,  # for the order of samples, initial weights and noise
             "data": {
-                "directory": "",  # of a dataset, or of its version; of a mixture, the folder of all
+                # Of a dataset, or of its version; of a mixture, of all. Or a gs:// or s3:// address.
+                "directory": "",
                 "dataset": "",  # its name in data.registry, or in `rows`
                 "mixture": "",  # instead: a name in registry.mixtures, or in `mixtures`
                 "scale_by_size": True,  # multiply the weights of a mixture by numbers of samples
@@ -60,6 +61,7 @@ def defaults() -> ConfigDict:
                 "pool_statistics": False,  # normalize by all datasets together, rather than by each
                 "threads": 4,  # how many batches are read at a time
                 "prefetch": 8,  # how many batches are held ready
+                "concurrent_reads": 64,  # requests at a time for data in object storage (gs://)
             },
             "text": {
                 "encoder": "byte_qwen3",  # one of text.encoders.TEXT_ENCODERS

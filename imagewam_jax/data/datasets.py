@@ -34,6 +34,7 @@ from imagewam_jax.data.registry.mixtures import (
 )
 from imagewam_jax.data.transforms.standardize import NO_TEXT, StandardizedDataset, standardize
 from imagewam_jax.errors import DataError, raise_all
+from imagewam_jax.storage import CONCURRENT_READS, AnyPath, as_path
 
 SPLIT_FIELDS = ("train_split", "eval_split")
 
@@ -133,6 +134,8 @@ def open_data(section: Mapping[str, Any], *, horizon: int, action_dim: int, stat
             unlabelled="blank" if entry.blank_language else section["unlabelled"],
             not_finite=section.get("not_finite", "error"),  # older checkpoints do not say
             split_fields=_split_fields(section),
+            # Older checkpoints do not say it, either.
+            concurrent_reads=section.get("concurrent_reads", CONCURRENT_READS),
         )
         for number, (entry, (spec, index, folder, standardized)) in enumerate(
             zip(mixture.entries, opened, strict=True)
@@ -163,7 +166,7 @@ def entry_spec(section: Mapping[str, Any], entry: Entry) -> DatasetSpec:
     name, rows, root = entry.dataset, section["rows"], section["directory"]
     if name in rows:
         return spec_from_config({"name": name, **rows[name]})
-    return dataset_spec(name, Path(root, name) if section["mixture"] else root)
+    return dataset_spec(name, as_path(root) / name if section["mixture"] else root)
 
 
 def _open_one(
@@ -178,9 +181,9 @@ def _open_one(
     return spec, index, index_folder, standardize(index, spec, index_folder)
 
 
-def dataset_folders(section: Mapping[str, Any], entry: Entry) -> tuple[Path, Path]:
+def dataset_folders(section: Mapping[str, Any], entry: Entry) -> tuple[AnyPath, Path]:
     """The folders of an entry's dataset and of its index. DataError: the first is not there."""
-    root = Path(section["directory"]).expanduser()
+    root = as_path(section["directory"])
     folder = version_folder(root, entry.dataset, entry.version, entry.config)
     if section["index_directory"]:  # for datasets that lie where nothing can be written
         return folder, Path(section["index_directory"]).expanduser() / entry.dataset
@@ -299,12 +302,13 @@ def config_data(config: Mapping[str, Any]) -> Data:
     )
 
 
-def dataset_config(directory: Path, name: str | None = None) -> dict[str, Any]:
+def dataset_config(directory: AnyPath | str, name: str | None = None) -> dict[str, Any]:
     """A config for one dataset alone, with all cameras and the widths of its registered spec.
 
     name: the name of the spec; by default the dataset's own. DataError: there is no such spec, or
     no dataset.
     """
+    directory = as_path(directory)
     folder = read_tfds_folder(version_folder(directory, name or directory.name))
     spec, config = dataset_spec(name or folder.name, directory), defaults().to_dict()
     config["data"] |= {

@@ -52,11 +52,7 @@ class Folder(NamedTuple):
 
     @property
     def shard_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self._shards if path.is_file())
-
-    @property
-    def _shards(self) -> list[Path]:
-        return [path for split in self.tfds.splits.values() for path in split.shards]
+        return sum(size for split in self.tfds.splits.values() for size in split.shard_bytes())
 
     @property
     def indexed(self) -> bool:

@@ -72,7 +72,9 @@ def resumed_data(run: Run) -> None:
         return
     for check in (widths, stored_images):
         run.of(check)
-    config = run.config("data.threads", "data.prefetch", "data.bad_frames", "seed")
+    config = run.config(
+        "data.threads", "data.prefetch", "data.concurrent_reads", "data.bad_frames", "seed"
+    )
     stream = train_iterator(config, run.of(training_samples), run.of(batch))
     with contextlib.closing(stream), _checkpoints(_workdir(run)) as checkpoints:
         stream.set_state(checkpoints.restore_json(steps[-1], "data"))

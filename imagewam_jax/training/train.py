@@ -29,6 +29,7 @@ from imagewam_jax.models.sharding import (
     shardings_of,
 )
 from imagewam_jax.preprocess.inputs import PolicyAssets
+from imagewam_jax.storage import retries
 from imagewam_jax.training.batches import (
     DevicePrefetch,
     model_keys,
@@ -183,7 +184,7 @@ def run_steps(
         last = done == steps
         stop = notice.stops_after(done) and not last
         if done % config["log_every"] == 0 or last or stop:
-            watch.log(done, {"bad_frames": len(bad_frames)})
+            watch.log(done, {"bad_frames": len(bad_frames), "read_retries": retries()})
         if run.validation and (done % config["validate_every"] == 0 or last):
             with watch.pause("validation"):
                 finite.check()

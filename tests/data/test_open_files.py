@@ -21,14 +21,14 @@ def test_more_shards_than_the_soft_limit(toy, tmp_path, soft, hard, says):
         resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
         from pathlib import Path
         from imagewam_jax.errors import DataError
-        from imagewam_jax.data.loading.decode import ShardFiles
+        from imagewam_jax.data.loading.decode import Shards
         from imagewam_jax.data.index.dataset_index import open_index
         paths = tuple(Path({str(tmp_path)!r}) / str(n) for n in range(100))
         for path in paths:
             path.write_bytes(b"x")
         try:
             index = open_index({str(toy.dataset_dir)!r})
-            files = ShardFiles(paths)
+            files = Shards(paths)
             for shard in range(100):
                 assert files.read(shard, 0, 1) == b"x"
             print("read")

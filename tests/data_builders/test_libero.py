@@ -9,7 +9,7 @@ import pytest
 
 from imagewam_jax.data.index.build import build_index
 from imagewam_jax.data.index.dataset_index import default_index_dir
-from imagewam_jax.data.loading.decode import ShardFiles, decode_frame
+from imagewam_jax.data.loading.decode import Shards, decode_frame, start_frames
 from imagewam_jax.data.registry import REGISTRY
 from imagewam_jax.data.transforms.standardize import standardize
 from tests.data_builders.scripts import DATA, LIBERO_FOLDER, load, run
@@ -205,10 +205,11 @@ def test_the_registry_s_row_reads_it_as_it_is(built, played):
     np.testing.assert_allclose(split.states[0], played["bowl/start_state"], atol=1e-6)
 
     train = index.split("train")
-    files = ShardFiles(train.shards)
-    for (_, camera), expected in zip(spec.cameras, played["bowl/start_images"], strict=True):
+    wanted = [(camera, 0) for _, camera in spec.cameras]
+    stored = start_frames(train, Shards(train.shards), wanted)
+    for frame, expected in zip(stored, played["bowl/start_images"], strict=True):
         image = np.empty((256, 256, 3), np.uint8)
-        assert decode_frame(train, files, camera, 0, image) == (256, 256)
+        assert decode_frame(train, frame, image) == (256, 256)
         assert difference(image, expected) < 3
         for other in (expected[::-1], expected[:, ::-1], expected[::-1, ::-1]):
             assert difference(image, other) > 6

@@ -140,10 +140,10 @@ def test_samples_whose_images_cannot_be_read(dataset, monkeypatch):
     whole = reader.read(frames)
     decode = samples.decode_frame
 
-    def damaged(split, files, camera, frame, image):
-        if frame == 3:
+    def damaged(split, stored, image):
+        if stored.frame == 3:
             raise BadFrameError("damaged")
-        return decode(split, files, camera, frame, image)
+        return decode(split, stored, image)
 
     monkeypatch.setattr(samples, "decode_frame", damaged)
     with pytest.raises(BadFrameError, match="damaged"):

@@ -1,8 +1,8 @@
 """Indexing as an Apache Beam pipeline, for datasets that one machine does not index in time.
 
 Each element of the pipeline is one shard, of which a worker writes a part. When all parts are
-there, the launching program merges them. The dataset and the index lie on a file system that every
-worker mounts. Needs the extra `beam`.
+there, the launching program merges them. The index, and the dataset if it is not in object storage,
+lie on a file system that every worker mounts. Needs the extra `beam`.
 """
 
 import functools
@@ -15,10 +15,11 @@ from imagewam_jax.data.index.features import Features
 from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.index.tfds_folder import check_shards, read_tfds_folder
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import AnyPath, as_path
 
 
 def build_index_with_beam(
-    dataset_dir: Path | str,
+    dataset_dir: AnyPath | str,
     index_dir: Path | str | None = None,
     *,
     options: Sequence[str] = (),
@@ -39,7 +40,7 @@ def build_index_with_beam(
         raise DataError(
             f"indexing with Beam needs the extra beam: pip install 'imagewam-jax[beam]' ({error})"
         ) from error
-    folder = check_shards(read_tfds_folder(Path(dataset_dir).absolute()), available_shards)
+    folder = check_shards(read_tfds_folder(as_path(dataset_dir).absolute()), available_shards)
     index_dir = Path(index_dir).absolute() if index_dir else default_index_dir(folder.path)
     parts_dir = index_dir / PARTS_DIR
     shards = [path for split in folder.splits.values() for path in split.shards]
@@ -69,5 +70,5 @@ def build_index_with_beam(
 
 
 def _index_one(shard: str, features: Features, parts_dir: str) -> str:
-    make_part(Path(shard), features, Path(parts_dir))
+    make_part(as_path(shard), features, Path(parts_dir))
     return shard

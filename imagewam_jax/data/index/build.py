@@ -23,13 +23,14 @@ from imagewam_jax.data.index.tfds_folder import TfdsFolder, check_shards, read_t
 from imagewam_jax.data.index.writer import write_index
 from imagewam_jax.errors import DISK_FULL, DataError, WriteError
 from imagewam_jax.files import elsewhere, lock_beside, only_writer, partial_path
+from imagewam_jax.storage import AnyPath, as_path
 
 # Starting a process takes about as long as indexing this many bytes.
 _BYTES_PER_WORKER = 2**30
 
 
 def build_index(
-    dataset_dir: Path | str,
+    dataset_dir: AnyPath | str,
     index_dir: Path | str | None = None,
     *,
     workers: int | None = None,
@@ -48,7 +49,7 @@ def build_index(
     missing, the index cannot be written, or a record is corrupt or disagrees with features.json;
     InUseError when another process builds it.
     """
-    folder = check_shards(read_tfds_folder(Path(dataset_dir)), available_shards)
+    folder = check_shards(read_tfds_folder(as_path(dataset_dir)), available_shards)
     index_dir = Path(index_dir) if index_dir else default_index_dir(folder.path)
     parts_dir = index_dir / PARTS_DIR
     with only_builder(folder, index_dir, wait=if_absent):
@@ -103,9 +104,9 @@ def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> 
     if error.errno in DISK_FULL:
         missing = "; free some space there"
         if done:
+            sizes = _shard_bytes(folder)
             held = sum(parts[i].stat().st_size for i in done)
-            per_byte = held / max(1, sum(shards[i].stat().st_size for i in done))
-            whole = per_byte * sum(path.stat().st_size for path in shards)
+            whole = held / max(1, sum(sizes[i] for i in done)) * sum(sizes)
             # All parts, and once more their size for the index itself.
             missing = f"; about {(2 * whole - held) / 1e6:.1f} MB more are needed there"
     return DataError(
@@ -117,20 +118,29 @@ def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> 
 def _make_parts(folder: TfdsFolder, parts_dir: Path, workers: int | None, progress: bool) -> None:
     shards = [path for split in folder.splits.values() for path in split.shards]
     jobs = [(path, folder.features, parts_dir) for path in shards]
-    for _ in run_over_shards(make_part, shards, jobs, workers, progress, "indexing"):
+    for _ in run_over_shards(make_part, jobs, _shard_bytes(folder), workers, progress, "indexing"):
         pass
 
 
-def run_over_shards(
-    function, shards: list[Path], jobs: list[tuple], workers: int | None, progress: bool, what: str
-) -> Iterable[tuple[int, object]]:
-    """Calls `function(*job)` for every shard's job and yields (shard number, result) as jobs end.
+def _shard_bytes(folder: TfdsFolder) -> list[int]:
+    return [size for split in folder.splits.values() for size in split.shard_bytes()]
 
-    Shows the bytes done. One worker runs in this process. Raises DataError when a process dies.
+
+def run_over_shards(
+    function,
+    jobs: list[tuple],
+    sizes: list[int],
+    workers: int | None,
+    progress: bool,
+    what: str,
+) -> Iterable[tuple[int, object]]:
+    """Calls `function(*job)` for every shard's job and yields (job number, result) as jobs end.
+
+    sizes: of the shards in bytes, which the progress bar counts. One worker runs in this process.
+    Raises DataError when a process dies.
     """
-    sizes = [path.stat().st_size if path.is_file() else 0 for path in shards]
     if workers is None:
-        workers = max(1, min(len(shards), os.cpu_count() or 1, sum(sizes) // _BYTES_PER_WORKER))
+        workers = max(1, min(len(jobs), os.cpu_count() or 1, sum(sizes) // _BYTES_PER_WORKER))
     with tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=what, disable=not progress) as bar:
         if workers == 1:
             for number, job in enumerate(jobs):

@@ -6,11 +6,13 @@ opening it maps them into memory. It holds every step and episode feature that c
 episode; frames are numbered through a split, episode after episode, in shard order.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +28,17 @@ from imagewam_jax.data.index.columns import (
     file_stem,
     unpack_texts,
 )
-from imagewam_jax.data.index.records import TFRECORD, shard_checksum
+from imagewam_jax.data.index.records import TFRECORD, check_can_be_read, shard_checksum
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import allow_open_files, check_open_files
+from imagewam_jax.files import allow_open_files, check_open_files, written_whole
+from imagewam_jax.storage import AnyPath, as_path, generations, is_remote
 
 _LOG = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 META_FILE = "meta.json"
 INDEX_DIR = "imagewam_index"
 SPLITS_DIR = "splits"
+COMPARED_FILE = "compared-{split}.json"  # the objects that were compared with the index
 EPISODE_ARRAYS = ("episode_start", "episode_shard", "record_offset", "record_length")
 IMAGE_ARRAYS = ("offset", "length", "crc32c", "size_ehw")
 
@@ -50,10 +54,11 @@ class SplitIndex:
     episodes: columns with a row per episode, by key from the record's root.
     images: image columns by key below `steps`.
     file_format: of the shards, one of `records.FILE_FORMATS`.
+    generations: of shards that are objects, what they were when the index was opened.
     """
 
     name: str
-    shards: tuple[Path, ...]
+    shards: tuple[AnyPath, ...]
     episode_start: Int64[np.ndarray, " starts"]
     episode_shard: Int32[np.ndarray, " episodes"]
     record_offset: Int64[np.ndarray, " episodes"]
@@ -63,6 +68,7 @@ class SplitIndex:
     episodes: dict[str, Column]
     images: dict[str, ImageColumn]
     file_format: str = TFRECORD
+    generations: tuple[str, ...] = ()
 
     @property
     def num_episodes(self) -> int:
@@ -105,9 +111,16 @@ class DatasetIndex:
         return self.splits[name]
 
 
-def default_index_dir(dataset_dir: Path | str) -> Path:
-    """The folder of the index beside the shards."""
-    return Path(dataset_dir) / INDEX_DIR
+def default_index_dir(dataset_dir: AnyPath | str) -> Path:
+    """The folder of the index beside the shards. DataError: they are objects, and the index, which
+    is mapped into memory, lies on a disk."""
+    folder = as_path(dataset_dir)
+    if is_remote(folder):
+        raise DataError(
+            f"{folder}: its index is mapped into memory and lies on a disk; say where: "
+            "data.index_directory of a config, --output of imagewam data index"
+        )
+    return folder / INDEX_DIR
 
 
 def meta_checksum(meta: dict) -> str:
@@ -126,18 +139,19 @@ def array_file(index_dir: Path, split: str, name: str) -> Path:
     return folder / scope / f"{file_stem(key)}.{part}.npy"
 
 
-def open_index(dataset_dir: Path | str, index_dir: Path | str | None = None) -> DatasetIndex:
+def open_index(dataset_dir: AnyPath | str, index_dir: Path | str | None = None) -> DatasetIndex:
     """Opens an index and checks that it describes the shards that are there now.
 
-    Sizes and framing checksums of all shards are compared (one small read per episode). Raises
+    Sizes and framing checksums of all shards are compared (one small read per episode); of objects,
+    whose generations tell whether they are those that were compared before, only once. Raises
     DataError, saying how to rebuild, when there is no index, it is of another format, or a shard is
     missing or differs.
     """
-    dataset_dir = Path(dataset_dir)
+    dataset_dir = as_path(dataset_dir)
     index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir)
     allow_open_files()
     rebuild = f"rebuild with: imagewam data index {shlex.quote(str(dataset_dir))}"
-    if index_dir != default_index_dir(dataset_dir):
+    if is_remote(dataset_dir) or index_dir != default_index_dir(dataset_dir):
         rebuild += f" --output={shlex.quote(str(index_dir))}"
     if not (index_dir / META_FILE).is_file():
         unfinished = " (an unfinished build is there)" if index_dir.is_dir() else ""
@@ -153,8 +167,13 @@ def open_index(dataset_dir: Path | str, index_dir: Path | str | None = None) -> 
         raise DataError(f"{index_dir}: {META_FILE} differs from its own checksum; {rebuild}")
     splits = {}
     for name, split_meta in meta["splits"].items():
-        splits[name] = _open_split(dataset_dir, index_dir, name, meta, rebuild)
-        _check_shards(splits[name], split_meta["shards"], index_dir, rebuild)
+        split = _open_split(dataset_dir, index_dir, name, meta, rebuild)
+        check_can_be_read(dataset_dir, split.file_format)
+        if is_remote(dataset_dir):
+            split = _checked_objects(split, split_meta["shards"], index_dir, rebuild)
+        else:
+            _check_shards(split, split_meta["shards"], index_dir, rebuild)
+        splits[name] = split
     left_out = meta.get("left_out", {})
     for name, names in left_out.items():
         _LOG.warning(
@@ -171,7 +190,7 @@ def open_index(dataset_dir: Path | str, index_dir: Path | str | None = None) -> 
 
 
 def _open_split(
-    dataset_dir: Path, index_dir: Path, split: str, meta: dict, rebuild: str
+    dataset_dir: AnyPath, index_dir: Path, split: str, meta: dict, rebuild: str
 ) -> SplitIndex:
     here = meta["splits"][split]
 
@@ -222,21 +241,59 @@ def _open_split(
 
 def _check_shards(split: SplitIndex, shards: list[dict], index_dir: Path, rebuild: str) -> None:
     """Compares each shard with the size and the framing checksum that the index recorded."""
-    bounds = np.searchsorted(split.episode_shard, np.arange(len(shards) + 1))
-    for number, (path, pinned) in enumerate(zip(split.shards, shards, strict=True)):
+    for path, pinned, rows in _with_episodes(split, shards):
         if not path.is_file():
             raise DataError(f"{path}: missing, but it is indexed in {index_dir}; {rebuild}")
-        if path.stat().st_size != pinned["size"]:
+        if (size := path.stat().st_size) != pinned["size"]:
             raise DataError(
-                f"{path}: {path.stat().st_size} bytes, the index was built over {pinned['size']}; "
+                f"{path}: {size} bytes, the index was built over {pinned['size']}; "
                 f"the shard is truncated or was replaced; {rebuild}"
             )
-        here = slice(bounds[number], bounds[number + 1])
-        found = shard_checksum(
-            path, split.file_format, split.record_offset[here], split.record_length[here]
+        _compare_records(path, pinned, split, rows, rebuild)
+
+
+def _with_episodes(split: SplitIndex, shards: list[dict]) -> Iterator[tuple[AnyPath, dict, slice]]:
+    """Each shard with what the index recorded of it, and the numbers of its episodes."""
+    bounds = np.searchsorted(split.episode_shard, np.arange(len(shards) + 1)).tolist()
+    for number, (path, pinned) in enumerate(zip(split.shards, shards, strict=True)):
+        yield path, pinned, slice(*bounds[number : number + 2])
+
+
+def _compare_records(
+    path: AnyPath, pinned: dict, split: SplitIndex, rows: slice, rebuild: str
+) -> None:
+    found = shard_checksum(
+        path, split.file_format, split.record_offset[rows], split.record_length[rows]
+    )
+    if found != pinned["framing_crc32c"]:
+        raise DataError(
+            f"{path}: its records have the checksum {found:08x}, the index was built over "
+            f"{pinned['framing_crc32c']:08x}; the shard was replaced; {rebuild}"
         )
-        if found != pinned["framing_crc32c"]:
-            raise DataError(
-                f"{path}: its records have the checksum {found:08x}, the index was built over "
-                f"{pinned['framing_crc32c']:08x}; the shard was replaced; {rebuild}"
-            )
+
+
+def _checked_objects(
+    split: SplitIndex, shards: list[dict], index_dir: Path, rebuild: str
+) -> SplitIndex:
+    """The split with the generations of its objects, after the same comparison of their records.
+
+    An object of a generation that was compared before, by whatever process, is not read.
+    """
+    found = generations(split.shards)
+    file = index_dir / COMPARED_FILE.format(split=split.name)
+    try:
+        compared = set(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        compared = set()
+    now = [f"{path} {generation}" for path, generation in zip(split.shards, found, strict=True)]
+    for place, generation, (path, pinned, rows) in zip(
+        now, found, _with_episodes(split, shards), strict=True
+    ):
+        if not generation:
+            raise DataError(f"{path}: missing, but it is indexed in {index_dir}; {rebuild}")
+        if place not in compared:
+            _compare_records(path, pinned, split, rows, rebuild)
+    if not compared.issuperset(now):
+        with contextlib.suppress(OSError), written_whole(file) as written:  # or compared again
+            written.write(json.dumps(now, indent=1).encode())
+    return dataclasses.replace(split, generations=tuple(found))

@@ -1,7 +1,6 @@
 """The records of a shard in any of the file formats that are read, told apart by content."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
@@ -11,10 +10,11 @@ from imagewam_jax.data.index.array_record import (
     array_framing_checksum,
     scan_array_records,
 )
-from imagewam_jax.data.index.stand_ins import stand_in
+from imagewam_jax.data.index.stand_ins import STAND_IN_BYTES, stand_in
 from imagewam_jax.data.index.tfrecord import COMPRESSED, Record, framing_checksum
 from imagewam_jax.data.index.tfrecord import scan_records as scan_tfrecords
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import AnyPath, is_remote, starts
 
 TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
 FILE_FORMATS = (TFRECORD, ARRAY_RECORD)
@@ -24,21 +24,30 @@ GET_IT_AGAIN = (
 )
 
 
-def file_format(path: Path) -> str:
+def check_can_be_read(path: AnyPath, found: str) -> None:
+    """DataError: the library of a format reads files alone, and `path` is an address."""
+    if found == ARRAY_RECORD and is_remote(path):
+        raise DataError(
+            f"{path}: ArrayRecord, which is read from file systems alone: copy it, mount its "
+            "bucket, or convert it to tfrecord (tfds convert_format)"
+        )
+
+
+def file_format(path: AnyPath) -> str:
     """The format of a shard by its first bytes; a file that is nothing else is taken as TFRecord.
 
     Raises DataError, saying what to do, for a file that stands in for a shard.
     """
-    with open(path, "rb") as file:
-        start = file.read(64)
+    (start,) = starts([path], STAND_IN_BYTES)
     if start.startswith(SIGNATURE):
+        check_can_be_read(path, ARRAY_RECORD)
         return ARRAY_RECORD
     if instead := stand_in(start):
         raise DataError(f"{path}: {instead}")
     return TFRECORD
 
 
-def walk_records(path: Path) -> Iterator[Record]:
+def walk_records(path: AnyPath) -> Iterator[Record]:
     """Yields the records of a shard in order and checks the checksums of each.
 
     Raises DataError, naming the file and the byte offset, when the file is compressed, is
@@ -52,7 +61,7 @@ def walk_records(path: Path) -> Iterator[Record]:
         yield record
 
 
-def scan_records(path: Path) -> Iterator[Record]:
+def scan_records(path: AnyPath) -> Iterator[Record]:
     """Yields all records of a shard, also damaged ones, until no further record can be found."""
     try:
         found = file_format(path)
@@ -63,7 +72,7 @@ def scan_records(path: Path) -> Iterator[Record]:
 
 
 def shard_checksum(
-    path: Path,
+    path: AnyPath,
     found: str,
     offsets: Int64[np.ndarray, " records"],
     lengths: Int64[np.ndarray, " records"],

@@ -8,7 +8,6 @@ file. The scope is "steps", "episodes" or "images"; the arrays are those that th
 import struct
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import google_crc32c
@@ -20,6 +19,7 @@ from imagewam_jax.data.index.features import Feature, Features, column_kind
 from imagewam_jax.data.index.records import walk_records
 from imagewam_jax.data.index.tf_example import ExampleFeature, cut_ints, parse_example
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import AnyPath
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 Example = dict[str, ExampleFeature]
@@ -38,7 +38,7 @@ class ShardColumns(NamedTuple):
     absent: dict[str, int]
 
 
-def index_shard(path: Path, features: Features) -> ShardColumns:
+def index_shard(path: AnyPath, features: Features) -> ShardColumns:
     """Reads one shard into columns and verifies both checksums of every record.
 
     Raises DataError, naming the file and the record, for a record that is corrupt or disagrees with

@@ -19,8 +19,10 @@ from imagewam_jax.data.index.dataset_index import FORMAT_VERSION
 from imagewam_jax.data.index.features import Features
 from imagewam_jax.data.index.records import TFRECORD, file_format, shard_checksum
 from imagewam_jax.data.index.shard_columns import Arrays, ShardColumns, index_shard
+from imagewam_jax.data.index.tfrecord import FOOTER_BYTES
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import partial_path
+from imagewam_jax.storage import AnyPath, is_remote, state
 
 PARTS_DIR = "parts"
 _HEADER = "header"
@@ -39,11 +41,11 @@ class PartHeader(NamedTuple):
     absent: dict[str, int]
 
 
-def part_file(parts_dir: Path, shard: Path) -> Path:
+def part_file(parts_dir: Path, shard: AnyPath) -> Path:
     return parts_dir / f"{shard.name}.npz"
 
 
-def make_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader:
+def make_part(shard: AnyPath, features: Features, parts_dir: Path) -> PartHeader:
     """Indexes a shard into a part, or takes the part that an earlier build made of the same file.
 
     Raises DataError for a shard that cannot be indexed, OSError when the part cannot be written.
@@ -51,49 +53,56 @@ def make_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader:
     kept = _kept_part(shard, features, parts_dir)
     if kept is not None:
         return kept
-    before = shard.stat()
+    before = state(shard)
     columns = index_shard(shard, features)
     header = _pin(shard, columns.arrays, columns.absent)
-    after = shard.stat()
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+    if state(shard) != before:
         raise DataError(f"{shard}: changed while it was indexed")
-    content = {**header._asdict(), "mtime_ns": before.st_mtime_ns, "made_for": _identity(features)}
+    content = {**header._asdict(), "state": before, "made_for": _identity(features)}
     _write_part(part_file(parts_dir, shard), columns, content)
     return header
 
 
 @contextlib.contextmanager
-def read_part(parts_dir: Path, shard: Path) -> Iterator[Arrays]:
+def read_part(parts_dir: Path, shard: AnyPath) -> Iterator[Arrays]:
     """The arrays of an existing part, each read when it is first asked for."""
     # Opened here: NumPy leaves a file open that turns out to be no archive.
     with part_file(parts_dir, shard).open("rb") as file, np.load(file) as arrays:
         yield arrays
 
 
-def read_header(parts_dir: Path, shard: Path) -> PartHeader:
+def read_header(parts_dir: Path, shard: AnyPath) -> PartHeader:
     with read_part(parts_dir, shard) as part:
         return _as_header(json.loads(part[_HEADER].tobytes()))
 
 
-def _pin(shard: Path, arrays: Arrays, absent: dict[str, int]) -> PartHeader:
+def _pin(shard: AnyPath, arrays: Arrays, absent: dict[str, int]) -> PartHeader:
     length = arrays["episode_length"]
     return PartHeader(_pinned(shard, arrays), len(length), int(length.sum()), absent)
 
 
-def _pinned(shard: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, str | int]:
+def _pinned(shard: AnyPath, arrays: Mapping[str, np.ndarray]) -> dict[str, str | int]:
     found = file_format(shard)
     framing = shard_checksum(shard, found, arrays["record_offset"], arrays["record_length"])
-    pinned = {"file": shard.name, "size": shard.stat().st_size, "framing_crc32c": framing}
+    pinned = {"file": shard.name, "size": _size(shard, arrays), "framing_crc32c": framing}
     return pinned if found == TFRECORD else {**pinned, "format": found}
 
 
-def _kept_part(shard: Path, features: Features, parts_dir: Path) -> PartHeader | None:
+def _size(shard: AnyPath, arrays: Mapping[str, np.ndarray]) -> int:
+    """Of an object, all of which has been read, it is where its last record ends."""
+    if not is_remote(shard):
+        return shard.stat().st_size
+    ends = arrays["record_offset"] + arrays["record_length"] + FOOTER_BYTES
+    return int(ends.max(initial=0))
+
+
+def _kept_part(shard: AnyPath, features: Features, parts_dir: Path) -> PartHeader | None:
     """The header of an existing part, if the part is complete and its shard has not changed."""
-    now = shard.stat()
+    now = state(shard)
     try:
         with read_part(parts_dir, shard) as part:
             content = json.loads(part[_HEADER].tobytes())
-            if content["mtime_ns"] != now.st_mtime_ns or content["made_for"] != _identity(features):
+            if content["state"] != now or content["made_for"] != _identity(features):
                 return None
             return _as_header(content) if content["pinned"] == _pinned(shard, part) else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

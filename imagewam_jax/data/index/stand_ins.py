@@ -1,13 +1,14 @@
 """Tells what lies in the place of a file of a dataset that was not, or not wholly, downloaded."""
 
-from pathlib import Path
+from imagewam_jax.storage import AnyPath, is_remote, starts
 
 _PULL = "get it with `git lfs pull` in its folder, or download the dataset again"
 _AGAIN = "download it again"
+STAND_IN_BYTES = 64  # of the start of a file, enough to tell
 
 
 def stand_in(start: bytes) -> str:
-    """What a file is that begins with these bytes (64 are enough) instead of data, and what to do.
+    """What a file is that begins with these bytes instead of data, and what to do.
 
     "" when it may be data. The bytes of a TFRecord file can hardly be mistaken: its first eight are
     the length of a record.
@@ -23,9 +24,8 @@ def stand_in(start: bytes) -> str:
     return ""
 
 
-def file_stand_in(path: Path) -> str:
+def file_stand_in(path: AnyPath) -> str:
     """The same for an existing file; also a link to nothing."""
-    if path.is_symlink() and not path.exists():
+    if not is_remote(path) and path.is_symlink() and not path.exists():
         return f"a link to {path.readlink()}, which is not there; {_AGAIN}"
-    with open(path, "rb") as file:
-        return stand_in(file.read(64))
+    return stand_in(*starts([path], STAND_IN_BYTES))

@@ -1,15 +1,20 @@
 """Reads the description of a TFDS version folder (`.../name/version`) from its two JSON files."""
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from imagewam_jax.data.index.features import Feature, Features, declared_features, read_features
-from imagewam_jax.data.index.records import FILE_FORMATS, TFRECORD, walk_records
-from imagewam_jax.data.index.stand_ins import file_stand_in
+from imagewam_jax.data.index.records import (
+    FILE_FORMATS,
+    TFRECORD,
+    check_can_be_read,
+    walk_records,
+)
+from imagewam_jax.data.index.stand_ins import STAND_IN_BYTES, file_stand_in, stand_in
 from imagewam_jax.data.index.tf_example import parse_example
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import AnyPath, is_remote, starts
 
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _FEATURES, _INFO = "features.json", "dataset_info.json"
@@ -21,15 +26,24 @@ _WRITE_FEATURES = (
 
 
 class Split(NamedTuple):
+    """record_bytes: the mean size of a record, by the description; 0 if it does not say it."""
+
     name: str
-    shards: tuple[Path, ...]
+    shards: tuple[AnyPath, ...]
     shard_records: tuple[int, ...]
+    record_bytes: float = 0.0
+
+    def shard_bytes(self) -> list[int]:
+        """The bytes of each shard that is there; of objects, estimated from their records."""
+        if not is_remote(self.shards[0]):
+            return [path.stat().st_size if path.is_file() else 0 for path in self.shards]
+        return [int(self.record_bytes * records) for records in self.shard_records]
 
 
 class TfdsFolder(NamedTuple):
     """left_out: file names of shards that are listed, are not there, and are left out, by split."""
 
-    path: Path
+    path: AnyPath
     name: str
     version: str
     features: Features
@@ -37,7 +51,7 @@ class TfdsFolder(NamedTuple):
     left_out: dict[str, list[str]] = {}  # noqa: RUF012
 
 
-def read_tfds_folder(path: Path) -> TfdsFolder:
+def read_tfds_folder(path: AnyPath) -> TfdsFolder:
     """Reads features.json and dataset_info.json, as any release of TFDS since 4.1 has written them.
 
     Where features.json leaves open how many images a step has, the first record says it. Raises
@@ -53,6 +67,7 @@ def read_tfds_folder(path: Path) -> TfdsFolder:
             "it with: tfds convert_format --dataset_dir=DIR --out_path=NEW "
             "--out_file_format=tfrecord"
         )
+    check_can_be_read(path, file_format)
     try:
         top = declared_features(declared)
         splits = _splits(path, info, file_format)
@@ -64,7 +79,7 @@ def read_tfds_folder(path: Path) -> TfdsFolder:
     return TfdsFolder(path, str(info["name"]), version, features, splits)
 
 
-def _read_json(path: Path, name: str) -> Any:
+def _read_json(path: AnyPath, name: str) -> Any:
     file = path / name
     if not file.is_file():
         found = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else "no such folder"
@@ -82,7 +97,7 @@ def _read_json(path: Path, name: str) -> Any:
         raise DataError(f"{file}: not JSON: {error}") from error
 
 
-def _splits(path: Path, info: Any, file_format: str) -> dict[str, Split]:
+def _splits(path: AnyPath, info: Any, file_format: str) -> dict[str, Split]:
     """The splits that have records."""
     if not isinstance(info, dict) or not info.get("name"):
         raise DataError(f"{_INFO} has no 'name'")
@@ -92,7 +107,7 @@ def _splits(path: Path, info: Any, file_format: str) -> dict[str, Split]:
     return {split["name"]: _split(path, info["name"], split, file_format) for split in filled}
 
 
-def _split(path: Path, dataset: str, split: dict, file_format: str) -> Split:
+def _split(path: AnyPath, dataset: str, split: dict, file_format: str) -> Split:
     try:
         records = tuple(int(n) for n in split["shardLengths"])
         template = split.get("filepathTemplate") or _DEFAULT_TEMPLATE
@@ -113,10 +128,12 @@ def _split(path: Path, dataset: str, split: dict, file_format: str) -> Split:
             f"{split['shardLengths']!r:.80} and filepathTemplate "
             f"{split.get('filepathTemplate')!r}, from which no names of shards follow: {error!r}"
         ) from error
-    return Split(split["name"], tuple(path / name for name in names), records)
+    size = str(split.get("numBytes") or "")
+    record_bytes = int(size) / max(1, sum(records)) if size.isdecimal() else 0.0
+    return Split(split["name"], tuple(path / name for name in names), records, record_bytes)
 
 
-def _images_per_step(feature: Feature, shards: Iterable[Path]) -> int:
+def _images_per_step(feature: Feature, shards: Iterable[AnyPath]) -> int:
     """How many images each step of the first record with steps has; 0: not known, or it varies."""
     name = f"steps/{feature.key}/ragged_row_lengths_0"
     for shard in shards:
@@ -143,7 +160,7 @@ def check_shards(folder: TfdsFolder, available: bool = False) -> TfdsFolder:
     kept, left_out = {}, {}
     complaints, contradicted = [], False
     for name, split in folder.splits.items():
-        why = [why_absent(path) for path in split.shards]
+        why = why_absent(split.shards)
         there = [i for i, reason in enumerate(why) if not reason]
         if there:
             kept[name] = split._replace(
@@ -166,9 +183,15 @@ def check_shards(folder: TfdsFolder, available: bool = False) -> TfdsFolder:
     return folder._replace(splits=kept, left_out=left_out)
 
 
-def why_absent(shard: Path) -> str:
-    """What is in the place of a shard, "missing" where there is nothing; "" when it is there."""
-    return file_stand_in(shard) if shard.is_file() or shard.is_symlink() else "missing"
+def why_absent(shards: Sequence[AnyPath]) -> list[str]:
+    """What is in the place of each shard of a folder, "missing" where there is nothing; "" when the
+    shard is there."""
+    if not is_remote(shards[0]):
+        return [file_stand_in(p) if p.is_file() or p.is_symlink() else "missing" for p in shards]
+    objects = set(shards[0].parent.iterdir())
+    there = [path for path in shards if path in objects]
+    start_of = dict(zip(there, starts(there, STAND_IN_BYTES), strict=True))
+    return [stand_in(start_of[path]) if path in start_of else "missing" for path in shards]
 
 
 def _unlisted(folder: TfdsFolder, split: Split) -> list[str]:
@@ -178,7 +201,7 @@ def _unlisted(folder: TfdsFolder, split: Split) -> list[str]:
     return [path.name for path in found if path.name not in listed]
 
 
-def _complain(split: Split, absent: list[Path], why: str, unlisted: list[str]) -> str:
+def _complain(split: Split, absent: list[AnyPath], why: str, unlisted: list[str]) -> str:
     others = ", ".join(path.name for path in absent[1:4])
     also = f" (also {others}{', ...' if len(absent) > 4 else ''})" if others else ""
     text = (

@@ -4,20 +4,20 @@ A record is `length: u64 | masked crc32c(length): u32 | data | masked crc32c(dat
 little-endian.
 """
 
-import os
 import struct
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
 from jaxtyping import Int64
 
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import AnyPath, open_to_read, read_ranges
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4
+_PIECE = 2**26
 COMPRESSED = (
     "-compressed; a byte index needs uncompressed TFRecord files: decompress every "
     "shard and keep its name (gzip -dc, zlib-flate -uncompress)"
@@ -46,7 +46,7 @@ def masked_crc32c(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def walk_records(path: Path) -> Iterator[Record]:
+def walk_records(path: AnyPath) -> Iterator[Record]:
     """Yields the records of a shard in order and checks both checksums of each.
 
     Raises DataError, naming the file and the byte offset, when the file is compressed, is
@@ -58,19 +58,15 @@ def walk_records(path: Path) -> Iterator[Record]:
         yield record
 
 
-def scan_records(path: Path) -> Iterator[Record]:
+def scan_records(path: AnyPath) -> Iterator[Record]:
     """Yields all records of a shard, also damaged ones, until no further record can be found."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with open_to_read(path) as file:
         offset = 0
-        while offset < size:
+        while header := file.read(HEADER_BYTES):
             start = offset + HEADER_BYTES
-            header = file.read(HEADER_BYTES)
             if len(header) < HEADER_BYTES:
-                damage = f"has {len(header)} of {HEADER_BYTES} header bytes"
-                yield _lost(
-                    start, f"truncated at byte {size}: the record at byte {offset} {damage}"
-                )
+                where = f"truncated at byte {offset + len(header)}: the record at byte {offset}"
+                yield _lost(start, f"{where} has {len(header)} of {HEADER_BYTES} header bytes")
                 return
             length, length_crc = struct.unpack("<QI", header)
             if masked_crc32c(header[:8]) != length_crc:
@@ -82,13 +78,14 @@ def scan_records(path: Path) -> Iterator[Record]:
                     else f"the record length at byte {offset} differs from its checksum",
                 )
                 return
+            data, footer = _read(file, length), file.read(FOOTER_BYTES)
             end = start + length
-            if end + FOOTER_BYTES > size:
+            if len(footer) < FOOTER_BYTES:
                 where = f"the record at byte {offset} ends at {end + FOOTER_BYTES}"
-                yield _lost(start, f"truncated at byte {size}: {where}")
+                there = start + len(data) + len(footer)
+                yield _lost(start, f"truncated at byte {there}: {where}")
                 return
-            data = file.read(length)
-            (data_crc,) = struct.unpack("<I", file.read(FOOTER_BYTES))
+            (data_crc,) = struct.unpack("<I", footer)
             damage = ""
             if masked_crc32c(data) != data_crc:
                 where = f"the record at byte {offset}"
@@ -97,21 +94,28 @@ def scan_records(path: Path) -> Iterator[Record]:
             offset = end + FOOTER_BYTES
 
 
+def _read(file: BinaryIO, length: int) -> bytes:
+    """As many bytes, or those that are left: a wrong length may be more than memory holds."""
+    pieces = []
+    while length and (piece := file.read(min(length, _PIECE))):
+        pieces.append(piece)
+        length -= len(piece)
+    return b"".join(pieces)
+
+
 def _lost(offset: int, damage: str) -> Record:
     return Record(offset, None, damage)
 
 
 def framing_checksum(
-    path: Path, offsets: Int64[np.ndarray, " records"], lengths: Int64[np.ndarray, " records"]
+    path: AnyPath, offsets: Int64[np.ndarray, " records"], lengths: Int64[np.ndarray, " records"]
 ) -> int:
     """CRC-32C over every record's header and footer, without reading the data between them.
 
     The footers hold the CRCs of the data, so a shard that was replaced under the same name differs
     even when all sizes agree. `offsets` and `lengths` locate the records' data.
     """
-    with open(path, "rb", buffering=0) as file:
-        crc = google_crc32c.value(os.pread(file.fileno(), HEADER_BYTES, 0))
-        for end in (offsets + lengths).tolist():
-            chunk = os.pread(file.fileno(), FOOTER_BYTES + HEADER_BYTES, end)
-            crc = google_crc32c.extend(crc, chunk)
-    return crc
+    ends = (offsets + lengths).tolist()
+    spans = [(0, HEADER_BYTES), *((end, FOOTER_BYTES + HEADER_BYTES) for end in ends[:-1])]
+    spans += [(end, FOOTER_BYTES) for end in ends[-1:]]
+    return google_crc32c.value(b"".join(read_ranges(path, spans)))

@@ -2,15 +2,15 @@
 
 import json
 import re
-from pathlib import Path
 
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import AnyPath
 
 DESCRIPTIONS = ("features.json", "dataset_info.json")
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
-def version_folder(directory: Path, name: str, version: str = "", config: str = "") -> Path:
+def version_folder(directory: AnyPath, name: str, version: str = "", config: str = "") -> AnyPath:
     """The folder of a version of the dataset `name`.
 
     directory: that folder itself, that of a builder config, that of the dataset, or the one that
@@ -20,8 +20,6 @@ def version_folder(directory: Path, name: str, version: str = "", config: str = 
 
     DataError says what was looked for and what is there.
     """
-    if not directory.is_dir():
-        raise DataError(f"{directory}: no such folder, expected the dataset {name!r} there")
     if _is_version(directory):
         return _checked(directory, version, config)
     for folder in (directory / name, directory):
@@ -29,31 +27,33 @@ def version_folder(directory: Path, name: str, version: str = "", config: str = 
             return _checked(folder, version, config)
         if _versions(folder) or _configs(folder, config):
             return _of_dataset(folder, name, version, config)
+    if not directory.is_dir():  # last, as it lists all objects below an address
+        raise DataError(f"{directory}: no such folder, expected the dataset {name!r} there")
     raise DataError(f"{directory}: no dataset {name!r} there; {_content(directory, name)}")
 
 
-def _is_version(folder: Path) -> bool:
+def _is_version(folder: AnyPath) -> bool:
     return any((folder / file).is_file() for file in DESCRIPTIONS)
 
 
-def _subfolders(folder: Path) -> list[Path]:
+def _subfolders(folder: AnyPath) -> list[AnyPath]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
 
 
-def _versions(folder: Path) -> list[Path]:
+def _versions(folder: AnyPath) -> list[AnyPath]:
     """The versions in the folder of a dataset or of a builder config, the newest one last."""
     numbers = {path: _VERSION.fullmatch(path.name) for path in _subfolders(folder)}
     there = [path for path, match in numbers.items() if match and _is_version(path)]
     return sorted(there, key=lambda path: tuple(map(int, numbers[path].groups())))
 
 
-def _configs(folder: Path, named: str) -> list[Path]:
+def _configs(folder: AnyPath, named: str) -> list[AnyPath]:
     """The builder configs of a dataset: the one that is asked for, and others, which are told from
     datasets by what their versions say they are."""
 
-    def is_config(path: Path) -> bool:
+    def is_config(path: AnyPath) -> bool:
         versions = _versions(path)
         if not versions or path.name == named:
             return bool(versions)
@@ -65,7 +65,7 @@ def _configs(folder: Path, named: str) -> list[Path]:
     return list(filter(is_config, _subfolders(folder)))
 
 
-def _of_dataset(folder: Path, name: str, version: str, config: str) -> Path:
+def _of_dataset(folder: AnyPath, name: str, version: str, config: str) -> AnyPath:
     configs = {path.name: path for path in _configs(folder, config)}
     if not config and not _versions(folder):
         config = _default_config(folder)
@@ -90,7 +90,7 @@ def _of_dataset(folder: Path, name: str, version: str, config: str) -> Path:
     raise DataError(f"{folder}: no version {version!r} of {name!r} there; {_content(folder, name)}")
 
 
-def _default_config(folder: Path) -> str:
+def _default_config(folder: AnyPath) -> str:
     """The builder config that TFDS takes where none is named, "" where it takes none."""
     try:
         metadata = json.loads((folder / ".config" / "metadata.json").read_text())
@@ -99,7 +99,7 @@ def _default_config(folder: Path) -> str:
     return str(metadata.get("default_config_name") or "") if isinstance(metadata, dict) else ""
 
 
-def _checked(folder: Path, version: str, config: str) -> Path:
+def _checked(folder: AnyPath, version: str, config: str) -> AnyPath:
     """The folder, unless what it holds is another version or builder config than is asked for."""
     info = _dataset_info(folder)
     for what, asked, key in (("version", version, "version"), ("config", config, "configName")):
@@ -108,7 +108,7 @@ def _checked(folder: Path, version: str, config: str) -> Path:
     return folder
 
 
-def _dataset_info(folder: Path) -> dict:
+def _dataset_info(folder: AnyPath) -> dict:
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
     except (OSError, ValueError):
@@ -116,7 +116,7 @@ def _dataset_info(folder: Path) -> dict:
     return info if isinstance(info, dict) else {}
 
 
-def _content(directory: Path, name: str) -> str:
+def _content(directory: AnyPath, name: str) -> str:
     """What is in a folder, and the folder that holds the dataset under another name."""
     folders = [path.name for path in _subfolders(directory)]
     shown = f"it holds {folders[:20]}{' and more' if len(folders) > 20 else ''}"

@@ -17,6 +17,7 @@ from imagewam_jax.data.loading.splits import Selection, select_episodes
 from imagewam_jax.data.loading.start_frames import find_start_frames
 from imagewam_jax.data.transforms.standardize import StandardizedDataset
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import CONCURRENT_READS
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Dataset:
     every, unlabelled: at which steps samples start, see `find_start_frames`.
     not_finite: what becomes of numbers that are not, see `without_not_finite`.
     split_fields: the splits that the config names, and the fields that name them.
+    concurrent_reads: how many requests for objects are under way at a time.
 
     Methods take a split in the notation of TFDS, such as "train", "train[:95%]" or "train+val".
     """
@@ -49,6 +51,7 @@ class Dataset:
     unlabelled: str
     not_finite: str = "error"
     split_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    concurrent_reads: int = CONCURRENT_READS
     _selections: dict[str, Selection] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -95,6 +98,7 @@ class Dataset:
             self.sample,
             dataset_id=self.number,
             text_rows=self.text_rows,
+            concurrent_reads=self.concurrent_reads,
         )
 
     def episodes(self, split: str) -> Int64[np.ndarray, " episodes"]:

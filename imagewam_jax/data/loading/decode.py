@@ -1,9 +1,11 @@
 """Reads and decodes single images out of shards by their indexed byte ranges."""
 
+import functools
 import io
 import os
 import threading
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -20,20 +22,48 @@ from imagewam_jax.data.index.records import ARRAY_RECORD
 from imagewam_jax.data.index.shard_columns import PNG_START
 from imagewam_jax.errors import BadFrameError, DataError
 from imagewam_jax.files import check_open_files
+from imagewam_jax.storage import CONCURRENT_READS, AnyPath, Range, start_reading
 
 
-class ShardFiles:
-    """Random reads from shards, each opened once, on first use. Safe to use from threads."""
+class Shards:
+    """Random reads from shards, files of which are opened once, on first use. Safe to use from
+    threads.
 
-    def __init__(self, paths: tuple[Path, ...]):
-        self._paths = paths
+    generations: of shards that are objects, what each is to be.
+    concurrent_reads: how many requests for objects are under way at a time, of all this process's.
+    """
+
+    def __init__(
+        self,
+        paths: tuple[AnyPath, ...],
+        generations: tuple[str, ...] = (),
+        concurrent_reads: int = CONCURRENT_READS,
+    ):
+        self._paths, self._generations = paths, generations
+        self._concurrent_reads = concurrent_reads
         self._descriptors: dict[int, int] = {}
         self._record_files: dict[int, ArrayRecordFile] = {}
         self._lock = threading.Lock()
         self._last = threading.local()
 
+    def start(self, ranges: Sequence[tuple[int, int, int]]) -> list[Callable[[], bytes]]:
+        """Begins to read ranges of bytes (shard, offset, length), and returns for each a function
+        that waits for its bytes.
+
+        Objects are read all at once, a file when its function is called. At the end of a file,
+        fewer bytes come back. DataError, from the functions: an object cannot be read, or is
+        another than it was.
+        """
+        if not self._generations:
+            return [functools.partial(self.read, *place) for place in ranges]
+        wanted = (
+            Range(self._paths[shard], offset, length, self._generations[shard])
+            for shard, offset, length in ranges
+        )
+        return start_reading(wanted, self._concurrent_reads)
+
     def read(self, shard: int, offset: int, length: int) -> bytes:
-        """Reads a range of bytes; fewer bytes come back at the end of the file."""
+        """Reads a range of bytes of a file."""
         descriptor = self._descriptors.get(shard)
         if descriptor is None:
             with self._lock:
@@ -57,7 +87,7 @@ class ShardFiles:
         return self._last.record
 
     @staticmethod
-    def _open(path: Path) -> int:
+    def _open(path: AnyPath) -> int:
         try:
             return os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -73,14 +103,45 @@ class ShardFiles:
             self._last = threading.local()
 
 
+class StoredFrame(NamedTuple):
+    """A frame of a camera; `encoded()` waits for the stored bytes of its image."""
+
+    camera: Camera
+    frame: int
+    encoded: Callable[[], bytes]
+
+
+def start_frames(
+    split: SplitIndex, shards: Shards, wanted: Sequence[tuple[Camera, int]]
+) -> list[StoredFrame]:
+    """Begins to read the images of cameras at frames, of objects all at once."""
+    places = []
+    for camera, frame in wanted:
+        column, episode = split.images[camera.key], int(split.frame_episode[frame])
+        place = int(split.episode_shard[episode]), int(column.offset[frame])
+        places.append((*place, int(column.length[frame])))
+    if split.file_format == ARRAY_RECORD:
+        reads = [
+            functools.partial(_read_in_record, split, shards, frame, *place)
+            for (_, frame), place in zip(wanted, places, strict=True)
+        ]
+    else:
+        started = iter(shards.start([place for place in places if place[-1]]))
+        reads = [next(started) if length else bytes for *_, length in places]
+    return [StoredFrame(*one, read) for one, read in zip(wanted, reads, strict=True)]
+
+
+def _read_in_record(
+    split: SplitIndex, shards: Shards, frame: int, shard: int, offset: int, length: int
+) -> bytes:
+    record = shards.read_record(shard, split.record_number(int(split.frame_episode[frame])))
+    return record[offset : offset + length]
+
+
 def decode_frame(
-    split: SplitIndex,
-    files: ShardFiles,
-    camera: Camera,
-    frame: int,
-    out: UInt8[np.ndarray, "h w 3"],
+    split: SplitIndex, stored: StoredFrame, out: UInt8[np.ndarray, "h w 3"]
 ) -> tuple[int, int]:
-    """Decodes one frame of a camera into `out` and returns the image's height and width.
+    """Decodes a frame of a camera into `out` and returns the image's height and width.
 
     `out` is a contiguous buffer. The upright RGB image fills its top left, the rest becomes black.
     Where no image is stored, of zero bytes, all is black, as for a camera that is missing, and the
@@ -88,23 +149,18 @@ def decode_frame(
 
     Raises BadFrameError, naming the file, episode and step, when the stored bytes differ from their
     checksum, are neither JPEG nor PNG, or the image has another size than its episode's first.
+    DataError: an object cannot be read.
     """
+    camera, frame, read = stored
     column = split.images[camera.key]
-    episode = int(split.frame_episode[frame])
-    expected = tuple(column.size_ehw[episode].tolist())
-    shard, offset = int(split.episode_shard[episode]), int(column.offset[frame])
-    length = int(column.length[frame])
-    if not length:
+    expected = tuple(column.size_ehw[int(split.frame_episode[frame])].tolist())
+    if not column.length[frame]:
         out[:] = 0
         return expected if all(expected) else out.shape[:2]
-    if split.file_format == ARRAY_RECORD:
-        try:
-            record = files.read_record(shard, split.record_number(episode))
-        except OSError as error:
-            raise bad_frame(split, camera.key, frame, f"its record: {error}") from error
-        encoded = record[offset : offset + length]
-    else:
-        encoded = files.read(shard, offset, length)
+    try:
+        encoded = read()
+    except OSError as error:
+        raise bad_frame(split, camera.key, frame, f"its record: {error}") from error
     if google_crc32c.value(encoded) != column.crc32c[frame]:
         raise bad_frame(split, camera.key, frame, "its bytes differ from their checksum")
     kind, decode = ("PNG", _decode_png) if encoded.startswith(PNG_START) else ("JPEG", _decode_jpeg)

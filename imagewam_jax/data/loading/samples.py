@@ -16,9 +16,10 @@ from jaxtyping import Int, Int32, Int64, UInt8, UInt32
 
 from imagewam_jax.data.dataset_spec import Camera, DatasetSpec
 from imagewam_jax.data.index.dataset_index import SplitIndex
-from imagewam_jax.data.loading.decode import ShardFiles, bad_frame, decode_frame
+from imagewam_jax.data.loading.decode import Shards, bad_frame, decode_frame, start_frames
 from imagewam_jax.data.transforms.standardize import StandardizedSplit
 from imagewam_jax.errors import BadFrameError, DataError
+from imagewam_jax.storage import CONCURRENT_READS
 
 Batch = dict[str, np.ndarray]
 NO_IMAGE = "it has no bytes, and no other camera has an image there"
@@ -68,6 +69,7 @@ class SampleReader:
         *,
         dataset_id: int = 0,
         text_rows: Int[np.ndarray, " instructions"] | None = None,
+        concurrent_reads: int = CONCURRENT_READS,
     ):
         """DataError: the dataset is wider than the sample."""
         self.split, self.standardized, self.dataset, self.sample = (
@@ -89,7 +91,7 @@ class SampleReader:
                     f"than the configured {what} {width}"
                 )
         self._relative = np.array(dataset.action.relative, bool)
-        self._files = ShardFiles(split.shards)
+        self._shards = Shards(split.shards, split.generations, concurrent_reads)
 
     def read(
         self,
@@ -140,7 +142,7 @@ class SampleReader:
         return {k: _jsonable(v) for k, v in dataclasses.asdict(self.sample).items()}
 
     def close(self) -> None:
-        self._files.close()
+        self._shards.close()
 
     def _texts(
         self, start_frames: Int64[np.ndarray, " n"], seeds: UInt32[np.ndarray, " n"] | None
@@ -176,19 +178,22 @@ class SampleReader:
         target: Int64[np.ndarray, " n"],
     ) -> list[BadImage]:
         bad = self._without_images(rows, current, target)
+        places, wanted = [], []
         for row, *pair in zip(rows.tolist(), current.tolist(), target.tolist(), strict=True):
-            images, sizes = batch["images"][row], batch["image_size"][row]
             for number, camera in enumerate(self._cameras):
                 if camera is None:
-                    images[number] = 0
+                    batch["images"][row, number] = 0
                     continue
-                for moment, frame in enumerate(pair):
-                    image = images[number, moment]
-                    try:
-                        sizes[number] = decode_frame(self.split, self._files, camera, frame, image)
-                    except BadFrameError as error:
-                        image[:] = UNREADABLE
-                        bad.append(BadImage(row, number, moment, error))
+                places += [(row, number, moment) for moment in range(2)]
+                wanted += [(camera, frame) for frame in pair]
+        stored = start_frames(self.split, self._shards, wanted)
+        for (row, number, moment), frame in zip(places, stored, strict=True):
+            image = batch["images"][row, number, moment]
+            try:
+                batch["image_size"][row, number] = decode_frame(self.split, frame, image)
+            except BadFrameError as error:
+                image[:] = UNREADABLE
+                bad.append(BadImage(row, number, moment, error))
         return bad
 
     def _without_images(

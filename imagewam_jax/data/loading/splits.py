@@ -7,7 +7,6 @@ need TFDS to be installed.
 import dataclasses
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from imagewam_jax.data.index.dataset_index import DatasetIndex, SplitIndex
 from imagewam_jax.data.transforms.language import NO_TEXT
 from imagewam_jax.data.transforms.standardize import StandardizedDataset, StandardizedSplit
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import AnyPath
 
 _TERM = re.compile(r"(?P<name>[\w-]+)(?:\[(?P<selector>[^\[\]]*)\])?")
 _BOUND = re.compile(r"(?P<value>-?\d[\d_]*(?:\.\d*)?)(?P<unit>%|shard)?")
@@ -178,6 +178,7 @@ def _joined_index(splits: Sequence[SplitIndex]) -> SplitIndex:
     changed = {
         "name": "+".join(split.name for split in splits),
         "shards": tuple(shard for split in splits for shard in split.shards),
+        "generations": tuple(g for split in splits for g in split.generations),
         "episode_start": np.concatenate([*starts, [total]]).astype(np.int64),
         "episode_shard": joined("episode_shard", shards),
         "record_offset": joined("record_offset"),
@@ -247,7 +248,7 @@ def selected_ranges(selection: Selection) -> list[tuple[int, int]]:
 
 def shared_episodes(one: Selection, other: Selection) -> int:
     """How many episodes two selections of a dataset have in common."""
-    known: dict[Path, int] = {}
+    known: dict[AnyPath, int] = {}
     records = []  # of each episode: its file, and which of the file's records it is
     for split, _, episodes in (one, other):
         files = np.array([known.setdefault(path, len(known)) for path in split.shards], np.int64)

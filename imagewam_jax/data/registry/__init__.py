@@ -7,19 +7,19 @@ own dataset is a spec in their config (`data.rows`, see `config.py`) and needs n
 import difflib
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.registry import openx, other
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import AnyPath
 
 REGISTRY: Mapping[str, DatasetSpec] = MappingProxyType(
     {spec.name: spec for spec in (*other.SPECS, *openx.SPECS)}
 )
 
 
-def dataset_spec(name: str, folder: Path | str = "") -> DatasetSpec:
+def dataset_spec(name: str, folder: AnyPath | str = "") -> DatasetSpec:
     """The registered dataset spec of that name.
 
     folder: of the dataset. DataError: there is none; it names similar ones, and the command that

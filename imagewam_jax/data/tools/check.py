@@ -32,6 +32,7 @@ from imagewam_jax.data.index.tf_example import parse_example
 from imagewam_jax.data.index.tfds_folder import read_tfds_folder, why_absent
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import damaged_files
+from imagewam_jax.storage import AnyPath, as_path, is_remote
 
 # Problems that make a dataset bad, and oddities that public datasets have.
 BAD = {
@@ -125,7 +126,7 @@ class Report:
 
 
 def check_dataset(
-    dataset_dir: Path | str,
+    dataset_dir: AnyPath | str,
     index_dir: Path | str | None = None,
     *,
     workers: int | None = None,
@@ -135,19 +136,21 @@ def check_dataset(
 
     An index is used if there is one. DataError: the folder is not an RLDS dataset at all.
     """
-    folder = read_tfds_folder(Path(dataset_dir))
+    folder = read_tfds_folder(as_path(dataset_dir))
     found = _Found()
     pinned, left_out = _from_index(folder.path, index_dir, found)
-    jobs = []
+    jobs, sizes = [], []
     for split in folder.splits.values():
-        for path in split.shards:
-            if why := why_absent(path):
+        absent = why_absent(split.shards)
+        for path, why, size in zip(split.shards, absent, split.shard_bytes(), strict=True):
+            if why:
                 problem = "left out" if path.name in left_out else "missing"
                 found.add(problem, "", Place(split.name, path.name, -1, -1, None, why))
             else:
                 jobs.append((path, folder.features, pinned.get(path)))
+                sizes.append(size)
     shards = [job[0] for job in jobs]
-    results = run_over_shards(_check_shard, shards, jobs, workers, progress, "checking")
+    results = run_over_shards(_check_shard, jobs, sizes, workers, progress, "checking")
     done = {shards[number]: result for number, result in results}
     episodes = images = frames = 0
     for split in folder.splits.values():
@@ -202,13 +205,15 @@ class _Found:
         return tuple(Finding(*key, self._counts[key], tuple(self._places[key])) for key in keys)
 
 
-def _from_index(dataset_dir: Path, index_dir, found: _Found) -> tuple[dict, set[str]]:
+def _from_index(dataset_dir: AnyPath, index_dir, found: _Found) -> tuple[dict, set[str]]:
     """What the index knows of each shard: where its episodes start, and where its images are; and
     the shards that it leaves out.
 
     An index that does not fit its shards is a finding, and so is a file of it, or of the
     standardized episodes in it, that is not what was written.
     """
+    if not index_dir and is_remote(dataset_dir):
+        return {}, set()
     index_dir = Path(index_dir) if index_dir else default_index_dir(dataset_dir)
     if not (index_dir / META_FILE).is_file():
         return {}, set()
@@ -249,11 +254,11 @@ class _ShardResult(NamedTuple):
     found: _Found
 
 
-def _check_shard(path: Path, features: Features, pinned: dict | None) -> _ShardResult:
+def _check_shard(path: AnyPath, features: Features, pinned: dict | None) -> _ShardResult:
     checker = _ShardChecker(path, features, pinned)
     try:
         checker.check()
-    except OSError as error:
+    except (OSError, DataError) as error:
         checker.note("unreadable", "", -1, None, f"{error}")
     except MemoryError:
         checker.note("unreadable", "", checker.records, None, "a record does not fit into memory")
@@ -261,7 +266,7 @@ def _check_shard(path: Path, features: Features, pinned: dict | None) -> _ShardR
 
 
 class _ShardChecker:
-    def __init__(self, path: Path, features: Features, pinned: dict | None):
+    def __init__(self, path: AnyPath, features: Features, pinned: dict | None):
         self._path, self._features, self._pinned = path, features, pinned
         self._counting, self._packed = counting_order(features), pixel_lists(features)
         self.found = _Found()

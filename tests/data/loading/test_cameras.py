@@ -10,7 +10,7 @@ import pytest
 from imagewam_jax.data.dataset_spec import Camera
 from imagewam_jax.data.index.build import build_index
 from imagewam_jax.data.index.dataset_index import open_index
-from imagewam_jax.data.loading.decode import ShardFiles, decode_frame
+from imagewam_jax.data.loading.decode import Shards, decode_frame, start_frames
 from imagewam_jax.data.tools.check import check_dataset
 from imagewam_jax.errors import BadFrameError, DataError
 from tests.data.conftest import flip_byte
@@ -59,9 +59,9 @@ def array_copy(cameras, tmp_path):
 
 def decode(split, key, frame, files=None, camera=None):
     out = np.full((10, 12, 3), 77, np.uint8)
-    files = files or ShardFiles(split.shards)
     camera = camera or Camera(f"observation/{key}")
-    assert decode_frame(split, files, camera, frame, out) == (10, 12)
+    (stored,) = start_frames(split, files or Shards(split.shards), [(camera, frame)])
+    assert decode_frame(split, stored, out) == (10, 12)
     return out
 
 
@@ -74,7 +74,7 @@ def test_every_pixel_is_what_tfds_decodes(cameras, indexes, name):
         steps = [step for episode in episodes for step in episode]
         lengths = [len(episode) for episode in episodes]
         assert split.episode_start.tolist() == np.cumsum([0, *lengths]).tolist()
-        files = ShardFiles(split.shards)
+        files = Shards(split.shards)
         for key, (feature, number) in CAMERAS.items():
             for frame, step in enumerate(steps):
                 expected = step[f"observation/{feature}"]
@@ -188,11 +188,7 @@ def test_bytes_that_are_another_image_are_a_bad_frame(indexes):
     column = split.images["observation/grey_zlib"]
     wrong = dataclasses.replace(column, shape=(10, 13, 1))
     images = split.images | {"observation/grey_zlib": wrong}
+    (stored,) = start_frames(split, Shards(split.shards), [(Camera("observation/grey_zlib"), 0)])
+    wrong_split = dataclasses.replace(split, images=images)
     with pytest.raises(BadFrameError, match=r"a uint8 tensor: 120 numbers, expected the shape"):
-        decode_frame(
-            dataclasses.replace(split, images=images),
-            ShardFiles(split.shards),
-            Camera("observation/grey_zlib"),
-            0,
-            np.zeros((10, 13, 3), np.uint8),
-        )
+        decode_frame(wrong_split, stored, np.zeros((10, 13, 3), np.uint8))

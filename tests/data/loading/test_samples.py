@@ -14,7 +14,7 @@ from imagewam_jax.data.index.dataset_index import (
     meta_checksum,
     open_index,
 )
-from imagewam_jax.data.loading.decode import ShardFiles, _decode_jpeg
+from imagewam_jax.data.loading.decode import Shards, _decode_jpeg
 from imagewam_jax.data.loading.samples import (
     UNREADABLE,
     SampleReader,
@@ -264,7 +264,7 @@ def test_the_rest_of_a_batch_with_a_bad_frame_is_whole(toy, toy_copy):
     ids=["no image", "nothing", "broken PNG", "too large"],
 )
 def test_stored_bytes_that_are_no_image_of_that_size(reader, monkeypatch, content, complaint):
-    monkeypatch.setattr(ShardFiles, "read", lambda *_: content)
+    monkeypatch.setattr(Shards, "read", lambda *_: content)
     monkeypatch.setattr(
         "imagewam_jax.data.loading.decode.google_crc32c.value", lambda _: _SameChecksum()
     )

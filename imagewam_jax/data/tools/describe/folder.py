@@ -15,6 +15,7 @@ from imagewam_jax.data.index.dataset_index import (
 from imagewam_jax.data.index.tfds_folder import TfdsFolder, read_tfds_folder
 from imagewam_jax.data.index.version_folder import version_folder
 from imagewam_jax.errors import DataError
+from imagewam_jax.storage import AnyPath, as_path
 
 SHOWN = 12
 
@@ -36,7 +37,7 @@ class Opened(NamedTuple):
 
 
 def open_folder(
-    directory: Path, index_directory: Path | None = None, workers: int | None = None
+    directory: AnyPath | str, index_directory: Path | None = None, workers: int | None = None
 ) -> Opened:
     """Opens a version folder, or the newest one below a folder of one dataset.
 
@@ -47,7 +48,7 @@ def open_folder(
       index is beside the shards.
     DataError: there is no dataset, or there are several; or its index cannot be made.
     """
-    path, taken = find_version(Path(directory))
+    path, taken = find_version(as_path(directory))
     folder = read_tfds_folder(path)
     index_dir = index_directory / folder.name if index_directory else default_index_dir(path)
     if (index_dir / META_FILE).exists():
@@ -58,7 +59,7 @@ def open_folder(
     return Opened(folder, index, taken, info.get("description") or "", dict(_notes(declared)))
 
 
-def find_version(directory: Path) -> tuple[Path, str]:
+def find_version(directory: AnyPath) -> tuple[AnyPath, str]:
     """The TFDS version folder that `directory` is or leads to, and how it was chosen.
 
     It may be the folder of a dataset, of a builder config, or one that holds one dataset; of
@@ -80,14 +81,14 @@ def find_version(directory: Path) -> tuple[Path, str]:
     return path, f"below {directory}" + f", the newest of {versions}" * (len(versions) > 1)
 
 
-def _version_below(directory: Path) -> Path | None:
+def _version_below(directory: AnyPath) -> AnyPath | None:
     try:
         return version_folder(directory, directory.absolute().name)
     except DataError:
         return None
 
 
-def _json(path: Path) -> dict:
+def _json(path: AnyPath) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 

@@ -19,6 +19,7 @@ from imagewam_jax.data.tools.describe.language import (
 from imagewam_jax.data.tools.describe.numbers import guess_action_and_state, usable_numbers
 from imagewam_jax.data.tools.describe.rate import control_rate
 from imagewam_jax.data.tools.describe.row import Guesses, config_source
+from imagewam_jax.storage import AnyPath
 
 SHOWN_TEXTS = 10
 SHOWN_NUMBERS = 6
@@ -26,7 +27,7 @@ SHOWN_LETTERS = 60
 
 
 def describe(
-    directory: Path,
+    directory: AnyPath | str,
     count_tokens: Callable[[Sequence[str]], int],
     *,
     index_directory: Path | None = None,
