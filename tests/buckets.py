@@ -104,6 +104,8 @@ class _Proxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.emulator, self.lock = emulator, threading.Lock()
         self.generations: dict[str, str] = {}
+        # The emulator answers one after another, and lets no more than five wait.
+        self.few = threading.Semaphore(4)
         self.behave({"seconds": 0.0, "every": 1, "answers": []})
 
     def behave(self, how: dict[str, Any]) -> None:
@@ -158,12 +160,13 @@ class _Handler(BaseHTTPRequestHandler):
         return known[path]
 
     def _of_emulator(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.emulator, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name != "Host"}
-        connection.request(self.command, path, body, headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
+        with self.server.few:
+            connection = http.client.HTTPConnection("127.0.0.1", self.server.emulator, timeout=60)
+            connection.request(self.command, path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            connection.close()
         return answer.status, dict(answer.getheaders()), content
 
     def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:

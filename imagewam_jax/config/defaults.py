@@ -37,7 +37,7 @@ def defaults() -> ConfigDict:
         {
             "seed": 0,  # for the order of samples, initial weights and noise
             "data": {
-                # Of a dataset, or of its version; of a mixture, of all. Or a gs:// or s3:// address.
+                # Of a dataset, or of its version; of a mixture, of all. Also at gs:// or s3://.
                 "directory": "",
                 "dataset": "",  # its name in data.registry, or in `rows`
                 "mixture": "",  # instead: a name in registry.mixtures, or in `mixtures`
