@@ -154,6 +154,7 @@ def mixture_run(robotwin_set, tmp_path_factory):
     return untrained_run(config, folder / "run")
 
 
+@pytest.mark.slow
 def test_a_dataset_with_less_than_others_of_its_mixture(mixture_run, tmp_path):
     """What it lacks is not measured."""
     report = evaluate(mixture_run, tmp_path, dataset="metaworld_faucet", simulator="")
@@ -166,6 +167,7 @@ def test_a_dataset_with_less_than_others_of_its_mixture(mixture_run, tmp_path):
         check_colors(image, ((0, 32, 0, 48), color))
 
 
+@pytest.mark.slow
 def test_all_datasets_of_a_mixture(mixture_run, tmp_path, capsys):
     """Each in its own units, as if it were evaluated alone."""
     report = evaluate(mixture_run, tmp_path / "all", simulator="", samples=3)

@@ -103,7 +103,18 @@ def numbers(shapes: Counter) -> int:
     return sum(count * math.prod(shape) for shape, count in shapes.items())
 
 
-@pytest.mark.parametrize("setting", [s for s in SETTINGS if s != "none"])
+# Each is compiled. What the others keep is seen without that, below.
+COMPILED = {"full", "save_matmuls", ALL}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        s if s in COMPILED else pytest.param(s, marks=pytest.mark.slow)
+        for s in SETTINGS
+        if s != "none"
+    ],
+)
 def test_gradients_are_those_of_every_other_setting(setting):
     pairs = zip(*map(jax.tree.leaves, (gradients(setting), gradients("none"))), strict=True)
     for ours, theirs in pairs:

@@ -25,6 +25,7 @@ FOLDERS = {
     "flux2_autoencoder": "autoencoder",
     "text_qwen3": "text_encoder",
 }
+SLOW = {"imagewam_omnigen2"}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,10 @@ def policy(recorded):
     return recorded("imagewam_flux2", sizes=Sizes(gradients=True))
 
 
-@pytest.mark.parametrize("case", sorted(FOLDERS))
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in sorted(FOLDERS)],
+)
 def test_it_passes_and_holds_what_official_recordings_hold(case, recorded, policy):
     folder = recorded(case)
     assert verify(converted(case), folder).passed

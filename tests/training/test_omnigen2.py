@@ -33,6 +33,8 @@ def get_config():
     return config
 """
 
+pytestmark = pytest.mark.slow(minutes=1)
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
