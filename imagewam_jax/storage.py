@@ -107,7 +107,10 @@ def as_path(place: str | os.PathLike | ObjectPath) -> AnyPath:
     text = os.fspath(place)
     scheme, is_address, rest = text.partition("://")
     if not is_address:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:  # the home folder of nobody
+            raise DataError(f"{text}: {error}") from error
     if scheme == "file":
         return Path(rest)
     if scheme not in _DRIVERS:

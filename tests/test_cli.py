@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,26 @@ def test_the_home_folder(tmp_path, monkeypatch, capsys):
     assert f"imagewam export: {tmp_path}/run: no such directory" in capsys.readouterr().err
     assert cli.main(["export", "run", "--format=flux2", "--to=~nobody-here/out"]) == 1
     assert "imagewam export: ~nobody-here/out: Could not" in capsys.readouterr().err
+
+
+def test_an_address_where_a_path_is_wanted(tmp_path, monkeypatch, capsys):
+    """No folder `gs:` is made for it."""
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["train", f"--config={QUICKSTART}", "--workdir=gs://bucket/run"],
+        ["evaluate", "--checkpoint=gs://bucket/run"],
+        ["convert", "s3://bucket/weights.safetensors", "--to=weights"],
+        ["data", "index", "gs://bucket/sets/toy", "--output=gs://bucket/index"],
+    ):
+        assert cli.main(command) == 1
+        error = capsys.readouterr().err
+        assert re.match(rf"imagewam {command[0]}: (gs|s3)://bucket/\S+ is no path: .*mount", error)
+    for field in ("data.index_directory", "text.table", "train.initial_weights"):
+        with pytest.raises(ConfigError, match=rf"^{field}: gs://b/x is no path"):
+            load_config(QUICKSTART, [f"--config.{field}=gs://b/x"])
+    sets = "gs://bucket/sets"
+    assert load_config(QUICKSTART, [f"--config.data.directory={sets}"]).data.directory == sets
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_where_a_folder_should_be_and_the_other_way_round(tmp_path, capsys):

@@ -20,7 +20,7 @@ ROOMS = {
     "wire": "errors",
     "client": "errors wire",
     "models": "errors",
-    "config": "errors models",
+    "config": "errors files models",
     "preprocess": "errors files config models",
     "checkpoints": "errors config models preprocess",
     "text": "errors files config models checkpoints",
@@ -34,8 +34,8 @@ ROOMS = {
     "serving": "errors files html wire preprocess checkpoints data policy",
     "tpu_plans": "errors config models preprocess checkpoints policy training",
     "preflight": "errors files config models preprocess checkpoints text data training evaluation",
-    "cli": "errors distributed config preprocess text data weights parity training evaluation "
-    "serving tpu_plans preflight",
+    "cli": "errors files distributed config preprocess text data weights parity training "
+    "evaluation serving tpu_plans preflight",
 }
 DATA_ROOMS = {
     "dataset_spec": "",

@@ -18,6 +18,7 @@ from imagewam_jax.cli.parity import add_parity_verbs
 from imagewam_jax.cli.serve import add_serve_verb
 from imagewam_jax.cli.train import add_train_verb
 from imagewam_jax.errors import DISK_FULL, ConfigError, UserError
+from imagewam_jax.files import refuse_address
 
 # Each adds its verbs to the parser, in the order of the help.
 VERBS = (
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not {"config", "passes_on"} & vars(arguments).keys():
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        _expand_home(arguments)
+        _check_paths(arguments)
         return arguments.run(arguments, rest)
     except UserError as error:
         # The message says what is wrong; where it was noticed is not the user's concern.
@@ -74,17 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _expand_home(arguments: argparse.Namespace) -> None:
+def _check_paths(arguments: argparse.Namespace) -> None:
     """Replace a leading ~ of all paths by the home folder: shells leave it in `--to=~/weights`.
 
-    ConfigError: it is the home folder of nobody.
+    ConfigError: it is the home folder of nobody, or a path is an address.
     """
     for name, value in vars(arguments).items():
-        try:
-            if isinstance(value, Path):
-                setattr(arguments, name, value.expanduser())
-            elif isinstance(value, list):
-                paths = [v.expanduser() if isinstance(v, Path) else v for v in value]
-                setattr(arguments, name, paths)
-        except RuntimeError as error:
-            raise ConfigError(f"{value}: {error}") from error
+        if isinstance(value, Path):
+            setattr(arguments, name, _in_home(value))
+        elif isinstance(value, list):
+            setattr(arguments, name, [_in_home(v) if isinstance(v, Path) else v for v in value])
+
+
+def _in_home(path: Path) -> Path:
+    refuse_address(path)
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error}") from error

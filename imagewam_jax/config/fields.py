@@ -43,6 +43,7 @@ RANGES: Mapping[str, Range] = {
     "data.stride": _FROM_1,
     "data.threads": _FROM_1,
     "data.prefetch": _FROM_1,
+    "data.concurrent_reads": _FROM_1,
     "text.buckets": _FROM_1,
     "autoencoder.factor": _FROM_1,
     "model.backbone.dim": _FROM_1,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.config.fields import OPEN_SECTIONS, field_errors
 from imagewam_jax.errors import ConfigError, raise_all
+from imagewam_jax.files import refuse_address
 
 # Fields that are paths on this machine.
 PATHS = (
@@ -20,6 +21,7 @@ PATHS = (
     ("autoencoder", "weights"),
     ("train", "initial_weights"),
 )
+ADDRESSES = ("data.directory",)  # those that may be in object storage
 
 
 class LoadedConfig(NamedTuple):
@@ -72,6 +74,12 @@ def read_config(path: str, overrides: Sequence[str]) -> LoadedConfig:
         name = f"{section}.{field}"
         if field in config.get(section, ()) and name not in wrong:
             config[section][field] = _in_home(config[section][field])
+            try:
+                if name not in ADDRESSES:
+                    refuse_address(config[section][field], f"{name}: ")
+            except ConfigError as error:
+                errors.append(error)
+                unusable.append(name)
     return LoadedConfig(config, tuple(errors), frozenset(unusable) | wrong.keys())
 
 
