@@ -92,7 +92,7 @@ class ObjectPath:
         span = ts.KvStore.KeyRange(prefix, prefix[:-1] + "0" if prefix else "")
         listed = _bucket(self, CONCURRENT_READS).list(span)
         names = [name.decode() for name in _result(listed, f"{self}: cannot be listed")]
-        # TensorStore would strip the prefix, and end this process where a storage lists others.
+        # Stripped here: TensorStore ends the process where a storage lists names of other folders.
         return sorted(name[len(prefix) :] for name in names if name.startswith(prefix))
 
 
@@ -314,9 +314,11 @@ def _bucket(path: ObjectPath, concurrent: int) -> ts.KvStore:
 
 @functools.cache
 def _open_bucket(driver: str, bucket: str, concurrent: int) -> ts.KvStore:
-    spec = {"driver": driver, "bucket": bucket}
-    opened = ts.KvStore.open(spec, context=_context(concurrent))
-    return _result(opened, f"the bucket {bucket!r}: cannot be opened")
+    context = _context(concurrent)
+    try:
+        return ts.KvStore.open({"driver": driver, "bucket": bucket}, context=context).result()
+    except ValueError as error:
+        raise DataError(f"the bucket {bucket!r}: {' '.join(str(error).split())}") from error
 
 
 @functools.cache

@@ -185,6 +185,9 @@ def test_what_is_not_there(well, tmp_path):
         build_index(place, tmp_path / "index")
     with pytest.raises(DataError, match=r"gs://no-such-bucket/sets.*: cannot be listed: .*"):
         toy_data("gs://no-such-bucket/sets", index_directory=str(tmp_path))
+    for bucket in ("", "b", "Not_A_Bucket"):
+        with pytest.raises(DataError, match=rf"the bucket '{bucket}': .*Invalid GCS bucket name"):
+            toy_data(f"gs://{bucket}/sets", index_directory=str(tmp_path))
     assert generations([as_path(well.address("nothing"))]) == [""]
 
 
