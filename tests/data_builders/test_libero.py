@@ -206,14 +206,15 @@ def test_the_registry_s_row_reads_it_as_it_is(built, played):
 
     train = index.split("train")
     wanted = [(camera, 0) for _, camera in spec.cameras]
-    stored = start_frames(train, Shards(train.shards), wanted)
+    shards = Shards(train.shards)
+    stored = start_frames(train, shards, wanted)
     for frame, expected in zip(stored, played["bowl/start_images"], strict=True):
         image = np.empty((256, 256, 3), np.uint8)
         assert decode_frame(train, frame, image) == (256, 256)
         assert difference(image, expected) < 3
         for other in (expected[::-1], expected[:, ::-1], expected[::-1, ::-1]):
             assert difference(image, other) > 6
-    files.close()
+    shards.close()
 
 
 def difference(image: np.ndarray, other: np.ndarray) -> float:
