@@ -25,19 +25,21 @@ from tests.buckets import a_bucket
 from tests.training.tiny import SAMPLE
 
 ROOT = Path(__file__).resolve().parents[1]
-CONCURRENT = (1, 4, 16, 64)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--delay", type=float, default=0.05, help="of each request, in seconds")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument(
+        "--concurrent", type=int, nargs="+", default=[1, 4, 16, 64], help="requests at a time"
+    )
     parser.add_argument("--json", type=Path, help="a file for the result")
     args = parser.parse_args()
     with a_bucket() as bucket, tempfile.TemporaryDirectory() as folder:
         address = bucket.put_folder(SAMPLE, "rlds/metaworld_faucet/1.0.0")
-        rows = [("files", 0, 0.0), *((f"bucket, {n} at a time", n, 0.0) for n in CONCURRENT)]
-        rows += [(f"bucket, {n} at a time, {args.delay} s", n, args.delay) for n in CONCURRENT]
+        rows = [("files", 0, 0.0), *((f"bucket, {n} at a time", n, 0.0) for n in args.concurrent)]
+        rows += [(f"bucket, {n} at a time, {args.delay} s", n, args.delay) for n in args.concurrent]
         result = {}
         for name, concurrent, delay in tqdm(rows, desc="measure", unit="reader"):
             bucket.behave(seconds=delay)

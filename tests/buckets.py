@@ -80,7 +80,8 @@ def a_bucket() -> Iterator[Bucket]:
     process has one bucket."""
     port = _free_port()
     command = [sys.executable, "-m", "tests.buckets", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **pipes) as process:
         try:
             assert process.stdout.readline() == b"ready\n"
             bucket = Bucket(f"http://127.0.0.1:{port}")
@@ -182,12 +183,19 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it does, however that ends."""
+    sys.stdin.read()
+    os._exit(0)
+
+
 def _serve(port: int) -> None:
     from gcp_storage_emulator.server import create_server
 
     emulator = _free_port()
     create_server("127.0.0.1", emulator, in_memory=True, default_bucket=NAME).start()
     proxy = _Proxy(port, emulator)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     print("ready", flush=True)
     proxy.serve_forever()
 
