@@ -41,6 +41,17 @@ def refuse_address(place: Path | str, what: str = "") -> None:
         )
 
 
+def in_home(path: str) -> str:
+    """The path with a leading ~ replaced by the home folder: shells leave it in `--to=~/weights`.
+
+    ConfigError: it is the home folder of nobody.
+    """
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
 def partial_path(path: Path) -> Path:
     """Where `path` is written before it gets its name: beside it, and where no other process
     writes, of this host or of another. In a container every process may have the number 1."""

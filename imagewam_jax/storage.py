@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import tensorstore as ts
 
 from imagewam_jax.errors import DataError
+from imagewam_jax.files import in_home
 
 CONCURRENT_READS = 64  # requests at a time, by default
 _DRIVERS = {"gs": "gcs", "s3": "s3"}
@@ -101,16 +102,13 @@ AnyPath = Path | ObjectPath
 
 def as_path(place: str | os.PathLike | ObjectPath) -> AnyPath:
     """The path or address that a user gave: `gs://bucket/name`, `s3://bucket/name`, `file:///name`,
-    or a path. DataError: it is an address of another kind."""
+    or a path. DataError: it is an address of another kind. ConfigError: ~ is nobody's."""
     if isinstance(place, ObjectPath):
         return place
     text = os.fspath(place)
     scheme, is_address, rest = text.partition("://")
     if not is_address:
-        try:
-            return Path(text).expanduser()
-        except RuntimeError as error:  # the home folder of nobody
-            raise DataError(f"{text}: {error}") from error
+        return Path(in_home(text))
     if scheme == "file":
         return Path(rest)
     if scheme not in _DRIVERS:

@@ -14,7 +14,7 @@ PACKAGE = Path(imagewam_jax.__file__).parent
 ROOMS = {
     "errors": "",
     "files": "errors",
-    "storage": "errors",
+    "storage": "errors files",
     "distributed": "errors",
     "html": "",
     "wire": "errors",

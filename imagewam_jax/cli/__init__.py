@@ -17,8 +17,8 @@ from imagewam_jax.cli.export import add_export_verb
 from imagewam_jax.cli.parity import add_parity_verbs
 from imagewam_jax.cli.serve import add_serve_verb
 from imagewam_jax.cli.train import add_train_verb
-from imagewam_jax.errors import DISK_FULL, ConfigError, UserError
-from imagewam_jax.files import refuse_address
+from imagewam_jax.errors import DISK_FULL, UserError
+from imagewam_jax.files import in_home, refuse_address
 
 # Each adds its verbs to the parser, in the order of the help.
 VERBS = (
@@ -82,14 +82,11 @@ def _check_paths(arguments: argparse.Namespace) -> None:
     """
     for name, value in vars(arguments).items():
         if isinstance(value, Path):
-            setattr(arguments, name, _in_home(value))
+            setattr(arguments, name, _checked(value))
         elif isinstance(value, list):
-            setattr(arguments, name, [_in_home(v) if isinstance(v, Path) else v for v in value])
+            setattr(arguments, name, [_checked(v) if isinstance(v, Path) else v for v in value])
 
 
-def _in_home(path: Path) -> Path:
+def _checked(path: Path) -> Path:
     refuse_address(path)
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return Path(in_home(str(path)))

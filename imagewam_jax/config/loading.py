@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.config.fields import OPEN_SECTIONS, field_errors
 from imagewam_jax.errors import ConfigError, raise_all
-from imagewam_jax.files import refuse_address
+from imagewam_jax.files import in_home, refuse_address
 
 # Fields that are paths on this machine.
 PATHS = (
@@ -52,7 +52,7 @@ def read_config(path: str, overrides: Sequence[str]) -> LoadedConfig:
 
     ConfigError: there is no such file, or it makes no config.
     """
-    path = _in_home(path)
+    path = in_home(path)
     file = path.rsplit(":", 1)[0]
     if not Path(file).is_file():
         raise ConfigError(f"{file}: no such config file")
@@ -73,7 +73,7 @@ def read_config(path: str, overrides: Sequence[str]) -> LoadedConfig:
     for section, field in PATHS:
         name = f"{section}.{field}"
         if field in config.get(section, ()) and name not in wrong:
-            config[section][field] = _in_home(config[section][field])
+            config[section][field] = in_home(config[section][field])
             try:
                 if name not in ADDRESSES:
                     refuse_address(config[section][field], f"{name}: ")
@@ -93,14 +93,6 @@ def _arguments(overrides: Sequence[str]) -> list[list[str]]:
         else:
             found.append([word])
     return found
-
-
-def _in_home(path: str) -> str:
-    """The path with a leading ~ replaced, which shells leave in `--config.data.directory=~/x`."""
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _parse_config(path: str, overrides: Sequence[str]) -> ConfigDict:
