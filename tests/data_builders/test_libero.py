@@ -9,7 +9,7 @@ import pytest
 
 from imagewam_jax.data.index.build import build_index
 from imagewam_jax.data.index.dataset_index import default_index_dir
-from imagewam_jax.data.loading.decode import Shards, decode_frame, start_frames
+from imagewam_jax.data.loading.decode import Shards, decode_frame, request_frames
 from imagewam_jax.data.registry import REGISTRY
 from imagewam_jax.data.transforms.standardize import standardize
 from tests.data_builders.scripts import DATA, LIBERO_FOLDER, load, run
@@ -207,7 +207,7 @@ def test_the_registry_s_row_reads_it_as_it_is(built, played):
     train = index.split("train")
     wanted = [(camera, 0) for _, camera in spec.cameras]
     shards = Shards(train.shards)
-    stored = start_frames(train, shards, wanted)
+    stored = request_frames(train, shards, wanted)
     for frame, expected in zip(stored, played["bowl/start_images"], strict=True):
         image = np.empty((256, 256, 3), np.uint8)
         assert decode_frame(train, frame, image) == (256, 256)

@@ -111,7 +111,7 @@ class StoredFrame(NamedTuple):
     encoded: Callable[[], bytes]
 
 
-def start_frames(
+def request_frames(
     split: SplitIndex, shards: Shards, wanted: Sequence[tuple[Camera, int]]
 ) -> list[StoredFrame]:
     """Begins to read the images of cameras at frames, of objects all at once."""

@@ -16,7 +16,7 @@ from jaxtyping import Int, Int32, Int64, UInt8, UInt32
 
 from imagewam_jax.data.dataset_spec import Camera, DatasetSpec
 from imagewam_jax.data.index.dataset_index import SplitIndex
-from imagewam_jax.data.loading.decode import Shards, bad_frame, decode_frame, start_frames
+from imagewam_jax.data.loading.decode import Shards, bad_frame, decode_frame, request_frames
 from imagewam_jax.data.transforms.standardize import StandardizedSplit
 from imagewam_jax.errors import BadFrameError, DataError
 from imagewam_jax.storage import CONCURRENT_READS
@@ -186,7 +186,7 @@ class SampleReader:
                     continue
                 places += [(row, number, moment) for moment in range(2)]
                 wanted += [(camera, frame) for frame in pair]
-        stored = start_frames(self.split, self._shards, wanted)
+        stored = request_frames(self.split, self._shards, wanted)
         for (row, number, moment), frame in zip(places, stored, strict=True):
             image = batch["images"][row, number, moment]
             try:

@@ -10,7 +10,7 @@ import pytest
 from imagewam_jax.data.dataset_spec import Camera
 from imagewam_jax.data.index.build import build_index
 from imagewam_jax.data.index.dataset_index import open_index
-from imagewam_jax.data.loading.decode import Shards, decode_frame, start_frames
+from imagewam_jax.data.loading.decode import Shards, decode_frame, request_frames
 from imagewam_jax.data.tools.check import check_dataset
 from imagewam_jax.errors import BadFrameError, DataError
 from tests.data.conftest import flip_byte
@@ -60,7 +60,7 @@ def array_copy(cameras, tmp_path):
 def decode(split, key, frame, files=None, camera=None):
     out = np.full((10, 12, 3), 77, np.uint8)
     camera = camera or Camera(f"observation/{key}")
-    (stored,) = start_frames(split, files or Shards(split.shards), [(camera, frame)])
+    (stored,) = request_frames(split, files or Shards(split.shards), [(camera, frame)])
     assert decode_frame(split, stored, out) == (10, 12)
     return out
 
@@ -188,7 +188,7 @@ def test_bytes_that_are_another_image_are_a_bad_frame(indexes):
     column = split.images["observation/grey_zlib"]
     wrong = dataclasses.replace(column, shape=(10, 13, 1))
     images = split.images | {"observation/grey_zlib": wrong}
-    (stored,) = start_frames(split, Shards(split.shards), [(Camera("observation/grey_zlib"), 0)])
+    (stored,) = request_frames(split, Shards(split.shards), [(Camera("observation/grey_zlib"), 0)])
     wrong_split = dataclasses.replace(split, images=images)
     with pytest.raises(BadFrameError, match=r"a uint8 tensor: 120 numbers, expected the shape"):
         decode_frame(wrong_split, stored, np.zeros((10, 13, 3), np.uint8))
