@@ -71,9 +71,6 @@ class ObjectPath:
     def is_dir(self) -> bool:
         return bool(self._below())
 
-    def exists(self) -> bool:
-        return self.is_file() or self.is_dir()
-
     def iterdir(self) -> Iterator["ObjectPath"]:
         names = {below.partition("/")[0] for below in self._below()}
         return (self / name for name in sorted(names - {""}))

@@ -153,7 +153,11 @@ class _Handler(BaseHTTPRequestHandler):
         return status, headers, content
 
     def _generation(self, path: str) -> str:
-        """Of an object that was read: the service says it, the emulator does not."""
+        """The generation of an object.
+
+        Google's service sends it with the object's bytes. The emulator gives it in the object's
+        metadata alone, which are asked for here.
+        """
         known = self.server.generations
         if path not in known:
             status, _, about = self._of_emulator(path, b"")

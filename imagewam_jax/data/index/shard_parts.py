@@ -89,7 +89,11 @@ def _pinned(shard: AnyPath, arrays: Mapping[str, np.ndarray]) -> dict[str, str |
 
 
 def _size(shard: AnyPath, arrays: Mapping[str, np.ndarray]) -> int:
-    """Of an object, all of which has been read, it is where its last record ends."""
+    """The size of a shard in bytes.
+
+    Storage does not tell the size of an object. Its records, all of which were read, fill it: it
+    ends where the last one does.
+    """
     if not is_remote(shard):
         return shard.stat().st_size
     ends = arrays["record_offset"] + arrays["record_length"] + FOOTER_BYTES

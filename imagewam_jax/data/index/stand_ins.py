@@ -1,6 +1,6 @@
 """Tells what lies in the place of a file of a dataset that was not, or not wholly, downloaded."""
 
-from imagewam_jax.storage import AnyPath, is_remote, starts
+from imagewam_jax.storage import AnyPath, starts
 
 _PULL = "get it with `git lfs pull` in its folder, or download the dataset again"
 _AGAIN = "download it again"
@@ -26,6 +26,6 @@ def stand_in(start: bytes) -> str:
 
 def file_stand_in(path: AnyPath) -> str:
     """The same for an existing file; also a link to nothing."""
-    if not is_remote(path) and path.is_symlink() and not path.exists():
+    if path.is_symlink() and not path.exists():
         return f"a link to {path.readlink()}, which is not there; {_AGAIN}"
     return stand_in(*starts([path], STAND_IN_BYTES))
