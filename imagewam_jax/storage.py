@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import tensorstore as ts
 
 from imagewam_jax.errors import DataError
-from imagewam_jax.files import in_home
+from imagewam_jax.paths import in_home
 
 CONCURRENT_READS = 64  # requests at a time, by default
 _DRIVERS = {"gs": "gcs", "s3": "s3"}
@@ -247,7 +247,8 @@ class _ObjectFile(io.RawIOBase):
         except _EndsBefore as error:
             self._ended = True
             length = _length_before_the_end(self._path, offset, str(error))
-        return read_ranges(self._path, [(offset, length)])[0] if length else b""
+        last = Range(self._path, offset, length, self._generation)
+        return start_reading([last])[0]() if length else b""
 
 
 def _length_before_the_end(path: ObjectPath, offset: int, said: str) -> int:

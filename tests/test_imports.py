@@ -13,14 +13,15 @@ PACKAGE = Path(imagewam_jax.__file__).parent
 # this list alone, and from those only that its line names.
 ROOMS = {
     "errors": "",
+    "paths": "errors",
     "files": "errors",
-    "storage": "errors files",
+    "storage": "errors paths",
     "distributed": "errors",
     "html": "",
     "wire": "errors",
     "client": "errors wire",
     "models": "errors",
-    "config": "errors files models",
+    "config": "errors paths models",
     "preprocess": "errors files config models",
     "checkpoints": "errors config models preprocess",
     "text": "errors files config models checkpoints",
@@ -34,7 +35,7 @@ ROOMS = {
     "serving": "errors files html wire preprocess checkpoints data policy",
     "tpu_plans": "errors config models preprocess checkpoints policy training",
     "preflight": "errors files config models preprocess checkpoints text data training evaluation",
-    "cli": "errors files distributed config preprocess text data weights parity training "
+    "cli": "errors paths distributed config preprocess text data weights parity training "
     "evaluation serving tpu_plans preflight",
 }
 DATA_ROOMS = {

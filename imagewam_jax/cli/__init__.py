@@ -18,7 +18,7 @@ from imagewam_jax.cli.parity import add_parity_verbs
 from imagewam_jax.cli.serve import add_serve_verb
 from imagewam_jax.cli.train import add_train_verb
 from imagewam_jax.errors import DISK_FULL, UserError
-from imagewam_jax.files import in_home, refuse_address
+from imagewam_jax.paths import in_home, refuse_address
 
 # Each adds its verbs to the parser, in the order of the help.
 VERBS = (

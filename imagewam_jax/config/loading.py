@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.config.fields import OPEN_SECTIONS, field_errors
 from imagewam_jax.errors import ConfigError, raise_all
-from imagewam_jax.files import in_home, refuse_address
+from imagewam_jax.paths import in_home, refuse_address
 
 # Fields that are paths on this machine.
 PATHS = (
