@@ -13,7 +13,8 @@ def refuse_address(place: Path | str, what: str = "") -> None:
     """ConfigError: `place` is the address of an object, such as gs://bucket/x, where what is
     expected lies on a file system. A path would be made of it, below this folder.
 
-    what: the beginning of the message."""
+    what: the beginning of the message.
+    """
     if _ADDRESS.match(str(place)):
         address = re.sub(":/+", "://", str(place), count=1)
         raise ConfigError(

@@ -52,7 +52,7 @@ class Folder(NamedTuple):
 
     @property
     def shard_bytes(self) -> int:
-        return sum(size for split in self.tfds.splits.values() for size in split.shard_bytes())
+        return sum(self.tfds.shard_bytes())
 
     @property
     def indexed(self) -> bool:

@@ -43,7 +43,7 @@ def build_index_with_beam(
     folder = check_shards(read_tfds_folder(as_path(dataset_dir).absolute()), available_shards)
     index_dir = Path(index_dir).absolute() if index_dir else default_index_dir(folder.path)
     parts_dir = index_dir / PARTS_DIR
-    shards = [path for split in folder.splits.values() for path in split.shards]
+    shards = folder.shards()
     work = functools.partial(_index_one, features=folder.features, parts_dir=str(parts_dir))
     with only_builder(folder, index_dir):
         try:

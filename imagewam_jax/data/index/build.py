@@ -94,7 +94,7 @@ def finish_index(folder: TfdsFolder, index_dir: Path) -> DatasetIndex:
 
 def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> DataError:
     """An error that says what could not be written, how much space is missing and what is kept."""
-    shards = [path for split in folder.splits.values() for path in split.shards]
+    shards = folder.shards()
     parts = [part_file(parts_dir, path) for path in shards]
     done = [i for i, part in enumerate(parts) if part.is_file()]
     kept = f"{len(done)} of {len(shards)} finished shards are kept in {parts_dir}"
@@ -104,7 +104,7 @@ def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> 
     if error.errno in DISK_FULL:
         missing = "; free some space there"
         if done:
-            sizes = _shard_bytes(folder)
+            sizes = folder.shard_bytes()
             held = sum(parts[i].stat().st_size for i in done)
             whole = held / max(1, sum(sizes[i] for i in done)) * sum(sizes)
             # All parts, and once more their size for the index itself.
@@ -116,14 +116,10 @@ def explain_write_error(error: OSError, folder: TfdsFolder, parts_dir: Path) -> 
 
 
 def _make_parts(folder: TfdsFolder, parts_dir: Path, workers: int | None, progress: bool) -> None:
-    shards = [path for split in folder.splits.values() for path in split.shards]
-    jobs = [(path, folder.features, parts_dir) for path in shards]
-    for _ in run_over_shards(make_part, jobs, _shard_bytes(folder), workers, progress, "indexing"):
+    jobs = [(path, folder.features, parts_dir) for path in folder.shards()]
+    sizes = folder.shard_bytes()
+    for _ in run_over_shards(make_part, jobs, sizes, workers, progress, "indexing"):
         pass
-
-
-def _shard_bytes(folder: TfdsFolder) -> list[int]:
-    return [size for split in folder.splits.values() for size in split.shard_bytes()]
 
 
 def run_over_shards(

@@ -50,6 +50,14 @@ class TfdsFolder(NamedTuple):
     splits: dict[str, Split]
     left_out: dict[str, list[str]] = {}  # noqa: RUF012
 
+    def shards(self) -> list[AnyPath]:
+        """The shards of all splits."""
+        return [path for split in self.splits.values() for path in split.shards]
+
+    def shard_bytes(self) -> list[int]:
+        """Their sizes, as `Split.shard_bytes` has them."""
+        return [size for split in self.splits.values() for size in split.shard_bytes()]
+
 
 def read_tfds_folder(path: AnyPath) -> TfdsFolder:
     """Reads features.json and dataset_info.json, as any release of TFDS since 4.1 has written them.
