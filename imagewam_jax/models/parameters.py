@@ -1,5 +1,6 @@
 """Parameters as nested dictionaries, which checkpoints and optimizers want, and back."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -52,11 +53,14 @@ Params = dict[str, Any]  # nested dictionaries of arrays
 
 def module_tree(module: nnx.Module) -> Params:
     """All arrays of a module, frozen ones too, under names that are strings everywhere."""
+    return _tree(nnx.state(module))
 
+
+def _tree(state: nnx.State) -> Params:
     def named(tree):
         return {str(k): named(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
-    return named(nnx.to_pure_dict(nnx.state(module)))
+    return named(nnx.to_pure_dict(state))
 
 
 def initial_params(config: ImageWAMConfig, seed: int | Int[Array, ""]) -> Params:
@@ -66,7 +70,7 @@ def initial_params(config: ImageWAMConfig, seed: int | Int[Array, ""]) -> Params
 
 def abstract_params(config: ImageWAMConfig) -> Params:
     """Shapes and dtypes of a policy's parameters."""
-    return jax.eval_shape(lambda: initial_params(config, 0))
+    return _tree(_abstract_policy(config)[1])
 
 
 def parameter_axes(config: ImageWAMConfig) -> Params:
@@ -87,12 +91,26 @@ def _of_variables(config: ImageWAMConfig, tell: Callable[[nnx.Variable], Any]) -
             return tell(node)
         return {str(key): told(value) for key, value in node.items()}
 
-    return told(nnx.state(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))))
+    return told(_abstract_policy(config)[1])
 
 
 def policy_builder(config: ImageWAMConfig) -> Callable[[Params], ImageWAM]:
     """A function from parameters to the policy that computes with them."""
-    return module_builder(lambda: ImageWAM(config, rngs=nnx.Rngs(0)))
+    return _builder(*_abstract_policy(config))
+
+
+def _abstract_policy(config: ImageWAMConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure of a policy and its variables without numbers, which nobody changes."""
+    return _split_policy(config, jax.sharding.get_abstract_mesh())
+
+
+@functools.lru_cache(maxsize=16)
+def _split_policy(
+    config: ImageWAMConfig, mesh: jax.sharding.AbstractMesh
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Kept, since it takes a second and is asked for ten times before a run begins; for each mesh,
+    since shapes can name the mesh that they were made under."""
+    return nnx.split(jax.eval_shape(lambda: ImageWAM(config, rngs=nnx.Rngs(0))))
 
 
 def module_builder(make: Callable[[], M]) -> Callable[[Params], M]:
@@ -100,9 +118,11 @@ def module_builder(make: Callable[[], M]) -> Callable[[Params], M]:
 
     `make` is never run with real arrays, and its module is split once.
     """
-    graph, abstract = nnx.split(jax.eval_shape(make))
+    return _builder(*nnx.split(jax.eval_shape(make)))
 
-    def build(params: Params) -> M:
+
+def _builder(graph: nnx.GraphDef, abstract: nnx.State) -> Callable[[Params], Any]:
+    def build(params: Params) -> Any:
         state = jax.tree.map(lambda x: x, abstract)  # containers of its own, which are filled
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)

@@ -22,6 +22,7 @@ from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.models.imagewam import Draws, ImageWAMConfig, sample_draws
 from imagewam_jax.models.parameters import (
     Params,
+    abstract_params,
     flatten,
     initial_params,
     parameter_axes,
@@ -110,7 +111,11 @@ def step_settings(config: Mapping[str, Any], policy: ImageWAMConfig) -> StepSett
 
 def init_state(settings: StepSettings, weights: Params) -> TrainState:
     """The state before the first step: `weights`, and random parameters where they have none."""
-    params = overlay(initial_params(settings.policy, settings.seed), weights)
+    return _state_of(settings, overlay(initial_params(settings.policy, settings.seed), weights))
+
+
+def _state_of(settings: StepSettings, params: Params) -> TrainState:
+    """The state before the first step, with these parameters."""
     trained, frozen = partition(params, settings.trained)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -123,7 +128,7 @@ def init_state(settings: StepSettings, weights: Params) -> TrainState:
 
 def abstract_state(settings: StepSettings, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of a state. ConfigError: the mesh cannot divide the policy."""
-    shapes = jax.eval_shape(partial(init_state, settings), {})
+    shapes = jax.eval_shape(partial(_state_of, settings), abstract_params(settings.policy))
     trained, frozen = partition(param_shardings(mesh, settings.policy), settings.trained)
     shardings = TrainState(
         step=replicated(mesh),
