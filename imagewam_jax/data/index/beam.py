@@ -15,7 +15,7 @@ from imagewam_jax.data.index.features import Features
 from imagewam_jax.data.index.shard_parts import PARTS_DIR, make_part, part_file
 from imagewam_jax.data.index.tfds_folder import check_shards, read_tfds_folder
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import AnyPath, as_path
+from imagewam_jax.storage.objects import AnyPath, as_path
 
 
 def build_index_with_beam(

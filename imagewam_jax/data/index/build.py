@@ -23,7 +23,7 @@ from imagewam_jax.data.index.tfds_folder import TfdsFolder, check_shards, read_t
 from imagewam_jax.data.index.writer import write_index
 from imagewam_jax.errors import DISK_FULL, DataError, WriteError
 from imagewam_jax.files import elsewhere, lock_beside, only_writer, partial_path
-from imagewam_jax.storage import AnyPath, as_path
+from imagewam_jax.storage.objects import AnyPath, as_path
 
 # Starting a process takes about as long as indexing this many bytes.
 _BYTES_PER_WORKER = 2**30

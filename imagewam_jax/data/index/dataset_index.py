@@ -31,7 +31,7 @@ from imagewam_jax.data.index.columns import (
 from imagewam_jax.data.index.records import TFRECORD, check_can_be_read, shard_checksum
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import allow_open_files, check_open_files, written_whole
-from imagewam_jax.storage import AnyPath, as_path, generations, is_remote
+from imagewam_jax.storage.objects import AnyPath, as_path, generations, is_remote
 
 _LOG = logging.getLogger(__name__)
 FORMAT_VERSION = 2
@@ -112,12 +112,12 @@ class DatasetIndex:
 
 
 def default_index_dir(dataset_dir: AnyPath | str) -> Path:
-    """The folder of the index beside the shards. DataError: they are objects, and the index, which
-    is mapped into memory, lies on a disk."""
+    """The folder of the index beside the shards. DataError: they are objects, to which nothing is
+    added unasked."""
     folder = as_path(dataset_dir)
     if is_remote(folder):
         raise DataError(
-            f"{folder}: its index is mapped into memory and lies on a disk; say where: "
+            f"{folder}: say where its index is to lie, on a disk or at another address: "
             "data.index_directory of a config, --output of imagewam data index"
         )
     return folder / INDEX_DIR

@@ -14,7 +14,8 @@ from imagewam_jax.data.index.stand_ins import STAND_IN_BYTES, stand_in
 from imagewam_jax.data.index.tfrecord import COMPRESSED, Record, framing_checksum
 from imagewam_jax.data.index.tfrecord import scan_records as scan_tfrecords
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import AnyPath, is_remote, starts
+from imagewam_jax.storage.objects import AnyPath, is_remote
+from imagewam_jax.storage.ranges import starts
 
 TFRECORD, ARRAY_RECORD = "tfrecord", "array_record"
 FILE_FORMATS = (TFRECORD, ARRAY_RECORD)

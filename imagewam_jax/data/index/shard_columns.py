@@ -19,7 +19,7 @@ from imagewam_jax.data.index.features import Feature, Features, column_kind
 from imagewam_jax.data.index.records import walk_records
 from imagewam_jax.data.index.tf_example import ExampleFeature, cut_ints, parse_example
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import AnyPath
+from imagewam_jax.storage.objects import AnyPath
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 Example = dict[str, ExampleFeature]

@@ -22,7 +22,7 @@ from imagewam_jax.data.index.shard_columns import Arrays, ShardColumns, index_sh
 from imagewam_jax.data.index.tfrecord import FOOTER_BYTES
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import partial_path
-from imagewam_jax.storage import AnyPath, is_remote, state
+from imagewam_jax.storage.objects import AnyPath, is_remote, state
 
 PARTS_DIR = "parts"
 _HEADER = "header"

@@ -1,6 +1,7 @@
 """Tells what lies in the place of a file of a dataset that was not, or not wholly, downloaded."""
 
-from imagewam_jax.storage import AnyPath, starts
+from imagewam_jax.storage.objects import AnyPath
+from imagewam_jax.storage.ranges import starts
 
 _PULL = "get it with `git lfs pull` in its folder, or download the dataset again"
 _AGAIN = "download it again"

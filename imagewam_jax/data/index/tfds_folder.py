@@ -14,7 +14,8 @@ from imagewam_jax.data.index.records import (
 from imagewam_jax.data.index.stand_ins import STAND_IN_BYTES, file_stand_in, stand_in
 from imagewam_jax.data.index.tf_example import parse_example
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import AnyPath, is_remote, starts
+from imagewam_jax.storage.objects import AnyPath, is_remote
+from imagewam_jax.storage.ranges import starts
 
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _FEATURES, _INFO = "features.json", "dataset_info.json"

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import AnyPath, open_to_read, read_ranges
+from imagewam_jax.storage.objects import AnyPath
+from imagewam_jax.storage.ranges import open_to_read, read_ranges
 
 HEADER_BYTES = 12
 FOOTER_BYTES = 4

@@ -4,7 +4,7 @@ import json
 import re
 
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import AnyPath
+from imagewam_jax.storage.objects import AnyPath
 
 DESCRIPTIONS = ("features.json", "dataset_info.json")
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")

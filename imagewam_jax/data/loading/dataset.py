@@ -17,7 +17,7 @@ from imagewam_jax.data.loading.splits import Selection, select_episodes
 from imagewam_jax.data.loading.start_frames import find_start_frames
 from imagewam_jax.data.transforms.standardize import StandardizedDataset
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import CONCURRENT_READS
+from imagewam_jax.storage.objects import CONCURRENT_READS
 
 _LOG = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from imagewam_jax.data.index.records import ARRAY_RECORD
 from imagewam_jax.data.index.shard_columns import PNG_START
 from imagewam_jax.errors import BadFrameError, DataError
 from imagewam_jax.files import check_open_files
-from imagewam_jax.storage import CONCURRENT_READS, AnyPath, Range, start_reading
+from imagewam_jax.storage.objects import CONCURRENT_READS, AnyPath
+from imagewam_jax.storage.ranges import Range, start_reading
 
 
 class Shards:

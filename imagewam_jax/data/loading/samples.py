@@ -19,7 +19,7 @@ from imagewam_jax.data.index.dataset_index import SplitIndex
 from imagewam_jax.data.loading.decode import Shards, bad_frame, decode_frame, request_frames
 from imagewam_jax.data.transforms.standardize import StandardizedSplit
 from imagewam_jax.errors import BadFrameError, DataError
-from imagewam_jax.storage import CONCURRENT_READS
+from imagewam_jax.storage.objects import CONCURRENT_READS
 
 Batch = dict[str, np.ndarray]
 NO_IMAGE = "it has no bytes, and no other camera has an image there"

@@ -17,7 +17,7 @@ from imagewam_jax.data.index.dataset_index import DatasetIndex, SplitIndex
 from imagewam_jax.data.transforms.language import NO_TEXT
 from imagewam_jax.data.transforms.standardize import StandardizedDataset, StandardizedSplit
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import AnyPath
+from imagewam_jax.storage.objects import AnyPath
 
 _TERM = re.compile(r"(?P<name>[\w-]+)(?:\[(?P<selector>[^\[\]]*)\])?")
 _BOUND = re.compile(r"(?P<value>-?\d[\d_]*(?:\.\d*)?)(?P<unit>%|shard)?")

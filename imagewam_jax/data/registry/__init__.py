@@ -12,7 +12,7 @@ from types import MappingProxyType
 from imagewam_jax.data.dataset_spec import DatasetSpec
 from imagewam_jax.data.registry import openx, other
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import AnyPath
+from imagewam_jax.storage.objects import AnyPath
 
 REGISTRY: Mapping[str, DatasetSpec] = MappingProxyType(
     {spec.name: spec for spec in (*other.SPECS, *openx.SPECS)}

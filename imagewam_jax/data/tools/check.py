@@ -32,7 +32,7 @@ from imagewam_jax.data.index.tf_example import parse_example
 from imagewam_jax.data.index.tfds_folder import read_tfds_folder, why_absent
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import damaged_files
-from imagewam_jax.storage import AnyPath, as_path, is_remote
+from imagewam_jax.storage.objects import AnyPath, as_path, is_remote
 
 # Problems that make a dataset bad, and oddities that public datasets have.
 BAD = {

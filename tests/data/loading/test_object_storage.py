@@ -11,15 +11,8 @@ from imagewam_jax.data.index.build import build_index
 from imagewam_jax.data.index.dataset_index import open_index
 from imagewam_jax.data.loading.loader import TrainIterator
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import (
-    Range,
-    as_path,
-    generations,
-    open_to_read,
-    read_ranges,
-    start_reading,
-    starts,
-)
+from imagewam_jax.storage.objects import as_path, generations
+from imagewam_jax.storage.ranges import Range, open_to_read, read_ranges, start_reading, starts
 from tests.buckets import CUT
 from tests.data.toy import toy_data
 
@@ -172,6 +165,8 @@ def test_a_storage_that_refuses(well, address, tmp_path, status, problem):
     well.behave(answers=[status])
     with pytest.raises(DataError, match=rf"^gs://.*features.json, bytes 0 to 5: .*: {problem}"):
         start_reading([Range(path, 0, 5)])[0]()
+    with pytest.raises(DataError, match=rf"^{address}: cannot be listed: .*{problem}"):
+        as_path(address).is_dir()
     with pytest.raises(DataError, match=rf"^gs://.*/features.json: .*{problem}") as refused:
         build_index(address, tmp_path / "index", progress=False)
     assert "\n" not in str(refused.value)
@@ -191,10 +186,10 @@ def test_what_is_not_there(well, tmp_path):
     assert generations([as_path(well.address("nothing"))]) == [""]
 
 
-def test_an_index_lies_on_a_disk(well, address):
-    with pytest.raises(DataError, match=r"gs://.*lies on a disk; say where: data.index_directory"):
+def test_nothing_is_added_to_a_folder_of_objects_unasked(well, address):
+    with pytest.raises(DataError, match=r"gs://.*: say where its index is .* data.index_directory"):
         toy_data(address)
-    with pytest.raises(DataError, match="its index is mapped into memory"):
+    with pytest.raises(DataError, match=r"gs://.*: say where its index is .* --output"):
         build_index(address)
 
 
