@@ -36,7 +36,7 @@ demo: $(RUN)/evaluation/report.html
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sim,libero,tfds,lerobot,beam,aot,wandb,serve,parity,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[sim,libero,tfds,lerobot,beam,aot,wandb,serve,gcs,parity,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps openpi-client
 	touch $@
 

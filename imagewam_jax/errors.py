@@ -39,6 +39,10 @@ class Unreadable(CheckpointError):
     """A checkpoint is there and damaged."""
 
 
+class StorageError(UserError):
+    """An object storage does not answer, or refuses: what lies there may be as it was."""
+
+
 class InputError(UserError, ValueError):
     """A policy was given observations, noise or an instruction that it cannot act on."""
 

@@ -9,6 +9,11 @@ from imagewam_jax.errors import ConfigError
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:/")
 
 
+def path_or_address(text: str) -> Path | str:
+    """A path that a user gave; an address, such as gs://bucket/x, stays what it is."""
+    return text if _ADDRESS.match(text) else Path(text)
+
+
 def refuse_address(place: Path | str, what: str = "") -> None:
     """ConfigError: `place` is the address of an object, such as gs://bucket/x, where what is
     expected lies on a file system. A path would be made of it, below this folder.
@@ -18,9 +23,8 @@ def refuse_address(place: Path | str, what: str = "") -> None:
     if _ADDRESS.match(str(place)):
         address = re.sub(":/+", "://", str(place), count=1)
         raise ConfigError(
-            f"{what}{address} is no path: only datasets (data.directory, DIR of the data "
-            "commands) are read from object storage; give a folder of a file system, such as a "
-            "mounted bucket"
+            f"{what}{address} is an address in object storage, and what is given here lies on a "
+            "file system: copy it, or give the path of a mounted bucket"
         )
 
 

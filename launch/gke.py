@@ -1,7 +1,7 @@
 """Prints a JobSet that trains on one or more TPU slices of a GKE cluster.
 
-    python -m launch.gke --name=libero --topology=v5p:2x2x4 --image=IMAGE --bucket=BUCKET \\
-      -- train --config=configs/libero.py:4b --workdir=/bucket/runs/libero | kubectl apply -f -
+    python -m launch.gke --name=libero --topology=v5p:2x2x4 --image=IMAGE \\
+      -- train --config=configs/libero.py:4b --workdir=gs://BUCKET/runs/libero | kubectl apply -f -
 
 The cluster needs JobSet 0.6 or newer and a node pool of the slice. Write the command behind --,
 without --distributed, --resume and the number of slices, which are added.

@@ -109,7 +109,7 @@ rm -rf imagewam && mkdir imagewam && tar -xzf imagewam.tar.gz -C imagewam
 python3 -m pip install --quiet --user uv
 cd imagewam
 ~/.local/bin/uv venv --quiet --python 3.11 .venv
-~/.local/bin/uv pip install --quiet --constraint constraints.txt --editable ".[text]" "jax[tpu]"'
+~/.local/bin/uv pip install --quiet --constraint constraints.txt --editable ".[text,gcs]" "jax[tpu]"'
   if [[ -n $bucket ]]; then
     # Hosts see at once what another has written, since they write a checkpoint together.
     script+="

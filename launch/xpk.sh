@@ -3,7 +3,7 @@
 #
 #   launch/xpk.sh --cluster=NAME --workload=NAME --topology=v5p:2x2x4 --image=IMAGE \
 #     [--slices=N] [--max-restarts=N] [--grace-seconds=S] [--dry-run] [XPK OPTIONS] \
-#     -- train --config=configs/libero.py:4b --workdir=/bucket/runs/libero
+#     -- train --config=configs/libero.py:4b --workdir=gs://BUCKET/runs/libero
 #
 # XPK options are --option=value, such as --project, --zone, --priority and --storage, which mounts
 # a storage of `xpk storage attach`. Write the command behind --, without --distributed, --resume and

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -16,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from imagewam_jax.storage.folders import CACHE
 
 NAME = "imagewam-tests"
 CUT = 0  # a connection that ends, in place of an answer
@@ -25,11 +28,13 @@ _CONTROL = "/control"
 class Bucket:
     """The bucket, as its tests see it."""
 
-    def __init__(self, host: str):
+    def __init__(self, host: str, cache: str):
         self._host = host
         self.environment = {
             "TENSORSTORE_GCS_HTTP_URL": host,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+            "STORAGE_EMULATOR_HOST": host,  # for gcsfs and Google's client
+            CACHE: cache,
         }
 
     def behave(self, *, seconds: float = 0.0, every: int = 1, answers: Sequence[int] = ()) -> None:
@@ -81,10 +86,13 @@ def a_bucket() -> Iterator[Bucket]:
     port = _free_port()
     command = [sys.executable, "-m", "tests.buckets", str(port)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **pipes) as process:
+    with (
+        tempfile.TemporaryDirectory(prefix="imagewam-cache-") as cache,
+        subprocess.Popen(command, **pipes) as process,
+    ):
         try:
             assert process.stdout.readline() == b"ready\n"
-            bucket = Bucket(f"http://127.0.0.1:{port}")
+            bucket = Bucket(f"http://127.0.0.1:{port}", cache)
             os.environ.update(bucket.environment)
             yield bucket
         finally:

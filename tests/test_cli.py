@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from imagewam_jax import cli
-from imagewam_jax.config.loading import load_config
+from imagewam_jax.config.loading import PATHS, load_config
 from imagewam_jax.data.index.dataset_index import open_index
 from imagewam_jax.errors import ConfigError, DataError
 from imagewam_jax.preprocess.statistics import write_statistics
@@ -93,20 +93,33 @@ def test_an_address_where_a_path_is_wanted(tmp_path, monkeypatch, capsys):
     """No folder `gs:` is made for it."""
     monkeypatch.chdir(tmp_path)
     for command in (
-        ["train", f"--config={QUICKSTART}", "--workdir=gs://bucket/run"],
-        ["evaluate", "--checkpoint=gs://bucket/run"],
-        ["convert", "s3://bucket/weights.safetensors", "--to=weights"],
-        ["data", "index", "gs://bucket/sets/toy", "--output=gs://bucket/index"],
+        ["evaluate", "--checkpoint=run", "--record=gs://bucket/rollouts"],
+        ["export", "run", "--format=flux2", "--to=s3://bucket/weights.safetensors"],
+        ["verify", "run", "gs://bucket/recordings"],
     ):
         assert cli.main(command) == 1
         error = capsys.readouterr().err
-        assert re.match(rf"imagewam {command[0]}: (gs|s3)://bucket/\S+ is no path: .*mount", error)
-    for field in ("data.index_directory", "text.table", "train.initial_weights"):
-        with pytest.raises(ConfigError, match=rf"^{field}: gs://b/x is no path"):
-            load_config(QUICKSTART, [f"--config.{field}=gs://b/x"])
-    sets = "gs://bucket/sets"
-    assert load_config(QUICKSTART, [f"--config.data.directory={sets}"]).data.directory == sets
+        told = rf"imagewam {command[0]}: (gs|s3)://bucket/\S+ is an address .*: copy it, or .*mount"
+        assert re.match(told, error)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [".".join(names) for names in PATHS])
+def test_addresses_in_a_config_stay_what_they_are(name):
+    section, field = name.split(".")
+    config = load_config(QUICKSTART, [f"--config.{name}=gs://bucket/x"])
+    assert config[section][field] == "gs://bucket/x"
+
+
+def test_what_is_known_of_no_storage(capsys):
+    """The kind of an address is looked at before anything is asked of a storage."""
+    for command in (
+        ["train", f"--config={QUICKSTART}", "--workdir=http://bucket/run"],
+        ["evaluate", "--checkpoint=az://bucket/run"],
+        ["convert", "ftp://bucket/weights.safetensors", "--to=weights"],
+    ):
+        assert cli.main(command) == 1
+        assert "an address of another kind than gs://, s3://, file://" in capsys.readouterr().err
 
 
 def test_a_file_where_a_folder_should_be_and_the_other_way_round(tmp_path, capsys):

@@ -15,7 +15,7 @@ ROOMS = {
     "errors": "",
     "paths": "errors",
     "files": "errors",
-    "storage": "errors paths",
+    "storage": "errors paths files",
     "distributed": "errors",
     "html": "",
     "wire": "errors",
@@ -23,19 +23,20 @@ ROOMS = {
     "models": "errors",
     "config": "errors paths models",
     "preprocess": "errors files config models",
-    "checkpoints": "errors config models preprocess",
-    "text": "errors files config models checkpoints",
+    "checkpoints": "errors storage config models preprocess",
+    "text": "errors files storage config models checkpoints",
     "data": "errors files storage html config preprocess",
     "policy": "errors config models preprocess checkpoints text",
-    "weights": "errors files config models preprocess checkpoints text",
-    "parity": "errors files config models checkpoints weights",
+    "weights": "errors files storage config models preprocess checkpoints text",
+    "parity": "errors files storage config models checkpoints weights",
     "training": "errors files storage distributed config models preprocess checkpoints text data",
-    "evaluation": "errors files distributed html wire client config models preprocess checkpoints "
-    "data policy",
+    "evaluation": "errors files storage distributed html wire client config models preprocess "
+    "checkpoints data policy",
     "serving": "errors files html wire preprocess checkpoints data policy",
     "tpu_plans": "errors config models preprocess checkpoints policy training",
-    "preflight": "errors files config models preprocess checkpoints text data training evaluation",
-    "cli": "errors paths distributed config preprocess text data weights parity training "
+    "preflight": "errors files storage config models preprocess checkpoints text data training "
+    "evaluation",
+    "cli": "errors paths storage distributed config preprocess text data weights parity training "
     "evaluation serving tpu_plans preflight",
 }
 DATA_ROOMS = {

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +16,7 @@ from imagewam_jax.models.autoencoders import AUTOENCODERS
 from imagewam_jax.models.parameters import module_builder, module_tree
 from imagewam_jax.preprocess.inputs import PolicyAssets
 from imagewam_jax.preprocess.normalization import Normalizer
+from imagewam_jax.storage.objects import AnyPath
 
 
 def asset_trees(assets: PolicyAssets) -> dict[str, dict[str, Any]]:
@@ -84,7 +84,7 @@ def abstract_asset_trees(
     return abstract
 
 
-def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, Any]:
+def read_autoencoder(path: AnyPath | str, section: Mapping[str, Any]) -> dict[str, Any]:
     """Read the autoencoder's tree from a checkpoint, in float32.
 
     CheckpointError: there is none, or it is not the one of the config's section.
@@ -95,7 +95,7 @@ def read_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, 
         return checkpoints.restore(step, tree)["autoencoder"]
 
 
-def check_autoencoder(path: Path | str, section: Mapping[str, Any]) -> dict[str, Any]:
+def check_autoencoder(path: AnyPath | str, section: Mapping[str, Any]) -> dict[str, Any]:
     """Shapes and dtypes of the autoencoder of a config's section, which a checkpoint has.
 
     CheckpointError: there is none, or it is not the one of the section.

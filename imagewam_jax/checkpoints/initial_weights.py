@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagewam_jax.checkpoints.store import open_checkpoint
@@ -11,6 +10,7 @@ from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import Params, abstract_params, flatten, unflatten
+from imagewam_jax.storage.objects import AnyPath
 
 # The groups of parameters that a checkpoint may lack, each as a whole; they then start at random.
 # LoRA factors are in many places and count as one group.
@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
 
 def initial_weights(
-    path: Path | str, policy: ImageWAMConfig, abstract: Params | None = None
+    path: AnyPath | str, policy: ImageWAMConfig, abstract: Params | None = None
 ) -> Initial:
     """Read the parameters of a checkpoint for a policy, with the shardings of `abstract` if given.
 
@@ -60,7 +60,7 @@ def initial_weights(
 
 
 def find_initial_weights(
-    path: Path | str, policy: ImageWAMConfig, abstract: Params | None = None
+    path: AnyPath | str, policy: ImageWAMConfig, abstract: Params | None = None
 ) -> Found:
     """What `initial_weights` would read, with the same errors; no array is read."""
     checkpoints, step = open_checkpoint(path)
@@ -77,7 +77,7 @@ def find_initial_weights(
 
 
 def _differences(
-    config: Mapping[str, Any], policy: ImageWAMConfig, path: Path | str
+    config: Mapping[str, Any], policy: ImageWAMConfig, path: AnyPath | str
 ) -> tuple[str, ...]:
     model = config.get("model", {})
     if "backbone" in model:
@@ -94,7 +94,7 @@ def _differences(
 
 
 def _random(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], path: Path | str
+    saved: Mapping[str, Any], wanted: Mapping[str, Any], path: AnyPath | str
 ) -> tuple[str, ...]:
     """The groups of `FRESH` that the checkpoint lacks and the policy has."""
     for name, leaf in saved.items():

@@ -12,6 +12,7 @@ from imagewam_jax.checkpoints.checksums import ReadChecksums
 from imagewam_jax.checkpoints.store import Checkpoints, check_arrays
 from imagewam_jax.errors import CheckpointError
 from imagewam_jax.models.parameters import flatten
+from imagewam_jax.storage.objects import kvstore_spec
 
 # A chunk on disk can span layers, as in the checkpoints of training runs, and each read decodes the
 # whole chunk. So many bytes of such an array are read as one block and kept for its next layers.
@@ -82,9 +83,9 @@ class SavedTree:
         return block[layer - start]
 
     def _open(self, path: str) -> ts.TensorStore:
-        files = {"driver": "file", "path": f"{self._folder}/"}
+        files = kvstore_spec(self._folder)
         packed = {"driver": "ocdbt", "base": files, "path": path, "cache_pool": "cache_pool#index"}
-        apart = {"driver": "file", "path": f"{self._folder / path}/"}
+        apart = kvstore_spec(self._folder / path)
         spec = {
             "driver": "zarr3" if self._stored["use_zarr3"] else "zarr",
             "kvstore": packed if self._stored["use_ocdbt"] else apart,

@@ -11,15 +11,15 @@
 The first three lines are trees of arrays, the others are JSON. Any of them can be absent: a run of
 training has all but the text encoder, a converted autoencoder has only itself. `metadata` says how
 to rebuild the others. A step is complete or absent: Orbax writes it under a temporary name and
-renames it at the end.
+renames it at the end, or in object storage (gs://) puts a file last, without which it is no step.
 """
 
 import contextlib
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,10 +36,21 @@ from imagewam_jax.checkpoints.checksums import (
     not_finite,
 )
 from imagewam_jax.checkpoints.steps import is_step, names_a_step, step_folders
-from imagewam_jax.errors import DISK_FULL, CheckpointError, NotFiniteError, Unreadable
+from imagewam_jax.errors import (
+    DISK_FULL,
+    CheckpointError,
+    ConfigError,
+    NotFiniteError,
+    StorageError,
+    Unreadable,
+    UserError,
+)
+from imagewam_jax.storage.objects import AnyPath, as_path, is_remote
+from imagewam_jax.storage.orbax_paths import orbax_path
 
 # Formats before 5 had kernels of three axes, and another order of the channels of heads.
 FORMAT = 5
+CHECKPOINTS_FOLDER = "checkpoints"  # in a run's folder
 JSON_ITEMS = ("metadata", "data", "tokenizer", "checksums")
 _METADATA_IN_FORMAT_3 = "about"
 
@@ -49,7 +60,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: Path | str,
+        directory: AnyPath | str,
         *,
         keep: int | None = 2,
         read_only: bool = False,
@@ -57,7 +68,7 @@ class Checkpoints:
     ):
         """Unless it is only read, the folder is made, and half-written steps of a killed run are
         removed. `placement` is where arrays are restored to, by default the first device."""
-        self.directory = Path(directory).absolute()
+        self.directory = as_path(directory).absolute()
         self._placement = placement or SingleDeviceSharding(jax.local_devices()[0])
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else keep,
@@ -68,9 +79,14 @@ class Checkpoints:
             save_root_metadata=not read_only,
         )
         try:
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
-        except OSError as error:
-            raise CheckpointError(f"{self.directory}: {error}") from error
+            self._manager = ocp.CheckpointManager(orbax_path(self.directory), options=options)
+        except self._failures as error:
+            raise CheckpointError(f"{self.directory}: {_in_a_line(error)}") from error
+
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What Orbax raises where it cannot write; in object storage, errors of several clients."""
+        return (Exception,) if is_remote(self.directory) else (OSError, ValueError)
 
     @property
     def latest_step(self) -> int | None:
@@ -81,12 +97,13 @@ class Checkpoints:
         """The steps of all complete checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
-    def set_aside(self, step: int) -> Path:
+    def set_aside(self, step: int) -> AnyPath:
         """Rename a checkpoint that cannot be used, so that the run can write its step again, and
         return its new path. One process calls this; the others `reload` after it."""
-        folder = self.directory / str(step)
-        names = (folder.with_name(f"{step}.unreadable{n or ''}") for n in itertools.count())
-        return folder.rename(next(name for name in names if not name.exists()))
+        names = (self.directory / f"{step}.unreadable{n or ''}" for n in itertools.count())
+        target = next(name for name in names if not name.exists())
+        orbax_path(self.directory / str(step)).rename(orbax_path(target))
+        return target
 
     def reload(self) -> None:
         """Look again at what is on disk."""
@@ -134,8 +151,8 @@ class Checkpoints:
         """CheckpointError for an error of writing."""
         try:
             yield
-        except (OSError, ValueError) as error:
-            why = " ".join(str(error).split())
+        except self._failures as error:
+            why = _in_a_line(error)
             advice = "; free some space there" if _means_full(error) else ""
             raise CheckpointError(
                 f"{self.directory}: a checkpoint could not be written, the newest complete one is "
@@ -155,7 +172,8 @@ class Checkpoints:
     def abstract(self, step: int, tree: str) -> dict[str, Any]:
         """Shapes and dtypes of a tree as it was saved.
 
-        CheckpointError: it was not saved. Unreadable: its description is damaged.
+        CheckpointError: it was not saved. Unreadable: its description is damaged. StorageError:
+        nothing is known of it.
         """
         if tree not in self.trees(step):
             raise CheckpointError(
@@ -165,9 +183,9 @@ class Checkpoints:
         folder = self.directory / str(step) / tree
         try:
             with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-                saved = handler.metadata(folder)
+                saved = handler.metadata(orbax_path(folder))
         except Exception as error:  # a damaged file can raise almost anything
-            raise Unreadable(f"{folder} cannot be read: {error}") from error
+            raise self._unreadable(folder, error) from error
         if saved is None:
             raise Unreadable(f"{folder} cannot be read: its description is not whole")
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved.tree)
@@ -216,11 +234,11 @@ class Checkpoints:
             try:
                 with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
                     wanted = ocp.args.StandardRestore(tree)
-                    restored[name] = handler.restore(folder, args=wanted)
+                    restored[name] = handler.restore(orbax_path(folder), args=wanted)
             except Exception as error:  # of several types, plain `Exception` among them
                 if "RESOURCE_EXHAUSTED" in str(error):  # the devices are too small
                     raise
-                raise Unreadable(f"{folder} could not be read: {error}") from error
+                raise self._unreadable(folder, error) from error
         return restored
 
     def check(self, step: int, restored: Mapping[str, Any]) -> None:
@@ -258,9 +276,9 @@ class Checkpoints:
         """
         where = self.directory / str(step)
         try:
-            found = ocp.JsonCheckpointHandler().restore(self._item(step, name))
-        except (KeyError, OSError, ValueError) as error:
-            raise Unreadable(f"{where}: {name} cannot be read: {error}") from error
+            found = ocp.JsonCheckpointHandler().restore(orbax_path(self._item(step, name)))
+        except Exception as error:
+            raise self._unreadable(f"{where}: {name}", error) from error
         if name == "metadata" and found.get("format") != FORMAT:
             raise CheckpointError(
                 f"{where}: checkpoint format {found.get('format')}, this version reads {FORMAT}; "
@@ -269,11 +287,21 @@ class Checkpoints:
             )
         return found
 
-    def _item(self, step: int, name: str) -> Path:
+    def _item(self, step: int, name: str) -> AnyPath:
         """The folder of one of JSON_ITEMS, under the name that it was saved with."""
         folder = self.directory / str(step)
         earlier = folder / _METADATA_IN_FORMAT_3
         return earlier if name == "metadata" and earlier.is_dir() else folder / name
+
+    def _unreadable(self, what: object, error: Exception) -> UserError:
+        """The error to raise where a part of a checkpoint could not be read: Unreadable, unless an
+        object storage did not give it, which says nothing of the part."""
+        if isinstance(error, ConfigError):
+            return error
+        kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+        no_answer = is_remote(self.directory) and _NO_ANSWER.search(f"{kinds} {error}")
+        kind = StorageError if no_answer else Unreadable
+        return kind(f"{what} cannot be read: {_in_a_line(error)}")
 
     def close(self) -> None:
         """Wait until everything is on disk. CheckpointError: it could not be written."""
@@ -281,19 +309,21 @@ class Checkpoints:
             self._manager.close()
 
 
-def open_checkpoint(path: Path | str, placement: Sharding | None = None) -> tuple[Checkpoints, int]:
+def open_checkpoint(
+    path: AnyPath | str, placement: Sharding | None = None
+) -> tuple[Checkpoints, int]:
     """Open the checkpoints at a path (a run's folder, its `checkpoints`, or one step) and return
     them with the step that is meant, by default the latest. `placement` is that of `Checkpoints`.
 
     CheckpointError: there is no checkpoint.
     """
-    path = Path(path).absolute()
+    path = as_path(path).absolute()
     step = None
     gone = names_a_step(path) and not path.exists() and step_folders(path.parent)
     if is_step(path) or gone:
         path, step = path.parent, int(path.name)
-    elif (path / "checkpoints").is_dir():
-        path = path / "checkpoints"
+    elif (path / CHECKPOINTS_FOLDER).is_dir():
+        path = path / CHECKPOINTS_FOLDER
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory, expected a run or a checkpoint in it")
     steps = step_folders(path)
@@ -310,6 +340,18 @@ def open_checkpoint(path: Path | str, placement: Sharding | None = None) -> tupl
     return checkpoints, chosen
 
 
+# How Orbax, TensorStore and Google's clients say that a storage does not answer, or refuses to.
+_NO_ANSWER = re.compile(
+    "UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED"
+    "|HttpError|ClientError|ConnectionError|Timeout|Forbidden|Unauthorized|TooManyRequests"
+    "|ServiceUnavailable|InternalServerError|CredentialsError|RefreshError|RetryError"
+)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _means_full(error: Exception) -> bool:
     """Whether an error of Orbax or TensorStore, which tells it in words, is that of a full disk."""
     words = ("No space left", "Disk quota exceeded")
@@ -321,8 +363,11 @@ def tree_bytes(tree: Any) -> int:
     return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def check_space(directory: Path, needed: int, copies: int = 1) -> None:
-    """CheckpointError unless `copies` checkpoints of `needed` bytes fit into the free space."""
+def check_space(directory: AnyPath, needed: int, copies: int = 1) -> None:
+    """CheckpointError unless `copies` checkpoints of `needed` bytes fit into the free space, which
+    in object storage has no end."""
+    if is_remote(directory):
+        return
     existing = next(p for p in (directory, *directory.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < copies * needed:
@@ -355,13 +400,12 @@ def _with_dtype(x: Any, dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
 
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"  # in a run's folder
 
 
-def read_metrics(path: Path | str) -> list[dict]:
+def read_metrics(path: AnyPath) -> list[dict]:
     """The rows of a metrics file, none if there is no file. An unfinished last line, which a killed
     run can leave, is ignored."""
-    path = Path(path)
     if not path.exists():
         return []
     lines = path.read_text().split("\n")

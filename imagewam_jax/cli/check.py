@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
+
+from imagewam_jax.paths import path_or_address
 
 
 def add_check_verb(verbs: argparse._SubParsersAction) -> None:
@@ -17,7 +18,7 @@ def add_check_verb(verbs: argparse._SubParsersAction) -> None:
         "first, but for those of the evaluation.",
     )
     check.add_argument("--config", required=True, help="such as configs/quickstart.py")
-    check.add_argument("--workdir", type=Path, help="the folder of the run")
+    check.add_argument("--workdir", type=path_or_address, help="the folder of the run")
     check.add_argument(
         "--resume", action="store_true", help="the run is to go on from what is in its folder"
     )

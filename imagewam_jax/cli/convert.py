@@ -1,15 +1,18 @@
 """`imagewam convert`: make a checkpoint of foreign weights."""
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.paths import path_or_address
 from imagewam_jax.weights.overrides import OVERRIDES, parse_overrides
 
 CONVERT = """\
 Makes a checkpoint of weights in the layouts of others. A SOURCE is a file of safetensors or of
-PyTorch (.pt, .bin), the index of such files, or a folder that has them; what it is, is told from
-its tensors, whose names can have prefixes of trainers:
+PyTorch (.pt, .bin), the index of such files, or a folder that has them; one at a gs:// or s3://
+address is first copied to $TMPDIR. What it is, is told from its tensors, whose names can have
+prefixes of trainers:
 
   FLUX.2 [klein] transformer    original or diffusers layout
   FLUX.2 autoencoder            original or diffusers layout
@@ -36,8 +39,13 @@ def add_convert_verb(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=CONVERT + "\n".join(f"  {k:24}{v.help}" for k, v in OVERRIDES.items()),
     )
-    convert.add_argument("sources", nargs="+", type=Path, metavar="SOURCE")
-    convert.add_argument("--to", required=True, type=Path, help="the folder of the new checkpoint")
+    convert.add_argument("sources", nargs="+", type=path_or_address, metavar="SOURCE")
+    convert.add_argument(
+        "--to",
+        required=True,
+        type=path_or_address,
+        help="the folder of the new checkpoint, or its address at gs://",
+    )
     convert.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="what no file says"
     )
@@ -65,19 +73,22 @@ def add_convert_verb(verbs: argparse._SubParsersAction) -> None:
 def _convert(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.config.loading import load_config
     from imagewam_jax.data.datasets import resolve_widths
+    from imagewam_jax.storage.folders import fetched
+    from imagewam_jax.storage.objects import as_path
     from imagewam_jax.weights.convert import convert
 
     if rest and not arguments.config:
         raise ConfigError(f"unknown arguments: {' '.join(rest)}")
     config = load_config(arguments.config, rest).to_dict() if arguments.config else None
     config = config and resolve_widths(config)
-    convert(
-        arguments.sources,
-        arguments.to,
-        overrides=parse_overrides(arguments.set),
-        dtype=arguments.dtype,
-        expert=arguments.expert_init,
-        config=config,
-        statistics=arguments.statistics,
-    )
+    with contextlib.ExitStack() as stack:
+        convert(
+            [stack.enter_context(fetched(as_path(source))) for source in arguments.sources],
+            as_path(arguments.to),
+            overrides=parse_overrides(arguments.set),
+            dtype=arguments.dtype,
+            expert=arguments.expert_init,
+            config=config,
+            statistics=arguments.statistics,
+        )
     return 0

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from imagewam_jax.paths import path_or_address
+
 
 def add_encode_text_verb(verbs: argparse._SubParsersAction) -> None:
     """Add the verb `encode-text`."""
@@ -14,7 +16,7 @@ def add_encode_text_verb(verbs: argparse._SubParsersAction) -> None:
         "changed as for train.",
     )
     encode.add_argument("--config", required=True, help="a config file")
-    encode.add_argument("--output", required=True, type=Path, help="a .safetensors file")
+    encode.add_argument("--output", required=True, type=path_or_address, help="a .safetensors file")
     encode.add_argument(
         "--prompts", type=Path, help="a text file, an instruction a line, in place of the dataset"
     )
@@ -24,6 +26,7 @@ def add_encode_text_verb(verbs: argparse._SubParsersAction) -> None:
 def _encode_text(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.config.loading import load_config
     from imagewam_jax.data.datasets import config_data
+    from imagewam_jax.storage.objects import as_path
     from imagewam_jax.text.fill import fill_text_table, read_instructions
 
     config = load_config(arguments.config, rest).to_dict()
@@ -31,7 +34,7 @@ def _encode_text(arguments: argparse.Namespace, rest: list[str]) -> int:
         instructions = read_instructions(arguments.prompts)
     else:
         instructions = config_data(config).instructions
-    table = fill_text_table(config, instructions, arguments.output)
+    table = fill_text_table(config, instructions, as_path(arguments.output))
     print(
         f"{table.path}: {len(table.prompts)} prompts, {table.lengths.sum()} tokens of "
         f"{table.channels} channels"

@@ -13,6 +13,7 @@ from imagewam_jax.cli.devices import (
     together,
 )
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.paths import path_or_address
 
 
 def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
@@ -25,14 +26,23 @@ def add_evaluate_verb(verbs: argparse._SubParsersAction) -> None:
         "alone.",
     )
     evaluate.add_argument(
-        "--checkpoint", required=True, type=Path, help="a run's folder, or one step's in it"
+        "--checkpoint",
+        required=True,
+        type=path_or_address,
+        help="a run's folder, or one step's in it; like the next three also at gs://",
     )
-    evaluate.add_argument("--output", type=Path, help="default: evaluation, in the run's folder")
     evaluate.add_argument(
-        "--autoencoder", type=Path, help="a checkpoint with it, where a converted policy lacks it"
+        "--output", type=path_or_address, help="default: evaluation, in the run's folder"
     )
     evaluate.add_argument(
-        "--text-table", type=Path, help="of encode-text, where a converted policy has no text"
+        "--autoencoder",
+        type=path_or_address,
+        help="a checkpoint with it, where a converted policy lacks it",
+    )
+    evaluate.add_argument(
+        "--text-table",
+        type=path_or_address,
+        help="of encode-text, where a converted policy has no text",
     )
     evaluate.add_argument("--data", help="the data's folder, if it is not where it was")
     evaluate.add_argument(
@@ -121,7 +131,7 @@ def option(text: str) -> tuple[str, Any]:
 
 def _evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     output = arguments.output
-    if output and output.exists() and not output.is_dir():
+    if isinstance(output, Path) and output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output} is a file, expected a folder")
     from imagewam_jax import distributed
     from imagewam_jax.evaluation.evaluate import evaluate

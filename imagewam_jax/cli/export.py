@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from imagewam_jax.paths import path_or_address
+
 EXPORT = """\
 Writes what a checkpoint holds in the layouts of others. PATH is a folder that is not there yet:
 
@@ -27,7 +29,11 @@ def add_export_verb(verbs: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=EXPORT,
     )
-    export.add_argument("checkpoint", type=Path, help="a run's folder, or one step's in it")
+    export.add_argument(
+        "checkpoint",
+        type=path_or_address,
+        help="a run's folder, or one step's in it; also at gs://",
+    )
     export.add_argument(
         "--format", required=True, choices=["official", "flux2", "ovis_u1", "diffusers"]
     )

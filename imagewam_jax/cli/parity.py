@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.paths import path_or_address
 
 VERIFY = """\
 Repeats recorded runs and prints the error of every tensor beside what it may be; the exit code is
@@ -61,7 +62,9 @@ def add_parity_verbs(verbs: argparse._SubParsersAction) -> None:
     )
     record.set_defaults(run=_record)
     for runs in (verify, record):
-        runs.add_argument("checkpoint", type=Path, help="a run's folder, or one step's in it")
+        runs.add_argument(
+            "checkpoint", type=path_or_address, help="a run's folder, or one step's; also at gs://"
+        )
         runs.add_argument(
             "--compute-dtype",
             choices=["float32", "bfloat16"],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imagewam_jax.errors import ConfigError
+from imagewam_jax.paths import path_or_address
 from imagewam_jax.serving.settings import Settings
 
 _DEFAULTS = Settings()
@@ -24,13 +25,20 @@ def add_serve_verb(verbs: argparse._SubParsersAction) -> None:
     )
     policy = serve.add_argument_group("the policy")
     policy.add_argument(
-        "--checkpoint", required=True, type=Path, help="a run's folder, or one step's in it"
+        "--checkpoint",
+        required=True,
+        type=path_or_address,
+        help="a run's folder, or one step's in it; like the next two also at gs://",
     )
     policy.add_argument(
-        "--autoencoder", type=Path, help="a checkpoint with it, where a converted policy lacks it"
+        "--autoencoder",
+        type=path_or_address,
+        help="a checkpoint with it, where a converted policy lacks it",
     )
     policy.add_argument(
-        "--text-table", type=Path, help="of encode-text, in place of the instructions it knows"
+        "--text-table",
+        type=path_or_address,
+        help="of encode-text, in place of the instructions it knows",
     )
     policy.add_argument(
         "--text-encoder",

@@ -3,11 +3,11 @@
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imagewam_jax.cli.devices import add_hosts_arguments, together
 from imagewam_jax.errors import HostsError
+from imagewam_jax.paths import path_or_address
 
 if TYPE_CHECKING:
     from imagewam_jax.config.loading import LoadedConfig
@@ -23,7 +23,12 @@ def add_train_verb(verbs: argparse._SubParsersAction) -> None:
         "second Ctrl-C ends it at once. One run at a time writes into a folder.",
     )
     train.add_argument("--config", required=True, help="such as configs/quickstart.py")
-    train.add_argument("--workdir", required=True, type=Path, help="the folder of the run")
+    train.add_argument(
+        "--workdir",
+        required=True,
+        type=path_or_address,
+        help="the folder of the run, or its address at gs://",
+    )
     train.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint, if any"
     )

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict, config_flags
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.config.fields import OPEN_SECTIONS, field_errors
 from imagewam_jax.errors import ConfigError, raise_all
-from imagewam_jax.paths import in_home, refuse_address
+from imagewam_jax.paths import in_home
 
-# Fields that are paths on this machine.
+# Fields that are paths, or addresses in object storage.
 PATHS = (
     ("data", "directory"),
     ("data", "index_directory"),
@@ -21,7 +21,6 @@ PATHS = (
     ("autoencoder", "weights"),
     ("train", "initial_weights"),
 )
-ADDRESSES = ("data.directory",)  # those that may be in object storage
 
 
 class LoadedConfig(NamedTuple):
@@ -74,12 +73,6 @@ def read_config(path: str, overrides: Sequence[str]) -> LoadedConfig:
         name = f"{section}.{field}"
         if field in config.get(section, ()) and name not in wrong:
             config[section][field] = in_home(config[section][field])
-            try:
-                if name not in ADDRESSES:
-                    refuse_address(config[section][field], f"{name}: ")
-            except ConfigError as error:
-                errors.append(error)
-                unusable.append(name)
     return LoadedConfig(config, tuple(errors), frozenset(unusable) | wrong.keys())
 
 

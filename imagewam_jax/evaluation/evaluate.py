@@ -17,7 +17,12 @@ from jax.sharding import Mesh
 from jaxtyping import Int64
 
 from imagewam_jax.checkpoints.steps import is_step
-from imagewam_jax.checkpoints.store import METRICS_FILE, open_checkpoint, read_metrics
+from imagewam_jax.checkpoints.store import (
+    CHECKPOINTS_FOLDER,
+    METRICS_FILE,
+    open_checkpoint,
+    read_metrics,
+)
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.data.datasets import Dataset, config_data, shared_splits
 from imagewam_jax.data.loading.loader import checksum
@@ -51,39 +56,38 @@ from imagewam_jax.evaluation.rollout import RolloutResult
 from imagewam_jax.evaluation.simulators import simulates
 from imagewam_jax.evaluation.simulators.base import SimulatorSpec
 from imagewam_jax.evaluation.snapshot import Snapshot
-from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.html.page import Section, write_page
 from imagewam_jax.models.autoencoders import to_uint8
 from imagewam_jax.models.sharding import make_mesh
 from imagewam_jax.policy.noise import sample_noise
 from imagewam_jax.policy.policy import Policy, load_policy
+from imagewam_jax.storage.folders import folder_to_write
+from imagewam_jax.storage.objects import AnyPath, as_path
 
 _LOG = logging.getLogger(__name__)
 SHOWN_SAMPLES = 6
 
 
-def _alone(function: Callable[..., Path]) -> Callable[..., Path]:
+def _alone(function: Callable[..., Path]) -> Callable[..., AnyPath]:
     """`evaluate`, with a lock on its output, held by the process that writes there: InUseError
-    names another process that does."""
+    names another process that does. An output in object storage is one of this machine."""
 
     @functools.wraps(function)
-    def locked(checkpoint: Path | str, output: Path | str | None = None, **options) -> Path:
-        output = Path(output) if output else _run_folder(Path(checkpoint)) / "evaluation"
-        with contextlib.ExitStack() as stack:
-            if is_first():
-                stack.enter_context(only_writer(output / LOCK_FILE, "imagewam evaluate"))
-            return function(checkpoint, output, **options)
+    def locked(checkpoint: AnyPath | str, output: AnyPath | str | None = None, **options):
+        place = as_path(output) if output else _run_folder(as_path(checkpoint)) / "evaluation"
+        with folder_to_write(place, "imagewam evaluate", first=is_first()) as written:
+            return place / function(checkpoint, written.folder, **options).name
 
     return locked
 
 
 @_alone
 def evaluate(
-    checkpoint: Path | str,
-    output: Path | str | None = None,
+    checkpoint: AnyPath | str,
+    output: AnyPath | str | None = None,
     *,
-    autoencoder: Path | None = None,
-    text_table: Path | None = None,
+    autoencoder: Path | str | None = None,
+    text_table: Path | str | None = None,
     dataset: str | None = None,
     data_directory: str | None = None,
     split: str | None = None,
@@ -247,13 +251,13 @@ def evaluate(
             offline[opened.name],
             of=len(datasets),
         )
-    metrics = read_metrics(_run_folder(Path(checkpoint)) / METRICS_FILE)
+    metrics = read_metrics(_run_folder(as_path(checkpoint)) / METRICS_FILE)
     if metrics:
         sections.append(report.training_section(metrics))
     if is_first():
         title = f"{', '.join(results['datasets'])}: step {policy.step}"
         read = ", ".join(f"{opened.index.name} {opened.index.version}" for opened in datasets)
-        subtitle = f"{Path(checkpoint)}; dataset {read}, {split}"
+        subtitle = f"{as_path(checkpoint)}; dataset {read}, {split}"
         write_page(output / "report.html", title, subtitle, sections)
     return output / "report.html"
 
@@ -286,7 +290,7 @@ def _mesh(fields: Mapping[str, int] | None) -> Mesh | None:
     return make_mesh(defaults().mesh.to_dict() | dict(fields or {}))
 
 
-def _trained_on(checkpoint: Path | str) -> list[str]:
+def _trained_on(checkpoint: AnyPath | str) -> list[str]:
     """The datasets that a policy was trained on; none where there is no policy."""
     checkpoints, step = open_checkpoint(checkpoint)
     with contextlib.closing(checkpoints):
@@ -370,12 +374,12 @@ def _examples(
     return pictures, predictions
 
 
-def _run_folder(checkpoint: Path) -> Path:
+def _run_folder(checkpoint: AnyPath) -> AnyPath:
     """The folder of the run that a checkpoint path belongs to."""
     checkpoint = checkpoint.absolute()
     if is_step(checkpoint):
         checkpoint = checkpoint.parent
-    return checkpoint.parent if checkpoint.name == "checkpoints" else checkpoint
+    return checkpoint.parent if checkpoint.name == CHECKPOINTS_FOLDER else checkpoint
 
 
 def _summary(results: dict) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.policy.policy import Policy
+from imagewam_jax.storage.objects import AnyPath
 
 DECIDING_PACKAGES = (
     "imagewam-jax",
@@ -24,9 +25,9 @@ DECIDING_PACKAGES = (
 
 def policy_identity(
     policy: Policy,
-    checkpoint: Path | str,
-    autoencoder: Path | None,
-    text_table: Path | None,
+    checkpoint: AnyPath | str,
+    autoencoder: Path | str | None,
+    text_table: Path | str | None,
 ) -> dict:
     """All that decides how a policy acts."""
     checkpoints, step = open_checkpoint(checkpoint)
@@ -44,11 +45,11 @@ def policy_identity(
 
 def episode_identity(
     policy: Policy,
-    checkpoint: Path | str,
+    checkpoint: AnyPath | str,
     simulator: str,
     options: Mapping[str, Any],
-    autoencoder: Path | None,
-    text_table: Path | None,
+    autoencoder: Path | str | None,
+    text_table: Path | str | None,
     execute_steps: int | None = None,
 ) -> dict:
     """All that decides how an episode in the simulator ends; `execute_steps` counts in place of the

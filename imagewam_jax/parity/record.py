@@ -30,6 +30,7 @@ from imagewam_jax.parity.cases.base import Output, Sizes
 from imagewam_jax.parity.cases.folder import CONFIG, NORMS, Folder, Tensors
 from imagewam_jax.parity.cases.loaded import Loaded
 from imagewam_jax.parity.stacks import stack_of
+from imagewam_jax.storage.objects import AnyPath
 from imagewam_jax.weights.io.tensors import ArraySource
 from imagewam_jax.weights.layouts.imagewam_checkpoint import official_settings
 
@@ -48,7 +49,7 @@ NOTE = (
 
 
 def record(
-    checkpoint: Path,
+    checkpoint: AnyPath | str,
     to: Path,
     *,
     seed: int = 0,

@@ -18,6 +18,7 @@ from imagewam_jax.parity.cases.base import Kind, NotChecked, Output
 from imagewam_jax.parity.cases.folder import Folder, read_folder, recorded_folders, recorded_name
 from imagewam_jax.parity.cases.limits import ABSOLUTE, LARGEST, Limit
 from imagewam_jax.parity.cases.loaded import Loaded
+from imagewam_jax.storage.objects import AnyPath
 
 # Recorded tensors that nothing here computes again: patterns of their names, and why.
 NOT_REPEATED = {
@@ -103,7 +104,11 @@ class Report:
 
 
 def verify(
-    checkpoint: Path, references: Path, *, dtype: str = "float32", weights: str | None = None
+    checkpoint: AnyPath | str,
+    references: Path,
+    *,
+    dtype: str = "float32",
+    weights: str | None = None,
 ) -> Report:
     """Repeat every recording whose component the checkpoint has, and print each comparison.
 

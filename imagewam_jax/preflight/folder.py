@@ -5,13 +5,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagewam_jax.checkpoints.store import Checkpoints
+from imagewam_jax.checkpoints.store import CHECKPOINTS_FOLDER, Checkpoints
 from imagewam_jax.data.datasets import resolve_widths
 from imagewam_jax.errors import CheckpointError, UserError
 from imagewam_jax.files import LOCK_FILE
 from imagewam_jax.preflight.data import rows, stored_images, training_samples, widths
 from imagewam_jax.preflight.devices import batch, training_state
 from imagewam_jax.preflight.run import NotChecked, Run
+from imagewam_jax.storage.objects import AnyPath, ObjectPath, is_remote
+from imagewam_jax.storage.orbax_paths import orbax_path
 from imagewam_jax.training.batches import train_iterator
 from imagewam_jax.training.resume import check_same
 from imagewam_jax.training.train import check_new_or_resumed, check_room, only_run
@@ -21,13 +23,10 @@ def run_folder(run: Run) -> list[int]:
     """The folder can be written, no other run writes there, and it has no checkpoints unless the
     run goes on from them; returns their steps."""
     workdir = _workdir(run)
-    existing = next(p for p in (workdir, *workdir.parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        what = "cannot be written to" if existing.is_dir() else "is a file"
-        raise CheckpointError(f"{workdir}: {existing} {what}, expected a folder for the run")
-    if (workdir / LOCK_FILE).exists():  # which a run that was killed leaves behind
-        with only_run(workdir):
-            pass
+    if is_remote(workdir):
+        _check_bucket(workdir)
+    else:
+        _check_folder(workdir)
     with _checkpoints(workdir) as checkpoints:
         steps = checkpoints.steps if checkpoints else []
         try:
@@ -35,6 +34,24 @@ def run_folder(run: Run) -> list[int]:
         except CheckpointError as error:
             raise CheckpointError(f"{error}; {_with_resume(run, checkpoints)}") from None
     return steps
+
+
+def _check_folder(workdir: Path) -> None:
+    existing = next(p for p in (workdir, *workdir.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "cannot be written to" if existing.is_dir() else "is a file"
+        raise CheckpointError(f"{workdir}: {existing} {what}, expected a folder for the run")
+    if (workdir / LOCK_FILE).exists():  # which a run that was killed leaves behind
+        with only_run(workdir):
+            pass
+
+
+def _check_bucket(workdir: ObjectPath) -> None:
+    """Write an object and remove it: whether that is allowed shows in no other way."""
+    orbax_path(workdir)
+    tried = workdir / ".can_be_written"
+    tried.write_bytes(b"imagewam")
+    tried.unlink()
 
 
 def _with_resume(run: Run, checkpoints: Checkpoints) -> str:
@@ -88,16 +105,16 @@ def room_for_checkpoints(run: Run) -> None:
     check_room(config, workdir, run.of(training_state), kept)
 
 
-def _workdir(run: Run) -> Path:
+def _workdir(run: Run) -> AnyPath:
     if run.workdir is None:
         raise NotChecked("no --workdir is given")
     return run.workdir.absolute()
 
 
 @contextlib.contextmanager
-def _checkpoints(workdir: Path) -> Iterator[Checkpoints | None]:
+def _checkpoints(workdir: AnyPath) -> Iterator[Checkpoints | None]:
     """The checkpoints in a run's folder, which stays as it is; None: it has no folder of them."""
-    folder = workdir / "checkpoints"
+    folder = workdir / CHECKPOINTS_FOLDER
     if not folder.is_dir():
         yield None
         return

@@ -1,7 +1,6 @@
 """Runs all checks of a run, and says what they found."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from imagewam_jax.checkpoints.store import tree_bytes
@@ -11,6 +10,7 @@ from imagewam_jax.preflight.checks import EVALUATION, TRAINING
 from imagewam_jax.preflight.data import training_samples
 from imagewam_jax.preflight.devices import mesh, training_state
 from imagewam_jax.preflight.run import Check, NotChecked, Run, name_of
+from imagewam_jax.storage.objects import AnyPath, as_path
 from imagewam_jax.training.resume import state_trees
 from imagewam_jax.training.train import summary
 
@@ -58,13 +58,13 @@ class Refused(UserError):
 
 def preflight(
     loaded: LoadedConfig,
-    workdir: Path | None = None,
+    workdir: AnyPath | str | None = None,
     *,
     resume: bool = False,
     evaluation: bool = True,
 ) -> Report:
     """Look for everything that would stop a run, and its evaluation if wanted."""
-    run = Run(loaded, workdir, resume)
+    run = Run(loaded, None if workdir is None else as_path(workdir), resume)
     problems: dict[str, list[str]] = {}
     if loaded.errors:
         problems["fields"] = [_line(error) for error in loaded.errors]

@@ -8,12 +8,12 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from imagewam_jax.config.defaults import defaults
 from imagewam_jax.config.loading import LoadedConfig
 from imagewam_jax.errors import SeveralErrors, UserError
+from imagewam_jax.storage.objects import AnyPath
 
 Check = Callable[["Run"], Any]
 
@@ -30,7 +30,7 @@ class Run:
     notes: what does not stop the run and is worth a look, one line each.
     """
 
-    def __init__(self, loaded: LoadedConfig, workdir: Path | None = None, resume: bool = False):
+    def __init__(self, loaded: LoadedConfig, workdir: AnyPath | None = None, resume: bool = False):
         self.workdir, self.resume = workdir, resume
         self.notes: list[str] = []
         # As training has it, and as checkpoints keep it; what cannot be kept is not usable anyway.

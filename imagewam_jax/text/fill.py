@@ -15,6 +15,8 @@ from imagewam_jax.errors import DataError
 from imagewam_jax.files import lock_beside, only_writer
 from imagewam_jax.models.backbones import BACKBONES
 from imagewam_jax.models.text_encoders.base import TextEncoder, Tokens
+from imagewam_jax.storage.folders import file_to_write
+from imagewam_jax.storage.objects import AnyPath
 from imagewam_jax.text.encoders import (
     check_width,
     make_prompt,
@@ -25,7 +27,7 @@ from imagewam_jax.text.tables import TextTableFile, open_text_table, write_text_
 
 
 def fill_text_table(
-    config: Mapping[str, Any], instructions: Iterable[str], path: Path
+    config: Mapping[str, Any], instructions: Iterable[str], path: AnyPath
 ) -> TextTableFile:
     """Encodes those of some instructions that a table lacks; its other prompts stay in it.
 
@@ -38,10 +40,13 @@ def fill_text_table(
     backbone = named_config(config["model"]["backbone"], BACKBONES, "model.backbone")
     check_width(backbone.text_dim, encoder.feature_dim)
     prompts = sorted({make_prompt(section["template"], each) for each in instructions})
-    with only_writer(lock_beside(path), "imagewam encode-text"):
-        parts = path.with_name(f"{path.name}.parts")
+    with (
+        file_to_write(path) as file,
+        only_writer(lock_beside(file), "imagewam encode-text"),
+    ):
+        parts = file.with_name(f"{file.name}.parts")
         left = sorted(parts.glob("*.safetensors"))  # by a run that was killed
-        tables = [open_text_table(file) for file in (path, *left) if file.exists()]
+        tables = [open_text_table(each) for each in (file, *left) if each.exists()]
         for table in tables:
             table.check_encoder(encoder.identity)
         known = {prompt for table in tables for prompt in table.prompts}
@@ -52,9 +57,9 @@ def fill_text_table(
             first = int(left[-1].stem) + 1 if left else 0
             tables += _encode(encoder, missing, tokens, parts, first)
         if missing or left:
-            _merge(tables, path)
+            _merge(tables, file)
         shutil.rmtree(parts, ignore_errors=True)
-        return open_text_table(path)
+    return open_text_table(path)
 
 
 def read_instructions(path: Path) -> list[str]:

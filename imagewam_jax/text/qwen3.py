@@ -20,6 +20,7 @@ from imagewam_jax.errors import CheckpointError, ConfigError, MissingWeights
 from imagewam_jax.models.parameters import module_builder, module_tree
 from imagewam_jax.models.text_encoders.base import TextEncoder, Tokens, pad_tokens
 from imagewam_jax.models.text_encoders.qwen3 import Qwen3, Qwen3Config
+from imagewam_jax.storage.objects import as_path
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
@@ -109,7 +110,7 @@ def qwen3(section: Mapping[str, Any]) -> TextEncoder:
             "encode-text --config=... --config.text.weights=weights/qwen3-4b "
             "--output=text.safetensors. Then train with --config.text.table=text.safetensors"
         )
-    if Path(path, "config.json").exists():
+    if (as_path(path) / "config.json").is_file():
         raise ConfigError(
             f"text.weights: {path} is a Hugging Face folder; convert it: imagewam convert {path} "
             "--to weights/qwen3"

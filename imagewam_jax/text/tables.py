@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from imagewam_jax.errors import DataError
 from imagewam_jax.files import stream_safetensors, written_whole
+from imagewam_jax.storage.folders import local_file
+from imagewam_jax.storage.objects import AnyPath, as_path
 
 FORMAT = "2"
 
@@ -66,7 +68,7 @@ def text_table(
 class TextTableFile:
     """A table on disk. Prompts are distinct; features are read when they are asked for."""
 
-    path: Path
+    path: AnyPath
     prompts: tuple[str, ...]
     lengths: Int32[np.ndarray, " prompt"]
     channels: int
@@ -104,16 +106,17 @@ class TextTableFile:
             prompt: slice(int(end - length), int(end))
             for prompt, end, length in zip(self.prompts, ends, self.lengths, strict=True)
         }
-        with safe_open(self.path, framework="numpy") as file:
+        with safe_open(local_file(self.path), framework="numpy") as file:
             features = file.get_slice("features")
             for prompt in prompts:
                 yield features[slices[prompt]]
 
 
-def open_text_table(path: Path | str) -> TextTableFile:
-    """Opens a table on disk. DataError: it is not one."""
+def open_text_table(path: AnyPath | str) -> TextTableFile:
+    """Opens a table. DataError: it is not one."""
+    path = as_path(path)
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(local_file(path), framework="numpy") as file:
             metadata = file.metadata() or {}
             shape = file.get_slice("features").get_shape()
             dtype = file.get_slice("features").get_dtype()
@@ -137,11 +140,11 @@ def open_text_table(path: Path | str) -> TextTableFile:
             f"{path}: a text table of {len(prompts)} prompts ({len(set(prompts))} distinct), "
             f"{len(lengths)} lengths, in all {tokens} tokens, and {dtype} features {shape}"
         )
-    return TextTableFile(Path(path), prompts, lengths, shape[1], metadata["encoder"])
+    return TextTableFile(path, prompts, lengths, shape[1], metadata["encoder"])
 
 
 def write_text_table(
-    path: Path | str,
+    path: Path,
     prompts: Sequence[str],
     lengths: Sequence[int],
     features: Iterable[Float[np.ndarray, "_ channel"]],
@@ -155,7 +158,6 @@ def write_text_table(
     DataError: the table could not be written, the features are not as many tokens as `lengths`
         says, or one holds a NaN or an infinity.
     """
-    path = Path(path)
     lengths = np.array(lengths, "<i4")
     shape = (int(lengths.sum(dtype=np.int64)), channels)
     tensors = {
@@ -186,7 +188,7 @@ def write_text_table(
     return open_text_table(path)
 
 
-def encode_command(path: Path | str = "FILE") -> str:
+def encode_command(path: AnyPath | str = "FILE") -> str:
     """The command that makes a table, or adds to one."""
     return f"imagewam encode-text --config=CONFIG --output={path}"
 

@@ -1,7 +1,6 @@
 """Checkpoints of a training run: save one, and resume from it exactly or not at all."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from imagewam_jax.checkpoints.store import Checkpoints
 from imagewam_jax.distributed import all_agree, is_first, wait_for_all
 from imagewam_jax.errors import CheckpointError, Unreadable
 from imagewam_jax.preprocess.inputs import PolicyAssets
+from imagewam_jax.storage.objects import AnyPath
 from imagewam_jax.training.state import (
     TrainState,
     all_params,
@@ -177,7 +177,7 @@ def _checked(
     )
 
 
-def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: AnyPath) -> None:
     """CheckpointError, naming the fields, if the run's numbers would not be what they were."""
     saved, now = ({**NEWER, **_unchangeable(config)} for config in (saved, now))
     changed = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]

@@ -4,22 +4,20 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagewam_jax.checkpoints.store import Checkpoints, check_space, tree_bytes
+from imagewam_jax.checkpoints.store import CHECKPOINTS_FOLDER, Checkpoints, check_space, tree_bytes
 from imagewam_jax.config.schema import policy_config
 from imagewam_jax.data.datasets import config_data, resolve_widths
 from imagewam_jax.data.loading.loader import BadFrames, Source
 from imagewam_jax.distributed import first_alone, from_first, is_first
 from imagewam_jax.errors import CheckpointError
-from imagewam_jax.files import LOCK_FILE, only_writer
 from imagewam_jax.models.sharding import (
     batch_rows,
     batch_sharding,
@@ -29,7 +27,8 @@ from imagewam_jax.models.sharding import (
     shardings_of,
 )
 from imagewam_jax.preprocess.inputs import PolicyAssets
-from imagewam_jax.storage import retries
+from imagewam_jax.storage.folders import WrittenFolder, folder_to_write
+from imagewam_jax.storage.objects import AnyPath, as_path, retries
 from imagewam_jax.training.batches import (
     DevicePrefetch,
     model_keys,
@@ -59,8 +58,8 @@ from imagewam_jax.training.step import (
 
 
 def train(
-    config: ConfigDict, workdir: Path | str, *, resume: bool = False, began: float | None = None
-) -> Path:
+    config: ConfigDict, workdir: AnyPath | str, *, resume: bool = False, began: float | None = None
+) -> AnyPath:
     """Train to the config's last step; return the folder of checkpoints.
 
     `resume` continues from the newest checkpoint that can be read and repeats exactly what an
@@ -70,25 +69,30 @@ def train(
     there. `began` is the `time.perf_counter()` at which the start-up did, if not now.
     """
     began = time.perf_counter() if began is None else began
-    with PreemptionNotice() as notice, only_run(Path(workdir)):
-        return _train(json.loads(config.to_json()), Path(workdir), resume, began, notice)
+    place = as_path(workdir)
+    with PreemptionNotice() as notice, only_run(place) as written:
+        return _train(json.loads(config.to_json()), place, written, resume, began, notice)
 
 
-@contextlib.contextmanager
-def only_run(workdir: Path) -> Iterator[None]:
-    """Holds the lock of a run's folder, in the process that writes.
+def only_run(workdir: AnyPath) -> contextlib.AbstractContextManager[WrittenFolder]:
+    """Keeps other runs out of a run's folder, and gives the folder that all but its checkpoints is
+    written to (`folder_to_write`).
 
-    InUseError names another run that is writing there. WriteError: it cannot be made.
+    InUseError names another run that is writing there. WriteError: it cannot be written to.
     """
-    with contextlib.ExitStack() as stack:
-        if is_first():
-            stack.enter_context(only_writer(workdir / LOCK_FILE, "imagewam train"))
-        yield
+    return folder_to_write(
+        workdir, "imagewam train", first=is_first(), leave_out=CHECKPOINTS_FOLDER
+    )
 
 
 def _train(
-    config: dict[str, Any], workdir: Path, resume: bool, began: float, notice: PreemptionNotice
-) -> Path:
+    config: dict[str, Any],
+    workdir: AnyPath,
+    written: WrittenFolder,
+    resume: bool,
+    began: float,
+    notice: PreemptionNotice,
+) -> AnyPath:
     # What can be wrong with the config and the devices.
     config = resolve_widths(config)
     policy = policy_config(config["model"])
@@ -128,8 +132,10 @@ def _train(
     )
 
     validation = [put(batch) for batch in validation_batches(config, data, rows)]
-    run = Run(config["train"], settings, mesh, checkpoints, assets, metadata, validation)
-    watch = Watch(config, workdir, int(state.step), step_work(config, policy, assets, mesh), began)
+    run = Run(config["train"], settings, mesh, checkpoints, written, assets, metadata, validation)
+    watch = Watch(
+        config, written.folder, int(state.step), step_work(config, policy, assets, mesh), began
+    )
     if is_first():
         print(summary(state, sources, config, mesh))
     ahead = DevicePrefetch(batches, put)
@@ -151,6 +157,7 @@ class Run:
     settings: StepSettings
     mesh: Mesh
     checkpoints: Checkpoints
+    written: WrittenFolder
     assets: PolicyAssets
     metadata: Mapping[str, Any]
     validation: Sequence[Mapping[str, jax.Array]]
@@ -194,6 +201,8 @@ def run_steps(
         if done % config["checkpoint_every"] == 0 or last or stop:
             with watch.pause("checkpoints"):
                 finite.check()
+                watch.flush()
+                run.written.copy()  # so that a checkpoint is never without the rows before it
                 position = batches.get_state()
                 save(run.checkpoints, done, state, run.assets, run.metadata, position)
             watch.account(done)
@@ -228,20 +237,20 @@ def summary(
 
 
 def _open_checkpoints(
-    config: Mapping[str, Any], workdir: Path, resume: bool, mesh: Mesh, abstract: TrainState
+    config: Mapping[str, Any], workdir: AnyPath, resume: bool, mesh: Mesh, abstract: TrainState
 ) -> Checkpoints:
     """The checkpoints of a run, with room for those to come.
 
     CheckpointError: there are some and the run is not to be resumed, or the disk is too small.
     """
     keep = config["train"]["keep_checkpoints"]
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=keep, placement=replicated(mesh))
+    checkpoints = Checkpoints(workdir / CHECKPOINTS_FOLDER, keep=keep, placement=replicated(mesh))
     check_new_or_resumed(workdir, checkpoints.steps, resume)
     check_room(config, workdir, abstract, kept=len(checkpoints.steps))
     return checkpoints
 
 
-def check_new_or_resumed(workdir: Path, steps: Sequence[int], resume: bool) -> None:
+def check_new_or_resumed(workdir: AnyPath, steps: Sequence[int], resume: bool) -> None:
     """CheckpointError: the folder has checkpoints of these steps, and the run is a new one."""
     if steps and not resume:
         raise CheckpointError(
@@ -249,7 +258,9 @@ def check_new_or_resumed(workdir: Path, steps: Sequence[int], resume: bool) -> N
         )
 
 
-def check_room(config: Mapping[str, Any], workdir: Path, abstract: TrainState, kept: int) -> None:
+def check_room(
+    config: Mapping[str, Any], workdir: AnyPath, abstract: TrainState, kept: int
+) -> None:
     """CheckpointError: the disk is too small for the checkpoints of a run that are not there."""
     copies = max(1, config["train"]["keep_checkpoints"] + 1 - kept)
     check_space(workdir, tree_bytes(state_trees(abstract)), copies=copies)

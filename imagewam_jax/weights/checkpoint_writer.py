@@ -17,27 +17,28 @@ all items are written and before the step gets its name.
 import asyncio
 import contextlib
 import json
-import shutil
 import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from etils import epath
 from orbax.checkpoint import future, type_handlers
 from tqdm import tqdm
 
 from imagewam_jax.checkpoints.checksums import checksum, joined
 from imagewam_jax.checkpoints.steps import is_step, step_folders
-from imagewam_jax.checkpoints.store import FORMAT, check_space, tree_bytes
-from imagewam_jax.errors import CheckpointError, ConversionError
+from imagewam_jax.checkpoints.store import CHECKPOINTS_FOLDER, FORMAT, check_space, tree_bytes
+from imagewam_jax.errors import CheckpointError, UserError
 from imagewam_jax.models.parameters import flatten
+from imagewam_jax.storage.objects import AnyPath, as_path, is_remote
+from imagewam_jax.storage.orbax_paths import orbax_path
 from imagewam_jax.weights.layouts.mapping import Piece
 
 # The size of a chunk on disk, which is the least that can be read: small enough for a host of a pod
@@ -69,7 +70,7 @@ def stream_of(tree: Mapping[str, Any]) -> Stream:
 
 
 def write_streams(
-    directory: Path | str,
+    directory: AnyPath | str,
     step: int,
     streams: Mapping[str, Stream],
     metadata: Mapping[str, Any],
@@ -81,7 +82,7 @@ def write_streams(
     of an error. CheckpointError: the step exists, there is too little space, or writing failed.
     ConversionErrors of the pieces are passed on.
     """
-    directory = Path(directory).absolute()
+    directory = as_path(directory).absolute()
     check_absent(directory, step)
     check_space(directory, sum(tree_bytes(stream.abstract) for stream in streams.values()))
     interrupted = threading.Event()
@@ -108,32 +109,44 @@ def write_streams(
     try:
         with (
             _set_by_an_interrupt(interrupted),
-            ocp.CheckpointManager(directory, options=options, item_handlers=handlers) as manager,
+            ocp.CheckpointManager(
+                orbax_path(directory), options=options, item_handlers=handlers
+            ) as manager,
         ):
             manager.save(step, args=ocp.args.Composite(**items), force=True)
     except BaseException as error:
-        for unfinished in directory.glob(f"{step}.*tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+        for unfinished in _unfinished(directory, step):
+            with contextlib.suppress(Exception):  # or the first error would be hidden
+                unfinished.rmtree()
         if interrupted.is_set():
             raise KeyboardInterrupt from None
-        if isinstance(error, (OSError, ValueError)) and not isinstance(error, ConversionError):
+        expected = Exception if is_remote(directory) else (OSError, ValueError)
+        if isinstance(error, expected) and not isinstance(error, UserError):
             message = f"{directory}: the checkpoint could not be written: {error}"
             raise CheckpointError(message) from error
         raise
 
 
-def check_absent(directory: Path, step: int) -> None:
+def _unfinished(directory: AnyPath, step: int) -> Iterable[epath.Path]:
+    """What an interrupted step has left."""
+    if is_remote(directory):
+        return [] if is_step(directory / str(step)) else [orbax_path(directory / str(step))]
+    return orbax_path(directory).glob(f"{step}.*tmp*")
+
+
+def check_absent(directory: AnyPath, step: int) -> None:
     """CheckpointError: a checkpoint cannot be written to this folder, or would not be the one that
     is found there, or the step is no step of training."""
     if type(step) is not int or step < 0:
         raise CheckpointError(f"{directory}: {step!r} is no step of training")
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory} is a file, expected a folder to write a checkpoint in")
-    if (directory / str(step)).exists():
+    folder = directory / str(step)
+    if is_step(folder) if is_remote(directory) else folder.exists():
         raise CheckpointError(f"{directory} has a checkpoint of step {step} already")
     # A folder is opened at its newest step, and a run's folder at that of its `checkpoints`.
     there = [str(number) for number in step_folders(directory)]
-    there += ["a run"] if (directory / "checkpoints").is_dir() else []
+    there += ["a run"] if (directory / CHECKPOINTS_FOLDER).is_dir() else []
     there += ["the items of a step"] if is_step(directory) else []
     if there:
         raise CheckpointError(

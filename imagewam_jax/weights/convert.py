@@ -8,13 +8,16 @@ import jax
 
 import imagewam_jax
 from imagewam_jax.checkpoints.assets import normalizer_tree
+from imagewam_jax.checkpoints.store import CHECKPOINTS_FOLDER
 from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.errors import ConversionError
-from imagewam_jax.files import LOCK_FILE, only_writer
+from imagewam_jax.files import only_writer
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten, unflatten
 from imagewam_jax.preprocess.normalization import make_normalizer, stack_normalizers
 from imagewam_jax.preprocess.statistics import statistics_to_json
+from imagewam_jax.storage.folders import lock_of
+from imagewam_jax.storage.objects import AnyPath
 from imagewam_jax.weights.checkpoint_writer import Stream, check_absent, stream_of, write_streams
 from imagewam_jax.weights.components import COMPONENTS
 from imagewam_jax.weights.converted_config import merged_config
@@ -36,7 +39,7 @@ from imagewam_jax.weights.sidecar import STATISTICS_FILE
 
 def convert(
     sources: Sequence[Path],
-    to: Path,
+    to: AnyPath,
     *,
     overrides: Mapping[str, Any] | None = None,
     dtype: str | None = None,
@@ -88,7 +91,6 @@ def convert(
     for file in {spec.file for f in found for spec in f.tensors.specs.values()}:
         if Path(file).suffix == ".safetensors":
             refuse_zero_end(Path(file))
-    lock = (to.parent if to.absolute().name == "checkpoints" else to) / LOCK_FILE  # a run's, there
     metadata["provenance"] = {
         "imagewam_jax": imagewam_jax.__version__,
         "sources": [
@@ -101,7 +103,9 @@ def convert(
         "dtype": dtype or "as in the sources",
         "carried": {name: value for f in found for name, value in _carried(f).items()},
     }
-    with only_writer(lock, "imagewam convert"):
+    # In a run's folder of checkpoints the lock is that of the run.
+    locked = to.parent if to.absolute().name == CHECKPOINTS_FOLDER else to
+    with only_writer(lock_of(locked), "imagewam convert"):
         write_streams(to, step, streams, metadata, **json_items)
     print(f"{to}: step {step}, {', '.join(sorted(streams))}")
 

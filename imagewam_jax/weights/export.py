@@ -25,6 +25,7 @@ from imagewam_jax.models.backbones.omnigen2 import OmniGen2Config
 from imagewam_jax.models.backbones.ovis_u1 import OvisU1Config
 from imagewam_jax.models.imagewam import ImageWAMConfig
 from imagewam_jax.models.parameters import flatten
+from imagewam_jax.storage.objects import AnyPath
 from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
 from imagewam_jax.weights.io.safetensors_writer import write_safetensors, write_sharded
 from imagewam_jax.weights.io.tensors import (
@@ -101,7 +102,7 @@ class Job(NamedTuple):
 
 
 def export(
-    checkpoint: Path,
+    checkpoint: AnyPath | str,
     format: str,
     to: Path,
     *,

@@ -30,7 +30,7 @@ def test_gke(capsys):
     gke.main([word.replace("IMAGE", "registry/image") for word in command])
     (job,) = yaml.safe_load(capsys.readouterr().out)["spec"]["replicatedJobs"]
     (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
-    assert "--config.data.directory=/bucket/rlds" in container["command"]
+    assert "--config.data.directory=gs://BUCKET/rlds" in container["command"]
 
 
 @pytest.mark.parametrize("script", ["xpk.sh", "queued_resource.sh"])

@@ -94,7 +94,7 @@ def test_install(commands):
     assert "--worker=all" in copy
     node, script = ssh(command)
     assert node == "faucet"
-    assert '--constraint constraints.txt --editable ".[text]" "jax[tpu]"' in script
+    assert '--constraint constraints.txt --editable ".[text,gcs]" "jax[tpu]"' in script
     assert "mount" not in script
 
 

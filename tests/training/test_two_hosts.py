@@ -4,11 +4,14 @@ import os
 import signal
 import sys
 import time
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
+from imagewam_jax.checkpoints.steps import is_step, step_folders
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
+from imagewam_jax.storage.objects import as_path
 from launch.local import PREEMPTED, LocalProcesses, free_port, with_virtual_devices
 from tests.hosts import paths
 from tests.training.tiny import copy_sample
@@ -55,9 +58,9 @@ def start(tmp_path_factory):
         f"    config.train.update(steps={STEPS}, checkpoint_every={EVERY}, keep_checkpoints=9)\n"
         "    return config\n"
     )
-    environment = with_virtual_devices({**os.environ, **paths()}, 1)
 
-    def begin(workdir, *faults, lines):
+    def begin(workdir, *faults, lines, environment=MappingProxyType({})):
+        environment = with_virtual_devices({**os.environ, **paths(), **environment}, 1)
         train = ["train", f"--config={config}", f"--workdir={workdir}", "--resume"]
         hosts = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={len(faults)}"]
         commands = [
@@ -76,12 +79,24 @@ def losses(workdir):
     return {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
 
 
-def test_one_is_told_to_stop_and_one_cannot_read(start, tmp_path):
+@pytest.fixture(scope="module")
+def expected(start, tmp_path_factory):
+    """The losses of one process."""
+    workdir, lines = tmp_path_factory.mktemp("one"), []
+    with start(workdir, "", lines=lines) as job:
+        assert job.wait(timeout=300) == 0, "\n".join(lines)
+    return losses(workdir)
+
+
+def assert_near(found, expected):
+    assert list(found) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
+
+
+def test_one_is_told_to_stop_and_one_cannot_read(start, expected, tmp_path):
     """All stop after the same step with exit code 75. The newest checkpoint, which one of them
     cannot read, is set aside by all, and the numbers are those of one process."""
     lines: list[str] = []
-    with start(tmp_path / "one", "", lines=lines) as job:
-        assert job.wait(timeout=300) == 0, "\n".join(lines)
     two = tmp_path / "two"
     with start(two, "", "", lines=lines) as job:
         deadline = time.monotonic() + 300
@@ -101,9 +116,26 @@ def test_one_is_told_to_stop_and_one_cannot_read(start, tmp_path):
     assert f"[0] the checkpoint of step {stopped} is not used and was moved to" in said
     assert "another host cannot read it" in said
     assert (two / "checkpoints" / f"{stopped}.unreadable").is_dir()
-    expected, found = losses(tmp_path / "one"), losses(two)
-    assert list(found) == list(range(1, STEPS + 1))
-    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
+    assert_near(losses(two), expected)
+
+
+def test_both_write_to_a_bucket_and_one_goes_on(start, expected, bucket):
+    """Told to stop, they leave a checkpoint that both have written to; it is whole."""
+    bucket.behave()
+    workdir, lines = as_path(bucket.address("runs/two_hosts")), []
+    with start(workdir, "", "", lines=lines, environment=bucket.environment) as job:
+        deadline = time.monotonic() + 600
+        while not is_step(workdir / "checkpoints" / str(EVERY)):
+            assert job.processes[0].poll() is None and time.monotonic() < deadline, lines
+            time.sleep(0.1)
+        job.processes[1].send_signal(signal.SIGTERM)
+        assert job.wait(timeout=300) == PREEMPTED, "\n".join(lines)
+    stopped = step_folders(workdir / "checkpoints")[-1]
+    params = (workdir / "checkpoints" / str(stopped) / "params").objects()
+    assert {name.partition("/")[0] for name in params} > {"ocdbt.process_0", "ocdbt.process_1"}
+    with start(workdir, "", lines=lines, environment=bucket.environment) as job:
+        assert job.wait(timeout=600) == 0, "\n".join(lines)
+    assert_near(losses(workdir), expected)
 
 
 def test_one_fails(start, tmp_path):

@@ -104,7 +104,7 @@ def test_a_chunk_that_is_gone(tmp_path):
     write_streams(tmp_path, 0, {"params": stream()}, {})
     (tmp_path / "0" / "params" / "stack.w" / "1.0.0").unlink()
     checkpoints, step = open_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match=r"0/params could not be read: (.|\n)*stack.w"):
+    with pytest.raises(CheckpointError, match=r"0/params cannot be read: (.|\n)*stack.w"):
         checkpoints.restore(step, {"params": checkpoints.abstract(step, "params")})
     checkpoints.close()
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from imagewam_jax.checkpoints.merged_lora import NO_LORA, merged_params
 from imagewam_jax.checkpoints.store import open_checkpoint
 from imagewam_jax.config.schema import DTYPES, choose
 from imagewam_jax.models.parameters import flatten, module_builder
+from imagewam_jax.storage.objects import AnyPath
 from imagewam_jax.weights.components import COMPONENTS, checkpoint_components
 from imagewam_jax.weights.io.tensors import dtype_name
 from imagewam_jax.weights.layouts.mapping import ForeignView, Rule
@@ -29,7 +29,7 @@ class Loaded:
     (kernel, rematerialization) are ignored.
     """
 
-    def __init__(self, path: Path, dtype: str = "float32", weights: str | None = None):
+    def __init__(self, path: AnyPath | str, dtype: str = "float32", weights: str | None = None):
         """CheckpointError, ConfigError: it cannot be read, or has no part that can be compared."""
         choose(DTYPES, dtype, "--compute-dtype")
         self.dtype = dtype

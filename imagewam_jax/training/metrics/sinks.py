@@ -69,14 +69,18 @@ class MetricsWriter:
         if self._sinks:
             self._writing.append(self._thread.submit(self._write, kind, step, rows, extra or {}))
 
+    def flush(self) -> None:
+        """Waits until all rows are written; raises what went wrong."""
+        for future in self._writing:
+            future.result()
+
     def close(self) -> None:
         """Writes what is left and closes the sinks; raises what went wrong."""
         self._thread.shutdown()
         with contextlib.ExitStack() as stack:
             for sink in self._sinks:
                 stack.callback(sink.close)
-            for future in self._writing:
-                future.result()
+            self.flush()
 
     def _write(self, kind, step, rows, extra) -> None:
         rows = jax.device_get(list(rows))

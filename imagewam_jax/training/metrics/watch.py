@@ -134,6 +134,10 @@ class Watch:
         """Writes the means of `rows`."""
         self._writer.write(kind, step, rows)
 
+    def flush(self) -> None:
+        """Waits until all rows are where they are kept."""
+        self._writer.flush()
+
     def account(self, step: int) -> dict[str, float]:
         """Writes where the time has gone until now, and returns it.
 
