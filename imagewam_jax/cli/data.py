@@ -1,12 +1,14 @@
 """`imagewam data <verb>`: index, check, describe, list, show and import datasets; statistics."""
 
 import argparse
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from imagewam_jax.errors import DataError
+from imagewam_jax.paths import path_or_address
 
 FOLDER = "with features.json; or its gs:// or s3:// address"
 WHICH = (
@@ -27,7 +29,9 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "build that was stopped goes on where it was. Training makes it too where there is none.",
     )
     index.add_argument("directories", nargs="+", metavar="DIR", help=FOLDER)
-    index.add_argument("--output", type=Path, help="of one index; default: imagewam_index in DIR")
+    index.add_argument(
+        "--output", type=path_or_address, help="of one index; default: imagewam_index in DIR"
+    )
     index.add_argument("--workers", type=int, help="processes; default: as many as help")
     index.add_argument(
         "--available-shards",
@@ -50,7 +54,9 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         "when something cannot be read.",
     )
     check.add_argument("directories", nargs="+", metavar="DIR", help=FOLDER)
-    check.add_argument("--index", type=Path, help="of one DIR; default: imagewam_index in it")
+    check.add_argument(
+        "--index", type=path_or_address, help="of one DIR; default: imagewam_index in it"
+    )
     check.add_argument("--workers", type=int, help="processes; default: one per core")
     check.set_defaults(run=_check)
 
@@ -68,7 +74,10 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
         help="a version folder, or one of a dataset above it; or its gs:// or s3:// address",
     )
     describe.add_argument(
-        "--index-directory", type=Path, metavar="DIR", help="data.index_directory; default: in DIR"
+        "--index-directory",
+        type=path_or_address,
+        metavar="DIR",
+        help="data.index_directory; default: in DIR",
     )
     describe.add_argument(
         "--workers", type=int, help="processes that index; default: as many as help"
@@ -145,6 +154,8 @@ def add_data_verbs(verbs: argparse._SubParsersAction) -> None:
 
 def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.data.index.build import build_index
+    from imagewam_jax.data.index.kept_index import index_here
+    from imagewam_jax.storage.objects import as_path, is_remote
 
     if arguments.output and len(arguments.directories) > 1:
         raise DataError("--output is the index of one DIR, several are given")
@@ -152,12 +163,17 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise DataError(f"unknown arguments: {' '.join(rest)}")
     which = {"available_shards": arguments.available_shards}
     for directory in arguments.directories:
+        output = arguments.output and as_path(arguments.output)
         if arguments.beam:
             from imagewam_jax.data.index.beam import build_index_with_beam
 
-            index = build_index_with_beam(directory, arguments.output, options=rest, **which)
+            if output and is_remote(output):
+                raise DataError(f"--beam: its workers share a folder, which {output} is not")
+            index = build_index_with_beam(directory, output, options=rest, **which)
         else:
-            index = build_index(directory, arguments.output, workers=arguments.workers, **which)
+            with contextlib.ExitStack() as stack:
+                here = output and stack.enter_context(index_here(output))
+                index = build_index(directory, here, workers=arguments.workers, **which)
         for name, split in index.splits.items():
             print(f"{index.name}/{name}: {split.num_episodes} episodes, {split.num_frames} steps")
         for name, shards in index.left_out.items():
@@ -168,7 +184,9 @@ def _index(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from imagewam_jax.data.index.kept_index import index_here
     from imagewam_jax.data.tools.check import check_dataset
+    from imagewam_jax.storage.objects import as_path
 
     if arguments.index and len(arguments.directories) > 1:
         raise DataError("--index is that of one DIR, several are given")
@@ -176,7 +194,9 @@ def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
     for directory in arguments.directories:
         # Decoding takes far longer than a process takes to start.
         workers = arguments.workers or os.cpu_count()
-        report = check_dataset(directory, arguments.index, workers=workers)
+        with contextlib.ExitStack() as stack:
+            index = arguments.index and stack.enter_context(index_here(as_path(arguments.index)))
+            report = check_dataset(directory, index, workers=workers)
         print(report.text())
         bad |= report.bad
     return int(bad)
@@ -185,6 +205,7 @@ def _check(arguments: argparse.Namespace, rest: list[str]) -> int:
 def _describe(arguments: argparse.Namespace, rest: list[str]) -> int:
     from imagewam_jax.config.defaults import defaults
     from imagewam_jax.data.tools.describe.report import describe
+    from imagewam_jax.storage.objects import as_path
     from imagewam_jax.text.encoders import make_prompt, make_text_encoder
 
     section = defaults().text.to_dict()
@@ -199,7 +220,7 @@ def _describe(arguments: argparse.Namespace, rest: list[str]) -> int:
         describe(
             arguments.directory,
             count_tokens,
-            index_directory=arguments.index_directory,
+            index_directory=arguments.index_directory and as_path(arguments.index_directory),
             workers=arguments.workers,
         )
     )

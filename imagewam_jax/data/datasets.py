@@ -17,6 +17,7 @@ from imagewam_jax.data.index.dataset_index import (
     default_index_dir,
     open_index,
 )
+from imagewam_jax.data.index.kept_index import index_here
 from imagewam_jax.data.index.tfds_folder import read_tfds_folder
 from imagewam_jax.data.index.version_folder import version_folder
 from imagewam_jax.data.loading.dataset import Dataset
@@ -34,7 +35,7 @@ from imagewam_jax.data.registry.mixtures import (
 )
 from imagewam_jax.data.transforms.standardize import NO_TEXT, StandardizedDataset, standardize
 from imagewam_jax.errors import DataError, raise_all
-from imagewam_jax.storage import CONCURRENT_READS, AnyPath, as_path
+from imagewam_jax.storage.objects import CONCURRENT_READS, AnyPath, as_path
 
 SPLIT_FIELDS = ("train_split", "eval_split")
 
@@ -173,20 +174,21 @@ def _open_one(
     section: Mapping[str, Any], entry: Entry
 ) -> tuple[DatasetSpec, DatasetIndex, Path, StandardizedDataset]:
     spec = entry_spec(section, entry)
-    folder, index_folder = dataset_folders(section, entry)
-    if (index_folder / META_FILE).exists():
-        index = open_index(folder, index_folder)
-    else:
-        index = build_index(folder, index_folder, if_absent=True)
-    return spec, index, index_folder, standardize(index, spec, index_folder)
+    folder, place = dataset_folders(section, entry)
+    with index_here(place) as index_folder:
+        if (index_folder / META_FILE).exists():
+            index = open_index(folder, index_folder)
+        else:
+            index = build_index(folder, index_folder, if_absent=True)
+        return spec, index, index_folder, standardize(index, spec, index_folder)
 
 
-def dataset_folders(section: Mapping[str, Any], entry: Entry) -> tuple[AnyPath, Path]:
+def dataset_folders(section: Mapping[str, Any], entry: Entry) -> tuple[AnyPath, AnyPath]:
     """The folders of an entry's dataset and of its index. DataError: the first is not there."""
     root = as_path(section["directory"])
     folder = version_folder(root, entry.dataset, entry.version, entry.config)
     if section["index_directory"]:  # for datasets that lie where nothing can be written
-        return folder, Path(section["index_directory"]).expanduser() / entry.dataset
+        return folder, as_path(section["index_directory"]) / entry.dataset
     return folder, default_index_dir(folder)
 
 

@@ -35,6 +35,8 @@ from imagewam_jax.data.transforms.standardize import CACHE_DIR
 from imagewam_jax.errors import DataError, UserError, collecting, raise_all
 from imagewam_jax.preflight.model import SELECTION
 from imagewam_jax.preflight.run import NotChecked, Run, about
+from imagewam_jax.storage.folders import copy_of
+from imagewam_jax.storage.objects import AnyPath, is_remote
 from imagewam_jax.training.batches import validates
 
 SMALL_BYTES = 2**29  # of all shards: indexed within some seconds
@@ -48,7 +50,7 @@ class Folder(NamedTuple):
 
     spec: DatasetSpec
     tfds: TfdsFolder
-    index: Path
+    index: AnyPath
 
     @property
     def shard_bytes(self) -> int:
@@ -60,7 +62,9 @@ class Folder(NamedTuple):
 
     @property
     def standardized(self) -> bool:
-        return any((self.index / CACHE_DIR).glob(f"{self.spec.name}-*"))
+        folder = self.index / CACHE_DIR
+        found = folder.iterdir() if folder.is_dir() else ()
+        return any(path.name.startswith(f"{self.spec.name}-") for path in found)
 
 
 class Opened(NamedTuple):
@@ -141,7 +145,8 @@ def room_for_the_index(run: Run) -> None:
     for folder in run.of(folders):
         if folder.indexed and folder.standardized:
             continue
-        existing = next(p for p in (folder.index, *folder.index.parents) if p.exists())
+        place = copy_of(folder.index) if is_remote(folder.index) else folder.index
+        existing = next(p for p in (place, *place.parents) if p.exists())
         free, needed = shutil.disk_usage(existing).free, INDEX_SHARE * folder.shard_bytes
         if not _writable(existing):
             what = "nothing can be written there; name a folder for all indexes"

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagewam_jax.data.index.build import build_index
@@ -12,10 +11,11 @@ from imagewam_jax.data.index.dataset_index import (
     default_index_dir,
     open_index,
 )
+from imagewam_jax.data.index.kept_index import index_here
 from imagewam_jax.data.index.tfds_folder import TfdsFolder, read_tfds_folder
 from imagewam_jax.data.index.version_folder import version_folder
 from imagewam_jax.errors import DataError
-from imagewam_jax.storage import AnyPath, as_path
+from imagewam_jax.storage.objects import AnyPath, as_path
 
 SHOWN = 12
 
@@ -37,7 +37,7 @@ class Opened(NamedTuple):
 
 
 def open_folder(
-    directory: AnyPath | str, index_directory: Path | None = None, workers: int | None = None
+    directory: AnyPath | str, index_directory: AnyPath | None = None, workers: int | None = None
 ) -> Opened:
     """Opens a version folder, or the newest one below a folder of one dataset.
 
@@ -50,11 +50,12 @@ def open_folder(
     """
     path, taken = find_version(as_path(directory))
     folder = read_tfds_folder(path)
-    index_dir = index_directory / folder.name if index_directory else default_index_dir(path)
-    if (index_dir / META_FILE).exists():
-        index = open_index(path, index_dir)
-    else:
-        index = build_index(path, index_dir, workers=workers)
+    place = index_directory / folder.name if index_directory else default_index_dir(path)
+    with index_here(place) as index_dir:
+        if (index_dir / META_FILE).exists():
+            index = open_index(path, index_dir)
+        else:
+            index = build_index(path, index_dir, workers=workers)
     info, declared = _json(path / "dataset_info.json"), _json(path / "features.json")
     return Opened(folder, index, taken, info.get("description") or "", dict(_notes(declared)))
 

@@ -1,7 +1,6 @@
 """The description of a dataset as text for people, and what to paste into a config."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from imagewam_jax.data.tools.describe.language import (
 from imagewam_jax.data.tools.describe.numbers import guess_action_and_state, usable_numbers
 from imagewam_jax.data.tools.describe.rate import control_rate
 from imagewam_jax.data.tools.describe.row import Guesses, config_source
-from imagewam_jax.storage import AnyPath
+from imagewam_jax.storage.objects import AnyPath
 
 SHOWN_TEXTS = 10
 SHOWN_NUMBERS = 6
@@ -30,7 +29,7 @@ def describe(
     directory: AnyPath | str,
     count_tokens: Callable[[Sequence[str]], int],
     *,
-    index_directory: Path | None = None,
+    index_directory: AnyPath | None = None,
     workers: int | None = None,
 ) -> str:
     """Describes any RLDS dataset, and suggests the fields of a config that train on it.
@@ -165,7 +164,7 @@ def _suggestion(
     pictures: dict[str, Pictures],
     texts: dict[str, Texts],
     count_tokens: Callable[[Sequence[str]], int],
-    index_directory: Path | None,
+    index_directory: AnyPath | None,
 ) -> Iterator[str]:
     index, name = opened.index, opened.folder.name
     split = max(index.splits.values(), key=lambda split: split.num_frames)

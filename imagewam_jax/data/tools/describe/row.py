@@ -11,6 +11,7 @@ from imagewam_jax.data.index.dataset_index import DatasetIndex
 from imagewam_jax.data.tools.describe.cameras import CameraGuess
 from imagewam_jax.data.tools.describe.language import Texts, unlabelled_steps
 from imagewam_jax.data.tools.describe.numbers import Vector
+from imagewam_jax.storage.objects import AnyPath
 
 HELD_OUT_SPLITS = ("val", "valid", "validation", "eval", "test", "heldout", "held_out")
 HELD_OUT_SHARE = 0.05
@@ -49,7 +50,7 @@ def config_source(
     guesses: Guesses,
     texts: Mapping[str, Texts],
     count_tokens: Callable[[Sequence[str]], int],
-    index_directory: Path | None = None,
+    index_directory: AnyPath | None = None,
 ) -> str:
     """Assignments to fields of `config`, with comments.
 
