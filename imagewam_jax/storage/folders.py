@@ -65,10 +65,11 @@ def folder_to_write(
         else:
             copies = _Copies(place, folder, leave_out)
             if first:
-                copies.fetch()
+                copies.bring()
+                but = f", but for {leave_out}," if leave_out else ""
                 print(
-                    f"{place}: what is not {leave_out or 'there'} is written to {folder}, and "
-                    f"copied every {COPY_SECONDS:.0f} s and at the end",
+                    f"{place}{but} is written in {folder}, and copied from there every "
+                    f"{COPY_SECONDS:.0f} s and at the end",
                     flush=True,
                 )
             stack.enter_context(copies.going_on())
@@ -110,8 +111,7 @@ def fetched(path: AnyPath) -> Iterator[Path]:
         raise DataError(f"{path}: there is no such object, and no folder of objects")
     with tempfile.TemporaryDirectory(prefix="imagewam-") as folder:
         copy = Path(folder) / path.name
-        bar = tqdm(unit="B", unit_scale=True, desc=f"fetching {path.name}")
-        with bar:
+        with tqdm(unit="B", unit_scale=True, desc=f"fetching {path.name}") as bar:
             for name in names:
                 fetch(path / name, copy / name, bar.update)
         yield copy
@@ -169,7 +169,7 @@ class _Copies:
         self._stop = threading.Event()
         self._lock = threading.Lock()  # of copying
 
-    def fetch(self) -> None:
+    def bring(self) -> None:
         """Makes the folder what lies at the address; what an earlier process left is removed."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
@@ -179,9 +179,7 @@ class _Copies:
                 path.unlink()
         for name in self._place.objects():
             if name.partition("/")[0] != self._leave_out:
-                path = self._folder / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes((self._place / name).read_bytes())
+                fetch(self._place / name, self._folder / name)
         self._copied = self._files()
 
     @contextlib.contextmanager
