@@ -8,6 +8,9 @@ import numpy as np
 from imagewam_jax import cli
 from imagewam_jax.checkpoints.store import METRICS_FILE, read_metrics
 from imagewam_jax.policy.policy import Observations, load_policy
+from imagewam_jax.serving.acting import make_actor
+from imagewam_jax.serving.settings import Settings
+from tests.serving.robots import Robot, acted, observation, served
 from tests.training.tiny import INSTRUCTIONS
 
 
@@ -40,3 +43,15 @@ def assert_acts_on_what_it_sees_and_is_told(run: Path) -> None:
     assert actions.shape == noise.shape and np.isfinite(actions).all()
     assert not np.array_equal(actions, act(255 - images, INSTRUCTIONS[0]))
     assert not np.array_equal(actions, act(images, INSTRUCTIONS[1]))
+
+
+def assert_is_served(run: Path) -> None:
+    """A robot gets the chunks of the policy."""
+    actor, contract = make_actor(run, real_time="off")
+    policy = load_policy(run)
+    with served(actor, contract, Settings(port=0, rate=1e6, buckets=(1,))) as server:
+        for seed in range(2):
+            seen = observation(seed)
+            with Robot(server.url) as robot:
+                actions = robot.ask(seen)["actions"]
+            np.testing.assert_array_equal(actions, acted(policy, [seen], [0], 1)[0])

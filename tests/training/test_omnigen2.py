@@ -1,4 +1,4 @@
-"""A small policy on OmniGen2 through the commands: it trains, resumes, is evaluated and acts."""
+"""A small policy on OmniGen2 through the commands: it trains, resumes, is evaluated, acts and is served."""
 
 import shutil
 
@@ -8,6 +8,7 @@ from imagewam_jax import cli
 from tests.training.backbone_runs import (
     assert_acts_on_what_it_sees_and_is_told,
     assert_is_evaluated,
+    assert_is_served,
     assert_loss_falls,
 )
 from tests.training.tiny import copy_sample
@@ -59,3 +60,7 @@ def test_it_is_evaluated(run):
 
 def test_it_acts_on_what_it_sees_and_is_told(run):
     assert_acts_on_what_it_sees_and_is_told(run)
+
+
+def test_it_is_served(run):
+    assert_is_served(run)

@@ -1,4 +1,4 @@
-"""A small policy on Ovis-U1 through the commands: it trains, is evaluated and acts.
+"""A small policy on Ovis-U1 through the commands: it trains, is evaluated, acts and is served.
 
 Its text is a table of features for each instruction, as a stand-in for those of images."""
 
@@ -12,6 +12,7 @@ from imagewam_jax.text.tables import write_text_table
 from tests.training.backbone_runs import (
     assert_acts_on_what_it_sees_and_is_told,
     assert_is_evaluated,
+    assert_is_served,
     assert_loss_falls,
 )
 from tests.training.tiny import INSTRUCTIONS, copy_sample
@@ -73,6 +74,10 @@ def test_it_is_evaluated(run):
 
 def test_it_acts_on_what_it_sees_and_is_told(run):
     assert_acts_on_what_it_sees_and_is_told(run)
+
+
+def test_it_is_served(run):
+    assert_is_served(run)
 
 
 def test_all_that_is_read_is_trained(run):
