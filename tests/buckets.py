@@ -21,7 +21,8 @@ from typing import Any
 from imagewam_jax.storage.folders import CACHE
 
 NAME = "imagewam-tests"
-CUT = 0  # a connection that ends, in place of an answer
+# In place of an answer: a connection that ends at once, or in the middle of what it brings.
+CUT, HALF = 0, 1
 _CONTROL = "/control"
 
 
@@ -37,13 +38,22 @@ class Bucket:
             CACHE: cache,
         }
 
-    def behave(self, *, seconds: float = 0.0, every: int = 1, answers: Sequence[int] = ()) -> None:
+    def behave(
+        self,
+        *,
+        seconds: float = 0.0,
+        body_seconds: float = 0.0,
+        every: int = 1,
+        answers: Sequence[int] = (),
+    ) -> None:
         """How requests are answered from now on, and counted anew.
 
-        seconds: what each takes longer. every, answers: each so many-th has one of these statuses,
-        or is `CUT`, in turn, in place of its answer.
+        seconds: what each takes longer to begin; body_seconds: and in the middle of its content.
+        every, answers: each so many-th has one of these statuses, or is `CUT` or `HALF`, in turn,
+        in place of its answer.
         """
-        self._control({"seconds": seconds, "every": every, "answers": list(answers)})
+        how = {"seconds": seconds, "body_seconds": body_seconds, "every": every}
+        self._control({**how, "answers": list(answers)})
 
     def counts(self) -> tuple[int, int]:
         """How many requests there were since, and how many at a time."""
@@ -115,10 +125,11 @@ class _Proxy(ThreadingHTTPServer):
         self.generations: dict[str, str] = {}
         # The emulator answers one after another, and lets no more than five wait.
         self.few = threading.Semaphore(4)
-        self.behave({"seconds": 0.0, "every": 1, "answers": []})
+        self.behave({"seconds": 0.0, "body_seconds": 0.0, "every": 1, "answers": []})
 
     def behave(self, how: dict[str, Any]) -> None:
         self.seconds, self.every = how["seconds"], how["every"]
+        self.body_seconds = how["body_seconds"]
         self.answers = itertools.cycle(how["answers"] or [None])
         self.requests = self.now = self.most = 0
 
@@ -145,10 +156,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.now -= 1
         if instead == CUT:
             self.close_connection = True
-        elif instead:
+        elif instead and instead != HALF:
             self._send(instead, {}, b"{}")
         else:
-            self._send(*self._ask(body))
+            self._send(*self._ask(body), broken=instead == HALF)
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer
 
@@ -182,14 +193,21 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
         return answer.status, dict(answer.getheaders()), content
 
-    def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
+    def _send(
+        self, status: int, headers: dict[str, str], content: bytes, *, broken: bool = False
+    ) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
             if name.lower() not in ("content-length", "connection", "transfer-encoding"):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        half = len(content) // 2
+        self.wfile.write(content[:half])
+        self.close_connection |= broken
+        if not broken:
+            time.sleep(self.server.body_seconds)
+            self.wfile.write(content[half:])
 
     def log_message(self, *_: object) -> None:
         pass

@@ -1,4 +1,4 @@
-"""A small policy on OmniGen2 through the commands: it trains, resumes, is evaluated, acts and is served."""
+"""A small policy on OmniGen2 through the commands: trained, resumed, evaluated, acting, served."""
 
 import shutil
 

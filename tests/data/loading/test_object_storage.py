@@ -13,7 +13,7 @@ from imagewam_jax.data.loading.loader import TrainIterator
 from imagewam_jax.errors import DataError
 from imagewam_jax.storage.objects import as_path, generations
 from imagewam_jax.storage.ranges import Range, open_to_read, read_ranges, start_reading, starts
-from tests.buckets import CUT
+from tests.buckets import CUT, HALF
 from tests.data.toy import toy_data
 
 
@@ -100,9 +100,10 @@ def test_an_index_compares_what_was_written_since(well, address, toy, tmp_path):
 
 
 def test_slow_and_failing_requests_change_nothing(well, address, toy, tmp_path):
-    """50 ms a request, and one in twenty ends with an error or in the middle."""
+    """50 ms a request and as much within its content; one in twenty ends with an error, without an
+    answer or in the middle of it."""
     build_index(address, tmp_path / "toy_arm", progress=False)
-    well.behave(seconds=0.05, every=20, answers=[503, CUT, 429])
+    well.behave(seconds=0.05, body_seconds=0.05, every=20, answers=[503, CUT, 429, HALF])
     remote = batches(toy_data(address, index_directory=str(tmp_path)), 6)
     requests, _ = well.counts()
     assert requests > 60
