@@ -100,6 +100,8 @@ def resumed_data(run: Run) -> None:
 def room_for_checkpoints(run: Run) -> None:
     """The disk has room for the checkpoints that are kept at a time."""
     config, workdir = run.config("train.keep_checkpoints"), _workdir(run)
+    if is_remote(workdir):  # which has room for any number
+        return
     with _checkpoints(workdir) as checkpoints:
         kept = len(checkpoints.steps) if checkpoints else 0
     check_room(config, workdir, run.of(training_state), kept)
