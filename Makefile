@@ -1,7 +1,7 @@
 # make demo: data, training, evaluation and report, from nothing, in a quarter of an hour on two cores.
 # make libero: the official LIBERO recipe in small sizes, from demonstrations to an evaluation.
-# make test: what changes with daily work, in some twenty minutes on two idle cores.
-# make test-all: what takes longer, too; about an hour.
+# make test: what changes with daily work, in some twenty-five minutes on two cores.
+# make test-all: what takes longer, too; an hour and more.
 # make test-whole: whole paths, which take many minutes each.
 # Each makes its own environment in .venv first.
 

@@ -21,4 +21,5 @@ def test_the_script(tmp_path):
     assert len(found) == 1 + 2 * 2
     for name, row in found.items():
         assert f"| {name} | " in done.stdout and row["samples_per_second"] > 0
-        assert row["most"] <= 64 and (row["requests"] == 0) == (name == "files")
+        # A request that is sent again can meet itself on its way.
+        assert row["most"] <= 2 * 64 and (row["requests"] == 0) == (name == "files")
